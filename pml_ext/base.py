@@ -1,0 +1,379 @@
+"""The shell: everything PML expects of a loss or a miner, written once, around a pure function of a pair matrix.
+
+`PairMatrixLoss` runs losses whose row i depends on row i of the matrix only, `BatchMatrixLoss` the few that look at
+all pairs at once, `PairMiner` narrows masks. All three turn labels, PML's index tuples or `PairMasks` into masks,
+drop self-pairs by index, accept any PML distance, and hand the pure function a score that is larger for closer pairs.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
+from pytorch_metric_learning.miners import BaseMiner
+from pytorch_metric_learning.reducers import DivisorReducer
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from pml_ext import arguments
+from pml_ext.pairs import Counted, Needs, PairMasks, index_masks, label_masks, not_self, substitute
+
+IndicesTuple = PairMasks | tuple[Tensor, ...]
+Rows = Callable[[int, int], PairMasks]
+
+
+class StaticDivisorReducer(DivisorReducer):
+    """PML's `DivisorReducer`, without the host synchronisation of its `if divisor != 0`. Same values."""
+
+    def sum_and_divide(self, losses: Tensor, embeddings: Tensor, divisor: Tensor | float) -> Tensor:
+        """Sum of the losses over the divisor; 0 where the divisor is 0."""
+        divisor = torch.as_tensor(divisor, device=losses.device)
+        total = losses.sum()
+        return torch.where(divisor != 0, total / torch.where(divisor != 0, divisor, 1), total * 0)
+
+
+class PairModule(ABC):
+    """What losses and miners share: hyperparameters, the score matrix, and the relation of anchors to references.
+
+    Attributes:
+        levels: the hyperparameters that are absolute levels of the distance. They reach the pure function with the
+            sign of its scores, so that one formula runs on similarities and on distances.
+    """
+
+    levels: ClassVar[tuple[str, ...]] = ()
+    distance: Any
+    add_to_recordable_attributes: Callable[..., None]
+    _hyperparameter_names: tuple[str, ...] = ()
+
+    def record_hyperparameters(self, **values: Any) -> None:
+        """Keep each value as an attribute, and report it to record-keeper."""
+        self._hyperparameter_names = tuple(values)
+        for name, value in values.items():
+            setattr(self, name, value)
+        self.add_to_recordable_attributes(list_of_names=list(values), is_stat=False)
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """The recorded values as the pure function takes them: levels negated if the distance is not inverted."""
+        sign = 1 if self.distance.is_inverted else -1
+        return {
+            name: sign * getattr(self, name) if name in self.levels else getattr(self, name)
+            for name in self._hyperparameter_names
+        }
+
+    def similarity(self, embeddings: Tensor, ref_emb: Tensor | None) -> Tensor:
+        """Scores [n, m], larger is closer; None for the references means the embeddings themselves.
+
+        Half precision is computed in float32, also under autocast: exponents follow, and PML's `LpDistance` would
+        build n * m * d numbers for float16.
+        """
+        if embeddings.dtype in (torch.float16, torch.bfloat16):
+            embeddings = embeddings.float()
+        if ref_emb is not None:
+            ref_emb = ref_emb.to(embeddings.dtype)
+        if torch.is_autocast_enabled(embeddings.device.type):
+            with torch.autocast(embeddings.device.type, enabled=False):
+                matrix: Tensor = self.distance(embeddings, ref_emb)
+        else:
+            matrix = self.distance(embeddings, ref_emb)
+        return matrix if self.distance.is_inverted else -matrix
+
+    def relation(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None,
+        indices_tuple: IndicesTuple | None,
+        ref_emb: Tensor,
+        ref_labels: Tensor | None,
+    ) -> Rows:
+        """The masks, as a function of a range of rows. Self-pairs are dropped if the references are the batch."""
+        same, n, m = ref_emb is embeddings, embeddings.shape[0], ref_emb.shape[0]
+        if indices_tuple is None:
+            rows = _rows_of_labels(labels, ref_labels)
+        elif isinstance(indices_tuple, PairMasks):
+            rows = _rows_of_masks(indices_tuple, (n, m))
+        else:
+            rows = _rows_of_indices(indices_tuple, n, m, embeddings.device)
+
+        def masks(start: int, stop: int) -> PairMasks:
+            pos, neg = rows(start, stop)
+            if same:
+                other = not_self(start, stop, m, embeddings.device)
+                pos, neg = pos & other, neg & other
+            return PairMasks(pos, neg)
+
+        return masks
+
+
+class MatrixLoss(PairModule, BaseMetricLossFunction):
+    """The part of the shell that does not depend on whether a loss is taken per anchor or per batch."""
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None = None,
+        indices_tuple: IndicesTuple | None = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            embeddings: [n, d].
+            labels: [n]. May be None if `indices_tuple` is given.
+            indices_tuple: the pairs to use, instead of all: (a, p, n) or (a1, p, a2, n) as PML's miners return them,
+                or `PairMasks`. A pair named twice counts once, and a loss over triplets uses every combination of an
+                anchor's positives with its negatives.
+            ref_emb: [m, d], what the embeddings are compared with. By default the batch, without self-pairs.
+            ref_labels: [m].
+
+        Returns:
+            A scalar, or what the reducer makes of one loss per anchor.
+        """
+        arguments.batch(embeddings, labels, ref_emb, ref_labels)
+        loss: Tensor = super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        return loss
+
+    def is_empty(self, embeddings: Tensor, ref_emb: Tensor) -> bool:
+        """Whether no anchor can be defined: no anchor at all, or fewer than two references."""
+        return embeddings.shape[0] == 0 or ref_emb.shape[0] < 2
+
+
+class PairMatrixLoss(MatrixLoss):
+    """A loss that is a function of each row of the pair matrix. Subclasses implement `per_anchor`.
+
+    The loss dict is `element`, one loss per anchor of the batch, so that PML's `MeanReducer` divides by n. An anchor
+    that lacks the pairs in `needs` has a loss of exactly 0 and a zero gradient.
+
+    Attributes:
+        needs: the pairs without which an anchor is not defined: "both", "positives", "negatives" or "either".
+
+    Args:
+        chunk_size: None, or the number of anchors computed at a time, their matrices being computed again in the
+            backward pass: memory then grows with chunk_size * m instead of n * m. Same value, same gradient.
+        kwargs: those of every PML loss: `distance`, `reducer`, `embedding_regularizer`, `embedding_reg_weight`,
+            `collect_stats`.
+    """
+
+    needs: ClassVar[Needs] = "both"
+
+    def __init__(self, *, chunk_size: int | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.chunk_size = arguments.count("chunk_size", chunk_size, optional=True)
+
+    @abstractmethod
+    def per_anchor(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor | Counted:
+        """One loss per anchor: sim, pos, neg [..., n, m] -> [..., n]; `Counted` to set the divisor too."""
+
+    def compute_loss(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None,
+        indices_tuple: IndicesTuple | None,
+        ref_emb: Tensor,
+        ref_labels: Tensor | None,
+    ) -> dict[str, Any]:
+        """PML's loss dict."""
+        masks = self.relation(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        if self.is_empty(embeddings, ref_emb):
+            return dict(self.zero_losses())
+        n, refs = embeddings.shape[0], None if ref_emb is embeddings else ref_emb
+        if self.chunk_size is None or self.chunk_size >= n:
+            losses, counts = self.rows(embeddings, refs, *masks(0, n))
+        else:
+
+            def block(rows: Tensor, refs: Tensor, start: int) -> Counted:
+                return self.rows(rows, refs, *masks(start, start + rows.shape[0]))
+
+            blocks = [
+                checkpoint(block, rows, ref_emb, start, use_reentrant=False, preserve_rng_state=False)
+                for rows, start in zip(embeddings.split(self.chunk_size), range(0, n, self.chunk_size), strict=True)
+            ]
+            losses, counts = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+        return {
+            "loss": {
+                "losses": losses,
+                "indices": torch.arange(n, device=embeddings.device),
+                "reduction_type": "element",
+                "divisor": counts.sum(),
+            }
+        }
+
+    def rows(self, embeddings: Tensor, ref_emb: Tensor | None, pos: Tensor, neg: Tensor) -> Counted:
+        """Losses and counts of some anchors against all references. Undefined anchors have 0 and 0."""
+        sim, pos, neg, defined = substitute(self.similarity(embeddings, ref_emb), pos, neg, self.needs)
+        result = self.per_anchor(sim, pos, neg)
+        losses, counts = result if isinstance(result, Counted) else (result, defined.long())
+        return Counted(torch.where(defined, losses, 0.0), torch.where(defined, counts, 0))
+
+
+class BatchMatrixLoss(MatrixLoss):
+    """A loss that looks at all pairs of the batch at once. Subclasses implement `per_batch`.
+
+    The loss dict is `already_reduced`. A batch that lacks the pairs in `needs` has a loss of exactly 0.
+
+    Attributes:
+        needs: the pairs without which the batch has no loss: "both", "positives", "negatives" or "either".
+    """
+
+    needs: ClassVar[Needs] = "both"
+
+    @abstractmethod
+    def per_batch(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
+        """One loss for all pairs: sim, pos, neg [..., n * m] -> [...]."""
+
+    def compute_loss(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None,
+        indices_tuple: IndicesTuple | None,
+        ref_emb: Tensor,
+        ref_labels: Tensor | None,
+    ) -> dict[str, Any]:
+        """PML's loss dict."""
+        masks = self.relation(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        if self.is_empty(embeddings, ref_emb):
+            return dict(self.zero_losses())
+        sim = self.similarity(embeddings, None if ref_emb is embeddings else ref_emb)
+        pos, neg = masks(0, embeddings.shape[0])
+        *pairs, defined = substitute(sim.flatten(), pos.flatten(), neg.flatten(), self.needs)
+        loss = torch.where(defined, self.per_batch(*pairs), 0.0)
+        return {"loss": {"losses": loss, "indices": None, "reduction_type": "already_reduced"}}
+
+
+class PairMiner(PairModule, BaseMiner):
+    """A miner that narrows the masks of a pair matrix. Subclasses implement `select`.
+
+    Called as any PML miner it returns (anchors, positives, anchors, negatives), row by row.
+
+    Args:
+        as_masks: return `PairMasks` instead, which our losses take without a detour over index tensors.
+        kwargs: those of every PML miner: `distance`, `collect_stats`.
+    """
+
+    def __init__(self, *, as_masks: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.as_masks = as_masks
+
+    @abstractmethod
+    def select(self, sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
+        """The pairs to keep: sim, pos, neg [n, m] -> the narrowed pos and neg."""
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> IndicesTuple:
+        """The mined pairs of a batch: labels [n], embeddings [n, d], and optionally references [m, d] with [m].
+
+        Returns:
+            Four index tensors, or `PairMasks` if the miner was made with `as_masks`. Anchors index `embeddings`,
+            positives and negatives `ref_emb`.
+        """
+        arguments.batch(embeddings, labels, ref_emb, ref_labels)
+        mined: IndicesTuple = super().forward(embeddings, labels, ref_emb, ref_labels)
+        return mined
+
+    def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor | None) -> IndicesTuple:
+        """PML's entry point, called under `no_grad`."""
+        masks = self.masks(embeddings, labels, ref_emb, ref_labels)
+        if self.as_masks:
+            return masks
+        return (*masks.pos.nonzero(as_tuple=True), *masks.neg.nonzero(as_tuple=True))
+
+    @torch.no_grad()
+    def masks(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor | None) -> PairMasks:
+        """The mined pairs as masks, without an index tensor; `ref_emb is embeddings` means the batch itself."""
+        n, m = embeddings.shape[0], ref_emb.shape[0]
+        pos, neg = self.relation(embeddings, labels, None, ref_emb, ref_labels)(0, n)
+        if n == 0 or m == 0:
+            return PairMasks(pos, neg)
+        sim = self.similarity(embeddings, None if ref_emb is embeddings else ref_emb)
+        return PairMasks(*self.select(sim, pos, neg))
+
+    def output_assertion(self, output: IndicesTuple) -> None:
+        """PML's check of what was mined, with the number of pairs as a statistic for `PairMasks` too."""
+        if not isinstance(output, PairMasks):
+            super().output_assertion(output)
+        elif self.collect_stats:
+            self.num_pos_pairs, self.num_neg_pairs = int(output.pos.sum()), int(output.neg.sum())
+
+
+class SamplingMiner(PairMiner):
+    """A miner that draws at random. Subclasses draw with `self.generator(device)`.
+
+    Args:
+        seed: None for torch's global generator, an integer for a stream of its own (the same pairs, call by call, on
+            the same device; its position is in `state_dict`), or a `torch.Generator` on the embeddings' device.
+        kwargs: those of `PairMiner`.
+    """
+
+    def __init__(self, *, seed: int | torch.Generator | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if seed is not None and not isinstance(seed, torch.Generator):
+            if isinstance(seed, bool) or not isinstance(seed, int):
+                raise TypeError(f"seed must be None, an integer or a torch.Generator, got {seed!r}")
+            if not 0 <= seed < 2**31:
+                raise ValueError(f"seed must be in 0..2**31-1, got {seed!r}")
+        self.seed = seed
+        self._calls = 0
+
+    def generator(self, device: torch.device) -> torch.Generator | None:
+        """The generator of this call. A call number instead of a running state survives pickling and resuming."""
+        if not isinstance(self.seed, int):
+            return self.seed
+        self._calls += 1
+        return torch.Generator(device).manual_seed((self.seed << 32) + self._calls)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The position in the stream, for `state_dict`."""
+        state = self.seed.get_state() if isinstance(self.seed, torch.Generator) else None
+        return {"calls": self._calls, "generator": state}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Continue where the saved miner stood."""
+        self._calls = state["calls"]
+        if isinstance(self.seed, torch.Generator) and state["generator"] is not None:
+            self.seed.set_state(state["generator"])
+
+
+def _rows_of_labels(labels: Tensor | None, ref_labels: Tensor | None) -> Rows:
+    if labels is None:
+        raise ValueError("the pairs are unknown: give labels or an indices_tuple, both are None")
+    if ref_labels is None:
+        raise ValueError("the pairs are unknown: ref_emb was given without ref_labels or an indices_tuple")
+    return lambda start, stop: label_masks(labels[start:stop], ref_labels)
+
+
+def _rows_of_masks(masks: PairMasks, shape: tuple[int, int]) -> Rows:
+    for name, mask in zip(masks._fields, masks, strict=True):
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            raise TypeError(f"PairMasks.{name} must be a boolean tensor, got {getattr(mask, 'dtype', mask)}")
+        if mask.shape != shape:
+            raise ValueError(f"PairMasks.{name} must have shape {shape}, got {tuple(mask.shape)}")
+    if not torch.compiler.is_compiling() and bool((masks.pos & masks.neg).any()):
+        raise ValueError("PairMasks must be disjoint: a pair is both positive and negative")
+    return lambda start, stop: PairMasks(masks.pos[start:stop], masks.neg[start:stop])
+
+
+def _rows_of_indices(indices_tuple: tuple[Tensor, ...], n: int, m: int, device: torch.device) -> Rows:
+    arguments.index_tuple(indices_tuple)
+    # An empty index tensor may be of any dtype and on any device, as PML's own are.
+    a, p, *rest = (index.to(device=device, dtype=torch.long) for index in indices_tuple)
+    a2, b = rest if len(rest) == 2 else (a, rest[0])
+    if not torch.compiler.is_compiling():
+        for name, index, size in (("anchor", a, n), ("positive", p, m), ("anchor", a2, n), ("negative", b, m)):
+            if len(index) and not 0 <= int(index.min()) <= int(index.max()) < size:
+                raise ValueError(
+                    f"indices_tuple has {name} indices {int(index.min())}..{int(index.max())}, allowed is 0..{size - 1}"
+                )
+
+    def rows(start: int, stop: int) -> PairMasks:
+        pos, neg = index_masks(a, p, start, stop, m), index_masks(a2, b, start, stop, m)
+        if not torch.compiler.is_compiling() and bool((pos & neg).any()):
+            raise ValueError("indices_tuple names a pair both as positive and as negative")
+        return PairMasks(pos, neg)
+
+    return rows

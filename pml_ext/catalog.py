@@ -1,0 +1,185 @@
+"""The methods of the literature by name: what each is made of, and the tables of the README.
+
+`python -m pml_ext.catalog` prints the tables; `python -m pml_ext.catalog README.md` writes them into that file.
+"""
+
+import argparse
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
+from torch import Tensor
+
+from pml_ext import losses, miners
+from pml_ext.losses import BatchAllTripletLoss, BinomialDevianceLoss, KNNSoftmaxLoss, RAWLoss
+from pml_ext.miners import HardNegativePairMiner, InverseDensityMiner
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named method, ready to use: its parts drop into PML's trainers as `loss_funcs` and `mining_funcs`.
+
+    Args:
+        name: the name in the literature.
+        loss: a PML loss.
+        miner: a PML miner, or None if the loss takes all pairs.
+        source: where the method comes from, and what it is there.
+    """
+
+    name: str
+    loss: Any
+    miner: Any
+    source: str
+
+    def __call__(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Mine, then compute the loss: embeddings [n, d], labels [n] -> a scalar."""
+        indices_tuple = None if self.miner is None else self.miner(embeddings, labels)
+        loss: Tensor = self.loss(embeddings, labels, indices_tuple)
+        return loss
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How to make a recipe: a loss, a miner or None, and the arguments in which they differ from their defaults.
+
+    An argument that is a class, a distance say, is made anew for every recipe.
+    """
+
+    loss: Callable[..., Any]
+    miner: Callable[..., Any] | None = None
+    source: str = ""
+    loss_args: Mapping[str, Any] = field(default_factory=dict)
+    miner_args: Mapping[str, Any] = field(default_factory=dict)
+
+
+recipes: Mapping[str, Entry] = MappingProxyType(
+    {
+        "RAW": Entry(RAWLoss, source="OpenReview Skf5qiC5KQ, 2018"),
+        "BatchAll": Entry(BatchAllTripletLoss, source="Hermans et al. 2017, arXiv 1703.07737; margin of the 2018 zoo"),
+        "BinDeviance2018": Entry(
+            BinomialDevianceLoss, HardNegativePairMiner, source="Yi et al. 2014, arXiv 1407.4979; the 2018 zoo"
+        ),
+        "DistWeightBinDeviance": Entry(
+            BinomialDevianceLoss,
+            InverseDensityMiner,
+            source="the 2018 zoo, after Wu et al. 2017",
+            miner_args={"distance": CosineSimilarity},
+        ),
+        "NCA": Entry(KNNSoftmaxLoss, source="Goldberger et al. 2004; the 2018 zoo's k-NN form"),
+        "GaussianLDA": Entry(
+            KNNSoftmaxLoss,
+            source="the 2018 zoo (neither Gaussian nor LDA: k-NN softmax on the distance itself)",
+            loss_args={"alpha": 30, "k": 16, "distance": LpDistance},
+        ),
+    }
+)
+
+
+def build(name: str, **overrides: Any) -> Recipe:
+    """Make the recipe of that name; keyword overrides go to its loss.
+
+    Raises:
+        ValueError: no recipe has that name; the message lists the nearest, or all.
+
+    Example:
+        >>> recipe = build("BinDeviance2018", base=0.4)
+        >>> recipe.loss.base, type(recipe.miner).__name__
+        (0.4, 'HardNegativePairMiner')
+    """
+    if name not in recipes:
+        near = get_close_matches(name, recipes, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(sorted(recipes))}"
+        raise ValueError(f"no recipe is called {name!r}: {hint}")
+    entry = recipes[name]
+    loss = entry.loss(**(_made(entry.loss_args, overrides) | overrides))
+    miner = None if entry.miner is None else entry.miner(**_made(entry.miner_args, {}))
+    return Recipe(name, loss, miner, entry.source)
+
+
+def _made(args: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v() if inspect.isclass(v) else v for k, v in args.items() if k not in overrides}
+
+
+def all_losses() -> list[type]:
+    """Every loss class of this package, by name."""
+    return [getattr(losses, name) for name in losses.__all__]
+
+
+def all_miners() -> list[type]:
+    """Every miner class of this package, by name."""
+    return [getattr(miners, name) for name in miners.__all__]
+
+
+def tables() -> str:
+    """The README's tables of losses, miners and recipes, in Markdown."""
+    return "\n\n".join(
+        (
+            "**Losses**\n\n" + _class_table(all_losses()),
+            "**Miners**\n\n" + _class_table(all_miners()),
+            "**Methods of the literature**, by `pml_ext.catalog.build(name)`\n\n" + _recipe_table(),
+        )
+    )
+
+
+def _class_table(classes: list[type]) -> str:
+    rows = (f"| `{_call(cls.__name__, _own_defaults(cls))}` | {_first_line(cls)} |" for cls in classes)
+    return "\n".join(("| class and defaults | what it does |", "|---|---|", *rows))
+
+
+def _recipe_table() -> str:
+    rows = (
+        f"| {name} | {_made_of(entry.loss, entry.loss_args)} | {_made_of(entry.miner, entry.miner_args)} "
+        f"| {entry.source} |"
+        for name, entry in recipes.items()
+    )
+    return "\n".join(("| name | loss | miner | source |", "|---|---|---|---|", *rows))
+
+
+def _made_of(part: Callable[..., Any] | None, args: Mapping[str, Any]) -> str:
+    return "" if part is None else f"`{_call(part.__name__, args)}`" if args else f"`{part.__name__}`"
+
+
+def _call(name: str, args: Mapping[str, Any]) -> str:
+    values = ((k, f"{v.__name__}()" if inspect.isclass(v) else repr(v)) for k, v in args.items())
+    return f"{name}({', '.join(f'{k}={v}' for k, v in values)})"
+
+
+def _own_defaults(cls: type) -> dict[str, Any]:
+    parameters = inspect.signature(cls).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def _first_line(cls: type) -> str:
+    return (inspect.getdoc(cls) or "").splitlines()[0]
+
+
+_MARKED = re.compile(r"(<!-- tables: python -m pml_ext.catalog README.md -->\n).*(<!-- end of tables -->)", re.DOTALL)
+
+
+def with_tables(text: str) -> str:
+    """The text of a README with the tables between its two marks brought up to date."""
+    text, found = _MARKED.subn(lambda mark: f"{mark[1]}\n{tables()}\n\n{mark[2]}", text)
+    if not found:
+        raise ValueError("the marks of the tables are missing in the README")
+    return text
+
+
+def main() -> None:
+    """Print the tables, or write them into the README that is named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("readme", nargs="?", type=Path, help="the file to bring up to date")
+    readme = parser.parse_args().readme
+    if readme is None:
+        print(tables())
+    else:
+        readme.write_text(with_tables(readme.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

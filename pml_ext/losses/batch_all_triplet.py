@@ -1,0 +1,90 @@
+"""The batch-all triplet loss, over every valid triplet without forming one."""
+
+from typing import Any, final
+
+import torch
+from pytorch_metric_learning.distances import LpDistance
+from torch import Tensor
+
+from pml_ext import arguments
+from pml_ext.base import PairMatrixLoss, StaticDivisorReducer
+from pml_ext.pairs import Counted, masked_mean
+
+
+def batch_all_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: float) -> Counted:
+    """Sum and number of the active triplets of each anchor: sim, pos, neg [.., n, m] -> [.., n] each.
+
+    The sum of [s_n - s_p + margin]+ is linear in the scores while no triplet crosses the margin: a negative counts
+    once for every positive with which it is active, a positive minus once for every such negative. So it is enough
+    to count: sort the negatives, and look every positive up among them.
+    """
+    with torch.no_grad():
+        threshold = torch.where(pos, sim - margin, torch.inf)
+        ordered, order = sim.masked_fill(~neg, -torch.inf).sort(-1)
+        # Of a positive: the number of negatives above its threshold. Negatives stand at the end of the order.
+        below = torch.searchsorted(ordered, threshold.contiguous(), right=True)  # [.., n, m]
+        active_neg = sim.shape[-1] - below
+        # Of the negative at place r of the order: the number of positives with `below` at most r.
+        hits = torch.zeros(*sim.shape[:-1], sim.shape[-1] + 1, dtype=sim.dtype, device=sim.device)
+        hits = hits.scatter_add_(-1, below, pos.to(sim.dtype)).cumsum(-1)[..., :-1]
+        active_pos = torch.zeros_like(sim).scatter_(-1, order, hits)
+        weight = torch.where(neg, active_pos, 0.0) - torch.where(pos, active_neg, 0).to(sim.dtype)
+        counts = torch.where(pos, active_neg, 0).sum(-1)
+        # The weights of a row add up to 0, so any constant may be taken off its scores: less cancellation.
+        centre = masked_mean(sim, pos | neg).unsqueeze(-1)
+    losses = torch.where(pos | neg, weight * (sim - centre), 0.0).sum(-1) + margin * counts
+    return Counted(losses, counts)
+
+
+@final
+class BatchAllTripletLoss(PairMatrixLoss):
+    r"""Triplet margin loss, averaged over all valid triplets that violate the margin.
+
+        L = 1/V  sum_i sum_{p in P_i} sum_{n in N_i} [D_ip - D_in + margin]+ ,   V = the number of positive terms
+
+    Exact, without ever forming a triplet: memory n * m numbers, time n * m log m.
+
+    Args:
+        margin: how much closer a positive must be than a negative, at least 0; a difference of two scores.
+        kwargs: those of `PairMatrixLoss`.
+
+    Shape:
+        embeddings [n, d], labels [n] -> a scalar.
+
+    Defaults:
+        LpDistance (Euclidean distance of normalised embeddings), DivisorReducer (sum over all triplets, divided by
+        the number V of active ones), needs a positive and a negative. The loss dict holds the sum of each anchor.
+
+    Source:
+        Hermans, Beyer, Leibe, "In Defense of the Triplet Loss for Person Re-Identification", 2017, arXiv
+        1703.07737, the batch-all loss averaged over non-zero terms; the margin is that of the 2018 zoo, whose count
+        of triplets wraps at 256 and which needs classes of equal size. Equal to PML's `TripletMarginLoss` over all
+        triplets with `AvgNonZeroReducer`. Given an `indices_tuple` of triplets, every positive of an anchor is
+        combined with every negative of it.
+
+    Raises:
+        TypeError, ValueError: a margin that is not a number, not finite or negative.
+
+    Example:
+        >>> import torch
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.6, 0.8]])
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> BatchAllTripletLoss()(embeddings, labels)
+        tensor(0.1510)
+    """
+
+    def __init__(self, *, margin: float = 0.02, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.record_hyperparameters(margin=arguments.non_negative("margin", margin))
+
+    def get_default_distance(self) -> LpDistance:
+        """Euclidean distance of normalised embeddings."""
+        return LpDistance()
+
+    def get_default_reducer(self) -> StaticDivisorReducer:
+        """Sum over the batch, divided by its number of active triplets."""
+        return StaticDivisorReducer()
+
+    def per_anchor(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Counted:
+        """Sum and number of the active triplets of each anchor."""
+        return batch_all_triplet(sim, pos, neg, **self.hyperparameters())

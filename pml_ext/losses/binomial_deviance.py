@@ -1,0 +1,81 @@
+"""The binomial deviance loss."""
+
+from typing import Any, ClassVar, final
+
+from pytorch_metric_learning.distances import CosineSimilarity
+from torch import Tensor
+
+from pml_ext import arguments
+from pml_ext.base import PairMatrixLoss
+from pml_ext.pairs import Needs, masked_mean, softplus
+
+
+def binomial_deviance(
+    sim: Tensor, pos: Tensor, neg: Tensor, *, alpha: float, beta: float, base: float, scale: float
+) -> Tensor:
+    """Binomial deviance of each anchor: sim, pos, neg [.., n, m] -> [.., n]. See `BinomialDevianceLoss`."""
+    pull = masked_mean(softplus(-alpha * (sim - base)), pos) / alpha
+    push = masked_mean(softplus(beta * (sim - base)), neg) / beta
+    return scale * (pull + push)
+
+
+@final
+class BinomialDevianceLoss(PairMatrixLoss):
+    r"""Pulls positives above and pushes negatives below one absolute similarity, by two softplus terms.
+
+        L_i = scale ( 1/alpha mean_{p in P_i} log(1 + exp(-alpha (s_ip - base)))
+                    + 1/beta  mean_{n in N_i} log(1 + exp(  beta (s_in - base))) )
+
+    Both terms have a slope of at most `scale`; a missing side contributes 0.
+
+    Args:
+        alpha: steepness on positives, above 0.
+        beta: steepness on negatives, above 0.
+        base: absolute score that separates positives from negatives; a level of the distance.
+        scale: factor of the whole loss, above 0; the default 2 gives the reference's 1 and 0.04.
+        kwargs: those of `PairMatrixLoss`.
+
+    Shape:
+        embeddings [n, d], labels [n] -> a scalar.
+
+    Defaults:
+        CosineSimilarity, MeanReducer (divides by all n anchors), needs a positive or a negative.
+
+    Source:
+        Yi, Lei, Li, "Deep Metric Learning for Practical Person Re-Identification", 2014, arXiv 1407.4979. Their
+        weight C of the negatives is beta/alpha here. The 2018 zoo's BinDeviance is this loss on the pairs of
+        `HardNegativePairMiner`; its reference code raises when every anchor is skipped, ignores its `alpha`
+        argument, and overflows on embeddings that are not normalised.
+
+    Raises:
+        TypeError, ValueError: a hyperparameter that is not a number, not finite or out of range.
+
+    Example:
+        >>> import torch
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.6, 0.8]])
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> BinomialDevianceLoss()(embeddings, labels)
+        tensor(0.6678)
+    """
+
+    needs: ClassVar[Needs] = "either"
+    levels: ClassVar[tuple[str, ...]] = ("base",)
+
+    def __init__(
+        self, *, alpha: float = 2, beta: float = 50, base: float = 0.5, scale: float = 2, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.record_hyperparameters(
+            alpha=arguments.positive("alpha", alpha),
+            beta=arguments.positive("beta", beta),
+            base=arguments.finite("base", base),
+            scale=arguments.positive("scale", scale),
+        )
+
+    def get_default_distance(self) -> CosineSimilarity:
+        """Cosine similarity."""
+        return CosineSimilarity()
+
+    def per_anchor(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
+        """Binomial deviance of each anchor."""
+        return binomial_deviance(sim, pos, neg, **self.hyperparameters())

@@ -1,0 +1,64 @@
+"""Negatives that are harder than the hardest positive."""
+
+from typing import Any, final
+
+from pytorch_metric_learning.distances import CosineSimilarity
+from torch import Tensor
+
+from pml_ext import arguments
+from pml_ext.base import PairMiner
+from pml_ext.pairs import masked_min
+
+
+def hard_negative_pair(sim: Tensor, pos: Tensor, neg: Tensor, *, epsilon: float) -> tuple[Tensor, Tensor]:
+    """All positives of anchors with a hard negative, and these: sim, pos, neg [.., n, m] -> narrowed pos, neg."""
+    neg = neg & (sim > masked_min(sim, pos) - epsilon)
+    return pos & neg.any(-1, keepdim=True), neg
+
+
+@final
+class HardNegativePairMiner(PairMiner):
+    r"""Keeps the negatives more similar than the least similar positive minus epsilon, and all positives.
+
+        N'_i = { n in N_i : s_in > min_{p in P_i} s_ip - epsilon }
+
+    An anchor without such negatives drops out, with its positives.
+
+    Args:
+        epsilon: how much less similar than the hardest positive a negative may be, at least 0; a difference of two
+            scores.
+        kwargs: those of `PairMiner`.
+
+    Shape:
+        embeddings [n, d], labels [n] -> (anchors, positives, anchors, negatives).
+
+    Defaults:
+        CosineSimilarity.
+
+    Source:
+        The selection in the 2018 zoo's BinDeviance and MarginDeviance losses. An anchor without positives, on which
+        the reference code raises, drops out.
+
+    Raises:
+        TypeError, ValueError: an epsilon that is not a number, not finite or negative.
+
+    Example:
+        >>> import torch
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.6, 0.8]])
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> anchors, positives, _, negatives = HardNegativePairMiner()(embeddings, labels)
+        >>> anchors, negatives
+        (tensor([1, 2]), tensor([2, 1]))
+    """
+
+    def __init__(self, *, epsilon: float = 0.05, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.record_hyperparameters(epsilon=arguments.non_negative("epsilon", epsilon))
+
+    def get_default_distance(self) -> CosineSimilarity:
+        """Cosine similarity."""
+        return CosineSimilarity()
+
+    def select(self, sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
+        """All positives of anchors with a hard negative, and these."""
+        return hard_negative_pair(sim, pos, neg, **self.hyperparameters())

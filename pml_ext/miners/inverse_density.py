@@ -1,0 +1,103 @@
+"""Sampling of negatives by the inverse of the density of their distances."""
+
+from typing import Any, final
+
+import torch
+from pytorch_metric_learning.distances import LpDistance
+from torch import Tensor
+
+from pml_ext import arguments
+from pml_ext.base import SamplingMiner
+from pml_ext.pairs import masked_mean, top_mask
+
+
+def inverse_density_log_weights(sim: Tensor, neg: Tensor, *, max_z: float | None = None) -> Tensor:
+    """Logarithm of the unnormalised probability of each negative: sim, neg [.., n, m] -> [.., n, m], 0 elsewhere.
+
+    z^2 / 2 with z the score standardised over the negatives of the anchor; the reciprocal of a Gaussian density fitted
+    to them. All equal if the scores do not differ.
+    """
+    mean = masked_mean(sim, neg).unsqueeze(-1)
+    deviation = torch.where(neg, sim - mean, 0.0)
+    variance = masked_mean(deviation.square(), neg).unsqueeze(-1)
+    z2 = torch.where(variance > 0, deviation.square() / torch.where(variance > 0, variance, 1.0), 0.0)
+    if max_z is not None:
+        z2 = z2.clamp(max=max_z**2)
+    return z2 / 2
+
+
+def inverse_density(
+    sim: Tensor,
+    pos: Tensor,
+    neg: Tensor,
+    *,
+    num_negatives: int | None,
+    max_z: float | None,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor]:
+    """All positives, and negatives drawn without replacement: sim, pos, neg [.., n, m] -> narrowed pos, neg.
+
+    The draw is Gumbel top-k: adding independent Gumbel noise to the log-weights and keeping the k largest sums has
+    the distribution of drawing k times without replacement.
+    """
+    log_weights = inverse_density_log_weights(sim, neg, max_z=max_z)
+    noise = torch.empty_like(sim).exponential_(generator=generator).log_().neg_()
+    k = pos.sum(-1, keepdim=True) if num_negatives is None else torch.full_like(sim[..., :1], num_negatives).long()
+    return pos, top_mask(log_weights + noise, neg, k)
+
+
+@final
+class InverseDensityMiner(SamplingMiner):
+    r"""Samples an anchor's negatives by the inverse of a Gaussian density fitted to their distances.
+
+    With mu_i and sigma_i the mean and the population standard deviation of the distances of anchor i to its negatives,
+    negatives are drawn one after another, without replacement, with probability proportional to
+
+        w_in = exp( (D_in - mu_i)^2 / (2 sigma_i^2) )
+
+    Average negatives are least likely; both tails, the hardest and the easiest, most likely. All positives are kept.
+
+    Args:
+        num_negatives: how many to draw for each anchor, at least 1 (all if it has fewer); None for as many as the
+            anchor has positives.
+        max_z: None, or where |D - mu| / sigma is cut off, above 0, so that a single outlier is not always drawn.
+        kwargs: `seed` as in `SamplingMiner`; those of `PairMiner`.
+
+    Shape:
+        embeddings [n, d], labels [n] -> (anchors, positives, anchors, negatives).
+
+    Defaults:
+        LpDistance (Euclidean distance of normalised embeddings), torch's global generator.
+
+    Source:
+        The 2018 zoo's DistWeight losses, after the idea of Wu et al., "Sampling Matters in Deep Embedding Learning",
+        ICCV 2017, whose density is that of points on a sphere (use PML's `DistanceWeightedMiner` for it). The weight
+        is computed from its logarithm; equal distances, which the reference divides by zero, are equally likely; an
+        anchor with too few negatives gets all of them.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, not finite or out of range.
+
+    Example:
+        >>> import torch
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.6, 0.8]])
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> anchors, positives, _, negatives = InverseDensityMiner(seed=0)(embeddings, labels)
+        >>> positives, len(negatives)
+        (tensor([1, 0, 3, 2]), 4)
+    """
+
+    def __init__(self, *, num_negatives: int | None = None, max_z: float | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.record_hyperparameters(
+            num_negatives=arguments.count("num_negatives", num_negatives, optional=True),
+            max_z=None if max_z is None else arguments.positive("max_z", max_z),
+        )
+
+    def get_default_distance(self) -> LpDistance:
+        """Euclidean distance of normalised embeddings."""
+        return LpDistance()
+
+    def select(self, sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
+        """All positives and the drawn negatives."""
+        return inverse_density(sim, pos, neg, generator=self.generator(sim.device), **self.hyperparameters())

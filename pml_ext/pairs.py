@@ -1,0 +1,137 @@
+"""The kernel: masks over a pair matrix and reductions under them. It knows torch and nothing else.
+
+Everywhere `sim` is a matrix of scores [..., n, m], larger is closer, and `pos` and `neg` are disjoint boolean masks of
+its shape. Rows are anchors, columns references. A reduction runs over the last dimension and keeps it with size 1
+unless it says otherwise; an entry outside the mask has no influence and receives an exactly zero gradient.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Needs = Literal["both", "positives", "negatives", "either"]
+
+
+class PairMasks(NamedTuple):
+    """A relation between anchors and references, given as two disjoint boolean matrices [n, m].
+
+    Losses and miners of this package take it as their `indices_tuple`: for multi-label data, for hand-made pairs, and
+    to hand pairs from a miner to a loss without index tensors.
+
+    Args:
+        pos: true where reference j is a positive of anchor i.
+        neg: true where reference j is a negative of anchor i.
+    """
+
+    pos: Tensor
+    neg: Tensor
+
+
+class Counted(NamedTuple):
+    """One loss per anchor [..., n], and what the anchor adds to the divisor of the batch, an integer [..., n]."""
+
+    losses: Tensor
+    counts: Tensor
+
+
+def label_masks(labels: Tensor, ref_labels: Tensor) -> PairMasks:
+    """Positives share the label, negatives do not. labels [n], ref_labels [m] -> masks [n, m]."""
+    pos = labels.unsqueeze(-1) == ref_labels.unsqueeze(-2)
+    return PairMasks(pos, ~pos)
+
+
+def index_masks(anchors: Tensor, others: Tensor, start: int, stop: int, m: int) -> Tensor:
+    """The pairs (anchors[t], others[t]) as a mask of the rows start..stop of the matrix: [stop - start, m].
+
+    Pairs of other rows go to a spare slot at the end, so that the shape never depends on the data.
+    """
+    size = (stop - start) * m
+    flat = (anchors - start) * m + others
+    flat = torch.where((anchors >= start) & (anchors < stop), flat, size)
+    mask = torch.zeros(size + 1, dtype=torch.bool, device=anchors.device)
+    # index_fill_ with a number: filling from a tensor of values would copy it from the host.
+    return mask.index_fill_(0, flat, True)[:size].view(stop - start, m)
+
+
+def not_self(start: int, stop: int, m: int, device: torch.device) -> Tensor:
+    """False where row and column are the same sample: rows start..stop of the negated identity, [stop - start, m]."""
+    rows = torch.arange(start, stop, device=device).unsqueeze(-1)
+    return rows != torch.arange(m, device=device)
+
+
+def substitute(sim: Tensor, pos: Tensor, neg: Tensor, needs: Needs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Replace rows that lack the pairs in `needs` by a harmless one, so that no formula meets an empty set.
+
+    Such a row gets scores of 0, column 0 as its only positive and column 1 as its only negative. The last value
+    returned says which rows were left alone, [..., n].
+    """
+    has_pos, has_neg = pos.any(-1), neg.any(-1)
+    match needs:
+        case "both":
+            defined = has_pos & has_neg
+        case "positives":
+            defined = has_pos
+        case "negatives":
+            defined = has_neg
+        case "either":
+            defined = has_pos | has_neg
+    keep = defined.unsqueeze(-1)
+    column = torch.arange(sim.shape[-1], device=sim.device)
+    return (
+        torch.where(keep, sim, 0.0),
+        torch.where(keep, pos, column == 0),
+        torch.where(keep, neg, column == 1),
+        defined,
+    )
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)), to full precision in float64 too (torch's own switches to x at 20, an error of 2e-9)."""
+    return F.softplus(x, threshold=50.0)
+
+
+def masked_logsumexp(x: Tensor, mask: Tensor) -> Tensor:
+    """Log of the sum of exponentials of the entries in the mask, [...].
+
+    An empty mask gives about the most negative number of the dtype: its exponential and its softplus are 0, with a
+    gradient of 0. The fill is finite because minus infinity would send NaN through the gradient of an empty row.
+    """
+    return x.masked_fill(~mask, torch.finfo(x.dtype).min).logsumexp(-1)
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the entries in the mask, [...]; 0 for an empty mask."""
+    return masked_sum(x, mask) / mask.sum(-1).clamp(min=1)
+
+
+def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
+    """Sum of the entries in the mask, [...]."""
+    return torch.where(mask, x, 0.0).sum(-1)
+
+
+def masked_max(x: Tensor, mask: Tensor) -> Tensor:
+    """Largest entry in the mask, [..., 1]; minus infinity for an empty mask."""
+    return x.masked_fill(~mask, -torch.inf).amax(-1, keepdim=True)
+
+
+def masked_min(x: Tensor, mask: Tensor) -> Tensor:
+    """Smallest entry in the mask, [..., 1]; infinity for an empty mask."""
+    return x.masked_fill(~mask, torch.inf).amin(-1, keepdim=True)
+
+
+def first_max(x: Tensor, mask: Tensor) -> Tensor:
+    """Mask of the largest entry in the mask, the first of equals: one per row, none for an empty mask."""
+    index = x.masked_fill(~mask, -torch.inf).argmax(-1, keepdim=True)
+    return mask & (torch.arange(x.shape[-1], device=x.device) == index)
+
+
+def top_mask(x: Tensor, mask: Tensor, k: Tensor) -> Tensor:
+    """Mask of the k largest entries in the mask, or of all if there are fewer; k is one integer per row, [..., 1].
+
+    Entries equal to the k-th largest all count: draw keys without ties where exactly k are wanted.
+    """
+    ordered = x.masked_fill(~mask, -torch.inf).sort(-1, descending=True).values
+    kth = ordered.gather(-1, (k - 1).clamp(0, x.shape[-1] - 1))
+    return mask & (x >= kth) & (k > 0)
