@@ -15,25 +15,38 @@ def batch_all_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: float) -
     """Sum and number of the active triplets of each anchor: sim, pos, neg [.., n, m] -> [.., n] each.
 
     The sum of [s_n - s_p + margin]+ is linear in the scores while no triplet crosses the margin: a negative counts
-    once for every positive with which it is active, a positive minus once for every such negative. So it is enough
-    to count: sort the negatives, and look every positive up among them.
+    once for every positive with which it is active, a positive minus once for every such negative. So the loss is
+    these numbers times the scores, and they are its gradient.
     """
     with torch.no_grad():
-        threshold = torch.where(pos, sim - margin, torch.inf)
-        ordered, order = sim.masked_fill(~neg, -torch.inf).sort(-1)
-        # Of a positive: the number of negatives above its threshold. Negatives stand at the end of the order.
-        below = torch.searchsorted(ordered, threshold.contiguous(), right=True)  # [.., n, m]
-        active_neg = sim.shape[-1] - below
-        # Of the negative at place r of the order: the number of positives with `below` at most r.
-        hits = torch.zeros(*sim.shape[:-1], sim.shape[-1] + 1, dtype=sim.dtype, device=sim.device)
-        hits = hits.scatter_add_(-1, below, pos.to(sim.dtype)).cumsum(-1)[..., :-1]
-        active_pos = torch.zeros_like(sim).scatter_(-1, order, hits)
-        weight = torch.where(neg, active_pos, 0.0) - torch.where(pos, active_neg, 0).to(sim.dtype)
-        counts = torch.where(pos, active_neg, 0).sum(-1)
+        blocks = zip(*(x.split(_ROWS, dim=-2) for x in (sim, pos, neg)), strict=True)
+        weights, counts = zip(*(_active_triplets(s, p, n, margin) for s, p, n in blocks), strict=True)
+        weight, count = torch.cat(weights, dim=-2), torch.cat(counts, dim=-1)
         # The weights of a row add up to 0, so any constant may be taken off its scores: less cancellation.
         centre = masked_mean(sim, pos | neg).unsqueeze(-1)
-    losses = torch.where(pos | neg, weight * (sim - centre), 0.0).sum(-1) + margin * counts
-    return Counted(losses, counts)
+    losses = torch.where(pos | neg, sim - centre, 0.0).mul(weight).sum(-1) + margin * count
+    return Counted(losses, count)
+
+
+# Counting needs several index matrices of 8 bytes a number: so many rows at a time bound their size.
+_ROWS = 512
+
+
+def _active_triplets(sim: Tensor, pos: Tensor, neg: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+    """For each score its signed number of active triplets [.., n, m], and the number of them by anchor [.., n].
+
+    Sorts the negatives and looks every positive up among them.
+    """
+    m = sim.shape[-1]
+    ordered, order = sim.masked_fill(~neg, -torch.inf).sort(-1)
+    # Of a positive: how many negatives are not above its threshold; the others, at the end, are active with it.
+    below = torch.searchsorted(ordered, torch.where(pos, sim - margin, torch.inf), right=True)
+    active_neg = torch.where(pos, m - below, 0)
+    # Of the negative at place r of the order: the number of positives of which at most r are below.
+    hits = torch.zeros(*sim.shape[:-1], m + 1, dtype=sim.dtype, device=sim.device)
+    hits = hits.scatter_add_(-1, below, pos.to(sim.dtype)).cumsum(-1)[..., :-1]
+    active_pos = torch.where(neg, torch.zeros_like(sim).scatter_(-1, order, hits), 0.0)
+    return active_pos - active_neg.to(sim.dtype), active_neg.sum(-1)
 
 
 @final
