@@ -220,7 +220,7 @@ class BatchMatrixLoss(MatrixLoss):
 
     @abstractmethod
     def per_batch(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
-        """One loss for all pairs: sim, pos, neg [..., n * m] -> [...]."""
+        """One loss for all pairs: sim, pos, neg [..., n, m] -> [...]."""
 
     def compute_loss(
         self,
@@ -236,8 +236,9 @@ class BatchMatrixLoss(MatrixLoss):
             return dict(self.zero_losses())
         sim = self.similarity(embeddings, None if ref_emb is embeddings else ref_emb)
         pos, neg = masks(0, embeddings.shape[0])
+        # All pairs are one row here: a batch that is not defined keeps (0, 0) as its positive, (0, 1) as its negative.
         *pairs, defined = substitute(sim.flatten(), pos.flatten(), neg.flatten(), self.needs)
-        loss = torch.where(defined, self.per_batch(*pairs), 0.0)
+        loss = torch.where(defined, self.per_batch(*(x.view(sim.shape) for x in pairs)), 0.0)
         return {"loss": {"losses": loss, "indices": None, "reduction_type": "already_reduced"}}
 
 
