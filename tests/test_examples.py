@@ -1,0 +1,42 @@
+"""Every example runs, and shows what it says it shows."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_quickstart_learns() -> None:
+    before, after = load("quickstart").main()
+    assert after > before
+
+
+def test_mix_with_pml(capsys: pytest.CaptureFixture[str]) -> None:
+    results = load("mix_with_pml").main()
+    assert len(results) == 4
+    assert all(value > 0 for value in results.values())
+    assert "nan" not in capsys.readouterr().out
+
+
+def test_write_your_own_loss(capsys: pytest.CaptureFixture[str]) -> None:
+    load("write_your_own_loss").main()
+    assert "passes every law" in capsys.readouterr().out
+
+
+def test_examples_are_short_and_all_are_run() -> None:
+    tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
+    for path in EXAMPLES.glob("*.py"):
+        assert any(path.stem in name for name in tested), f"{path.name} is not run by the tests"
+        assert len(path.read_text().splitlines()) <= 60, f"{path.name} is longer than 60 lines"
