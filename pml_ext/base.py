@@ -34,7 +34,7 @@ class StaticDivisorReducer(DivisorReducer):
 
 
 class PairModule(ABC):
-    """What losses and miners share: hyperparameters, the score matrix, and the relation of anchors to references.
+    """What losses and miners share: hyperparameters and the matrix of scores.
 
     Attributes:
         levels: the hyperparameters that are absolute levels of the distance. They reach the pure function with the
@@ -77,32 +77,6 @@ class PairModule(ABC):
         else:
             matrix = self.distance(embeddings, ref_emb)
         return matrix if self.distance.is_inverted else -matrix
-
-    def relation(
-        self,
-        embeddings: Tensor,
-        labels: Tensor | None,
-        indices_tuple: IndicesTuple | None,
-        ref_emb: Tensor,
-        ref_labels: Tensor | None,
-    ) -> Rows:
-        """The masks, as a function of a range of rows. Self-pairs are dropped if the references are the batch."""
-        same, n, m = ref_emb is embeddings, embeddings.shape[0], ref_emb.shape[0]
-        if indices_tuple is None:
-            rows = _rows_of_labels(labels, ref_labels)
-        elif isinstance(indices_tuple, PairMasks):
-            rows = _rows_of_masks(indices_tuple, (n, m))
-        else:
-            rows = _rows_of_indices(indices_tuple, n, m, embeddings.device)
-
-        def masks(start: int, stop: int) -> PairMasks:
-            pos, neg = rows(start, stop)
-            if same:
-                other = not_self(start, stop, m, embeddings.device)
-                pos, neg = pos & other, neg & other
-            return PairMasks(pos, neg)
-
-        return masks
 
 
 class MatrixLoss(PairModule, BaseMetricLossFunction):
@@ -174,7 +148,7 @@ class PairMatrixLoss(MatrixLoss):
         ref_labels: Tensor | None,
     ) -> dict[str, Any]:
         """PML's loss dict."""
-        masks = self.relation(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        masks = pair_relation(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         if self.is_empty(embeddings, ref_emb):
             return dict(self.zero_losses())
         n, refs = embeddings.shape[0], None if ref_emb is embeddings else ref_emb
@@ -231,7 +205,7 @@ class BatchMatrixLoss(MatrixLoss):
         ref_labels: Tensor | None,
     ) -> dict[str, Any]:
         """PML's loss dict."""
-        masks = self.relation(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        masks = pair_relation(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         if self.is_empty(embeddings, ref_emb):
             return dict(self.zero_losses())
         sim = self.similarity(embeddings, None if ref_emb is embeddings else ref_emb)
@@ -288,7 +262,7 @@ class PairMiner(PairModule, BaseMiner):
     def masks(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor | None) -> PairMasks:
         """The mined pairs as masks, without an index tensor; `ref_emb is embeddings` means the batch itself."""
         n, m = embeddings.shape[0], ref_emb.shape[0]
-        pos, neg = self.relation(embeddings, labels, None, ref_emb, ref_labels)(0, n)
+        pos, neg = pair_relation(embeddings, labels, None, ref_emb, ref_labels)(0, n)
         if n == 0 or m == 0:
             return PairMasks(pos, neg)
         sim = self.similarity(embeddings, None if ref_emb is embeddings else ref_emb)
@@ -338,6 +312,32 @@ class SamplingMiner(PairMiner):
         self._calls = state["calls"]
         if isinstance(self.seed, torch.Generator) and state["generator"] is not None:
             self.seed.set_state(state["generator"])
+
+
+def pair_relation(
+    embeddings: Tensor,
+    labels: Tensor | None,
+    indices_tuple: IndicesTuple | None,
+    ref_emb: Tensor,
+    ref_labels: Tensor | None,
+) -> Rows:
+    """The masks, as a function of a range of rows. Self-pairs are dropped if the references are the batch itself."""
+    same, n, m = ref_emb is embeddings, embeddings.shape[0], ref_emb.shape[0]
+    if indices_tuple is None:
+        rows = _rows_of_labels(labels, ref_labels)
+    elif isinstance(indices_tuple, PairMasks):
+        rows = _rows_of_masks(indices_tuple, (n, m))
+    else:
+        rows = _rows_of_indices(indices_tuple, n, m, embeddings.device)
+
+    def masks(start: int, stop: int) -> PairMasks:
+        pos, neg = rows(start, stop)
+        if same:
+            other = not_self(start, stop, m, embeddings.device)
+            pos, neg = pos & other, neg & other
+        return PairMasks(pos, neg)
+
+    return masks
 
 
 def _rows_of_labels(labels: Tensor | None, ref_labels: Tensor | None) -> Rows:
