@@ -127,6 +127,12 @@ def first_max(x: Tensor, mask: Tensor) -> Tensor:
     return mask & (torch.arange(x.shape[-1], device=x.device) == index)
 
 
+def nearest(x: Tensor, mask: Tensor, k: int) -> Tensor:
+    """Mask of the k largest entries in the mask, or of all if there are fewer; never more than k, also among equals."""
+    order = x.masked_fill(~mask, -torch.inf).topk(min(k, x.shape[-1]), dim=-1).indices
+    return mask & torch.zeros_like(mask).scatter(-1, order, True)
+
+
 def top_mask(x: Tensor, mask: Tensor, k: Tensor) -> Tensor:
     """Mask of the k largest entries in the mask, or of all if there are fewer; k is one integer per row, [..., 1].
 

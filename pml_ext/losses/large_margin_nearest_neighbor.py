@@ -1,0 +1,74 @@
+"""The online form of the large margin nearest neighbour loss."""
+
+from typing import Any, final
+
+from pytorch_metric_learning.distances import LpDistance
+from torch import Tensor
+
+from pml_ext import arguments
+from pml_ext.base import PairMatrixLoss
+from pml_ext.pairs import masked_mean, masked_min, nearest
+
+
+def large_margin_nearest_neighbor(sim: Tensor, pos: Tensor, neg: Tensor, *, k: int, margin: float) -> Tensor:
+    """LMNN loss of each anchor: sim, pos, neg [.., n, m] -> [.., n]. See `LargeMarginNearestNeighborLoss`."""
+    targets = nearest(sim, pos, k)
+    impostors = neg & (sim > masked_min(sim, targets) - margin)
+    gap = masked_mean(sim, impostors) - masked_mean(sim, targets) + margin
+    return gap.where(impostors.any(-1), 0.0)
+
+
+@final
+class LargeMarginNearestNeighborLoss(PairMatrixLoss):
+    r"""Pulls the k nearest positives and pushes the negatives that come closer than the farthest of them plus a margin.
+
+    With P^k_i the k nearest positives of anchor i (its targets) and R_i = { n : D_in < max_{P^k_i} D_ip + margin }
+    its impostors:
+
+        L_i = mean_{p in P^k_i} D_ip - mean_{n in R_i} D_in + margin   if R_i is not empty, else 0
+
+    For k above 1 a term can be negative.
+
+    Args:
+        k: how many of the nearest positives are targets, at least 1 (all if there are fewer).
+        margin: how much closer a target must be than a negative, at least 0; a difference of two scores.
+        kwargs: those of `PairMatrixLoss`.
+
+    Shape:
+        embeddings [n, d], labels [n] -> a scalar.
+
+    Defaults:
+        LpDistance (Euclidean distance of normalised embeddings), MeanReducer (divides by all n anchors), needs a
+        positive and a negative.
+
+    Source:
+        The 2018 zoo's Neighbour loss, after Weinberger, Saul, "Distance Metric Learning for Large Margin Nearest
+        Neighbor Classification", JMLR 2009, whose targets are fixed in advance and whose hinge is taken per triplet.
+        With one sampled positive and `CosineSimilarity` it is the zoo's DistWeightLoss. Equal to the zoo's formula on
+        its balanced batches; here classes may have any size.
+
+    Raises:
+        TypeError, ValueError: a hyperparameter that is not a number, not finite or out of range.
+
+    Example:
+        >>> import torch
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.6, 0.8]])
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> LargeMarginNearestNeighborLoss()(embeddings, labels)
+        tensor(0.1155)
+    """
+
+    def __init__(self, *, k: int = 1, margin: float = 0.1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.record_hyperparameters(
+            k=arguments.count("k", k),
+            margin=arguments.non_negative("margin", margin),
+        )
+
+    def get_default_distance(self) -> LpDistance:
+        """Euclidean distance of normalised embeddings."""
+        return LpDistance()
+
+    def per_anchor(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
+        """LMNN loss of each anchor."""
+        return large_margin_nearest_neighbor(sim, pos, neg, **self.hyperparameters())
