@@ -17,8 +17,22 @@ from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
 from torch import Tensor
 
 from pml_ext import losses, miners
-from pml_ext.losses import BatchAllTripletLoss, BinomialDevianceLoss, KNNSoftmaxLoss, RAWLoss
+from pml_ext.losses import (
+    AnchorContrastiveLoss,
+    BatchAllTripletLoss,
+    BatchHardTripletLoss,
+    BinomialDevianceLoss,
+    GeneralizedLiftedStructureLoss,
+    KNNSoftmaxLoss,
+    LiftedStructureLoss,
+    LogSumExpPairLoss,
+    MultiSimilarityLoss,
+    RAWLoss,
+    SemiHardTripletLoss,
+    SoftTripletLoss,
+)
 from pml_ext.miners import HardNegativePairMiner, InverseDensityMiner
+from pml_ext.wrappers import AnchorWeightedLoss
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,27 @@ recipes: Mapping[str, Entry] = MappingProxyType(
     {
         "RAW": Entry(RAWLoss, source="OpenReview Skf5qiC5KQ, 2018"),
         "BatchAll": Entry(BatchAllTripletLoss, source="Hermans et al. 2017, arXiv 1703.07737; margin of the 2018 zoo"),
+        "ABatchAll": Entry(AnchorWeightedLoss, source="the 2018 zoo", loss_args={"loss": BatchAllTripletLoss}),
+        "AHardPair": Entry(AnchorWeightedLoss, source="the 2018 zoo", loss_args={"loss": LogSumExpPairLoss}),
+        "ATriplet": Entry(AnchorWeightedLoss, source="the 2018 zoo", loss_args={"loss": SoftTripletLoss}),
+        "BatchHard": Entry(BatchHardTripletLoss, source="Hermans et al. 2017, arXiv 1703.07737"),
+        "Contrastive2018": Entry(AnchorContrastiveLoss, source="Hadsell et al. 2006; the 2018 zoo"),
+        "GeneralizedLiftedStructure": Entry(
+            GeneralizedLiftedStructureLoss, source="Hermans et al. 2017, arXiv 1703.07737"
+        ),
+        "LiftedStructure": Entry(LiftedStructureLoss, source="Song et al. 2016, arXiv 1511.06452"),
+        "MultiSimilarity": Entry(
+            MultiSimilarityLoss, source="Wang et al. 2019, arXiv 1904.06627, without mining (see RAW)"
+        ),
+        "SemiHard": Entry(SemiHardTripletLoss, source="Schroff et al. 2015 (FaceNet), arXiv 1503.03832"),
+        "SoftTriplet": Entry(
+            SoftTripletLoss, source="the 2018 zoo's Triplet, after Hermans et al. 2017", loss_args={"threshold": 0.7}
+        ),
+        "Triplet": Entry(
+            BatchAllTripletLoss,
+            source="Weinberger, Saul 2009; Schroff et al. 2015; as PML's TripletMarginLoss",
+            loss_args={"margin": 0.05},
+        ),
         "BinDeviance2018": Entry(
             BinomialDevianceLoss, HardNegativePairMiner, source="Yi et al. 2014, arXiv 1407.4979; the 2018 zoo"
         ),

@@ -1,9 +1,39 @@
 """Losses: subclasses of PML's `BaseMetricLossFunction`, usable wherever a PML loss is."""
 
+from pml_ext.losses.anchor_contrastive import AnchorContrastiveLoss
 from pml_ext.losses.batch_all_triplet import BatchAllTripletLoss
+from pml_ext.losses.batch_hard_triplet import BatchHardTripletLoss
 from pml_ext.losses.binomial_deviance import BinomialDevianceLoss
+from pml_ext.losses.decoupled_nca import DecoupledNCALoss
+from pml_ext.losses.easy_positive_triplet import EasyPositiveTripletLoss
+from pml_ext.losses.generalized_lifted_structure import GeneralizedLiftedStructureLoss
+from pml_ext.losses.histogram import HistogramLoss
 from pml_ext.losses.knn_softmax import KNNSoftmaxLoss
 from pml_ext.losses.large_margin_nearest_neighbor import LargeMarginNearestNeighborLoss
+from pml_ext.losses.lifted_structure import LiftedStructureLoss
+from pml_ext.losses.log_sum_exp_pair import LogSumExpPairLoss
+from pml_ext.losses.mean_gap import MeanGapLoss
+from pml_ext.losses.multi_similarity import MultiSimilarityLoss
 from pml_ext.losses.raw import RAWLoss
+from pml_ext.losses.semi_hard_triplet import SemiHardTripletLoss
+from pml_ext.losses.soft_triplet import SoftTripletLoss
 
-__all__ = ["BatchAllTripletLoss", "BinomialDevianceLoss", "KNNSoftmaxLoss", "LargeMarginNearestNeighborLoss", "RAWLoss"]
+__all__ = [
+    "AnchorContrastiveLoss",
+    "BatchAllTripletLoss",
+    "BatchHardTripletLoss",
+    "BinomialDevianceLoss",
+    "DecoupledNCALoss",
+    "EasyPositiveTripletLoss",
+    "GeneralizedLiftedStructureLoss",
+    "HistogramLoss",
+    "KNNSoftmaxLoss",
+    "LargeMarginNearestNeighborLoss",
+    "LiftedStructureLoss",
+    "LogSumExpPairLoss",
+    "MeanGapLoss",
+    "MultiSimilarityLoss",
+    "RAWLoss",
+    "SemiHardTripletLoss",
+    "SoftTripletLoss",
+]

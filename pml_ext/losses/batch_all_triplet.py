@@ -24,7 +24,7 @@ def batch_all_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: float) -
         weight, count = torch.cat(weights, dim=-2), torch.cat(counts, dim=-1)
         # The weights of a row add up to 0, so any constant may be taken off its scores: less cancellation.
         centre = masked_mean(sim, pos | neg).unsqueeze(-1)
-    losses = torch.where(pos | neg, sim - centre, 0.0).mul(weight).sum(-1) + margin * count
+    losses = torch.where(pos | neg, sim - centre, 0.0).mul(weight).sum(-1) + margin * count.to(sim.dtype)
     return Counted(losses, count)
 
 

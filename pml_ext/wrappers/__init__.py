@@ -1,3 +1,7 @@
 """Wrappers: losses made of losses, ours or PML's."""
 
-__all__: list[str] = []
+from pml_ext.wrappers.anchor_weighted import AnchorWeightedLoss
+
+__all__ = [
+    "AnchorWeightedLoss",
+]

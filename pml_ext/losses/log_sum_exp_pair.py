@@ -1,0 +1,101 @@
+"""The log-sum-exp pair loss: soft maxima of an anchor's pairs against two absolute levels."""
+
+from typing import Any, ClassVar, final
+
+from pytorch_metric_learning.distances import LpDistance
+from torch import Tensor
+
+from pml_ext import arguments
+from pml_ext.base import PairMatrixLoss
+from pml_ext.pairs import masked_logsumexp, softplus
+
+
+def log_sum_exp_pair(
+    sim: Tensor,
+    pos: Tensor,
+    neg: Tensor,
+    *,
+    alpha: float,
+    beta: float,
+    pos_base: float,
+    neg_base: float,
+    bounded: bool,
+) -> Tensor:
+    """Log-sum-exp pair loss of each anchor: sim, pos, neg [.., n, m] -> [.., n]. See `LogSumExpPairLoss`."""
+    pull = masked_logsumexp(alpha * (pos_base - sim), pos)
+    push = masked_logsumexp(beta * (sim - neg_base), neg)
+    return softplus(pull) / alpha + softplus(push) / beta if bounded else pull + push
+
+
+@final
+class LogSumExpPairLoss(PairMatrixLoss):
+    r"""Soft maxima over an anchor's positives and over its negatives, each against an absolute level.
+
+        L_i = log sum_{p in P_i} exp(alpha (D_ip - pos_base)) + log sum_{n in N_i} exp(beta (neg_base - D_in))
+
+    It has no lower bound, and pulls and pushes with full force forever. With `bounded` each logarithm l of steepness b
+    becomes 1/b log(1 + exp(l)), which tends to 0 once all pairs are beyond their level.
+
+    Args:
+        alpha: steepness on positives, above 0.
+        beta: steepness on negatives, above 0.
+        pos_base: the distance that positives are compared with; a level of the distance.
+        neg_base: the distance that negatives are compared with; a level of the distance.
+        bounded: whether to bound both terms by 0 from below and by about 1 in their slope.
+        kwargs: those of `PairMatrixLoss`.
+
+    Shape:
+        embeddings [n, d], labels [n] -> a scalar.
+
+    Defaults:
+        LpDistance (Euclidean distance of normalised embeddings), MeanReducer (divides by all n anchors), needs a
+        positive and a negative.
+
+    Source:
+        The pair term of the 2018 zoo's AHardPair, which is this loss in `AnchorWeightedLoss(alpha=40)`, with one
+        steepness of 20 for both sides and fixed levels. Its notes say that only pairs beyond their level count, which
+        is false: the levels are constants added to the loss. The reference code overflows in float32 for distances
+        above 5.2; the logarithms are never left here. `bounded` is ours; with it and one base for both sides this is
+        `MultiSimilarityLoss`.
+
+    Raises:
+        TypeError, ValueError: a hyperparameter that is not a number, not finite or out of range.
+
+    Example:
+        >>> import torch
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.6, 0.8]])
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> LogSumExpPairLoss()(embeddings, labels)
+        tensor(1.8733)
+    """
+
+    levels: ClassVar[tuple[str, ...]] = ("pos_base", "neg_base")
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 20,
+        beta: float = 20,
+        pos_base: float = 0.8,
+        neg_base: float = 1.1,
+        bounded: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not isinstance(bounded, bool):
+            raise TypeError(f"bounded must be True or False, got {bounded!r}")
+        self.record_hyperparameters(
+            alpha=arguments.positive("alpha", alpha),
+            beta=arguments.positive("beta", beta),
+            pos_base=arguments.finite("pos_base", pos_base),
+            neg_base=arguments.finite("neg_base", neg_base),
+            bounded=bounded,
+        )
+
+    def get_default_distance(self) -> LpDistance:
+        """Euclidean distance of normalised embeddings."""
+        return LpDistance()
+
+    def per_anchor(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
+        """Log-sum-exp pair loss of each anchor."""
+        return log_sum_exp_pair(sim, pos, neg, **self.hyperparameters())

@@ -1,0 +1,79 @@
+"""The semi-hard triplet loss: every positive pair against the nearest negative behind it."""
+
+from typing import Any, final
+
+import torch
+from pytorch_metric_learning.distances import LpDistance
+from torch import Tensor
+
+from pml_ext import arguments
+from pml_ext.base import PairMatrixLoss, StaticDivisorReducer
+from pml_ext.pairs import Counted, masked_sum
+
+
+def semi_hard_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: float) -> Counted:
+    """Sum and number of the positive pairs of each anchor: sim, pos, neg [.., n, m] -> [.., n] each.
+
+    Sorts the negatives and looks every positive up among them. The one before it in the order is the nearest of those
+    behind it; if there is none, the first negative of the order is the farthest of all.
+    """
+    m = sim.shape[-1]
+    ordered = sim.masked_fill(~neg, -torch.inf).sort(-1).values
+    before = torch.searchsorted(ordered.detach(), sim.detach()) - 1
+    first = m - neg.sum(-1, keepdim=True)
+    chosen = ordered.gather(-1, before.clamp(min=first).clamp(max=m - 1))
+    return Counted(masked_sum(torch.relu(chosen - sim + margin), pos), pos.sum(-1))
+
+
+@final
+class SemiHardTripletLoss(PairMatrixLoss):
+    r"""Triplet loss of every positive pair with the nearest negative that is farther than the positive.
+
+        L = 1/V  sum_i sum_{p in P_i} [D_ip - D_in* + margin]+ ,   V = the number of positive pairs
+
+    n* is the nearest of the negatives with D_in > D_ip or, if there is none, the farthest negative of the anchor.
+    Memory n * m numbers, time n * m log m.
+
+    Args:
+        margin: how much closer a positive must be than its negative, at least 0; a difference of two scores.
+        kwargs: those of `PairMatrixLoss`.
+
+    Shape:
+        embeddings [n, d], labels [n] -> a scalar.
+
+    Defaults:
+        LpDistance(power=2) (squared Euclidean distance of normalised embeddings), DivisorReducer (sum over all
+        positive pairs, divided by their number V), needs a positive and a negative. The loss dict holds the sum of
+        each anchor.
+
+    Source:
+        Schroff, Kalenichenko, Philbin, "FaceNet", CVPR 2015, arXiv 1503.03832 (margin 0.2), with the rule of
+        TensorFlow's `triplet_semihard_loss` (margin 1) for pairs without a semi-hard negative. The 2020 zoo's loss of
+        this name is another one: it merely drops the negatives that are harder than the easiest positive.
+
+    Raises:
+        TypeError, ValueError: a margin that is not a number, not finite or negative.
+
+    Example:
+        >>> import torch
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.6, 0.8]])
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> SemiHardTripletLoss()(embeddings, labels)
+        tensor(0.0900)
+    """
+
+    def __init__(self, *, margin: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.record_hyperparameters(margin=arguments.non_negative("margin", margin))
+
+    def get_default_distance(self) -> LpDistance:
+        """Squared Euclidean distance of normalised embeddings."""
+        return LpDistance(power=2)
+
+    def get_default_reducer(self) -> StaticDivisorReducer:
+        """Sum over the batch, divided by its number of positive pairs."""
+        return StaticDivisorReducer()
+
+    def per_anchor(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Counted:
+        """Sum and number of the positive pairs of each anchor."""
+        return semi_hard_triplet(sim, pos, neg, **self.hyperparameters())

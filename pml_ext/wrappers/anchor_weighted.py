@@ -1,0 +1,126 @@
+"""Any loss, with every anchor weighted by how far its nearest negative is ahead of its nearest positive."""
+
+from typing import Any, final
+
+import torch
+from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
+from torch import Tensor
+
+from pml_ext import arguments
+from pml_ext.base import IndicesTuple, PairMatrixLoss
+from pml_ext.pairs import masked_logsumexp
+from pml_ext.wrappers.base import LossWrapper
+
+
+def anchor_weight(sim: Tensor, pos: Tensor, neg: Tensor, *, alpha: float) -> Tensor:
+    """Weight of each anchor, without a gradient: sim, pos, neg [.., n, m] -> [.., n]. See `AnchorWeightedLoss`."""
+    scores = alpha * sim.detach()
+    return torch.sigmoid(masked_logsumexp(scores, neg) - masked_logsumexp(scores, pos))
+
+
+@final
+class _AnchorWeights(PairMatrixLoss):
+    """The weights as a row loss, for what the shell does with labels, pairs, references and chunks."""
+
+    def __init__(self, *, alpha: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.record_hyperparameters(alpha=arguments.positive("alpha", alpha))
+
+    def per_anchor(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
+        """Weight of each anchor."""
+        return anchor_weight(sim, pos, neg, **self.hyperparameters())
+
+
+@final
+class AnchorWeightedLoss(LossWrapper):
+    r"""Multiplies the loss of each anchor by a weight in (0, 1), near 1 where the nearest pairs are negatives.
+
+        L_i = a_i L'_i ,   a_i = S-_i / (S+_i + S-_i) ,   S+-_i = sum over the positives/negatives exp(-alpha D_ij)
+
+    L' is the inner loss and D its distance. The weight is a constant in the backward pass. An anchor without positives
+    or without negatives has weight 0. The inner reducer reduces, and what it counts is not weighted.
+
+    Args:
+        loss: a loss per anchor, pair or triplet, ours or PML's. Its regularizers are not weighted.
+        alpha: steepness of the weight, the inverse temperature, above 0.
+        collect_stats: as for every PML loss. The wrapper has no reducer and no regularizers of its own.
+
+    Shape:
+        embeddings [n, d], labels [n] -> a scalar.
+
+    Defaults:
+        The distance, the reducer, the sub-losses and the `chunk_size` of the inner loss. Needs a positive and a
+        negative.
+
+    Source:
+        The "dynamic learning rate" of the 2018 zoo's ABatchAll, AHardPair and ATriplet: a detached weight of the
+        anchor, not a learning rate. The reference code divides sums of exponentials, which become 0/0 for embeddings
+        that are not normalised; the logarithms are never left here.
+
+    Raises:
+        TypeError, ValueError: a loss that is not a PML loss, an alpha that is not a number, not finite or not above 0;
+            in a call, a loss that reduces its anchors itself.
+
+    Example:
+        >>> import torch
+        >>> from pml_ext.losses import BatchAllTripletLoss
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.6, 0.8]])
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> AnchorWeightedLoss(BatchAllTripletLoss())(embeddings, labels)
+        tensor(0.1460)
+    """
+
+    def __init__(self, loss: BaseMetricLossFunction, *, alpha: float = 40, collect_stats: bool | None = None) -> None:
+        super().__init__(loss, collect_stats=collect_stats)
+        chunk_size = getattr(loss, "chunk_size", None)
+        self.weights = _AnchorWeights(alpha=alpha, distance=loss.distance, chunk_size=chunk_size)
+        self.reducer = loss.reducer
+
+    @property
+    def alpha(self) -> float:
+        """The steepness of the weight."""
+        alpha: float = self.weights.alpha
+        return alpha
+
+    def sub_loss_names(self) -> list[str]:
+        """Those of the inner loss. PML asks once before there is one."""
+        loss = getattr(self, "loss", None)
+        names: list[str] = super().sub_loss_names() if loss is None else loss.sub_loss_names()
+        return names
+
+    def compute_loss(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None,
+        indices_tuple: IndicesTuple | None,
+        ref_emb: Tensor,
+        ref_labels: Tensor | None,
+    ) -> dict[str, Any]:
+        """The loss dict of the inner loss, weighted."""
+        batch = embeddings, labels, indices_tuple, ref_emb, ref_labels
+        self.loss.reset_stats()
+        with torch.no_grad():
+            weights = self.weights.compute_loss(*batch)["loss"]["losses"]
+        loss_dict = {
+            # The names of PML's regularizers; they belong to no anchor.
+            name: part if name.endswith("_reg_loss") else self.weighted(name, part, weights)
+            for name, part in self.loss.compute_loss(*batch).items()
+        }
+        self.loss.add_embedding_regularization_to_loss_dict(loss_dict, embeddings)
+        return loss_dict
+
+    def weighted(self, name: str, part: dict[str, Any], weights: Tensor | int) -> dict[str, Any]:
+        """One entry of the loss dict with its losses times the weights of their anchors [n]."""
+        losses, indices = part["losses"], part["indices"]
+        if not isinstance(losses, Tensor):  # PML's zero loss is the number 0
+            return part
+        if part["reduction_type"] == "already_reduced":
+            raise ValueError(
+                f"loss must give a loss for each anchor, pair or triplet: {type(self.loss).__name__} reduces its "
+                f"{name!r} to one number, in which no anchor can be weighted"
+            )
+        if isinstance(weights, Tensor):
+            anchors = indices if isinstance(indices, Tensor) else indices[0]
+            weight = weights[anchors].to(losses.dtype)
+            weights = weight.view(-1, *[1] * (losses.ndim - 1))  # some of PML's losses are [.., 1]
+        return part | {"losses": losses * weights}
