@@ -84,7 +84,7 @@ def pair_weights(
         >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.6, 0.8]])
         >>> labels = torch.tensor([0, 0, 1, 1])
         >>> pair_weights(RAWLoss(), embeddings, labels).pull
-        tensor([0.0000, 0.1125, 0.1125, 0.0000])
+        tensor([0.0000, 0.1125, 0.0886, 0.0000])
     """
     if not isinstance(loss, nn.Module):
         raise TypeError(f"loss must be a PML loss, got {type(loss).__name__}")
