@@ -133,6 +133,19 @@ def nearest(x: Tensor, mask: Tensor, k: int) -> Tensor:
     return mask & torch.zeros_like(mask).scatter(-1, order, True)
 
 
+def neighbors(sim: Tensor, pos: Tensor, neg: Tensor, k: int | None) -> tuple[Tensor, Tensor]:
+    """The positives and negatives closer than the (k+1)-th nearest reference; None means all.
+
+    If no positive is that close, the nearest one is kept: only a row without positives has none after it.
+    """
+    if k is None or k >= sim.shape[-1]:
+        return pos, neg
+    scores = sim.masked_fill(~(pos | neg), -torch.inf)
+    near = sim > scores.topk(k + 1, dim=-1).values[..., -1:]
+    near_pos = pos & near
+    return near_pos | (first_max(sim, pos) & ~near_pos.any(-1, keepdim=True)), neg & near
+
+
 def top_mask(x: Tensor, mask: Tensor, k: Tensor) -> Tensor:
     """Mask of the k largest entries in the mask, or of all if there are fewer; k is one integer per row, [..., 1].
 
@@ -141,3 +154,37 @@ def top_mask(x: Tensor, mask: Tensor, k: Tensor) -> Tensor:
     ordered = x.masked_fill(~mask, -torch.inf).sort(-1, descending=True).values
     kth = ordered.gather(-1, (k - 1).clamp(0, x.shape[-1] - 1))
     return mask & (x >= kth) & (k > 0)
+
+
+def sample(log_weights: Tensor, mask: Tensor, k: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Mask of k entries of the mask, drawn one after another without replacement, or all if there are fewer.
+
+    Each draw takes an entry with probability proportional to the exponential of its log-weight among those that are
+    left: this is the order of the log-weights after independent Gumbel noise was added to them. k is [..., 1].
+    """
+    return top_mask(log_weights + gumbel_like(log_weights, generator), mask, k)
+
+
+def gumbel_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Independent standard Gumbel noise of the shape of x."""
+    return torch.empty_like(x).exponential_(generator=generator).log_().neg_()
+
+
+def crossing(sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
+    """The score as many standard deviations below the mean positive as above the mean negative, [..., 1].
+
+    Between the two means; halfway if neither the positives nor the negatives differ among themselves. A constant: no
+    gradient flows through it.
+    """
+    with torch.no_grad():
+        (mean_pos, std_pos), (mean_neg, std_neg) = _mean_std(sim, pos), _mean_std(sim, neg)
+        spread = std_pos + std_neg
+        # Equal scores that were rounded differently have no spread.
+        has_spread = spread > torch.finfo(sim.dtype).eps ** 0.75
+        weighted = (std_neg * mean_pos + std_pos * mean_neg) / torch.where(has_spread, spread, 1.0)
+        return torch.where(has_spread, weighted, (mean_pos + mean_neg) / 2)
+
+
+def _mean_std(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    mean = masked_mean(x, mask).unsqueeze(-1)
+    return mean, masked_mean(torch.where(mask, x - mean, 0.0).square(), mask).sqrt().unsqueeze(-1)

@@ -1,5 +1,6 @@
 """The k-nearest-neighbour softmax loss: NCA on the k nearest references of each anchor."""
 
+import math
 from typing import Any, ClassVar, final
 
 from pytorch_metric_learning.distances import LpDistance
@@ -7,18 +8,16 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss
-from pml_ext.pairs import Needs, first_max, masked_logsumexp, softplus
+from pml_ext.pairs import Needs, masked_logsumexp, neighbors, softplus
 
 
-def knn_softmax(sim: Tensor, pos: Tensor, neg: Tensor, *, alpha: float, k: int | None) -> Tensor:
+def knn_softmax(
+    sim: Tensor, pos: Tensor, neg: Tensor, *, alpha: float, k: int | None, negative_weight: float
+) -> Tensor:
     """k-NN softmax loss of each anchor: sim, pos, neg [.., n, m] -> [.., n]. See `KNNSoftmaxLoss`."""
-    if k is not None and k < sim.shape[-1]:
-        scores = sim.masked_fill(~(pos | neg), -float("inf"))
-        near = sim > scores.topk(k + 1, dim=-1).values[..., -1:]
-        nearest_pos = first_max(sim, pos)
-        pos = (pos & near) | (nearest_pos & ~(pos & near).any(-1, keepdim=True))
-        neg = neg & near
-    return softplus(masked_logsumexp(alpha * sim, neg) - masked_logsumexp(alpha * sim, pos))
+    pos, neg = neighbors(sim, pos, neg, k)
+    push, pull = masked_logsumexp(alpha * sim, neg), masked_logsumexp(alpha * sim, pos)
+    return softplus(push + math.log(negative_weight) - pull)
 
 
 @final
@@ -28,11 +27,13 @@ class KNNSoftmaxLoss(PairMatrixLoss):
     With P^k_i and N^k_i the positives and negatives closer than the (k+1)-th nearest reference (if no positive is that
     close, P^k_i is the nearest one), and D the distance to the chosen power:
 
-        L_i = -log( sum_{P^k_i} exp(-alpha D_ip) / (sum_{P^k_i} exp(-alpha D_ip) + sum_{N^k_i} exp(-alpha D_in)) )
+        L_i = -log( S+ / (S+ + negative_weight S-) )
+        S+ = sum_{p in P^k_i} exp(-alpha D_ip),   S- = sum_{n in N^k_i} exp(-alpha D_in)
 
     Args:
         alpha: steepness, the inverse temperature, above 0.
         k: how many of the nearest references count, at least 1; None for all (the original NCA).
+        negative_weight: factor of the negatives' sum, above 0.
         kwargs: those of `PairMatrixLoss`.
 
     Shape:
@@ -46,7 +47,9 @@ class KNNSoftmaxLoss(PairMatrixLoss):
         Goldberger et al., "Neighbourhood Components Analysis", NIPS 2004 (k=None, alpha=1); the 2018 zoo's NCA
         (alpha=16, k=32, squared distance) and GaussianLDA (alpha=30, k=16, `LpDistance(power=1)`), which has neither
         a Gaussian nor LDA in it. The reference code raises for batches of at most k + 1 and divides by zero where
-        the exponentials underflow; here k is cut to the batch and the logarithms are never left.
+        the exponentials underflow; here k is cut to the batch and the logarithms are never left. Its SoftmaxNeig
+        (alpha=50, k=None, negative_weight=0.5, `LpDistance(power=1)`) cannot be constructed; the 5 nearest positives
+        and 15 nearest negatives that it finds are not used in its formula, so neither are they here.
 
     Raises:
         TypeError, ValueError: a hyperparameter that is not a number, not finite or out of range.
@@ -61,9 +64,13 @@ class KNNSoftmaxLoss(PairMatrixLoss):
 
     needs: ClassVar[Needs] = "both"
 
-    def __init__(self, *, alpha: float = 16, k: int | None = 32, **kwargs: Any) -> None:
+    def __init__(self, *, alpha: float = 16, k: int | None = 32, negative_weight: float = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.record_hyperparameters(alpha=arguments.positive("alpha", alpha), k=arguments.count("k", k, optional=True))
+        self.record_hyperparameters(
+            alpha=arguments.positive("alpha", alpha),
+            k=arguments.count("k", k, optional=True),
+            negative_weight=arguments.positive("negative_weight", negative_weight),
+        )
 
     def get_default_distance(self) -> LpDistance:
         """Squared Euclidean distance of normalised embeddings."""

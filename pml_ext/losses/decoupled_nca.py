@@ -1,0 +1,81 @@
+"""The decoupled NCA loss: pull and push of the k-nearest-neighbour softmax with a steepness each."""
+
+from typing import Any, ClassVar, final
+
+from pytorch_metric_learning.distances import LpDistance
+from torch import Tensor
+
+from pml_ext import arguments
+from pml_ext.base import PairMatrixLoss
+from pml_ext.pairs import Needs, masked_logsumexp, masked_mean, neighbors
+
+
+def decoupled_nca(sim: Tensor, pos: Tensor, neg: Tensor, *, alpha: float, beta: float, k: int | None) -> Tensor:
+    """Decoupled NCA loss of each anchor: sim, pos, neg [.., n, m] -> [.., n]. See `DecoupledNCALoss`."""
+    pos, neg = neighbors(sim, pos, neg, k)
+    push = masked_logsumexp(alpha * sim, neg)
+    weight = (push - masked_logsumexp(alpha * sim, pos)).sigmoid().detach()
+    pull = masked_mean(sim, pos) - 1 if beta == 0 else masked_logsumexp(beta * sim, pos) / beta
+    return (weight * (push - alpha * pull)).where(neg.any(-1), 0.0)
+
+
+@final
+class DecoupledNCALoss(PairMatrixLoss):
+    r"""The gradient of a k-nearest-neighbour softmax, its pull spread over more positives than its push over negatives.
+
+    With P^k_i and N^k_i the neighbours of `KNNSoftmaxLoss`, and a_i the softmax probability of the negatives, held
+    constant in the backward pass:
+
+        L_i = a_i ( log sum_{N^k_i} exp(-alpha D_in) - alpha/beta log sum_{P^k_i} exp(-beta D_ip) ),
+        a_i = S- / (S+ + S-),   S+ = sum_{P^k_i} exp(-alpha D_ip),  S- = sum_{N^k_i} exp(-alpha D_in)
+
+    so that the gradient is a_i alpha softmax_{P^k_i}(-beta D) on positives and -a_i alpha softmax_{N^k_i}(-alpha D) on
+    negatives. With beta = alpha it is that of `KNNSoftmaxLoss`; only gradients mean something here, values do not.
+
+    Args:
+        alpha: steepness on negatives and of a_i, above 0.
+        beta: steepness on positives, at least 0; at 0 all positives are pulled alike, and the second term is alpha
+            times one plus their mean distance.
+        k: how many of the nearest references count, at least 1; None for all.
+        kwargs: those of `PairMatrixLoss`.
+
+    Shape:
+        embeddings [n, d], labels [n] -> a scalar.
+
+    Defaults:
+        LpDistance (Euclidean distance of normalised embeddings), MeanReducer (divides by all n anchors), needs a
+        positive and a negative.
+
+    Source:
+        The 2018 zoo's Grad_NCA. Its code is NaN for an anchor without negatives among its k nearest references,
+        which here has no loss, and raises for batches of at most k + 1. The one that is added where beta is 0 is the
+        code's: it changes no gradient.
+
+    Raises:
+        TypeError, ValueError: a hyperparameter that is not a number, not finite or out of range.
+
+    Example:
+        >>> import torch
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.6, 0.8]])
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> DecoupledNCALoss()(embeddings, labels)
+        tensor(2.6196)
+    """
+
+    needs: ClassVar[Needs] = "both"
+
+    def __init__(self, *, alpha: float = 40, beta: float = 10, k: int | None = 64, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.record_hyperparameters(
+            alpha=arguments.positive("alpha", alpha),
+            beta=arguments.non_negative("beta", beta),
+            k=arguments.count("k", k, optional=True),
+        )
+
+    def get_default_distance(self) -> LpDistance:
+        """Euclidean distance of normalised embeddings."""
+        return LpDistance()
+
+    def per_anchor(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
+        """Decoupled NCA loss of each anchor."""
+        return decoupled_nca(sim, pos, neg, **self.hyperparameters())

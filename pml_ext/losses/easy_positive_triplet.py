@@ -1,0 +1,65 @@
+"""The triplet loss on the easiest positive and the hardest negative."""
+
+from typing import Any, final
+
+import torch
+from pytorch_metric_learning.distances import LpDistance
+from torch import Tensor
+
+from pml_ext import arguments
+from pml_ext.base import PairMatrixLoss
+from pml_ext.pairs import masked_max
+
+
+def easy_positive_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: float) -> Tensor:
+    """Easy positive triplet loss of each anchor: sim, pos, neg [.., n, m] -> [.., n]. See `EasyPositiveTripletLoss`."""
+    return torch.relu(masked_max(sim, neg) - masked_max(sim, pos) + margin).squeeze(-1)
+
+
+@final
+class EasyPositiveTripletLoss(PairMatrixLoss):
+    r"""Triplet margin loss of the nearest positive and the nearest negative of each anchor.
+
+        L_i = [ min_{p in P_i} D_ip - min_{n in N_i} D_in + margin ]+
+
+    One nearest neighbour of its class is enough for an anchor, so a class need not be one cluster.
+
+    Args:
+        margin: how much closer the nearest positive must be than the nearest negative, at least 0; a difference of
+            two scores.
+        kwargs: those of `PairMatrixLoss`.
+
+    Shape:
+        embeddings [n, d], labels [n] -> a scalar.
+
+    Defaults:
+        LpDistance (Euclidean distance of normalised embeddings), MeanReducer (divides by all n anchors), needs a
+        positive and a negative.
+
+    Source:
+        The 2018 zoo's NeighbourHard, hard in its negative only. Equal to PML's `TripletMarginLoss` on the triplets of
+        `BatchEasyHardMiner(pos_strategy="easy", neg_strategy="hard")` with `MeanReducer`, where every anchor has a
+        positive and a negative. Gradients are shared by equally near references.
+
+    Raises:
+        TypeError, ValueError: a margin that is not a number, not finite or negative.
+
+    Example:
+        >>> import torch
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.6, 0.8]])
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> EasyPositiveTripletLoss()(embeddings, labels)
+        tensor(0.0905)
+    """
+
+    def __init__(self, *, margin: float = 0.05, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.record_hyperparameters(margin=arguments.non_negative("margin", margin))
+
+    def get_default_distance(self) -> LpDistance:
+        """Euclidean distance of normalised embeddings."""
+        return LpDistance()
+
+    def per_anchor(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
+        """Easy positive triplet loss of each anchor."""
+        return easy_positive_triplet(sim, pos, neg, **self.hyperparameters())

@@ -1,0 +1,80 @@
+"""The histogram loss."""
+
+from typing import Any, ClassVar, final
+
+import torch
+from pytorch_metric_learning.distances import CosineSimilarity
+from torch import Tensor
+
+from pml_ext import arguments
+from pml_ext.base import BatchMatrixLoss
+
+
+def histogram(sim: Tensor, pos: Tensor, neg: Tensor, *, n_bins: int, center: float) -> Tensor:
+    """Histogram loss of each batch: sim, pos, neg [.., n, m] -> [..]. See `HistogramLoss`."""
+    place = (sim - center + 1).clamp(0, 2) * (n_bins / 2)
+    node = place.detach().floor().clamp(max=n_bins - 1)
+    upper, node = place - node, node.long()
+
+    def density(mask: Tensor) -> Tensor:
+        # Per anchor first: the sum of millions of shares in one number would lose them in float32.
+        count = mask.sum((-2, -1)).clamp(min=1).unsqueeze(-1)  # [.., 1]
+        rows = sim.new_zeros(*sim.shape[:-1], n_bins + 1)
+        rows = rows.scatter_add(-1, node, torch.where(mask, 1 - upper, 0.0))
+        return rows.scatter_add(-1, node + 1, torch.where(mask, upper, 0.0)).sum(-2) / count
+
+    return (density(neg) * density(pos).cumsum(-1)).sum(-1)
+
+
+@final
+class HistogramLoss(BatchMatrixLoss):
+    r"""The probability that a random negative pair is at least as similar as a random positive pair, from histograms.
+
+    The scores of all positive and of all negative pairs are turned into histograms with n_bins + 1 nodes t_r from
+    center - 1 to center + 1, a score being split linearly between its two nearest nodes (a width of Delta apart):
+
+        L = sum_r h-_r sum_{q <= r} h+_q,   h_r = mean over the pairs of [1 - |s - t_r| / Delta]+
+
+    Args:
+        n_bins: number of bins, at least 1, one less than the number of nodes.
+        center: middle of the range of the histograms, of length 2, to which scores are clamped; a level of the
+            distance (1 for `LpDistance`, whose values are then best between 0 and 2).
+        kwargs: those of every PML loss.
+
+    Shape:
+        embeddings [n, d], labels [n] -> a scalar.
+
+    Defaults:
+        CosineSimilarity, needs a positive and a negative pair in the batch, whose loss is one number.
+
+    Source:
+        Ustinova, Lempitsky, "Learning Deep Embeddings with Histogram Loss", NIPS 2016, arXiv 1611.00822, with
+        n_bins + 1 = R of the paper. A drop-in for PML's `HistogramLoss`, which raises for a similarity of 1 (two equal
+        embeddings) and takes no `ref_emb`; with an `indices_tuple` PML counts a pair and its mirror image once, here
+        both count. The original code finds bins by float equality and loses most pairs in float32, unless n_bins is a
+        power of two.
+
+    Raises:
+        TypeError, ValueError: a hyperparameter that is not a number, not finite or out of range.
+
+    Example:
+        >>> import torch
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.6, 0.8]])
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> HistogramLoss()(embeddings, labels)
+        tensor(0.2500)
+    """
+
+    levels: ClassVar[tuple[str, ...]] = ("center",)
+
+    def __init__(self, *, n_bins: int = 100, center: float = 0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.record_hyperparameters(n_bins=arguments.count("n_bins", n_bins), center=arguments.finite("center", center))
+
+    def get_default_distance(self) -> CosineSimilarity:
+        """Cosine similarity."""
+        return CosineSimilarity()
+
+    def per_batch(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
+        """Histogram loss of the batch."""
+        return histogram(sim, pos, neg, **self.hyperparameters())
