@@ -5,6 +5,7 @@ all pairs at once, `PairMiner` narrows masks. All three turn labels, PML's index
 drop self-pairs by index, accept any PML distance, and hand the pure function a score that is larger for closer pairs.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -13,6 +14,7 @@ import torch
 from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
 from pytorch_metric_learning.miners import BaseMiner
 from pytorch_metric_learning.reducers import DivisorReducer
+from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -216,15 +218,78 @@ class BatchMatrixLoss(MatrixLoss):
         return {"loss": {"losses": loss, "indices": None, "reduction_type": "already_reduced"}}
 
 
+class SampleLoss(PairModule, BaseMetricLossFunction):
+    """A loss of samples and their labels that compares no pairs of samples. Subclasses implement `per_sample`.
+
+    The loss dict is `element`, one loss per sample of the batch. The samples are normalised as the distance says, and
+    half precision is computed in float32. Neither an `indices_tuple` nor `ref_emb` is taken.
+
+    Args:
+        kwargs: those of every PML loss: `distance`, `reducer`, `embedding_regularizer`, `embedding_reg_weight`,
+            `collect_stats`.
+    """
+
+    @abstractmethod
+    def per_sample(self, embeddings: Tensor, labels: Tensor) -> Tensor | Counted:
+        """One loss per sample: embeddings [n, d], labels [n] -> [n]; `Counted` to set the divisor too."""
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: None = None,
+        ref_emb: None = None,
+        ref_labels: None = None,
+    ) -> Tensor:
+        """The loss of a batch: embeddings [n, d], labels [n]; the other arguments of PML's losses must be None."""
+        arguments.batch(embeddings, labels, ref_emb, ref_labels)
+        loss: Tensor = super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        return loss
+
+    def compute_loss(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None,
+        indices_tuple: IndicesTuple | None,
+        ref_emb: Tensor,
+        ref_labels: Tensor | None,
+    ) -> dict[str, Any]:
+        """PML's loss dict."""
+        if labels is None:
+            raise ValueError(f"{type(self).__name__} needs labels, got None")
+        c_f.indices_tuple_not_supported(indices_tuple)
+        c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
+        samples = embeddings.float() if embeddings.dtype in (torch.float16, torch.bfloat16) else embeddings
+        with torch.autocast(samples.device.type, enabled=False):
+            # An empty batch too: in several processes the others wait for this one.
+            result = self.per_sample(self.distance.maybe_normalize(samples), labels)
+        if embeddings.shape[0] == 0:
+            return dict(self.zero_losses())
+        losses, counts = result if isinstance(result, Counted) else (result, torch.ones_like(labels))
+        return {
+            "loss": {
+                "losses": losses,
+                "indices": torch.arange(len(losses), device=losses.device),
+                "reduction_type": "element",
+                "divisor": counts.sum(),
+            }
+        }
+
+
 class PairMiner(PairModule, BaseMiner):
     """A miner that narrows the masks of a pair matrix. Subclasses implement `select`.
 
     Called as any PML miner it returns (anchors, positives, anchors, negatives), row by row.
 
+    Attributes:
+        embedding_size: the dimension of the embeddings of the last call, for a selection that depends on it.
+
     Args:
         as_masks: return `PairMasks` instead, which our losses take without a detour over index tensors.
         kwargs: those of every PML miner: `distance`, `collect_stats`.
     """
+
+    embedding_size: int | None = None
 
     def __init__(self, *, as_masks: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -259,12 +324,23 @@ class PairMiner(PairModule, BaseMiner):
         return (*masks.pos.nonzero(as_tuple=True), *masks.neg.nonzero(as_tuple=True))
 
     @torch.no_grad()
-    def masks(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor | None) -> PairMasks:
-        """The mined pairs as masks, without an index tensor; `ref_emb is embeddings` means the batch itself."""
+    def masks(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None,
+        ref_emb: Tensor,
+        ref_labels: Tensor | None,
+        indices_tuple: IndicesTuple | None = None,
+    ) -> PairMasks:
+        """The mined pairs as masks, without an index tensor; `ref_emb is embeddings` means the batch itself.
+
+        The pairs among which to mine are all, or those of `indices_tuple`.
+        """
         n, m = embeddings.shape[0], ref_emb.shape[0]
-        pos, neg = pair_relation(embeddings, labels, None, ref_emb, ref_labels)(0, n)
+        pos, neg = pair_relation(embeddings, labels, indices_tuple, ref_emb, ref_labels)(0, n)
         if n == 0 or m == 0:
             return PairMasks(pos, neg)
+        self.embedding_size = embeddings.shape[1]
         sim = self.similarity(embeddings, None if ref_emb is embeddings else ref_emb)
         return PairMasks(*self.select(sim, pos, neg))
 
@@ -276,13 +352,13 @@ class PairMiner(PairModule, BaseMiner):
             self.num_pos_pairs, self.num_neg_pairs = int(output.pos.sum()), int(output.neg.sum())
 
 
-class SamplingMiner(PairMiner):
-    """A miner that draws at random. Subclasses draw with `self.generator(device)`.
+class Seeded:
+    """What draws at random: a base to stand before a miner's or a loss's. It draws with `self.generator(device)`.
 
     Args:
         seed: None for torch's global generator, an integer for a stream of its own (the same pairs, call by call, on
             the same device; its position is in `state_dict`), or a `torch.Generator` on the embeddings' device.
-        kwargs: those of `PairMiner`.
+        kwargs: those of the other base.
     """
 
     def __init__(self, *, seed: int | torch.Generator | None = None, **kwargs: Any) -> None:
@@ -300,7 +376,9 @@ class SamplingMiner(PairMiner):
         if not isinstance(self.seed, int):
             return self.seed
         self._calls += 1
-        return torch.Generator(device).manual_seed((self.seed << 32) + self._calls)
+        # Hashed, because the CPU generator takes the low 32 bits of a seed: all must depend on seed and call.
+        digest = hashlib.sha256(f"{self.seed} {self._calls}".encode()).digest()
+        return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
 
     def get_extra_state(self) -> dict[str, Any]:
         """The position in the stream, for `state_dict`."""
@@ -308,10 +386,18 @@ class SamplingMiner(PairMiner):
         return {"calls": self._calls, "generator": state}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Continue where the saved miner stood."""
+        """Continue where the saved stream stood."""
         self._calls = state["calls"]
         if isinstance(self.seed, torch.Generator) and state["generator"] is not None:
             self.seed.set_state(state["generator"])
+
+
+class SamplingMiner(Seeded, PairMiner):
+    """A miner that draws at random. Subclasses draw with `self.generator(device)`.
+
+    Args:
+        kwargs: `seed` as in `Seeded`; those of `PairMiner`.
+    """
 
 
 def pair_relation(

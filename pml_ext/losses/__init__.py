@@ -1,9 +1,13 @@
 """Losses: subclasses of PML's `BaseMetricLossFunction`, usable wherever a PML loss is."""
 
+from pml_ext.losses.adaptive_binomial_deviance import AdaptiveBinomialDevianceLoss
 from pml_ext.losses.anchor_contrastive import AnchorContrastiveLoss
 from pml_ext.losses.batch_all_triplet import BatchAllTripletLoss
 from pml_ext.losses.batch_hard_triplet import BatchHardTripletLoss
 from pml_ext.losses.binomial_deviance import BinomialDevianceLoss
+from pml_ext.losses.center import CenterLoss
+from pml_ext.losses.clamped_nca import ClampedNCALoss
+from pml_ext.losses.class_center_margin import ClassCenterMarginLoss
 from pml_ext.losses.decoupled_nca import DecoupledNCALoss
 from pml_ext.losses.easy_positive_triplet import EasyPositiveTripletLoss
 from pml_ext.losses.generalized_lifted_structure import GeneralizedLiftedStructureLoss
@@ -11,18 +15,24 @@ from pml_ext.losses.histogram import HistogramLoss
 from pml_ext.losses.knn_softmax import KNNSoftmaxLoss
 from pml_ext.losses.large_margin_nearest_neighbor import LargeMarginNearestNeighborLoss
 from pml_ext.losses.lifted_structure import LiftedStructureLoss
+from pml_ext.losses.linear_pull_deviance import LinearPullDevianceLoss
 from pml_ext.losses.log_sum_exp_pair import LogSumExpPairLoss
 from pml_ext.losses.mean_gap import MeanGapLoss
 from pml_ext.losses.multi_similarity import MultiSimilarityLoss
+from pml_ext.losses.ranked_pull_deviance import RankedPullDevianceLoss
 from pml_ext.losses.raw import RAWLoss
 from pml_ext.losses.semi_hard_triplet import SemiHardTripletLoss
 from pml_ext.losses.soft_triplet import SoftTripletLoss
 
 __all__ = [
+    "AdaptiveBinomialDevianceLoss",
     "AnchorContrastiveLoss",
     "BatchAllTripletLoss",
     "BatchHardTripletLoss",
     "BinomialDevianceLoss",
+    "CenterLoss",
+    "ClampedNCALoss",
+    "ClassCenterMarginLoss",
     "DecoupledNCALoss",
     "EasyPositiveTripletLoss",
     "GeneralizedLiftedStructureLoss",
@@ -30,9 +40,11 @@ __all__ = [
     "KNNSoftmaxLoss",
     "LargeMarginNearestNeighborLoss",
     "LiftedStructureLoss",
+    "LinearPullDevianceLoss",
     "LogSumExpPairLoss",
     "MeanGapLoss",
     "MultiSimilarityLoss",
+    "RankedPullDevianceLoss",
     "RAWLoss",
     "SemiHardTripletLoss",
     "SoftTripletLoss",

@@ -1,0 +1,317 @@
+"""Where class centres come from: the batch, its clusters, a running mean, or parameters.
+
+Every source is a module called with embeddings [n, d] and labels [n] that returns `Centers`. What it remembers is in
+its buffers and parameters, so it is in the `state_dict` and follows `.to(device)` of the loss that holds it.
+"""
+
+import warnings
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pml_ext import arguments
+
+
+class Centers(NamedTuple):
+    """Class centres, and which of them is whose.
+
+    Args:
+        points: [c, d], the centres; there may be several of a class.
+        labels: [c], the class of each.
+        group: [n], the index of each sample's own centre, -1 if it has none.
+    """
+
+    points: Tensor
+    labels: Tensor
+    group: Tensor
+
+
+class CenterSource(nn.Module, ABC):
+    """A source of class centres. Subclasses implement `forward`.
+
+    Attributes:
+        of_batch: whether a centre is the mean of those samples of the batch whose own centre it is.
+    """
+
+    of_batch: ClassVar[bool] = False
+
+    @abstractmethod
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Centers:
+        """The centres for a batch: embeddings [n, d], labels [n]."""
+
+
+class GroupCenters(CenterSource):
+    """The means of groups of samples of the batch. Subclasses implement `groups`, which may also be fixed.
+
+    Samples of different classes are never in one group.
+
+    Args:
+        detach: treat the centres as constants: no gradient flows through them.
+
+    Example:
+        >>> class ThirdSampleApart(GroupCenters):
+        ...     def groups(self, embeddings, labels):
+        ...         return torch.tensor([0, 0, 1])
+        >>> ThirdSampleApart()(torch.tensor([[0.0, 0.0], [2.0, 0.0], [5.0, 5.0]]), torch.tensor([4, 4, 4]))
+        Centers(points=tensor([[1., 0.], [5., 5.]]), labels=tensor([4, 4]), group=tensor([0, 0, 1]))
+    """
+
+    of_batch: ClassVar[bool] = True
+
+    def __init__(self, *, detach: bool = False) -> None:
+        super().__init__()
+        self.detach = detach
+
+    @abstractmethod
+    def groups(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """The group of each sample, any integers [n]; they need not differ between classes."""
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Centers:
+        """The means of the groups of the batch. Their number depends on the data: one host synchronisation."""
+        pairs = torch.stack([labels.unique(return_inverse=True)[1], self.groups(embeddings, labels).to(labels.device)])
+        found, group = pairs.unique(dim=1, return_inverse=True)
+        points = group_means(embeddings.detach() if self.detach else embeddings, group, found.shape[1])
+        # All members of a group write the same label.
+        return Centers(points, labels.new_zeros(found.shape[1]).scatter(0, group, labels), group)
+
+
+@final
+class BatchCenters(GroupCenters):
+    """The mean of each class in the batch.
+
+    Args:
+        detach: treat the centres as constants: no gradient flows through them.
+
+    Example:
+        >>> BatchCenters()(torch.tensor([[0.0, 0.0], [5.0, 5.0], [2.0, 0.0]]), torch.tensor([7, 3, 7]))
+        Centers(points=tensor([[5., 5.], [1., 0.]]), labels=tensor([3, 7]), group=tensor([1, 0, 1]))
+    """
+
+    def groups(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """One group for each class."""
+        return torch.zeros_like(labels, dtype=torch.long)
+
+
+@final
+class KMeansCenters(GroupCenters):
+    r"""The means of clusters of the batch, found anew in every call by k-means, seeded, on the CPU.
+
+    By default all samples are clustered at once, by embedding and class: k-means runs on [x_i, w onehot(y_i)], and a
+    group is what a class and a cluster have in common.
+
+    Args:
+        n_clusters: how many clusters, at least 1, of the batch, or of each class if `per_class`; fewer if there are
+            fewer different samples.
+        label_weight: the w above, at least 0: two classes are sqrt(2) w apart. Has no influence if `per_class`.
+        per_class: cluster each class by itself.
+        detach: treat the centres as constants. The choice of the clusters is one in any case.
+        seed: of the k-means.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+
+    Example:
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.9, 0.0], [0.0, 1.0], [0.0, 0.9]])
+        >>> KMeansCenters(n_clusters=2)(embeddings, torch.tensor([0, 0, 0, 1])).labels
+        tensor([0, 0, 1])
+    """
+
+    def __init__(
+        self,
+        *,
+        n_clusters: int = 16,
+        label_weight: float = 0.5,
+        per_class: bool = False,
+        detach: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(detach=detach)
+        arguments.count("n_clusters", n_clusters)
+        self.n_clusters = n_clusters
+        self.label_weight = arguments.non_negative("label_weight", label_weight)
+        self.per_class = per_class
+        self.seed = seed
+
+    @torch.no_grad()
+    def groups(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """The cluster of each sample."""
+        points = embeddings.to("cpu", torch.promote_types(embeddings.dtype, torch.float32))
+        classes = labels.cpu().unique(return_inverse=True)[1]
+        if not self.per_class:
+            return self._clusters(torch.cat([points, self.label_weight * F.one_hot(classes)], dim=1))
+        clusters = torch.zeros_like(classes)
+        for name in classes.unique():
+            clusters[classes == name] = self._clusters(points[classes == name])
+        return clusters
+
+    def _clusters(self, points: Tensor) -> Tensor:
+        try:
+            from sklearn.cluster import KMeans
+            from sklearn.exceptions import ConvergenceWarning
+        except ImportError as error:
+            raise ImportError('k-means needs scikit-learn: pip install "pml_ext[benchmark]"') from error
+        n_clusters = min(self.n_clusters, len(points.unique(dim=0)))
+        if n_clusters <= 1:
+            return torch.zeros(len(points), dtype=torch.long)
+        with warnings.catch_warnings():
+            # Points that differ by a rounding error only may end up in one cluster: fewer clusters, as intended.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            found = KMeans(n_clusters, n_init=1, random_state=self.seed).fit_predict(points.numpy())
+        return torch.from_numpy(found).long()
+
+
+@final
+class RunningCenters(CenterSource):
+    r"""One centre for each class, which follows the samples of its class from batch to batch.
+
+    After each call in training mode, with n_k samples x_i of class k in the batch:
+
+        c_k <- c_k - alpha / (1 + n_k)  sum_{i: y_i = k} (c_k - x_i)
+
+    The centres returned are those before this step, and constants. They start at zero. In several processes the sums
+    and the counts are those of all of them, so that their centres stay the same.
+
+    Args:
+        num_classes: labels are in 0..num_classes - 1.
+        embedding_size: the dimension of the embeddings.
+        alpha: the rate at which the centres follow, in (0, 1].
+        all_reduce: add up over the processes of `torch.distributed`, if there are any; False if each of them is given
+            the samples of all, as by PML's `DistributedLossWrapper`.
+
+    Raises:
+        ValueError: an argument or a label is out of range. On a GPU the labels are checked without a synchronisation,
+            by an assertion on the device.
+
+    Example:
+        >>> source = RunningCenters(num_classes=2, embedding_size=2, alpha=0.5)
+        >>> _ = source(torch.tensor([[1.0, 0.0], [0.5, 0.0], [0.0, 1.0]]), torch.tensor([0, 0, 1]))
+        >>> source.centers
+        tensor([[0.2500, 0.0000],
+                [0.0000, 0.2500]])
+    """
+
+    centers: Tensor
+
+    def __init__(self, num_classes: int, embedding_size: int, *, alpha: float = 0.5, all_reduce: bool = True) -> None:
+        super().__init__()
+        arguments.count("num_classes", num_classes)
+        arguments.count("embedding_size", embedding_size)
+        if arguments.positive("alpha", alpha) > 1:
+            raise ValueError(f"alpha must be at most 1, got {alpha!r}")
+        self.alpha = alpha
+        self.all_reduce = all_reduce
+        self.register_buffer("centers", torch.zeros(num_classes, embedding_size))
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Centers:
+        """The centres of all classes, as they were before this batch."""
+        labels = _class_numbers(labels, len(self.centers))
+        _check_dimension(embeddings, self.centers)
+        before = self.centers.clone()
+        if self.training:
+            self._follow(embeddings, labels)
+        return Centers(before, torch.arange(len(before), device=before.device), labels)
+
+    @torch.no_grad()
+    def _follow(self, embeddings: Tensor, labels: Tensor) -> None:
+        # The last column counts.
+        samples = F.pad(embeddings.to(self.centers.dtype), (0, 1), value=1.0)
+        sums = samples.new_zeros(len(self.centers), samples.shape[1]).index_add(0, labels, samples)
+        if self.all_reduce and torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(sums)
+        sums, counts = sums[:, :-1], sums[:, -1:]
+        self.centers.sub_(self.alpha * (counts * self.centers - sums) / (1 + counts))
+
+
+@final
+class LearnedCenters(CenterSource):
+    """One or several centres for each class, learned by gradient descent.
+
+    They are parameters of the loss that holds this source, so the loss needs an optimizer. With several to a class,
+    a sample's own centre is the nearest of its class.
+
+    Args:
+        num_classes: labels are in 0..num_classes - 1.
+        embedding_size: the dimension of the embeddings.
+        centers_per_class: how many centres a class has, at least 1.
+        normalize: bring the centres to unit length in every call. Only the direction of the parameter then matters: an
+            optimizer may let its length grow, which slows it down and changes nothing else.
+
+    Raises:
+        ValueError: an argument or a label is out of range. On a GPU the labels are checked without a synchronisation,
+            by an assertion on the device.
+
+    Example:
+        >>> source = LearnedCenters(num_classes=3, embedding_size=8, centers_per_class=2)
+        >>> centers = source(torch.randn(5, 8), torch.tensor([0, 0, 1, 2, 2]))
+        >>> centers.points.shape, centers.labels
+        (torch.Size([6, 8]), tensor([0, 0, 1, 1, 2, 2]))
+    """
+
+    def __init__(
+        self, num_classes: int, embedding_size: int, *, centers_per_class: int = 1, normalize: bool = True
+    ) -> None:
+        super().__init__()
+        arguments.count("num_classes", num_classes)
+        arguments.count("embedding_size", embedding_size)
+        arguments.count("centers_per_class", centers_per_class)
+        self.num_classes = num_classes
+        self.centers_per_class = centers_per_class
+        self.normalize = normalize
+        # Directions are uniformly distributed: not in the positive orthant only, as uniform coordinates are.
+        self.centers = nn.Parameter(F.normalize(torch.randn(num_classes * centers_per_class, embedding_size)))
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Centers:
+        """The centres of all classes, class by class."""
+        numbers = _class_numbers(labels, self.num_classes)
+        _check_dimension(embeddings, self.centers)
+        points, group = F.normalize(self.centers) if self.normalize else self.centers, numbers
+        if self.centers_per_class > 1:
+            with torch.no_grad():
+                own = points.view(self.num_classes, self.centers_per_class, -1)[numbers]  # [n, per class, d]
+                nearest = (embeddings.unsqueeze(1) - own).square().sum(-1).argmin(-1)
+            group = numbers * self.centers_per_class + nearest
+        classes = torch.arange(self.num_classes, device=points.device)
+        return Centers(points, classes.repeat_interleave(self.centers_per_class), group)
+
+
+def group_means(embeddings: Tensor, group: Tensor, size: int) -> Tensor:
+    """The mean of the embeddings [n, d] of each group 0..size - 1, by group [n]: [size, d], 0 for an empty one."""
+    sums = embeddings.new_zeros(size, embeddings.shape[1]).index_add(0, group, embeddings)
+    return sums / group_sizes(group, size).clamp(min=1).unsqueeze(-1)
+
+
+def group_sizes(group: Tensor, size: int) -> Tensor:
+    """How many samples each group 0..size - 1 has, by group [n]: integers [size]."""
+    return torch.zeros(size, dtype=torch.long, device=group.device).index_add(0, group, torch.ones_like(group))
+
+
+def leave_one_out(embeddings: Tensor, centers: Centers) -> tuple[Tensor, Tensor]:
+    """For each sample the mean of its group without it [n, d], and whether there is one [n]; 0 if not.
+
+    `centers` are means of groups of these embeddings; constants if those are.
+    """
+    if not centers.points.requires_grad:
+        embeddings = embeddings.detach()
+    size = group_sizes(centers.group, len(centers.points))[centers.group].unsqueeze(-1)
+    others = (size * centers.points[centers.group] - embeddings) / (size - 1).clamp(min=1)
+    return torch.where(size > 1, others, 0.0), size.squeeze(-1) > 1
+
+
+def _class_numbers(labels: Tensor, num_classes: int) -> Tensor:
+    """The labels as indices, after a check."""
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
+    valid = ((labels >= 0) & (labels < num_classes)).all()
+    if labels.is_cuda or torch.compiler.is_compiling():
+        torch._assert_async(valid, f"labels must be in 0..{num_classes - 1}")
+    elif not valid:
+        raise ValueError(f"labels must be in 0..{num_classes - 1}, got {int(labels.min())}..{int(labels.max())}")
+    return labels.long()
+
+
+def _check_dimension(embeddings: Tensor, centers: Tensor) -> None:
+    if embeddings.shape[1] != centers.shape[1]:
+        raise ValueError(f"embeddings have dimension {embeddings.shape[1]}, the centres {centers.shape[1]}")

@@ -1,0 +1,97 @@
+"""The center loss: samples are pulled to the centre of their class."""
+
+from typing import Any, Literal, final
+
+import torch
+from pytorch_metric_learning.distances import LpDistance
+from torch import Tensor
+
+from pml_ext.base import SampleLoss
+from pml_ext.centers import CenterSource, LearnedCenters, RunningCenters
+
+
+def center(embeddings: Tensor, own_centers: Tensor) -> Tensor:
+    """Half the squared distance of each sample to its centre: embeddings, own_centers [.., n, d] -> [.., n]."""
+    return (embeddings - own_centers).square().sum(-1) / 2
+
+
+@final
+class CenterLoss(SampleLoss):
+    r"""Pulls each sample to the centre of its class, which follows the samples or is learned.
+
+        L_i = 1/2 ||x_i - c_{y_i}||^2
+
+    With centers="running", the default, the centres are no parameters but a state: after the loss of each batch in
+    training mode, with n_k samples of class k,
+
+        c_k <- c_k - alpha / (1 + n_k)  sum_{i: y_i = k} (c_k - x_i)
+
+    It pushes nothing apart: use it beside another loss, with a small weight, or all embeddings become one.
+
+    Args:
+        num_classes: labels are in 0..num_classes - 1.
+        embedding_size: the dimension of the embeddings.
+        centers: "running"; "learned", where the centres are parameters and the loss needs an optimizer; or any source
+            of `pml_ext.centers`, `BatchCenters()` say, for which the other arguments mean nothing.
+        alpha: the rate at which running centres follow, in (0, 1].
+        kwargs: those of `SampleLoss`.
+
+    Shape:
+        embeddings [n, d], labels [n] -> a scalar.
+
+    Defaults:
+        LpDistance(power=2, normalize_embeddings=False) (squared Euclidean distance; the only other choice is whether
+        it normalises the samples, and with them learned centres), MeanReducer (divides by all n samples).
+
+    Source:
+        Wen, Zhang, Li, Qiao, "A Discriminative Feature Learning Approach for Deep Face Recognition", ECCV 2016
+        (weight .003 beside a softmax loss). There the sum over the batch is taken (`SumReducer` gives it). Running
+        centres start at zero, and in several processes follow the samples of all; the loss takes the centres as they
+        were before the batch. The 2018 zoo's loss of this name is another one, `ClassCenterMarginLoss`.
+
+    Raises:
+        TypeError, ValueError: an argument or a label out of range, a distance other than the squared Euclidean,
+            embeddings of another dimension, an `indices_tuple` or `ref_emb`. On a GPU labels are checked without a
+            synchronisation, by an assertion on the device.
+
+    Example:
+        >>> import torch
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.6, 0.8]])
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> loss = CenterLoss(num_classes=2, embedding_size=2)
+        >>> loss(embeddings, labels), loss(embeddings, labels)
+        (tensor(0.5000), tensor(0.2639))
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_size: int,
+        *,
+        centers: Literal["running", "learned"] | CenterSource = "running",
+        alpha: float = 0.5,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        distance = self.distance
+        if not (isinstance(distance, LpDistance) and distance.p == 2 and distance.power == 2):
+            raise ValueError(f"distance must be LpDistance(p=2, power=2), got {distance}")
+        if centers == "running":
+            centers = RunningCenters(num_classes, embedding_size, alpha=alpha)
+        elif centers == "learned":
+            centers = LearnedCenters(num_classes, embedding_size, normalize=distance.normalize_embeddings)
+        elif not isinstance(centers, CenterSource):
+            raise ValueError(f"centers must be 'running', 'learned' or a CenterSource, got {centers!r}")
+        self.centers = centers
+        self.record_hyperparameters(num_classes=num_classes, embedding_size=embedding_size, alpha=alpha)
+
+    def get_default_distance(self) -> LpDistance:
+        """Squared Euclidean distance."""
+        return LpDistance(power=2, normalize_embeddings=False)
+
+    def per_sample(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Half the squared distance of each sample to its centre; 0 if it has none."""
+        points, _, group = self.centers(embeddings, labels)
+        has_center = group >= 0
+        own = points.to(embeddings.dtype)[torch.where(has_center, group, 0)]
+        return torch.where(has_center, center(embeddings, own), 0.0)

@@ -1,0 +1,106 @@
+"""A margin between the centres of classes, and one around each of them."""
+
+from typing import Any, ClassVar, final
+
+import torch
+from pytorch_metric_learning.distances import LpDistance
+from pytorch_metric_learning.reducers import SumReducer
+from torch import Tensor
+
+from pml_ext import arguments
+from pml_ext.base import SampleLoss
+from pml_ext.centers import group_means
+from pml_ext.pairs import Counted, label_masks, masked_max, masked_min
+
+
+def class_center_margin(
+    center_sim: Tensor, sample_sim: Tensor, member: Tensor, other: Tensor, *, center_margin: float, sample_margin: float
+) -> Tensor:
+    """Loss of each class. See `ClassCenterMarginLoss`.
+
+    center_sim [.., c, c] of each centre and every centre, other [.., c, c] where that is another class, sample_sim
+    [.., c, n] of each centre and every sample, member [.., c, n] where that is a sample of the class -> [.., c].
+    """
+    nearest = masked_max(center_sim, other).squeeze(-1)
+    farthest = masked_min(sample_sim, member).squeeze(-1)
+    return (nearest - center_margin).relu() + (sample_margin - farthest).relu()
+
+
+@final
+class ClassCenterMarginLoss(SampleLoss):
+    r"""Pushes the centres of the nearest classes apart, and pulls the farthest sample of each class to its centre.
+
+    With c_k the mean of class k in the batch, through which the gradient flows too:
+
+        L_k = [center_margin - min_{l != k} D(c_k, c_l)]+ + [max_{i: y_i = k} D(x_i, c_k) - sample_margin]+
+
+    Args:
+        center_margin: the distance from which on centres of two classes are not pushed; an absolute distance.
+        sample_margin: the distance to its centre up to which a sample is not pulled; an absolute distance.
+        kwargs: those of `SampleLoss`.
+
+    Shape:
+        embeddings [n, d], labels [n] -> a scalar.
+
+    Defaults:
+        LpDistance (Euclidean distance of normalised embeddings; their centres are means of these, and not normalised
+        again), SumReducer (the sum over the classes of the batch; `DivisorReducer` gives their mean). The loss dict
+        holds the loss of each class at its first sample, 0 at the others.
+
+    Source:
+        The 2018 zoo's CenterLoss, which is not that of Wen et al. (that is `CenterLoss`). Its code minimises the
+        distance of centres that are too close, and so pulls them together, and subtracts no margin, so that it jumps
+        there. Wrong values are not reproduced: here both terms are hinges, and centres are pushed. In a batch of one
+        class, on which the reference code raises, there is no other centre and the first term is 0.
+
+    Raises:
+        TypeError, ValueError: a margin that is not a finite number; an `indices_tuple` or `ref_emb`.
+
+    Example:
+        >>> import torch
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.6, 0.8]])
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> ClassCenterMarginLoss()(embeddings, labels)
+        tensor(0.1634)
+    """
+
+    levels: ClassVar[tuple[str, ...]] = ("center_margin", "sample_margin")
+
+    def __init__(self, *, center_margin: float = 1.0, sample_margin: float = 0.3, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.record_hyperparameters(
+            center_margin=arguments.finite("center_margin", center_margin),
+            sample_margin=arguments.finite("sample_margin", sample_margin),
+        )
+
+    def get_default_distance(self) -> LpDistance:
+        """Euclidean distance of normalised embeddings."""
+        return LpDistance()
+
+    def get_default_reducer(self) -> SumReducer:
+        """Sum over the classes."""
+        return SumReducer()
+
+    def per_sample(self, embeddings: Tensor, labels: Tensor) -> Tensor | Counted:
+        """The loss of each class at its first sample."""
+        n = len(labels)
+        if n == 0:
+            return embeddings.sum(-1)
+        member, other = label_masks(labels, labels)
+        # A class goes by the number of its first sample: the shapes do not depend on the data.
+        first = member.long().argmax(-1)
+        is_class = first == torch.arange(n, device=labels.device)
+        centers = group_means(embeddings, first, n)
+        losses = class_center_margin(
+            self._scores(centers, centers),
+            self._scores(centers, embeddings),
+            member,
+            other & is_class,
+            **self.hyperparameters(),
+        )
+        return Counted(torch.where(is_class, losses, 0.0), is_class.long())
+
+    def _scores(self, centers: Tensor, others: Tensor) -> Tensor:
+        """Larger is closer, and nothing is normalised: the samples are already, and means are not to be."""
+        matrix: Tensor = self.distance.compute_mat(centers, others) ** self.distance.power
+        return matrix if self.distance.is_inverted else -matrix
