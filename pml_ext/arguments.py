@@ -30,6 +30,13 @@ def non_negative(name: str, value: float) -> float:
     return value
 
 
+def fraction(name: str, value: float) -> float:
+    """Return `value` if it is a number in 0..1."""
+    if not 0 <= finite(name, value) <= 1:
+        raise ValueError(f"{name} must be in 0..1, got {value!r}")
+    return value
+
+
 def count(name: str, value: int | None, *, optional: bool = False) -> int | None:
     """Return `value` if it is an integer of at least 1, or None where `optional`."""
     if value is None and optional:

@@ -11,28 +11,29 @@ from pml_ext.pairs import Needs, masked_mean, softplus
 
 
 def binomial_deviance(
-    sim: Tensor, pos: Tensor, neg: Tensor, *, alpha: float, beta: float, base: float, scale: float
+    sim: Tensor, pos: Tensor, neg: Tensor, *, alpha: float, beta: float, base: float, scale: float, balance: float
 ) -> Tensor:
     """Binomial deviance of each anchor: sim, pos, neg [.., n, m] -> [.., n]. See `BinomialDevianceLoss`."""
     pull = masked_mean(softplus(-alpha * (sim - base)), pos) / alpha
     push = masked_mean(softplus(beta * (sim - base)), neg) / beta
-    return scale * (pull + push)
+    return scale * (pull + balance * push)
 
 
 @final
 class BinomialDevianceLoss(PairMatrixLoss):
     r"""Pulls positives above and pushes negatives below one absolute similarity, by two softplus terms.
 
-        L_i = scale ( 1/alpha mean_{p in P_i} log(1 + exp(-alpha (s_ip - base)))
-                    + 1/beta  mean_{n in N_i} log(1 + exp(  beta (s_in - base))) )
+        L_i = scale (    1/alpha    mean_{p in P_i} log(1 + exp(-alpha (s_ip - base)))
+                    + balance/beta mean_{n in N_i} log(1 + exp(  beta (s_in - base))) )
 
-    Both terms have a slope of at most `scale`; a missing side contributes 0.
+    The slope is at most `scale` on positives and `scale * balance` on negatives; a missing side contributes 0.
 
     Args:
         alpha: steepness on positives, above 0.
         beta: steepness on negatives, above 0.
         base: absolute score that separates positives from negatives; a level of the distance.
         scale: factor of the whole loss, above 0; the default 2 gives the reference's 1 and 0.04.
+        balance: largest slope on negatives over that on positives, above 0; beta / alpha for factors of 1 on both.
         kwargs: those of `PairMatrixLoss`.
 
     Shape:
@@ -43,9 +44,11 @@ class BinomialDevianceLoss(PairMatrixLoss):
 
     Source:
         Yi, Lei, Li, "Deep Metric Learning for Practical Person Re-Identification", 2014, arXiv 1407.4979. Their
-        weight C of the negatives is beta/alpha here. The 2018 zoo's BinDeviance is this loss on the pairs of
-        `HardNegativePairMiner`; its reference code raises when every anchor is skipped, ignores its `alpha`
-        argument, and overflows on embeddings that are not normalised.
+        weight C of the negatives is beta / alpha here, and also `balance`: they do not divide by the steepness. The
+        2018 zoo's BinDeviance is this loss on the pairs of `HardNegativePairMiner`; its reference code raises when
+        every anchor is skipped, ignores its `alpha` argument, and overflows on embeddings that are not normalised.
+        The 2020 zoo's Binomial has beta=40 and, without its hard mining, balance=20 and so slopes of 2 and 40, the
+        negatives drowning the positives; its hard mining divides by a steepness of 0.
 
     Raises:
         TypeError, ValueError: a hyperparameter that is not a number, not finite or out of range.
@@ -62,7 +65,14 @@ class BinomialDevianceLoss(PairMatrixLoss):
     levels: ClassVar[tuple[str, ...]] = ("base",)
 
     def __init__(
-        self, *, alpha: float = 2, beta: float = 50, base: float = 0.5, scale: float = 2, **kwargs: Any
+        self,
+        *,
+        alpha: float = 2,
+        beta: float = 50,
+        base: float = 0.5,
+        scale: float = 2,
+        balance: float = 1,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(
@@ -70,6 +80,7 @@ class BinomialDevianceLoss(PairMatrixLoss):
             beta=arguments.positive("beta", beta),
             base=arguments.finite("base", base),
             scale=arguments.positive("scale", scale),
+            balance=arguments.positive("balance", balance),
         )
 
     def get_default_distance(self) -> CosineSimilarity:

@@ -1,6 +1,17 @@
 """Miners: subclasses of PML's `BaseMiner`, usable wherever a PML miner is."""
 
+from pml_ext.miners.chained import ChainedMiner
+from pml_ext.miners.distance_weighted import DistanceWeightedMiner
+from pml_ext.miners.exponential_positive import ExponentialPositiveMiner
 from pml_ext.miners.hard_negative_pair import HardNegativePairMiner
 from pml_ext.miners.inverse_density import InverseDensityMiner
+from pml_ext.miners.k_nearest_positive import KNearestPositiveMiner
 
-__all__ = ["HardNegativePairMiner", "InverseDensityMiner"]
+__all__ = [
+    "ChainedMiner",
+    "DistanceWeightedMiner",
+    "ExponentialPositiveMiner",
+    "HardNegativePairMiner",
+    "InverseDensityMiner",
+    "KNearestPositiveMiner",
+]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import SamplingMiner
-from pml_ext.pairs import masked_mean, top_mask
+from pml_ext.pairs import masked_mean, sample
 
 
 def inverse_density_log_weights(sim: Tensor, neg: Tensor, *, max_z: float | None = None) -> Tensor:
@@ -32,18 +32,15 @@ def inverse_density(
     neg: Tensor,
     *,
     num_negatives: int | None,
+    per_positive: int | None,
     max_z: float | None,
     generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor]:
-    """All positives, and negatives drawn without replacement: sim, pos, neg [.., n, m] -> narrowed pos, neg.
-
-    The draw is Gumbel top-k: adding independent Gumbel noise to the log-weights and keeping the k largest sums has
-    the distribution of drawing k times without replacement.
-    """
-    log_weights = inverse_density_log_weights(sim, neg, max_z=max_z)
-    noise = torch.empty_like(sim).exponential_(generator=generator).log_().neg_()
-    k = pos.sum(-1, keepdim=True) if num_negatives is None else torch.full_like(sim[..., :1], num_negatives).long()
-    return pos, top_mask(log_weights + noise, neg, k)
+    """All positives, and negatives drawn without replacement: sim, pos, neg [.., n, m] -> narrowed pos, neg."""
+    if num_negatives is None and per_positive is None:
+        per_positive = 1
+    k = (num_negatives or 0) + (per_positive or 0) * pos.sum(-1, keepdim=True)
+    return pos, sample(inverse_density_log_weights(sim, neg, max_z=max_z), neg, k, generator)
 
 
 @final
@@ -58,8 +55,8 @@ class InverseDensityMiner(SamplingMiner):
     Average negatives are least likely; both tails, the hardest and the easiest, most likely. All positives are kept.
 
     Args:
-        num_negatives: how many to draw for each anchor, at least 1 (all if it has fewer); None for as many as the
-            anchor has positives.
+        num_negatives: how many to draw for each anchor, at least 1 (all if it has fewer).
+        per_positive: how many more for each of the anchor's positives, at least 1. If both are None: one.
         max_z: None, or where |D - mu| / sigma is cut off, above 0, so that a single outlier is not always drawn.
         kwargs: `seed` as in `SamplingMiner`; those of `PairMiner`.
 
@@ -71,7 +68,7 @@ class InverseDensityMiner(SamplingMiner):
 
     Source:
         The 2018 zoo's DistWeight losses, after the idea of Wu et al., "Sampling Matters in Deep Embedding Learning",
-        ICCV 2017, whose density is that of points on a sphere (use PML's `DistanceWeightedMiner` for it). The weight
+        ICCV 2017, whose density is that of points on a sphere (`DistanceWeightedMiner`). The weight
         is computed from its logarithm; equal distances, which the reference divides by zero, are equally likely; an
         anchor with too few negatives gets all of them.
 
@@ -87,10 +84,18 @@ class InverseDensityMiner(SamplingMiner):
         (tensor([1, 0, 3, 2]), 4)
     """
 
-    def __init__(self, *, num_negatives: int | None = None, max_z: float | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        num_negatives: int | None = None,
+        per_positive: int | None = None,
+        max_z: float | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(
             num_negatives=arguments.count("num_negatives", num_negatives, optional=True),
+            per_positive=arguments.count("per_positive", per_positive, optional=True),
             max_z=None if max_z is None else arguments.positive("max_z", max_z),
         )
 

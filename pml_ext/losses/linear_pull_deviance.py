@@ -1,0 +1,108 @@
+"""The binomial deviance loss with an adaptive level and a linear pull on the hard positives."""
+
+from typing import Any, ClassVar, final
+
+from pytorch_metric_learning.distances import CosineSimilarity
+from torch import Tensor
+
+from pml_ext import arguments
+from pml_ext.base import PairMatrixLoss
+from pml_ext.pairs import crossing, masked_max, masked_mean, masked_min, softplus
+
+
+def linear_pull_deviance(
+    sim: Tensor,
+    pos: Tensor,
+    neg: Tensor,
+    *,
+    beta: float,
+    epsilon: float,
+    base: float,
+    adaptivity: float,
+    balance: float,
+) -> Tensor:
+    """Loss of each anchor: sim, pos, neg [.., n, m] -> [.., n]. See `LinearPullDevianceLoss`."""
+    level = adaptivity * crossing(sim, pos, neg) + (1 - adaptivity) * base  # [.., n, 1]
+    neg = neg & (sim > masked_min(sim, pos) - epsilon)
+    pos = pos & (sim < masked_max(sim, neg) + epsilon)
+    pull = masked_mean(level - sim, pos)
+    push = masked_mean(softplus(beta * (sim - level)), neg) / beta
+    return (pull + balance * push).where(neg.any(-1), 0.0)
+
+
+@final
+class LinearPullDevianceLoss(PairMatrixLoss):
+    r"""Pulls hard positives with a constant force and pushes hard negatives below a level that each anchor decides.
+
+    With mu and sigma the mean and the population standard deviation of the scores of an anchor's positives and of its
+    negatives, the level is where both are equally many standard deviations away, drawn towards a fixed score:
+
+        b_i = adaptivity (sigma-_i mu+_i + sigma+_i mu-_i) / (sigma+_i + sigma-_i) + (1 - adaptivity) base
+
+    It is a constant to the gradient. With the hard negatives N'_i = { n in N_i : s_in > min_{p in P_i} s_ip - epsilon }
+    and the hard positives P'_i = { p in P_i : s_ip < max_{n in N'_i} s_in + epsilon }:
+
+        L_i = mean_{p in P'_i} (b_i - s_ip)
+            + balance/beta mean_{n in N'_i} log(1 + exp(beta (s_in - b_i)))   if N'_i is not empty, else 0
+
+    The pull has no lower bound: a loss below 0 is no error.
+
+    Args:
+        beta: steepness on negatives, above 0.
+        epsilon: how far beyond the hardest opposite pair a pair still counts, at least 0; a difference of two scores.
+        base: absolute score towards which the level is drawn; a level of the distance.
+        adaptivity: how much the level follows the anchor's scores, in 0..1; 0 is `base` everywhere.
+        balance: largest slope on negatives over that on positives, above 0.
+        kwargs: those of `PairMatrixLoss`.
+
+    Shape:
+        embeddings [n, d], labels [n] -> a scalar.
+
+    Defaults:
+        CosineSimilarity, MeanReducer (divides by all n anchors), needs a positive and a negative.
+
+    Source:
+        The 2018 zoo's MarginPositive. The means and deviations are over all pairs that the loss is given, not only
+        the hard ones: so the selection is in here and not a miner. Where neither scores differ among themselves (one
+        positive and one negative) the reference divides 0 by 0; here the level is halfway. It raises when no anchor is
+        left, where we return 0.
+
+    Raises:
+        TypeError, ValueError: a hyperparameter that is not a number, not finite or out of range.
+
+    Example:
+        >>> import torch
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.6, 0.8]])
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> LinearPullDevianceLoss()(embeddings, labels)
+        tensor(0.1211)
+    """
+
+    levels: ClassVar[tuple[str, ...]] = ("base",)
+
+    def __init__(
+        self,
+        *,
+        beta: float = 40,
+        epsilon: float = 0.05,
+        base: float = 0.5,
+        adaptivity: float = 0.8,
+        balance: float = 2,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.record_hyperparameters(
+            beta=arguments.positive("beta", beta),
+            epsilon=arguments.non_negative("epsilon", epsilon),
+            base=arguments.finite("base", base),
+            adaptivity=arguments.fraction("adaptivity", adaptivity),
+            balance=arguments.positive("balance", balance),
+        )
+
+    def get_default_distance(self) -> CosineSimilarity:
+        """Cosine similarity."""
+        return CosineSimilarity()
+
+    def per_anchor(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
+        """Linear pull and deviance push of each anchor."""
+        return linear_pull_deviance(sim, pos, neg, **self.hyperparameters())

@@ -1,0 +1,77 @@
+"""Miners one after another."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, final
+
+import torch
+from pytorch_metric_learning.distances import LpDistance
+from torch import Tensor
+
+from pml_ext.base import PairMiner
+
+
+@final
+class ChainedMiner(PairMiner):
+    r"""Miners one after another, each narrowing what the one before has left.
+
+        (pos, neg) = miner_k( ... miner_2(miner_1(all positives, all negatives)))
+
+    All see the same scores, those of the chain's distance. Without miners all pairs are kept.
+
+    Args:
+        miners: miners of this package that have the chain's distance.
+        kwargs: those of `PairMiner`.
+
+    Shape:
+        embeddings [n, d], labels [n] -> (anchors, positives, anchors, negatives).
+
+    Defaults:
+        LpDistance (Euclidean distance of normalised embeddings).
+
+    Source:
+        Ours. It is what the 2018 zoo's DistWeightNeighbour and DistanceMatch do: draw negatives, keep the three
+        nearest positives, and then the drawn negatives that are not farther than these and a little more.
+
+    Raises:
+        TypeError: a miner that is not a `PairMiner`.
+        ValueError: a miner with another distance than the chain.
+
+    Example:
+        >>> import torch
+        >>> from pml_ext.miners import HardNegativePairMiner, KNearestPositiveMiner
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.6, 0.8]])
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> miner = ChainedMiner(miners=[KNearestPositiveMiner(k=1), HardNegativePairMiner(distance=LpDistance())])
+        >>> anchors, positives, _, negatives = miner(embeddings, labels)
+        >>> anchors, negatives
+        (tensor([1, 2]), tensor([2, 1]))
+    """
+
+    def __init__(self, *, miners: Sequence[PairMiner] = (), **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for miner in miners:
+            if not isinstance(miner, PairMiner):
+                raise TypeError(f"miners must be miners of this package (PairMiner), got {type(miner).__name__}")
+            if _settings(miner) != _settings(self):
+                raise ValueError(
+                    f"the miners of a chain must have its distance {self.distance}: {type(miner).__name__} has "
+                    f"{miner.distance}; give distance= to the miner or to the chain"
+                )
+        self.miners = torch.nn.ModuleList(miners)
+
+    def get_default_distance(self) -> LpDistance:
+        """Euclidean distance of normalised embeddings."""
+        return LpDistance()
+
+    def select(self, sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
+        """What the last miner leaves."""
+        miners: Iterable[Any] = self.miners
+        for miner in miners:
+            miner.embedding_size = self.embedding_size
+            pos, neg = miner.select(sim, pos, neg)
+        return pos, neg
+
+
+def _settings(miner: PairMiner) -> tuple[Any, ...]:
+    names = ("p", "power", "normalize_embeddings", "is_inverted")
+    return type(miner.distance), *(getattr(miner.distance, name, None) for name in names)

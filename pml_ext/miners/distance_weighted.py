@@ -1,0 +1,128 @@
+"""Distance weighted sampling: negatives drawn so that their distances become uniform."""
+
+from typing import Any, final
+
+import torch
+from pytorch_metric_learning.distances import LpDistance
+from torch import Tensor
+
+from pml_ext import arguments
+from pml_ext.base import SamplingMiner
+from pml_ext.pairs import sample
+
+
+def distance_weighted_log_weights(
+    dist: Tensor, neg: Tensor, *, dimension: int, cutoff: float, nonzero_loss_cutoff: float | None
+) -> tuple[Tensor, Tensor]:
+    """Log of the unnormalised probability of each negative, and which may be drawn: dist, neg [.., n, m] -> both."""
+    if nonzero_loss_cutoff is not None:
+        near = neg & (dist < nonzero_loss_cutoff)
+        has_near = near.any(-1, keepdim=True)
+        neg = torch.where(has_near, near, neg)
+        # The uniform distribution over all negatives, where none is near: every weight is that of one distance.
+        dist = torch.where(has_near, dist, cutoff)
+    dist = dist.clamp(cutoff, _LARGEST)
+    # 1 - d^2/4 as a product: its second factor is small and exact where the distance is near 2.
+    log_area = torch.log1p(dist / 2) + torch.log1p(-dist / 2)
+    return (2 - dimension) * dist.log() - (dimension - 3) / 2 * log_area, neg
+
+
+# Two points of the unit sphere are never farther apart; at 2 itself the density is 0 and its inverse infinite.
+_LARGEST = 2 - 1e-6
+
+
+def distance_weighted(
+    dist: Tensor,
+    pos: Tensor,
+    neg: Tensor,
+    *,
+    dimension: int,
+    cutoff: float,
+    nonzero_loss_cutoff: float | None,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor]:
+    """All positives, and as many negatives: Euclidean distances dist, pos, neg [.., n, m] -> narrowed pos, neg."""
+    log_weights, neg = distance_weighted_log_weights(
+        dist, neg, dimension=dimension, cutoff=cutoff, nonzero_loss_cutoff=nonzero_loss_cutoff
+    )
+    return pos, sample(log_weights, neg, pos.sum(-1, keepdim=True), generator)
+
+
+@final
+class DistanceWeightedMiner(SamplingMiner):
+    r"""Samples negatives by the inverse of the density of distances on the sphere, one for each positive.
+
+    Distances D of random points of the unit sphere in d dimensions have a density proportional to
+    D^(d-2) (1 - D^2/4)^((d-3)/2), which for large d is all around sqrt(2). Negatives are drawn one after another,
+    without replacement, as many as the anchor has positives, with probability proportional to
+
+        w_in = 1 / ( C^(d-2) (1 - C^2/4)^((d-3)/2) ),   C = max(D_in, cutoff)
+
+    among the negatives closer than `nonzero_loss_cutoff`; where there is none, uniformly among all of the anchor.
+
+    Args:
+        cutoff: distances below it count as this one, so that near negatives are not always drawn; above 0, below 2.
+        nonzero_loss_cutoff: None, or the distance from which on negatives are not drawn as long as there are others,
+            because they would cost nothing; above 0.
+        dimension: d, at least 1; None for that of the embeddings. Only above 3 are distant negatives, beyond sqrt(2),
+            rare and so more likely than average ones; up to 3 they are frequent and the less likely the more distant.
+        kwargs: `seed` as in `SamplingMiner`; those of `PairMiner`. The embeddings are taken to be on the unit sphere,
+            as those distances of PML that normalise make them: similarities are turned into distances by
+            sqrt(2 - 2 s), and powers of distances into distances.
+
+    Shape:
+        embeddings [n, d], labels [n] -> (anchors, positives, anchors, negatives).
+
+    Defaults:
+        LpDistance (Euclidean distance of normalised embeddings), torch's global generator.
+
+    Source:
+        Wu et al., "Sampling Matters in Deep Embedding Learning", ICCV 2017, arXiv 1706.07567; the cut-offs are those
+        of PML's miner of this name. That one draws a negative for each positive pair, with replacement, and gives
+        triplets, class by class; here the draws of an anchor are different negatives, in one step for the whole
+        batch, and pairs. PML drops the anchors without a negative closer than the cut-off, and, because it compares
+        the weights with the largest of the whole batch, those whose weights then underflow.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, not finite or out of range.
+
+    Example:
+        >>> import torch
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.6, 0.8]])
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> anchors, positives, _, negatives = DistanceWeightedMiner(seed=0)(embeddings, labels)
+        >>> positives, len(negatives)
+        (tensor([1, 0, 3, 2]), 4)
+    """
+
+    def __init__(
+        self,
+        *,
+        cutoff: float = 0.5,
+        nonzero_loss_cutoff: float | None = 1.4,
+        dimension: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not 0 < arguments.positive("cutoff", cutoff) < 2:
+            raise ValueError(f"cutoff must be below 2, the largest distance on the unit sphere, got {cutoff!r}")
+        if nonzero_loss_cutoff is not None:
+            arguments.positive("nonzero_loss_cutoff", nonzero_loss_cutoff)
+        self.record_hyperparameters(
+            cutoff=cutoff,
+            nonzero_loss_cutoff=nonzero_loss_cutoff,
+            dimension=arguments.count("dimension", dimension, optional=True),
+        )
+
+    def get_default_distance(self) -> LpDistance:
+        """Euclidean distance of normalised embeddings."""
+        return LpDistance()
+
+    def select(self, sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
+        """All positives, and as many drawn negatives."""
+        dimension = self.dimension or self.embedding_size
+        if dimension is None:
+            raise ValueError("the dimension of the embeddings is unknown without embeddings: give dimension=")
+        dist = (2 - 2 * sim).clamp(min=0).sqrt() if self.distance.is_inverted else (-sim) ** (1 / self.distance.power)
+        values = self.hyperparameters() | {"dimension": dimension}
+        return distance_weighted(dist, pos, neg, generator=self.generator(sim.device), **values)
