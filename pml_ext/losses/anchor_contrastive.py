@@ -8,27 +8,32 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss
-from pml_ext.pairs import Needs, masked_mean
+from pml_ext.pairs import Needs, masked_mean, masked_sum
 
 
-def anchor_contrastive(sim: Tensor, pos: Tensor, neg: Tensor, *, pos_margin: float, neg_margin: float) -> Tensor:
-    """Mean hinges of each anchor: sim, pos, neg [.., n, m] -> [.., n]. See `AnchorContrastiveLoss`."""
-    pull = masked_mean(torch.relu(pos_margin - sim), pos)
-    push = masked_mean(torch.relu(sim - neg_margin), neg)
+def anchor_contrastive(
+    sim: Tensor, pos: Tensor, neg: Tensor, *, pos_margin: float, neg_margin: float, average: bool, step: float
+) -> Tensor:
+    """Hinges of each anchor: sim, pos, neg [.., n, m] -> [.., n]. See `AnchorContrastiveLoss`."""
+    total = masked_mean if average else masked_sum
+    pull = total(torch.relu(pos_margin - sim), pos)
+    push = total(torch.where(sim > neg_margin, sim - neg_margin + step, 0.0), neg)
     return pull + push
 
 
 @final
 class AnchorContrastiveLoss(PairMatrixLoss):
-    r"""Linear hinges on positives and negatives, each averaged over all pairs of the anchor.
+    r"""Linear hinges on positives and negatives, averaged over the pairs of each anchor, or summed.
 
         L_i = mean_{p in P_i} [D_ip - pos_margin]+ + mean_{n in N_i} [neg_margin - D_in]+
 
-    A missing side contributes 0. The mean is over active and inactive pairs alike.
+    A missing side contributes 0. The mean is over active and inactive pairs alike; with `average=False` it is a sum.
 
     Args:
         pos_margin: the distance up to which a positive costs nothing; a level of the distance.
         neg_margin: the distance from which on a negative costs nothing; a level of the distance.
+        average: whether to take the mean over an anchor's pairs, or their sum.
+        step: what each negative inside its margin costs beyond its hinge, at least 0. It has no gradient.
         kwargs: those of `PairMatrixLoss`.
 
     Shape:
@@ -42,7 +47,9 @@ class AnchorContrastiveLoss(PairMatrixLoss):
         The contrastive loss of the 2018 zoo, after Hadsell, Chopra, LeCun, "Dimensionality Reduction by Learning an
         Invariant Mapping", CVPR 2006, whose terms are squares. The reference code fixes the two levels and ignores
         its `margin` argument; here they are arguments. PML's `ContrastiveLoss` has the same hinges, averaged over
-        the active pairs of the batch instead of all pairs of the anchor.
+        the active pairs of the batch instead of all pairs of the anchor. The 2020 zoo's contrastive loss has sums
+        (average=False), `CosineSimilarity`, pos_margin=1 and neg_margin=0.5; its value, not its gradient, jumps where
+        a negative crosses the margin, because that costs its score and not only what is beyond: step=0.5.
 
     Raises:
         TypeError, ValueError: a hyperparameter that is not a number or not finite.
@@ -58,11 +65,23 @@ class AnchorContrastiveLoss(PairMatrixLoss):
     needs: ClassVar[Needs] = "either"
     levels: ClassVar[tuple[str, ...]] = ("pos_margin", "neg_margin")
 
-    def __init__(self, *, pos_margin: float = 0.6, neg_margin: float = 1.2, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        pos_margin: float = 0.6,
+        neg_margin: float = 1.2,
+        average: bool = True,
+        step: float = 0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
+        if not isinstance(average, bool):
+            raise TypeError(f"average must be True or False, got {average!r}")
         self.record_hyperparameters(
             pos_margin=arguments.finite("pos_margin", pos_margin),
             neg_margin=arguments.finite("neg_margin", neg_margin),
+            average=average,
+            step=arguments.non_negative("step", step),
         )
 
     def get_default_distance(self) -> LpDistance:

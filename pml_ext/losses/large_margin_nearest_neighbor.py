@@ -10,9 +10,9 @@ from pml_ext.base import PairMatrixLoss
 from pml_ext.pairs import masked_mean, masked_min, nearest
 
 
-def large_margin_nearest_neighbor(sim: Tensor, pos: Tensor, neg: Tensor, *, k: int, margin: float) -> Tensor:
+def large_margin_nearest_neighbor(sim: Tensor, pos: Tensor, neg: Tensor, *, k: int | None, margin: float) -> Tensor:
     """LMNN loss of each anchor: sim, pos, neg [.., n, m] -> [.., n]. See `LargeMarginNearestNeighborLoss`."""
-    targets = nearest(sim, pos, k)
+    targets = pos if k is None else nearest(sim, pos, k)
     impostors = neg & (sim > masked_min(sim, targets) - margin)
     gap = masked_mean(sim, impostors) - masked_mean(sim, targets) + margin
     return gap.where(impostors.any(-1), 0.0)
@@ -30,7 +30,7 @@ class LargeMarginNearestNeighborLoss(PairMatrixLoss):
     For k above 1 a term can be negative.
 
     Args:
-        k: how many of the nearest positives are targets, at least 1 (all if there are fewer).
+        k: how many of the nearest positives are targets, at least 1 (all if there are fewer); None for all.
         margin: how much closer a target must be than a negative, at least 0; a difference of two scores.
         kwargs: those of `PairMatrixLoss`.
 
@@ -44,8 +44,10 @@ class LargeMarginNearestNeighborLoss(PairMatrixLoss):
     Source:
         The 2018 zoo's Neighbour loss, after Weinberger, Saul, "Distance Metric Learning for Large Margin Nearest
         Neighbor Classification", JMLR 2009, whose targets are fixed in advance and whose hinge is taken per triplet.
-        With one sampled positive and `CosineSimilarity` it is the zoo's DistWeightLoss. Equal to the zoo's formula on
-        its balanced batches; here classes may have any size.
+        With one sampled positive and `CosineSimilarity` it is the zoo's DistWeightLoss; with k=None, margin=1 and
+        `CosineSimilarity`, on pairs selected by PML's `MultiSimilarityMiner`, the 2020 zoo's HardMining,
+        mean (1 - s_ip) + mean s_in, because no negative selected is farther than such a margin. Equal to the zoo's
+        formula on its balanced batches; here classes may have any size.
 
     Raises:
         TypeError, ValueError: a hyperparameter that is not a number, not finite or out of range.
@@ -58,10 +60,10 @@ class LargeMarginNearestNeighborLoss(PairMatrixLoss):
         tensor(0.1155)
     """
 
-    def __init__(self, *, k: int = 1, margin: float = 0.1, **kwargs: Any) -> None:
+    def __init__(self, *, k: int | None = 1, margin: float = 0.1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(
-            k=arguments.count("k", k),
+            k=arguments.count("k", k, optional=True),
             margin=arguments.non_negative("margin", margin),
         )
 

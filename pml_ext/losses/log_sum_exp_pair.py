@@ -19,29 +19,34 @@ def log_sum_exp_pair(
     beta: float,
     pos_base: float,
     neg_base: float,
+    scale: float,
     bounded: bool,
 ) -> Tensor:
     """Log-sum-exp pair loss of each anchor: sim, pos, neg [.., n, m] -> [.., n]. See `LogSumExpPairLoss`."""
     pull = masked_logsumexp(alpha * (pos_base - sim), pos)
     push = masked_logsumexp(beta * (sim - neg_base), neg)
-    return softplus(pull) / alpha + softplus(push) / beta if bounded else pull + push
+    if bounded:
+        pull, push = softplus(pull), softplus(push)
+    return scale * (pull / alpha + push / beta)
 
 
 @final
 class LogSumExpPairLoss(PairMatrixLoss):
     r"""Soft maxima over an anchor's positives and over its negatives, each against an absolute level.
 
-        L_i = log sum_{p in P_i} exp(alpha (D_ip - pos_base)) + log sum_{n in N_i} exp(beta (neg_base - D_in))
+        L_i = scale ( 1/alpha log sum_{p in P_i} exp(alpha (D_ip - pos_base))
+                    + 1/beta  log sum_{n in N_i} exp( beta (neg_base - D_in)) )
 
-    It has no lower bound, and pulls and pushes with full force forever. With `bounded` each logarithm l of steepness b
-    becomes 1/b log(1 + exp(l)), which tends to 0 once all pairs are beyond their level.
+    It has no lower bound, and pulls and pushes with the full force of `scale` forever. With `bounded` each logarithm l
+    becomes log(1 + exp(l)), which tends to 0 once all pairs are beyond their level.
 
     Args:
         alpha: steepness on positives, above 0.
         beta: steepness on negatives, above 0.
         pos_base: the distance that positives are compared with; a level of the distance.
         neg_base: the distance that negatives are compared with; a level of the distance.
-        bounded: whether to bound both terms by 0 from below and by about 1 in their slope.
+        scale: factor of the whole loss, above 0; the default 20 gives the reference's bare logarithms.
+        bounded: whether to bound both terms by 0 from below.
         kwargs: those of `PairMatrixLoss`.
 
     Shape:
@@ -55,8 +60,10 @@ class LogSumExpPairLoss(PairMatrixLoss):
         The pair term of the 2018 zoo's AHardPair, which is this loss in `AnchorWeightedLoss(alpha=40)`, with one
         steepness of 20 for both sides and fixed levels. Its notes say that only pairs beyond their level count, which
         is false: the levels are constants added to the loss. The reference code overflows in float32 for distances
-        above 5.2; the logarithms are never left here. `bounded` is ours; with it and one base for both sides this is
-        `MultiSimilarityLoss`.
+        above 5.2; the logarithms are never left here. The 2020 zoo's
+        LiftedStructure is this loss with alpha=2, beta=40, scale=2, both bases 0 and `CosineSimilarity`: the lifted
+        loss of Hermans et al. 2017 with temperatures and without its hinge, not that of Song et al. 2016. `bounded` is
+        ours; with it, scale=1 and one base for both sides this is `MultiSimilarityLoss`.
 
     Raises:
         TypeError, ValueError: a hyperparameter that is not a number, not finite or out of range.
@@ -78,6 +85,7 @@ class LogSumExpPairLoss(PairMatrixLoss):
         beta: float = 20,
         pos_base: float = 0.8,
         neg_base: float = 1.1,
+        scale: float = 20,
         bounded: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -89,6 +97,7 @@ class LogSumExpPairLoss(PairMatrixLoss):
             beta=arguments.positive("beta", beta),
             pos_base=arguments.finite("pos_base", pos_base),
             neg_base=arguments.finite("neg_base", neg_base),
+            scale=arguments.positive("scale", scale),
             bounded=bounded,
         )
 

@@ -7,7 +7,7 @@ import torch
 from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
 
-from pml_ext.base import PairMiner
+from pml_ext.base import PairMiner, SamplingMiner
 
 
 @final
@@ -58,6 +58,11 @@ class ChainedMiner(PairMiner):
                     f"{miner.distance}; give distance= to the miner or to the chain"
                 )
         self.miners = torch.nn.ModuleList(miners)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether one of the miners draws at random."""
+        return any(isinstance(miner, SamplingMiner) or getattr(miner, "is_random", False) for miner in self.miners)
 
     def get_default_distance(self) -> LpDistance:
         """Euclidean distance of normalised embeddings."""

@@ -3,7 +3,7 @@
 from typing import Any, final
 
 import torch
-from pytorch_metric_learning.distances import LpDistance
+from pytorch_metric_learning.distances import DotProductSimilarity, LpDistance
 from torch import Tensor
 
 from pml_ext import arguments
@@ -29,6 +29,7 @@ def distance_weighted_log_weights(
 
 # Two points of the unit sphere are never farther apart; at 2 itself the density is 0 and its inverse infinite.
 _LARGEST = 2 - 1e-6
+_USUAL = 128
 
 
 def distance_weighted(
@@ -64,11 +65,12 @@ class DistanceWeightedMiner(SamplingMiner):
         cutoff: distances below it count as this one, so that near negatives are not always drawn; above 0, below 2.
         nonzero_loss_cutoff: None, or the distance from which on negatives are not drawn as long as there are others,
             because they would cost nothing; above 0.
-        dimension: d, at least 1; None for that of the embeddings. Only above 3 are distant negatives, beyond sqrt(2),
-            rare and so more likely than average ones; up to 3 they are frequent and the less likely the more distant.
+        dimension: d, at least 1; None for that of the embeddings (128 where `select` gets scores alone). Only above 3
+            are distant negatives, beyond sqrt(2), rare and so more likely than average ones; up to 3 they are frequent
+            and the less likely the more distant.
         kwargs: `seed` as in `SamplingMiner`; those of `PairMiner`. The embeddings are taken to be on the unit sphere,
-            as those distances of PML that normalise make them: similarities are turned into distances by
-            sqrt(2 - 2 s), and powers of distances into distances.
+            as PML's distances make them by default: cosine similarities s are turned into distances sqrt(2 - 2 s),
+            powers of a distance into the distance.
 
     Shape:
         embeddings [n, d], labels [n] -> (anchors, positives, anchors, negatives).
@@ -120,9 +122,8 @@ class DistanceWeightedMiner(SamplingMiner):
 
     def select(self, sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
         """All positives, and as many drawn negatives."""
-        dimension = self.dimension or self.embedding_size
-        if dimension is None:
-            raise ValueError("the dimension of the embeddings is unknown without embeddings: give dimension=")
-        dist = (2 - 2 * sim).clamp(min=0).sqrt() if self.distance.is_inverted else (-sim) ** (1 / self.distance.power)
+        dimension = self.dimension or self.embedding_size or _USUAL
+        is_cosine = isinstance(self.distance, DotProductSimilarity)
+        dist = (2 - 2 * sim).clamp(min=0).sqrt() if is_cosine else (-sim) ** (1 / self.distance.power)
         values = self.hyperparameters() | {"dimension": dimension}
         return distance_weighted(dist, pos, neg, generator=self.generator(sim.device), **values)
