@@ -5,6 +5,7 @@ from pml_ext.miners.distance_weighted import DistanceWeightedMiner
 from pml_ext.miners.exponential_positive import ExponentialPositiveMiner
 from pml_ext.miners.hard_negative_pair import HardNegativePairMiner
 from pml_ext.miners.inverse_density import InverseDensityMiner
+from pml_ext.miners.k_nearest_negative import KNearestNegativeMiner
 from pml_ext.miners.k_nearest_positive import KNearestPositiveMiner
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "ExponentialPositiveMiner",
     "HardNegativePairMiner",
     "InverseDensityMiner",
+    "KNearestNegativeMiner",
     "KNearestPositiveMiner",
 ]

@@ -1,12 +1,13 @@
 """The part that every loss made of another loss shares."""
 
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, ClassVar
 
 from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import IndicesTuple
+from pml_ext.base import IndicesTuple, MatrixLoss
 
 
 class LossWrapper(BaseMetricLossFunction):
@@ -14,10 +15,17 @@ class LossWrapper(BaseMetricLossFunction):
 
     The inner loss keeps its own distance, reducer and regularizers; the wrapper shares its distance.
 
+    Attributes:
+        takes_references: whether a `ref_emb` is handed to the inner loss.
+        takes_indices: whether an `indices_tuple` is handed to the inner loss.
+
     Args:
         loss: a PML loss, that is a `BaseMetricLossFunction`.
         kwargs: `embedding_regularizer`, `embedding_reg_weight`, `collect_stats` of the wrapper itself.
     """
+
+    takes_references: ClassVar[bool] = True
+    takes_indices: ClassVar[bool] = True
 
     def __init__(self, loss: BaseMetricLossFunction, **kwargs: Any) -> None:
         if not isinstance(loss, BaseMetricLossFunction):
@@ -42,3 +50,46 @@ class LossWrapper(BaseMetricLossFunction):
     def reduced(loss: Tensor) -> dict[str, Any]:
         """PML's loss dict of a value that the inner loss has reduced already."""
         return {"loss": {"losses": loss, "indices": None, "reduction_type": "already_reduced"}}
+
+
+def takes_masks(loss: Any) -> bool:
+    """Whether a loss takes `PairMasks` as its `indices_tuple`."""
+    if isinstance(loss, LossWrapper):
+        return loss.takes_indices and takes_masks(loss.loss)
+    return isinstance(loss, MatrixLoss)
+
+
+def takes_references(loss: Any, pml_names: Collection[str], *, with_indices: bool) -> bool:
+    """Whether a loss can compare a batch with references, on pairs that it is given if `with_indices`.
+
+    PML's own losses do not say: they are known by their names, or those of their bases.
+    """
+    if isinstance(loss, LossWrapper):
+        able = loss.takes_references and (loss.takes_indices or not with_indices)
+        return able and takes_references(loss.loss, pml_names, with_indices=with_indices)
+    return isinstance(loss, MatrixLoss) or any(base.__name__ in pml_names for base in type(loss).__mro__)
+
+
+def checked_sizes(sizes: int | Sequence[int]) -> int | tuple[int, ...]:
+    """Return the sizes of column slices, one integer of at least 1 for each, or how many there are."""
+    if isinstance(sizes, Sequence) and not isinstance(sizes, str):
+        if not sizes:
+            raise ValueError("sizes must not be empty")
+        for size in sizes:
+            arguments.count("sizes", size)
+        return tuple(sizes)
+    arguments.count("sizes", sizes)
+    return sizes
+
+
+def slice_sizes(sizes: int | tuple[int, ...], dimension: int) -> list[int]:
+    """The sizes of the column slices of embeddings of that dimension; of B slices, b ends at floor(b dimension / B)."""
+    if isinstance(sizes, int):
+        if sizes > dimension:
+            raise ValueError(f"sizes must be at most the dimension of the embeddings, got {sizes} and {dimension}")
+        return [(b + 1) * dimension // sizes - b * dimension // sizes for b in range(sizes)]
+    if sum(sizes) != dimension:
+        raise ValueError(
+            f"sizes must add up to the dimension of the embeddings, got {sizes} with sum {sum(sizes)} and {dimension}"
+        )
+    return list(sizes)

@@ -1,0 +1,128 @@
+"""Any loss, with embeddings compared to class centres instead of one another."""
+
+from typing import Any, ClassVar, final
+
+import torch
+from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
+from pytorch_metric_learning.utils import common_functions as c_f
+from torch import Tensor
+
+from pml_ext.base import IndicesTuple
+from pml_ext.centers import Centers, CenterSource, leave_one_out
+from pml_ext.pairs import PairMasks, label_masks
+from pml_ext.wrappers.base import LossWrapper, takes_masks
+
+
+def leave_one_out_masks(labels: Tensor, centers: Centers, has_others: Tensor) -> PairMasks:
+    """The relation of samples to references that are the c centres and, after them, a mean for each sample.
+
+    The mean for sample i is that of its group without it; `has_others` [n] says whether there is one. Positives are the
+    other centres of the class and this mean in place of the own centre: labels [n] -> masks [n, c + n].
+    """
+    pos, neg = label_masks(labels, centers.labels)
+    own = centers.group.unsqueeze(-1) == torch.arange(len(centers.points), device=labels.device)
+    others = torch.diag(has_others)
+    return PairMasks(torch.cat([pos & ~own, others], dim=-1), torch.cat([neg, torch.zeros_like(others)], dim=-1))
+
+
+@final
+class CentersAsReferences(LossWrapper):
+    r"""Compares embeddings with class centres: the centres of its class are a sample's positives, the others negatives.
+
+        L = L'(x, y, ref_emb = c, ref_labels = classes of the centres)
+
+    Args:
+        loss: a loss that takes `ref_emb`, ours or PML's.
+        centers: where the centres come from, a source of `pml_ext.centers`.
+        leave_one_out: a sample is not compared with the mean of its own group, of which it is a part, but with the mean
+            of the others in it; the only one of its group is compared with other centres only. For centres that are
+            means of the batch.
+        normalize_embeddings: whether to bring the embeddings to unit length before centres are made of them; None to
+            do what the distance of the loss does. The centres themselves, means of unit vectors say, which are
+            shorter, are normalised only by that distance.
+        kwargs: those of `LossWrapper`.
+
+    Shape:
+        embeddings [n, d], labels [n] -> a scalar.
+
+    Defaults:
+        Distance and reducer of the inner loss, whose anchors are the samples. Of ours, a loss that needs positives and
+        negatives is 0 in a batch of one class if the centres are those of the batch.
+
+    Source:
+        The 2018 zoo's CenterNCA, CenterTriplet, ClusterNCA, KmeanLoss and MCA: `CenterNCA`, `CenterPair`, `ClusterNCA`,
+        `KmeanNCA` and `MCA` in the catalog. ClusterNCA multiplies the squared distance of a sample to the mean of its
+        group of s by (s/(s-1))^2, which is that to the mean of the others, with any distance here; it drops every
+        centre closer than 1e-3, here the own one of a group of one, and is infinite for a sample without a positive
+        centre, which has no loss here. KmeanLoss cannot be run. MCA's centres were brought to unit length after each
+        step of the optimizer, here in each call, and its "dead" centres, never updated, are left out.
+
+    Raises:
+        TypeError, ValueError: a loss that is not a PML loss, centres that are no source, `leave_one_out` with centres
+            that are not means of the batch; in a call an `indices_tuple` or `ref_emb`.
+
+    Example:
+        >>> import torch
+        >>> from pml_ext.centers import BatchCenters
+        >>> from pml_ext.losses import KNNSoftmaxLoss
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.6, 0.8]])
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> CentersAsReferences(KNNSoftmaxLoss(alpha=1), BatchCenters(detach=True))(embeddings, labels)
+        tensor(0.2293)
+    """
+
+    takes_references: ClassVar[bool] = False
+    takes_indices: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        loss: BaseMetricLossFunction,
+        centers: CenterSource,
+        *,
+        leave_one_out: bool = False,
+        normalize_embeddings: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(loss, **kwargs)
+        if not isinstance(centers, CenterSource):
+            raise TypeError(f"centers must be a CenterSource, got {type(centers).__name__}")
+        if leave_one_out and not centers.of_batch:
+            raise ValueError(f"leave_one_out needs centers that are means of the batch, got {type(centers).__name__}")
+        self.centers = centers
+        self.leave_one_out = leave_one_out
+        self.normalize_embeddings = normalize_embeddings
+
+    def compute_loss(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None,
+        indices_tuple: IndicesTuple | None,
+        ref_emb: Tensor,
+        ref_labels: Tensor | None,
+    ) -> dict[str, Any]:
+        """The loss of the samples and their centres."""
+        if labels is None:
+            raise ValueError("CentersAsReferences needs labels, got None")
+        c_f.indices_tuple_not_supported(indices_tuple)
+        c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
+        samples = embeddings.float() if embeddings.dtype in (torch.float16, torch.bfloat16) else embeddings
+        if self._normalizes():
+            samples = self.distance.normalize(samples)
+        centers = self.centers(samples, labels)
+        centers = centers._replace(points=centers.points.to(samples.dtype))
+        # Not before: in several processes the others wait for the centres of this one.
+        if len(samples) == 0:
+            return dict(self.zero_losses())
+        if not self.leave_one_out:
+            return self.reduced(self.loss(samples, labels, None, centers.points, centers.labels))
+        means, has_others = leave_one_out(samples, centers)
+        masks = leave_one_out_masks(labels, centers, has_others)
+        pairs = (
+            masks if takes_masks(self.loss) else (*masks.pos.nonzero(as_tuple=True), *masks.neg.nonzero(as_tuple=True))
+        )
+        references = torch.cat([centers.points, means]), torch.cat([centers.labels, labels])
+        return self.reduced(self.loss(samples, labels, pairs, *references))
+
+    def _normalizes(self) -> bool:
+        given = self.normalize_embeddings
+        return bool(self.distance.normalize_embeddings) if given is None else given

@@ -1,0 +1,77 @@
+"""Any loss on the pairs that a miner leaves it."""
+
+from typing import Any, ClassVar, final
+
+from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
+from pytorch_metric_learning.miners import BaseMiner
+from pytorch_metric_learning.utils import common_functions as c_f
+from torch import Tensor
+
+from pml_ext.base import IndicesTuple, PairMiner
+from pml_ext.wrappers.base import LossWrapper, takes_masks
+
+
+@final
+class MinedLoss(LossWrapper):
+    r"""Makes one loss of a loss and a miner: mines the batch, and its references if given, then computes the loss.
+
+        L = L'(x, y, indices_tuple = miner(x, y))
+
+    As one loss, the two fit into another wrapper. A miner and a loss of this package are joined by masks, without a
+    detour over index tensors.
+
+    Args:
+        loss: a PML loss that takes an `indices_tuple`.
+        miner: a PML miner.
+        kwargs: those of `LossWrapper`.
+
+    Shape:
+        embeddings [n, d], labels [n] -> a scalar.
+
+    Defaults:
+        Distance and reducer of the inner loss; the miner has a distance of its own.
+
+    Source:
+        Ours: `loss(x, y, miner(x, y))`, the way in which PML joins them.
+
+    Raises:
+        TypeError, ValueError: a loss that is not a PML loss, a miner that is not a PML miner; in a call, an
+            `indices_tuple`, or no labels.
+
+    Example:
+        >>> import torch
+        >>> from pml_ext.losses import BinomialDevianceLoss
+        >>> from pml_ext.miners import HardNegativePairMiner
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.6, 0.8]])
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> MinedLoss(BinomialDevianceLoss(), HardNegativePairMiner())(embeddings, labels)
+        tensor(0.5589)
+    """
+
+    takes_indices: ClassVar[bool] = False
+
+    def __init__(self, loss: BaseMetricLossFunction, miner: BaseMiner, **kwargs: Any) -> None:
+        super().__init__(loss, **kwargs)
+        if not isinstance(miner, BaseMiner):
+            raise TypeError(f"miner must be a PML miner (a BaseMiner), got {type(miner).__name__}")
+        self.miner = miner
+
+    def compute_loss(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None,
+        indices_tuple: IndicesTuple | None,
+        ref_emb: Tensor,
+        ref_labels: Tensor | None,
+    ) -> dict[str, Any]:
+        """The loss of the mined pairs."""
+        if labels is None:
+            raise ValueError("MinedLoss needs labels, got None")
+        c_f.indices_tuple_not_supported(indices_tuple)
+        # PML knows self-pairs by the references not being given.
+        references = (None, None) if ref_emb is embeddings else (ref_emb, ref_labels)
+        if isinstance(self.miner, PairMiner) and takes_masks(self.loss):
+            pairs: Any = self.miner.masks(embeddings, labels, ref_emb, ref_labels)
+        else:
+            pairs = self.miner(embeddings, labels, *references)
+        return self.reduced(self.loss(embeddings, labels, pairs, *references))
