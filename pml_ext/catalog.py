@@ -14,24 +14,37 @@ from types import MappingProxyType
 from typing import Any
 
 from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
+from pytorch_metric_learning.losses import MarginLoss
+from pytorch_metric_learning.miners import MultiSimilarityMiner
 from torch import Tensor
 
 from pml_ext import losses, miners
 from pml_ext.losses import (
+    AdaptiveBinomialDevianceLoss,
     AnchorContrastiveLoss,
     BatchAllTripletLoss,
     BatchHardTripletLoss,
     BinomialDevianceLoss,
     GeneralizedLiftedStructureLoss,
     KNNSoftmaxLoss,
+    LargeMarginNearestNeighborLoss,
     LiftedStructureLoss,
+    LinearPullDevianceLoss,
     LogSumExpPairLoss,
     MultiSimilarityLoss,
+    RankedPullDevianceLoss,
     RAWLoss,
     SemiHardTripletLoss,
     SoftTripletLoss,
 )
-from pml_ext.miners import HardNegativePairMiner, InverseDensityMiner
+from pml_ext.miners import (
+    ChainedMiner,
+    DistanceWeightedMiner,
+    ExponentialPositiveMiner,
+    HardNegativePairMiner,
+    InverseDensityMiner,
+    KNearestPositiveMiner,
+)
 from pml_ext.wrappers import AnchorWeightedLoss
 
 
@@ -59,10 +72,18 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Part:
+    """An argument of a part that is itself made of parts: what makes it, and its arguments."""
+
+    make: Callable[..., Any]
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Entry:
     """How to make a recipe: a loss, a miner or None, and the arguments in which they differ from their defaults.
 
-    An argument that is a class, a distance say, is made anew for every recipe.
+    An argument that is a class, a distance say, or a `Part`, or a tuple of these, is made anew for every recipe.
     """
 
     loss: Callable[..., Any]
@@ -71,6 +92,9 @@ class Entry:
     loss_args: Mapping[str, Any] = field(default_factory=dict)
     miner_args: Mapping[str, Any] = field(default_factory=dict)
 
+
+_hard_negatives = Part(HardNegativePairMiner, {"distance": LpDistance})
+_lifted_2020 = {"alpha": 2, "beta": 40, "pos_base": 0, "neg_base": 0, "scale": 2, "distance": CosineSimilarity}
 
 recipes: Mapping[str, Entry] = MappingProxyType(
     {
@@ -106,6 +130,71 @@ recipes: Mapping[str, Entry] = MappingProxyType(
             source="the 2018 zoo, after Wu et al. 2017",
             miner_args={"distance": CosineSimilarity},
         ),
+        "DistWeight": Entry(
+            LargeMarginNearestNeighborLoss,
+            ExponentialPositiveMiner,
+            source="the 2018 zoo",
+            loss_args={"k": 1, "margin": 0.01, "distance": CosineSimilarity},
+        ),
+        "DistWeightContrastive": Entry(
+            AnchorContrastiveLoss,
+            InverseDensityMiner,
+            source="the 2018 zoo, after Wu et al. 2017",
+            loss_args={"pos_margin": 0.7, "neg_margin": 1.2},
+        ),
+        "DistWeightNeighbour": Entry(
+            BinomialDevianceLoss,
+            ChainedMiner,
+            source="the 2018 zoo, after Wu et al. 2017",
+            loss_args={"beta": 20, "base": 1, "scale": 1, "distance": LpDistance},
+            miner_args={"miners": (InverseDensityMiner, KNearestPositiveMiner, _hard_negatives)},
+        ),
+        "DistanceMatch": Entry(
+            RankedPullDevianceLoss,
+            ChainedMiner,
+            source="the 2018 zoo, after Wu et al. 2017",
+            miner_args={
+                "miners": (
+                    Part(InverseDensityMiner, {"num_negatives": 3, "per_positive": 3}),
+                    KNearestPositiveMiner,
+                    _hard_negatives,
+                )
+            },
+        ),
+        "DistanceWeighted": Entry(
+            MarginLoss, DistanceWeightedMiner, source="Wu et al. 2017, arXiv 1706.07567; PML's loss"
+        ),
+        "Margin": Entry(MarginLoss, source="Wu et al. 2017, arXiv 1706.07567, over all triplets; PML's loss"),
+        "MarginDeviance": Entry(AdaptiveBinomialDevianceLoss, source="the 2018 zoo"),
+        "MarginPositive": Entry(LinearPullDevianceLoss, source="the 2018 zoo"),
+        "Binomial2020": Entry(
+            BinomialDevianceLoss, source="the 2020 zoo, with equal slopes (balance=20 as coded)", loss_args={"beta": 40}
+        ),
+        "Binomial2020Mined": Entry(
+            BinomialDevianceLoss, MultiSimilarityMiner, source="the 2020 zoo; PML's miner", loss_args={"beta": 40}
+        ),
+        "Contrastive2020": Entry(
+            AnchorContrastiveLoss,
+            source="the 2020 zoo, without jumps of its value (step=0.5 as coded)",
+            loss_args={"pos_margin": 1, "neg_margin": 0.5, "average": False, "distance": CosineSimilarity},
+        ),
+        "HardMining2020": Entry(
+            LargeMarginNearestNeighborLoss,
+            MultiSimilarityMiner,
+            source="the 2020 zoo: mean (1 - s_ip) + mean s_in; PML's miner",
+            loss_args={"k": None, "margin": 1, "distance": CosineSimilarity},
+        ),
+        "Lifted2020": Entry(
+            LogSumExpPairLoss,
+            source="the 2020 zoo, after Hermans et al. 2017, arXiv 1703.07737",
+            loss_args=_lifted_2020,
+        ),
+        "Lifted2020Mined": Entry(
+            LogSumExpPairLoss,
+            MultiSimilarityMiner,
+            source="the 2020 zoo, after Hermans et al. 2017; PML's miner",
+            loss_args=_lifted_2020,
+        ),
         "NCA": Entry(KNNSoftmaxLoss, source="Goldberger et al. 2004; the 2018 zoo's k-NN form"),
         "GaussianLDA": Entry(
             KNNSoftmaxLoss,
@@ -138,7 +227,15 @@ def build(name: str, **overrides: Any) -> Recipe:
 
 
 def _made(args: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v() if inspect.isclass(v) else v for k, v in args.items() if k not in overrides}
+    return {k: _made_value(v) for k, v in args.items() if k not in overrides}
+
+
+def _made_value(value: Any) -> Any:
+    if isinstance(value, Part):
+        return value.make(**_made(value.args, {}))
+    if isinstance(value, tuple):
+        return tuple(_made_value(each) for each in value)
+    return value() if inspect.isclass(value) else value
 
 
 def all_losses() -> list[type]:
@@ -181,8 +278,15 @@ def _made_of(part: Callable[..., Any] | None, args: Mapping[str, Any]) -> str:
 
 
 def _call(name: str, args: Mapping[str, Any]) -> str:
-    values = ((k, f"{v.__name__}()" if inspect.isclass(v) else repr(v)) for k, v in args.items())
-    return f"{name}({', '.join(f'{k}={v}' for k, v in values)})"
+    return f"{name}({', '.join(f'{k}={_written(v)}' for k, v in args.items())})"
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, Part):
+        return _call(value.make.__name__, value.args)
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_written, value))}]"
+    return f"{value.__name__}()" if inspect.isclass(value) else repr(value)
 
 
 def _own_defaults(cls: type) -> dict[str, Any]:
