@@ -4,6 +4,7 @@ from typing import Any, final
 
 import torch
 from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
+from pytorch_metric_learning.reducers import BaseReducer
 from torch import Tensor
 
 from pml_ext import arguments
@@ -43,7 +44,8 @@ class AnchorWeightedLoss(LossWrapper):
     Args:
         loss: a loss per anchor, pair or triplet, ours or PML's. Its regularizers are not weighted.
         alpha: steepness of the weight, the inverse temperature, above 0.
-        collect_stats: as for every PML loss. The wrapper has no reducer and no regularizers of its own.
+        reducer: by default the inner loss's.
+        kwargs: those of `LossWrapper`. Give an embedding regularizer to the wrapper or to the inner loss, not to both.
 
     Shape:
         embeddings [n, d], labels [n] -> a scalar.
@@ -59,7 +61,7 @@ class AnchorWeightedLoss(LossWrapper):
 
     Raises:
         TypeError, ValueError: a loss that is not a PML loss, an alpha that is not a number, not finite or not above 0;
-            in a call, a loss that reduces its anchors itself.
+            two embedding regularizers; in a call, a loss that reduces its anchors itself.
 
     Example:
         >>> import torch
@@ -70,11 +72,20 @@ class AnchorWeightedLoss(LossWrapper):
         tensor(0.1460)
     """
 
-    def __init__(self, loss: BaseMetricLossFunction, *, alpha: float = 40, collect_stats: bool | None = None) -> None:
-        super().__init__(loss, collect_stats=collect_stats)
+    def __init__(
+        self,
+        loss: BaseMetricLossFunction,
+        *,
+        alpha: float = 40,
+        reducer: BaseReducer | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(loss, **kwargs)
+        if self.embedding_regularizer is not None and loss.embedding_regularizer is not None:
+            raise ValueError("embedding_regularizer was given to the wrapper, but the inner loss has one already")
         chunk_size = getattr(loss, "chunk_size", None)
         self.weights = _AnchorWeights(alpha=alpha, distance=loss.distance, chunk_size=chunk_size)
-        self.reducer = loss.reducer
+        self.set_reducer(loss.reducer if reducer is None else reducer)
 
     @property
     def alpha(self) -> float:
@@ -83,10 +94,10 @@ class AnchorWeightedLoss(LossWrapper):
         return alpha
 
     def sub_loss_names(self) -> list[str]:
-        """Those of the inner loss. PML asks once before there is one."""
+        """Those of the inner loss, and of a regularizer of the wrapper. PML asks once before there is an inner loss."""
         loss = getattr(self, "loss", None)
-        names: list[str] = super().sub_loss_names() if loss is None else loss.sub_loss_names()
-        return names
+        names: list[str] = super().sub_loss_names()
+        return names if loss is None else loss.sub_loss_names() + self.all_regularization_loss_names()
 
     def compute_loss(
         self,
