@@ -1,0 +1,357 @@
+"""Recall at any k, on PML's accuracy calculator."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from operator import index
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+from pytorch_metric_learning.utils import accuracy_calculator as pml
+from pytorch_metric_learning.utils import common_functions as c_f
+from pytorch_metric_learning.utils import inference
+from torch import Tensor
+
+from .clustering import scikit_kmeans
+from .knn import TorchKNN
+
+Array = Tensor | np.ndarray[Any, Any]
+KNN = Callable[[Tensor, int, Tensor, bool], tuple[Tensor, Tensor]]
+
+RECALL_AT: Final[Mapping[str, tuple[int, ...]]] = MappingProxyType(
+    {
+        "cub": (1, 2, 4, 8, 16, 32),
+        "cars": (1, 2, 4, 8, 16, 32),
+        "sop": (1, 10, 100, 1000),
+        "in_shop": (1, 10, 20, 30, 40, 50),
+    }
+)
+"""The k at which the literature reports recall on CUB-200-2011, Cars-196, Stanford Online Products (Oh Song et al.,
+"Deep metric learning via lifted structured feature embedding", 2016) and In-Shop (Liu et al., "DeepFashion", 2016)."""
+
+
+class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
+    r"""PML's ``AccuracyCalculator`` with recall at any list of k, exact in the corner cases.
+
+    .. math::
+
+        \text{recall@}k = \frac{1}{|Q|} \sum_{q \in Q}
+            \big[ \text{one of the } k \text{ nearest references of } q \text{ has its label} \big]
+
+    where Q are the queries whose label occurs among the references at all, the query itself not counted; with no such
+    query the value is NaN. Every k gives one metric, ``recall_at_1``, ``recall_at_2``, ..., a float (a list with
+    ``return_per_class``), beside those of PML, and all of PML's arguments apply to it.
+
+    Args:
+        recall_at: the k of recall@k, integers from 1 (default ``(1, 2, 4, 8)``); :data:`RECALL_AT` has those of the
+            literature.
+        include: names of the metrics to compute (default ``()``: all).
+        exclude: names of metrics not to compute (default ``()``).
+        avg_of_avgs: average over the queries of each class first, then over classes (default ``False``).
+        return_per_class: return each metric as a list, one number per class that has a query in Q, in the order of the
+            labels (default ``False``).
+        k: how many neighbours PML's own metrics look at: an integer, ``None`` for all references, or (default)
+            ``"max_bin_count"`` for the size of the largest class, at which ``mean_average_precision_at_r``,
+            ``r_precision`` and ``precision_at_1`` are exact. ``mean_average_precision`` and ``mean_reciprocal_rank``
+            depend on it by definition. Recall does not depend on ``k``, and PML's metrics not on ``recall_at``.
+        label_comparison_fn: says which labels match, see PML (default ``None``: equal ones). It receives the labels in
+            float32. NMI and AMI must then be excluded.
+        device: where to compute, a ``torch.device`` or its name (default ``None``: CUDA if there is one).
+        knn_func: ``(query, k, reference, ref_includes_query) -> (distances, indices)`` (default ``None``: PML's
+            ``FaissKNN`` where faiss can be imported, otherwise :class:`TorchKNN`).
+        kmeans_func: ``(embeddings, num_clusters) -> clusters`` (default ``None``: PML's ``FaissKMeans`` where faiss
+            can be imported, otherwise scikit-learn's k-means with a fixed seed).
+
+    Shape:
+        ``query`` [n, d], ``query_labels`` [n] or [n, l], ``reference`` [m, d], ``reference_labels`` [m] or [m, l];
+        tensors or arrays of any real type. Without a ``label_comparison_fn`` a row of l labels is one label. In
+        ``calculate_...`` methods of subclasses the labels are then class ids: the ranks among all distinct labels.
+
+    Source:
+        Recall@k as in Jégou, Douze and Schmid, "Product quantization for nearest neighbor search", 2011, and Oh Song et
+        al., 2016. The other metrics are those of pytorch-metric-learning 2.9. Different from there: the default of
+        ``k`` (PML: ``None``, all references); labels are compared as they are, not rounded to float32; never more
+        neighbours are asked for than there are references (PML scores faiss's padding of -1: mean average precisions
+        of more than 1); a query without any match gives NaN, whatever ``k``; ``mean_reciprocal_rank`` can be
+        computed alone; NaN and infinite embeddings are refused; faiss is optional.
+
+    Raises:
+        TypeError: ``recall_at`` is not a sequence of integers; ``include`` or ``exclude`` not a tuple or list.
+        ValueError: ``recall_at`` is empty or has a number less than 1; ``include`` or ``exclude`` has an unknown
+            name; ``k`` is none of the above; ``avg_of_avgs`` and ``return_per_class`` are both given.
+
+    Example:
+        >>> embeddings = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 1.0], [3.0, 2.0]])
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> calculator = RetrievalAccuracyCalculator(recall_at=(1, 2, 3), include=("recall_at_2", "recall_at_3"))
+        >>> calculator.get_accuracy(embeddings, labels)
+        {'recall_at_2': 0.75, 'recall_at_3': 1.0}
+    """
+
+    def __init__(
+        self,
+        recall_at: Sequence[int] = (1, 2, 4, 8),
+        *,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        avg_of_avgs: bool = False,
+        return_per_class: bool = False,
+        k: int | Literal["max_bin_count"] | None = "max_bin_count",
+        label_comparison_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
+        device: torch.device | str | int | None = None,
+        knn_func: KNN | None = None,
+        kmeans_func: Callable[[Tensor, int], Tensor] | None = None,
+    ) -> None:
+        self.recall_at = _checked_recall_at(recall_at)
+        if not (k is None or k == "max_bin_count" or (type(k) is int and k > 0)):
+            raise ValueError(f"k must be an integer of at least 1, None or 'max_bin_count', got {k!r}")
+        # PML finds its metrics as the attributes called calculate_<name>.
+        for recall_k in self.recall_at:
+            setattr(self, f"calculate_{_metric_name(recall_k)}", partial(self._recall, recall_k))
+        if not hasattr(inference, "faiss"):
+            knn_func = TorchKNN() if knn_func is None else knn_func
+            kmeans_func = scikit_kmeans if kmeans_func is None else kmeans_func
+        super().__init__(
+            include=include,
+            exclude=exclude,
+            avg_of_avgs=avg_of_avgs,
+            return_per_class=return_per_class,
+            k=k,
+            label_comparison_fn=label_comparison_fn,
+            device=None if device is None else torch.device(device),
+            knn_func=knn_func,
+            kmeans_func=kmeans_func,
+        )
+
+    def requires_knn(self) -> list[str]:
+        """Name the metrics that need nearest neighbours."""
+        return [*super().requires_knn(), "mean_reciprocal_rank", *map(_metric_name, self.recall_at)]
+
+    def check_primary_metrics(self, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
+        """Raise ``TypeError`` or ``ValueError`` if an argument is no tuple or list of names of metrics."""
+        for argument, names in (("include", include), ("exclude", exclude)):
+            if not isinstance(names, (tuple, list)):
+                raise TypeError(f"{argument} must be a tuple or list of names of metrics, got {names!r}")
+            unknown = [name for name in names if name not in self.original_function_dict]
+            if unknown:
+                raise ValueError(f"{argument} has {unknown}, not among the metrics {list(self.original_function_dict)}")
+
+    def get_accuracy(
+        self,
+        query: Array,
+        query_labels: Array,
+        reference: Array | None = None,
+        reference_labels: Array | None = None,
+        ref_includes_query: bool = False,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        """Compute the metrics of the queries against the references.
+
+        Args:
+            query: [n, d].
+            query_labels: [n] or [n, l].
+            reference: [m, d] (default ``None``: the queries, each compared with the others).
+            reference_labels: [m] or [m, l].
+            ref_includes_query: the first n references are the queries, and a query is no neighbour of itself (default
+                ``False``).
+            include: names of the metrics to compute, of those chosen at construction (default ``()``: all of them).
+            exclude: names of metrics not to compute (default ``()``).
+
+        Returns:
+            Name -> value.
+
+        Raises:
+            TypeError: ``include`` or ``exclude`` is no tuple or list.
+            ValueError: there is no query; the shapes do not fit; an embedding is NaN or infinite in float32; a label
+                is NaN; with a ``label_comparison_fn``, an integer label is not exact in float32;
+                ``ref_includes_query`` is true but the references do not begin with the queries; ``include`` or
+                ``exclude`` has an unknown name; ``knn_func`` does not return k neighbours.
+        """
+        self.check_primary_metrics(include, exclude)
+        if reference is None:
+            if reference_labels is not None:
+                raise ValueError("reference_labels is given without reference")
+            reference, reference_labels, ref_includes_query = query, query_labels, True
+        elif reference_labels is None:
+            raise ValueError("reference is given without reference_labels")
+
+        query = _checked_embeddings("query", query, self.device)
+        reference = _checked_embeddings("reference", reference, self.device)
+        query_labels = _checked_labels("query_labels", query_labels, query)
+        reference_labels = _checked_labels("reference_labels", reference_labels, reference)
+        if len(query) == 0:
+            raise ValueError("query is empty: there is nothing to evaluate")
+        if query.shape[1] != reference.shape[1] or query_labels.shape[1:] != reference_labels.shape[1:]:
+            raise ValueError(
+                f"query {tuple(query.shape)} with labels {tuple(query_labels.shape)} and "
+                f"reference {tuple(reference.shape)} with labels {tuple(reference_labels.shape)} do not fit"
+            )
+        if ref_includes_query:
+            _check_begins_with("reference", reference, query, torch.allclose)
+            _check_begins_with("reference_labels", reference_labels, query_labels, torch.equal)
+        encode = _class_ids if self.label_comparison_fn is pml.EQUALITY else _float32_labels
+        query_labels, reference_labels = (x.to(self.device) for x in encode(query_labels, reference_labels))
+
+        self.curr_function_dict = self.get_function_dict(include, exclude)
+        metrics = set(self.curr_function_dict)
+        kwargs: dict[str, Any] = {
+            "query": query,
+            "reference": reference,
+            "query_labels": query_labels,
+            "reference_labels": reference_labels,
+            "ref_includes_query": ref_includes_query,
+        }
+        if metrics.intersection(self.requires_knn()):
+            kwargs |= self._matches(query_labels, reference_labels, ref_includes_query)
+            kwargs |= self._neighbours(**kwargs)
+        if metrics.intersection(self.requires_clustering()):
+            kwargs["cluster_labels"] = self.get_cluster_labels(**kwargs)
+        return dict(self._get_accuracy(self.curr_function_dict, **kwargs))
+
+    def _matches(self, query_labels: Tensor, reference_labels: Tensor, ref_includes_query: bool) -> dict[str, Any]:
+        """Count the matching references of each label of a query, and find the queries without any."""
+        if self.label_comparison_fn is pml.EQUALITY:
+            labels = query_labels.unique()
+            counts = torch.bincount(reference_labels, minlength=int(labels[-1]) + 1)[labels]
+            lone_labels = labels[counts <= int(ref_includes_query)]
+            not_lone = ~torch.isin(query_labels, lone_labels)
+            label_counts = (labels, counts)
+        else:
+            label_counts = pml.get_label_match_counts(query_labels, reference_labels, self.label_comparison_fn)
+            lone_labels, not_lone = pml.get_lone_query_labels(
+                query_labels, label_counts, ref_includes_query, self.label_comparison_fn
+            )
+        return {"label_counts": label_counts, "lone_query_labels": lone_labels, "not_lone_query_mask": not_lone}
+
+    def _neighbours(
+        self,
+        query: Tensor,
+        reference: Tensor,
+        query_labels: Tensor,
+        reference_labels: Tensor,
+        ref_includes_query: bool,
+        label_counts: tuple[Tensor, Tensor],
+        not_lone_query_mask: Tensor,
+        **_: Any,
+    ) -> dict[str, Tensor]:
+        """Find the nearest references as deep as the metrics need: for PML's own metrics, and for recall."""
+        if not not_lone_query_mask.any():
+            c_f.LOGGER.warning("No query has a reference with its label.")
+            nothing = query.new_empty(len(query), 0)
+            return {"knn_labels": nothing, "knn_distances": nothing, "first_match_rank": nothing}
+        # The largest class has only the query itself where, by a label_comparison_fn, no label matches itself.
+        k = max(1, self.determine_k(label_counts[1], len(reference), ref_includes_query))
+        depth = self._determine_depth(k, len(reference) - int(ref_includes_query))
+        distances, indices = self.knn_func(query, depth, reference, ref_includes_query)
+        if indices.shape != (len(query), depth) or indices.min() < 0 or indices.max() >= len(reference):
+            raise ValueError(
+                f"knn_func {self.knn_func!r} did not return {depth} of {len(reference)} references "
+                f"for each of {len(query)} queries, but indices of shape {tuple(indices.shape)} "
+                f"from {indices.min()} to {indices.max()}"
+            )
+        knn_labels = reference_labels[indices]  # [n, depth] or [n, depth, l]
+        same_label = self.label_comparison_fn(query_labels[:, None], knn_labels) != 0  # [n, depth]
+        return {
+            "knn_labels": knn_labels[:, :k],
+            "knn_distances": distances[:, :k],
+            "first_match_rank": _first_match_rank(same_label),
+        }
+
+    def _determine_depth(self, k: int, available: int) -> int:
+        recall_at = {_metric_name(recall_k): recall_k for recall_k in self.recall_at}
+        needs = {name: recall_at.get(name, k) for name in self.requires_knn()}
+        return min(available, max(needs[name] for name in self.curr_function_dict if name in needs))
+
+    def _recall(
+        self,
+        k: int,
+        *,
+        first_match_rank: Tensor,
+        query_labels: Tensor,
+        not_lone_query_mask: Tensor,
+        label_counts: tuple[Tensor, Tensor],
+        **_: Any,
+    ) -> float | list[float]:
+        """Return the fraction of queries whose first match has rank (from 0) less than k."""
+        ranks, labels = pml.try_getting_not_lone_labels(first_match_rank, query_labels, not_lone_query_mask)
+        if ranks is None:
+            nan: float | list[float] = pml.nan_accuracy(label_counts[0], self.return_per_class)
+            return nan
+        hits = (ranks < k).double()
+        recall: float | list[float] = pml.maybe_get_avg_of_avgs(
+            hits, labels[:, None], self.avg_of_avgs, self.return_per_class
+        )
+        return recall
+
+
+def _metric_name(k: int) -> str:
+    # record-keeper puts this into SQL unquoted, so it cannot be "recall@k".
+    return f"recall_at_{k}"
+
+
+def _checked_recall_at(recall_at: Sequence[int]) -> tuple[int, ...]:
+    try:
+        ks = [index(k) for k in recall_at]
+        if any(isinstance(k, bool) for k in recall_at):
+            raise TypeError
+    except TypeError:
+        raise TypeError(f"recall_at must be a sequence of integers, got {recall_at!r}") from None
+    if not ks or min(ks) < 1:
+        raise ValueError(f"recall_at must have one or more integers, each at least 1, got {recall_at!r}")
+    return tuple(sorted(set(ks)))
+
+
+def _checked_embeddings(name: str, embeddings: Array, device: torch.device) -> Tensor:
+    x = torch.as_tensor(embeddings).detach().to(device, torch.float32)
+    if x.ndim != 2:
+        raise ValueError(f"{name} must be embeddings of shape [n, d], got shape {tuple(x.shape)}")
+    bad = ~torch.isfinite(x).all(dim=1)
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        raise ValueError(f"{name} has {int(bad.sum())} rows that are NaN or infinite in float32; the first is {row}")
+    return x
+
+
+def _checked_labels(name: str, labels: Array, embeddings: Tensor) -> Tensor:
+    x = torch.as_tensor(labels).detach().cpu()
+    x = x.double() if x.is_floating_point() else x.long()
+    if x.ndim not in (1, 2) or len(x) != len(embeddings):
+        raise ValueError(
+            f"{name} must have one label, or one row of labels, for each of {len(embeddings)} embeddings, "
+            f"got shape {tuple(x.shape)}"
+        )
+    if torch.isnan(x).any():
+        raise ValueError(f"{name} has NaN labels")
+    return x
+
+
+def _check_begins_with(name: str, whole: Tensor, start: Tensor, equal: Callable[[Tensor, Tensor], bool]) -> None:
+    if len(whole) < len(start) or not equal(whole[: len(start)], start):
+        raise ValueError(f"ref_includes_query is True, but {name} does not begin with that of the {len(start)} queries")
+
+
+def _class_ids(query_labels: Tensor, reference_labels: Tensor) -> tuple[Tensor, ...]:
+    """Replace each label, or row of labels, by its rank among all the distinct ones."""
+    labels = torch.cat([query_labels, reference_labels])
+    # The search for equal rows is much the slower one.
+    dim = 0 if labels.ndim == 2 else None
+    ids: Tensor = labels.unique(dim=dim, return_inverse=True)[1]
+    return ids[: len(query_labels)], ids[len(query_labels) :]
+
+
+def _float32_labels(*all_labels: Tensor) -> tuple[Tensor, ...]:
+    for labels in all_labels:
+        if not labels.is_floating_point() and not torch.equal(labels.float().long(), labels):
+            raise ValueError(
+                "label_comparison_fn receives the labels in float32, "
+                f"and the integer labels from {labels.min()} to {labels.max()} are not exact in it"
+            )
+    return tuple(labels.float() for labels in all_labels)
+
+
+def _first_match_rank(same_label: Tensor) -> Tensor:
+    """Count the entries of each row [n, depth] before its first true one; depth if it has none."""
+    sentinel = same_label.new_ones(len(same_label), 1)
+    return torch.cat([same_label, sentinel], dim=1).byte().argmax(dim=1)
