@@ -19,12 +19,16 @@ from pytorch_metric_learning.miners import MultiSimilarityMiner
 from torch import Tensor
 
 from pml_ext import losses, miners
+from pml_ext.centers import BatchCenters, KMeansCenters, LearnedCenters
 from pml_ext.losses import (
     AdaptiveBinomialDevianceLoss,
     AnchorContrastiveLoss,
     BatchAllTripletLoss,
     BatchHardTripletLoss,
     BinomialDevianceLoss,
+    CenterLoss,
+    ClampedNCALoss,
+    ClassCenterMarginLoss,
     GeneralizedLiftedStructureLoss,
     KNNSoftmaxLoss,
     LargeMarginNearestNeighborLoss,
@@ -43,9 +47,10 @@ from pml_ext.miners import (
     ExponentialPositiveMiner,
     HardNegativePairMiner,
     InverseDensityMiner,
+    KNearestNegativeMiner,
     KNearestPositiveMiner,
 )
-from pml_ext.wrappers import AnchorWeightedLoss
+from pml_ext.wrappers import AnchorWeightedLoss, CentersAsReferences, MinedLoss
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,10 @@ class Entry:
 
 _hard_negatives = Part(HardNegativePairMiner, {"distance": LpDistance})
 _lifted_2020 = {"alpha": 2, "beta": 40, "pos_base": 0, "neg_base": 0, "scale": 2, "distance": CosineSimilarity}
+
+# Of embeddings that are of unit length already, and of their means, which are not to be.
+_euclidean = Part(LpDistance, {"normalize_embeddings": False})
+_squared = Part(LpDistance, {"power": 2, "normalize_embeddings": False})
 
 recipes: Mapping[str, Entry] = MappingProxyType(
     {
@@ -196,6 +205,62 @@ recipes: Mapping[str, Entry] = MappingProxyType(
             loss_args=_lifted_2020,
         ),
         "NCA": Entry(KNNSoftmaxLoss, source="Goldberger et al. 2004; the 2018 zoo's k-NN form"),
+        "Center": Entry(CenterLoss, source="Wen et al. 2016"),
+        "CenterNCA": Entry(
+            CentersAsReferences,
+            source="the 2018 zoo",
+            loss_args={
+                "loss": Part(KNNSoftmaxLoss, {"alpha": 16, "k": None, "distance": _squared}),
+                "centers": Part(BatchCenters, {"detach": True}),
+                "normalize_embeddings": True,
+            },
+        ),
+        "CenterPair": Entry(
+            CentersAsReferences,
+            source="the 2018 zoo's CenterTripletLoss, with its sign corrected",
+            loss_args={
+                "loss": Part(ClampedNCALoss, {"distance": _euclidean}),
+                "centers": BatchCenters,
+                "normalize_embeddings": True,
+            },
+        ),
+        "ClassCenterMargin": Entry(
+            ClassCenterMarginLoss, source="the 2018 zoo's CenterLoss, with its sign corrected (not that of Wen et al.)"
+        ),
+        "ClusterNCA": Entry(
+            CentersAsReferences,
+            source="the 2018 zoo, after Rippel et al. 2016 (Magnet), arXiv 1511.05939",
+            loss_args={
+                "loss": Part(KNNSoftmaxLoss, {"alpha": 16, "k": None, "distance": _squared}),
+                "centers": Part(KMeansCenters, {"n_clusters": 16, "label_weight": 0.5}),
+                "leave_one_out": True,
+                "normalize_embeddings": True,
+            },
+        ),
+        "KmeanNCA": Entry(
+            CentersAsReferences,
+            source="what the 2018 zoo's KmeanLoss, which cannot be run, was to be",
+            loss_args={
+                "loss": Part(KNNSoftmaxLoss, {"alpha": 16, "k": None, "distance": _squared}),
+                "centers": Part(KMeansCenters, {"n_clusters": 3, "per_class": True}),
+                "leave_one_out": True,
+                "normalize_embeddings": True,
+            },
+        ),
+        "MCA": Entry(
+            CentersAsReferences,
+            source="the 2018 zoo; as SoftTriple and ProxyNCA, with the nearest negatives only",
+            loss_args={
+                "loss": Part(
+                    MinedLoss,
+                    {
+                        "loss": Part(KNNSoftmaxLoss, {"alpha": 16, "k": None}),
+                        "miner": Part(KNearestNegativeMiner, {"k": 32}),
+                    },
+                ),
+                "centers": Part(LearnedCenters, {"centers_per_class": 3}),
+            },
+        ),
         "GaussianLDA": Entry(
             KNNSoftmaxLoss,
             source="the 2018 zoo (neither Gaussian nor LDA: k-NN softmax on the distance itself)",
@@ -208,22 +273,78 @@ recipes: Mapping[str, Entry] = MappingProxyType(
 def build(name: str, **overrides: Any) -> Recipe:
     """Make the recipe of that name; keyword overrides go to its loss.
 
+    Of a loss made of parts, an override goes to the outermost part that names it as an argument.
+
     Raises:
         ValueError: no recipe has that name; the message lists the nearest, or all.
+        TypeError: an argument without a default is missing (see `needs`), or no part takes an override.
 
     Example:
         >>> recipe = build("BinDeviance2018", base=0.4)
         >>> recipe.loss.base, type(recipe.miner).__name__
         (0.4, 'HardNegativePairMiner')
+        >>> recipe = build("CenterNCA", alpha=8)
+        >>> recipe.loss.loss.alpha
+        8
     """
+    entry = _entry(name)
+    missing = [argument for argument in needs(name) if argument not in overrides]
+    if missing:
+        raise TypeError(f"{name} needs {', '.join(missing)}: give {' and '.join(f'{each}=' for each in missing)}")
+    part, others = _overridden(Part(entry.loss, entry.loss_args), overrides)
+    loss = part.make(**(_made(part.args, others) | others))
+    miner = None if entry.miner is None else entry.miner(**_made(entry.miner_args, {}))
+    return Recipe(name, loss, miner, entry.source)
+
+
+def needs(name: str) -> tuple[str, ...]:
+    """The arguments that `build` must be given for that recipe: those of its loss that have no default.
+
+    Example:
+        >>> needs("RAW"), needs("MCA")
+        ((), ('num_classes', 'embedding_size'))
+    """
+    entry = _entry(name)
+    return tuple(_needs(Part(entry.loss, entry.loss_args)))
+
+
+def _entry(name: str) -> Entry:
     if name not in recipes:
         near = get_close_matches(name, recipes, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(sorted(recipes))}"
         raise ValueError(f"no recipe is called {name!r}: {hint}")
-    entry = recipes[name]
-    loss = entry.loss(**(_made(entry.loss_args, overrides) | overrides))
-    miner = None if entry.miner is None else entry.miner(**_made(entry.miner_args, {}))
-    return Recipe(name, loss, miner, entry.source)
+    return recipes[name]
+
+
+def _as_part(value: Any) -> Part | None:
+    return value if isinstance(value, Part) else Part(value) if inspect.isclass(value) else None
+
+
+def _overridden(part: Part, overrides: Mapping[str, Any]) -> tuple[Part, dict[str, Any]]:
+    """The part with the overrides that it or a part of it names, and those that none of them names."""
+    named = inspect.signature(part.make).parameters
+    args = dict(part.args) | {k: v for k, v in overrides.items() if k in named}
+    others = {k: v for k, v in overrides.items() if k not in named}
+    for key, value in args.items():
+        inner = None if key in overrides else _as_part(value)
+        if inner is not None and others:
+            args[key], others = _overridden(inner, others)
+    return Part(part.make, args), others
+
+
+_ARGS, _KWARGS = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+
+
+def _needs(part: Part) -> dict[str, None]:
+    """The names of the arguments that have no default and are not given, in order: the keys."""
+    names: dict[str, None] = {}
+    for parameter in inspect.signature(part.make).parameters.values():
+        inner = _as_part(part.args.get(parameter.name))
+        if inner is not None:
+            names |= _needs(inner)
+        elif parameter.default is parameter.empty and parameter.kind not in (_ARGS, _KWARGS):
+            names |= {} if parameter.name in part.args else {parameter.name: None}
+    return names
 
 
 def _made(args: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
