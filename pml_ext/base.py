@@ -319,9 +319,7 @@ class PairMiner(PairModule, BaseMiner):
     def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor | None) -> IndicesTuple:
         """PML's entry point, called under `no_grad`."""
         masks = self.masks(embeddings, labels, ref_emb, ref_labels)
-        if self.as_masks:
-            return masks
-        return (*masks.pos.nonzero(as_tuple=True), *masks.neg.nonzero(as_tuple=True))
+        return masks if self.as_masks else masks.indices()
 
     @torch.no_grad()
     def masks(

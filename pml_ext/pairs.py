@@ -28,6 +28,12 @@ class PairMasks(NamedTuple):
     pos: Tensor
     neg: Tensor
 
+    def indices(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The pairs as PML names them: (anchors, positives, anchors, negatives), row by row."""
+        a, p = self.pos.nonzero(as_tuple=True)
+        b, n = self.neg.nonzero(as_tuple=True)
+        return a, p, b, n
+
 
 class Counted(NamedTuple):
     """One loss per anchor [..., n], and what the anchor adds to the divisor of the batch, an integer [..., n]."""

@@ -1,11 +1,21 @@
 """Wrappers: losses made of losses, ours or PML's."""
 
 from pml_ext.wrappers.anchor_weighted import AnchorWeightedLoss
+from pml_ext.wrappers.branch import BranchLoss
+from pml_ext.wrappers.branch_diversity import BranchDiversityRegularizer
 from pml_ext.wrappers.centers_as_references import CentersAsReferences
+from pml_ext.wrappers.cross_batch_memory import CrossBatchMemory
 from pml_ext.wrappers.mined import MinedLoss
+from pml_ext.wrappers.random_slice import RandomSliceLoss
+from pml_ext.wrappers.self_supervised import SelfSupervisedLoss
 
 __all__ = [
     "AnchorWeightedLoss",
+    "BranchDiversityRegularizer",
+    "BranchLoss",
     "CentersAsReferences",
+    "CrossBatchMemory",
     "MinedLoss",
+    "RandomSliceLoss",
+    "SelfSupervisedLoss",
 ]

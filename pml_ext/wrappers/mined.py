@@ -70,8 +70,11 @@ class MinedLoss(LossWrapper):
         c_f.indices_tuple_not_supported(indices_tuple)
         # PML knows self-pairs by the references not being given.
         references = (None, None) if ref_emb is embeddings else (ref_emb, ref_labels)
-        if isinstance(self.miner, PairMiner) and takes_masks(self.loss):
-            pairs: Any = self.miner.masks(embeddings, labels, ref_emb, ref_labels)
+        pairs: Any
+        if isinstance(self.miner, PairMiner):
+            pairs = self.miner.masks(embeddings, labels, ref_emb, ref_labels)
+            self.miner.output_assertion(pairs)
+            pairs = pairs if takes_masks(self.loss) else pairs.indices()
         else:
             pairs = self.miner(embeddings, labels, *references)
         return self.reduced(self.loss(embeddings, labels, pairs, *references))

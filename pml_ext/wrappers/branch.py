@@ -1,0 +1,83 @@
+"""A loss on each of several slices of the embedding."""
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
+from torch import Tensor
+
+from pml_ext.base import IndicesTuple
+from pml_ext.wrappers.base import LossWrapper, checked_sizes, slice_sizes
+
+
+@final
+class BranchLoss(LossWrapper):
+    r"""Cuts the embedding into slices of its columns and takes the mean of a loss on each of them.
+
+        L = 1/B sum_b L'(x[:, slice b])
+
+    with each slice normalised to unit length. To mine within each slice, wrap a `MinedLoss`.
+
+    Args:
+        loss: the loss of every slice. It is one object: parameters that it may have are shared by the slices.
+        sizes: how many columns each slice has, together all columns; or one number B, for near-equal slices with
+            bounds floor(b d / B).
+        normalize: whether slices are normalised, whatever the distance of the loss does. Without it use a distance
+            with `normalize_embeddings=False`, for the others normalise slices as they do embeddings.
+        kwargs: those of `LossWrapper`.
+
+    Shape:
+        embeddings [n, d], labels [n] -> a scalar.
+
+    Defaults:
+        The distance and the reducer of the inner loss.
+
+    Source:
+        The slicing of the 2018 zoo's BinBranch, DistWeightDevBranch and BDWNeighbour, after Opitz et al., "BIER:
+        Boosting Independent Embeddings Robustly", ICCV 2017, whose boosting weights and diversity terms are not here
+        (see `BranchDiversityRegularizer`). The zoo does not normalise its slices, so that their similarities hardly
+        reach its thresholds: `normalize=False` and `DotProductSimilarity(normalize_embeddings=False)` are its form.
+
+    Raises:
+        TypeError, ValueError: a loss that is not a PML loss, sizes that are not positive integers; in a call, sizes
+            that do not fit the dimension of the embeddings.
+
+    Example:
+        >>> import torch
+        >>> from pml_ext.losses import BinomialDevianceLoss
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.6, 0.8]])
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> BranchLoss(BinomialDevianceLoss(), sizes=2)(embeddings, labels)
+        tensor(1.0633)
+    """
+
+    def __init__(
+        self, loss: BaseMetricLossFunction, sizes: int | Sequence[int], *, normalize: bool = True, **kwargs: Any
+    ) -> None:
+        super().__init__(loss, **kwargs)
+        self.sizes = checked_sizes(sizes)
+        self.normalize = normalize
+
+    def compute_loss(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None,
+        indices_tuple: IndicesTuple | None,
+        ref_emb: Tensor,
+        ref_labels: Tensor | None,
+    ) -> dict[str, Any]:
+        """The mean of the slices' losses."""
+        slices = self.slices(embeddings)
+        if ref_emb is embeddings:
+            losses = [self.loss(x, labels, indices_tuple) for x in slices]
+        else:
+            refs = self.slices(ref_emb)
+            losses = [self.loss(x, labels, indices_tuple, ref, ref_labels) for x, ref in zip(slices, refs, strict=True)]
+        return self.reduced(torch.stack(losses).mean())
+
+    def slices(self, embeddings: Tensor) -> list[Tensor]:
+        """The slices of embeddings [n, d], each [n, its size]."""
+        slices = embeddings.split(slice_sizes(self.sizes, embeddings.shape[1]), dim=1)
+        return [F.normalize(x, dim=1) if self.normalize else x for x in slices]
