@@ -13,9 +13,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
-from pytorch_metric_learning.losses import MarginLoss
+from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity, LpDistance
+from pytorch_metric_learning.losses import ContrastiveLoss, MarginLoss, NPairsLoss, SoftTripleLoss
 from pytorch_metric_learning.miners import MultiSimilarityMiner
+from pytorch_metric_learning.regularizers import LpRegularizer
 from torch import Tensor
 
 from pml_ext import losses, miners
@@ -29,12 +30,16 @@ from pml_ext.losses import (
     CenterLoss,
     ClampedNCALoss,
     ClassCenterMarginLoss,
+    DecoupledNCALoss,
+    EasyPositiveTripletLoss,
     GeneralizedLiftedStructureLoss,
+    HistogramLoss,
     KNNSoftmaxLoss,
     LargeMarginNearestNeighborLoss,
     LiftedStructureLoss,
     LinearPullDevianceLoss,
     LogSumExpPairLoss,
+    MeanGapLoss,
     MultiSimilarityLoss,
     RankedPullDevianceLoss,
     RAWLoss,
@@ -50,7 +55,15 @@ from pml_ext.miners import (
     KNearestNegativeMiner,
     KNearestPositiveMiner,
 )
-from pml_ext.wrappers import AnchorWeightedLoss, CentersAsReferences, MinedLoss
+from pml_ext.wrappers import (
+    AnchorWeightedLoss,
+    BranchDiversityRegularizer,
+    BranchLoss,
+    CentersAsReferences,
+    CrossBatchMemory,
+    MinedLoss,
+    RandomSliceLoss,
+)
 
 
 @dataclass(frozen=True)
@@ -99,6 +112,7 @@ class Entry:
 
 
 _hard_negatives = Part(HardNegativePairMiner, {"distance": LpDistance})
+_near_and_drawn = Part(ChainedMiner, {"miners": (InverseDensityMiner, KNearestPositiveMiner, _hard_negatives)})
 _lifted_2020 = {"alpha": 2, "beta": 40, "pos_base": 0, "neg_base": 0, "scale": 2, "distance": CosineSimilarity}
 
 # Of embeddings that are of unit length already, and of their means, which are not to be.
@@ -156,7 +170,7 @@ recipes: Mapping[str, Entry] = MappingProxyType(
             ChainedMiner,
             source="the 2018 zoo, after Wu et al. 2017",
             loss_args={"beta": 20, "base": 1, "scale": 1, "distance": LpDistance},
-            miner_args={"miners": (InverseDensityMiner, KNearestPositiveMiner, _hard_negatives)},
+            miner_args=_near_and_drawn.args,
         ),
         "DistanceMatch": Entry(
             RankedPullDevianceLoss,
@@ -265,6 +279,94 @@ recipes: Mapping[str, Entry] = MappingProxyType(
             KNNSoftmaxLoss,
             source="the 2018 zoo (neither Gaussian nor LDA: k-NN softmax on the distance itself)",
             loss_args={"alpha": 30, "k": 16, "distance": LpDistance},
+        ),
+        "SoftmaxNeig": Entry(
+            KNNSoftmaxLoss,
+            source="the 2018 zoo",
+            loss_args={"alpha": 50, "k": None, "negative_weight": 0.5, "distance": LpDistance},
+        ),
+        "GradNCA": Entry(DecoupledNCALoss, source="the 2018 zoo"),
+        "Neighbour": Entry(
+            LargeMarginNearestNeighborLoss, source="the 2018 zoo's online form of Weinberger, Saul 2009 (LMNN)"
+        ),
+        "NeighbourHard": Entry(EasyPositiveTripletLoss, source="the 2018 zoo (hard in its negative only)"),
+        "GaussianMetric": Entry(MeanGapLoss, source="the 2018 zoo (nothing in it is Gaussian)"),
+        "Histogram": Entry(HistogramLoss, source="Ustinova, Lempitsky 2016, arXiv 1611.00822"),
+        "BinBranch": Entry(
+            BranchLoss,
+            source="the 2018 zoo, after Opitz et al. 2017 (BIER), arXiv 1801.04815; BinDeviance2018 on each of 3 slices",
+            loss_args={
+                "loss": Part(MinedLoss, {"loss": BinomialDevianceLoss, "miner": HardNegativePairMiner}),
+                "sizes": 3,
+            },
+        ),
+        "DevBranch": Entry(
+            BranchLoss,
+            source="the 2018 zoo's DistWeightDevBranch; DistWeightBinDeviance on each of 3 slices",
+            loss_args={
+                "loss": Part(
+                    MinedLoss,
+                    {
+                        "loss": BinomialDevianceLoss,
+                        "miner": Part(InverseDensityMiner, {"distance": CosineSimilarity}),
+                    },
+                ),
+                "sizes": 3,
+            },
+        ),
+        "BDWNeighbour": Entry(
+            BranchLoss,
+            source="the 2018 zoo; DistWeightNeighbour, with a base of 0.7, on each of 3 slices",
+            loss_args={
+                "loss": Part(
+                    MinedLoss,
+                    {
+                        "loss": Part(
+                            BinomialDevianceLoss, {"beta": 20, "base": 0.7, "scale": 1, "distance": LpDistance}
+                        ),
+                        "miner": _near_and_drawn,
+                    },
+                ),
+                "sizes": 3,
+            },
+        ),
+        "EnsembleDWNeighbour": Entry(
+            RandomSliceLoss,
+            source="the 2018 zoo; DistWeightNeighbour on each of 3 slices of shuffled columns",
+            loss_args={
+                "loss": Part(
+                    MinedLoss,
+                    {
+                        "loss": Part(BinomialDevianceLoss, {"beta": 20, "base": 1, "scale": 1, "distance": LpDistance}),
+                        "miner": _near_and_drawn,
+                    },
+                ),
+                "sizes": 3,
+            },
+        ),
+        "JSDivBranch": Entry(
+            BranchLoss,
+            source="the 2018 zoo's JSDivKNNSoftmax, with a true Jensen-Shannon divergence",
+            loss_args={
+                "loss": Part(KNNSoftmaxLoss, {"alpha": 40, "k": 100, "distance": LpDistance}),
+                "sizes": 4,
+                "embedding_regularizer": Part(BranchDiversityRegularizer, {"sizes": 4, "beta": 40}),
+            },
+        ),
+        "NPair": Entry(
+            NPairsLoss,
+            source="Sohn 2016, with its inner products and its L2 term (weight 3e-3 / 4 each); PML's loss",
+            loss_args={
+                "distance": Part(DotProductSimilarity, {"normalize_embeddings": False}),
+                "embedding_regularizer": Part(LpRegularizer, {"p": 2, "power": 2}),
+                "embedding_reg_weight": 0.0015,
+            },
+        ),
+        "SoftTriple": Entry(SoftTripleLoss, source="Qian et al. 2019, arXiv 1909.05235; PML's loss"),
+        "XBM": Entry(
+            CrossBatchMemory,
+            source="Wang et al. 2020, arXiv 1912.06798; PML's loss",
+            loss_args={"loss": ContrastiveLoss},
         ),
     }
 )
