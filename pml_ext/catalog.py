@@ -294,7 +294,7 @@ recipes: Mapping[str, Entry] = MappingProxyType(
         "Histogram": Entry(HistogramLoss, source="Ustinova, Lempitsky 2016, arXiv 1611.00822"),
         "BinBranch": Entry(
             BranchLoss,
-            source="the 2018 zoo, after Opitz et al. 2017 (BIER), arXiv 1801.04815; BinDeviance2018 on each of 3 slices",
+            source="the 2018 zoo, after Opitz et al. 2017 (BIER); BinDeviance2018 on each of 3 slices",
             loss_args={
                 "loss": Part(MinedLoss, {"loss": BinomialDevianceLoss, "miner": HardNegativePairMiner}),
                 "sizes": 3,
@@ -424,7 +424,7 @@ def _as_part(value: Any) -> Part | None:
 
 def _overridden(part: Part, overrides: Mapping[str, Any]) -> tuple[Part, dict[str, Any]]:
     """The part with the overrides that it or a part of it names, and those that none of them names."""
-    named = inspect.signature(part.make).parameters
+    named = {*inspect.signature(part.make).parameters, *part.args}
     args = dict(part.args) | {k: v for k, v in overrides.items() if k in named}
     others = {k: v for k, v in overrides.items() if k not in named}
     for key, value in args.items():
