@@ -209,7 +209,7 @@ class RunningCenters(CenterSource):
         """The centres of all classes, as they were before this batch."""
         labels = _class_numbers(labels, len(self.centers))
         _check_dimension(embeddings, self.centers)
-        before = self.centers.clone()
+        before = self.centers
         if self.training:
             self._follow(embeddings, labels)
         return Centers(before, torch.arange(len(before), device=before.device), labels)
@@ -222,7 +222,8 @@ class RunningCenters(CenterSource):
         if self.all_reduce and torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
         sums, counts = sums[:, :-1], sums[:, -1:]
-        self.centers.sub_(self.alpha * (counts * self.centers - sums) / (1 + counts))
+        # A new tensor: compiled, the backward pass would see a tensor that was written to as it is then.
+        self.centers = self.centers - self.alpha * (counts * self.centers - sums) / (1 + counts)
 
 
 @final
