@@ -1,0 +1,185 @@
+"""Laws of what does not change a loss, and of the several ways to say the same thing to it.
+
+They hold up to rounding, and so on batches without ties only: where a threshold meets equal distances, rounding
+decides. Which motions of the embeddings change nothing follows from the distance.
+"""
+
+from typing import Any
+
+import torch
+from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity, DotProductSimilarity, LpDistance
+from torch import Tensor
+
+from pml_ext.pairs import label_masks
+from pml_ext.testing.cases import Batch, all_pairs, as_pairs, as_triplets
+from pml_ext.testing.law import (
+    Outcome,
+    assert_close,
+    assert_same,
+    evaluate,
+    fresh,
+    is_matrix_loss,
+    is_row_loss,
+    law,
+    outcome,
+    seeded,
+    takes_pairs,
+)
+from pml_ext.testing.law import variant as with_attributes
+
+
+class NegatedDistance(BaseDistance):  # type: ignore[misc, unused-ignore]
+    """Minus another distance, with the opposite answer to `is_inverted`: the same thing, said the other way round."""
+
+    def __init__(self, distance: Any) -> None:
+        super().__init__(normalize_embeddings=False, is_inverted=not distance.is_inverted)
+        self.distance = distance
+
+    def compute_mat(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
+        """The negated matrix [n, m]."""
+        matrix: Tensor = self.distance(query_emb, None if ref_emb is query_emb else ref_emb)
+        return -matrix
+
+
+@law("loss", "batch")
+def batch_order_is_irrelevant(loss: Any, case: Batch) -> None:
+    """A permuted batch has the same loss and the permuted gradient."""
+    if case.has_ties:
+        return
+    order = torch.randperm(len(case.labels), generator=seeded(1))
+    expected = outcome(loss, case)
+    actual = evaluate(loss, case.embeddings[order], case.labels[order])
+    assert_same(actual, Outcome(expected.value, expected.gradient[order]), f"batch in the order {order.tolist()}")
+
+
+@law("loss", "batch")
+def label_names_are_irrelevant(loss: Any, case: Batch) -> None:
+    """Renamed classes, negative and large names among them, have the same loss and the same gradient."""
+    expected = outcome(loss, case)
+    actual = evaluate(loss, case.embeddings, 1000 - 337 * case.labels)
+    assert_same(actual, expected, "labels renamed")
+
+
+@law("loss", "batch")
+def rotation_changes_nothing(loss: Any, case: Batch) -> None:
+    """An orthogonal map of all embeddings, under a distance that it preserves, keeps the loss."""
+    if case.has_ties or not _is_rotation_invariant(loss):
+        return
+    normal = torch.randn(case.dimension, case.dimension, generator=seeded(2), dtype=torch.float64)
+    rotation = torch.linalg.qr(normal).Q
+    expected = outcome(loss, case)
+    actual = evaluate(loss, case.embeddings @ rotation, case.labels)
+    assert_same(actual, Outcome(expected.value, expected.gradient @ rotation), "embeddings rotated")
+
+
+@law("loss", "batch")
+def length_changes_nothing(loss: Any, case: Batch) -> None:
+    """Each embedding times a positive number of its own, under a distance that normalises, keeps the loss."""
+    if case.has_ties or not getattr(getattr(loss, "distance", None), "normalize_embeddings", False):
+        return
+    factor = 0.1 + 3 * torch.rand(len(case.labels), 1, generator=seeded(3), dtype=torch.float64)
+    expected = outcome(loss, case)
+    actual = evaluate(loss, case.embeddings * factor, case.labels)
+    assert_close(actual.value, expected.value, "embeddings scaled one by one")
+    assert_close(actual.gradient * factor, expected.gradient, "gradient, embeddings scaled one by one")
+
+
+@law("loss", "batch", lambda loss: isinstance(getattr(loss, "distance", None), LpDistance))
+def translation_changes_nothing(loss: Any, case: Batch) -> None:
+    """The same vector added to all embeddings, under a distance that does not normalise, keeps the loss."""
+    if case.has_ties:
+        return
+    loss = with_attributes(loss)
+    loss.distance.normalize_embeddings = False
+    shift = case.scale * torch.randn(case.dimension, generator=seeded(4), dtype=torch.float64)
+    expected = evaluate(loss, case.embeddings, case.labels)
+    assert_same(evaluate(loss, case.embeddings + shift, case.labels), expected, "embeddings translated")
+
+
+@law("loss", "batch", takes_pairs)
+def all_pairs_equal_labels(loss: Any, case: Batch) -> None:
+    """Every pair of the batch, given as index tensors, has the loss of the labels."""
+    pairs = as_pairs(all_pairs(case.labels))
+    expected = outcome(loss, case)
+    assert_same(evaluate(loss, case.embeddings, case.labels, pairs), expected, "all pairs as indices_tuple")
+
+
+@law("loss", "batch", is_matrix_loss)
+def pairs_need_no_labels(loss: Any, case: Batch) -> None:
+    """Every pair of the batch, without labels, has the loss of the labels."""
+    masks = all_pairs(case.labels)
+    expected = outcome(loss, case)
+    assert_same(evaluate(loss, case.embeddings, None, as_pairs(masks)), expected, "all pairs without labels")
+    assert_same(evaluate(loss, case.embeddings, None, masks), expected, "the relation matrix without labels")
+
+
+@law("loss", "batch", lambda loss: is_row_loss(loss) and loss.needs == "both")
+def all_triplets_equal_labels(loss: Any, case: Batch) -> None:
+    """Every triplet of the batch has the loss of the labels, if an anchor needs a positive and a negative anyway."""
+    triplets = as_triplets(all_pairs(case.labels))
+    expected = outcome(loss, case)
+    assert_same(evaluate(loss, case.embeddings, case.labels, triplets), expected, "all triplets as indices_tuple")
+
+
+@law("loss", "batch", is_matrix_loss)
+def only_the_relation_counts(loss: Any, case: Batch) -> None:
+    """A relation matrix with self-pairs in it has the loss of the labels: self-pairs are dropped by index."""
+    masks = label_masks(case.labels, case.labels)
+    expected = outcome(loss, case)
+    assert_same(evaluate(loss, case.embeddings, case.labels, masks), expected, "labels as PairMasks")
+
+
+@law("loss", "batch", takes_pairs)
+def references_equal_to_the_batch_agree(loss: Any, case: Batch) -> None:
+    """The batch compared with a copy of itself, on every pair but those of a sample with itself, has its own loss."""
+    if case.has_ties:
+        return
+    pairs = as_pairs(all_pairs(case.labels))
+    expected = outcome(loss, case)
+    torch.manual_seed(0)
+    rows, columns = (case.embeddings.clone().requires_grad_() for _ in range(2))
+    value = fresh(loss)(rows, case.labels, pairs, ref_emb=columns, ref_labels=case.labels.clone())
+    assert_close(value.detach(), expected.value, "references equal to the batch")
+    if any(len(index) for index in pairs):
+        by_rows, by_columns = torch.autograd.grad(value, (rows, columns))
+        assert_close(by_rows + by_columns, expected.gradient, "gradient, references equal to the batch")
+
+
+@law("loss", "batch", takes_pairs)
+def references_are_a_set(loss: Any, case: Batch) -> None:
+    """References of another number than the batch give a finite loss, which does not depend on their order."""
+    if case.ref_emb is None or case.ref_labels is None:
+        return
+    expected = evaluate(loss, case.embeddings, case.labels, None, case.ref_emb, case.ref_labels)
+    if not case.has_ties:
+        order = torch.randperm(len(case.ref_labels), generator=seeded(5))
+        refs = case.ref_emb[order], case.ref_labels[order]
+        assert_same(evaluate(loss, case.embeddings, case.labels, None, *refs), expected, "references permuted")
+
+
+@law("loss", "batch", is_matrix_loss)
+def negated_distance_agrees(loss: Any, case: Batch) -> None:
+    """Minus the distance, taken as a similarity, with negated levels has the same loss."""
+    negated = with_attributes(loss, distance=NegatedDistance(loss.distance))
+    for name in negated.levels:
+        setattr(negated, name, -getattr(negated, name))
+    expected = outcome(loss, case)
+    assert_same(evaluate(negated, case.embeddings, case.labels), expected, "distance negated")
+
+
+@law("loss", "batch", is_row_loss)
+def chunk_size_changes_nothing(loss: Any, case: Batch) -> None:
+    """Blocks of 1, 3, n - 1, n or n + 1 anchors have the loss of the whole batch, and its gradient."""
+    if case.has_ties:
+        return
+    n = len(case.labels)
+    expected = evaluate(loss, case.embeddings, case.labels, None, case.ref_emb, case.ref_labels)
+    size = (1, 3, max(1, n - 1), n, n + 1)[case.seed % 5]
+    chunked = with_attributes(loss, chunk_size=size)
+    actual = evaluate(chunked, case.embeddings, case.labels, None, case.ref_emb, case.ref_labels)
+    assert_same(actual, expected, f"chunk_size={size}")
+
+
+def _is_rotation_invariant(loss: Any) -> bool:
+    distance = getattr(loss, "distance", None)
+    return isinstance(distance, (LpDistance, CosineSimilarity, DotProductSimilarity)) and distance.p == 2

@@ -1,0 +1,187 @@
+"""What a law is: a statement about a loss or a miner, which raises if a case breaks it."""
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import torch
+from pytorch_metric_learning.losses.mixins import WeightMixin
+from torch import Tensor, nn
+
+from pml_ext.base import MatrixLoss, PairMatrixLoss, PairModule, SampleLoss, SamplingMiner
+from pml_ext.testing.cases import Batch
+from pml_ext.wrappers.base import LossWrapper
+
+Kind = Literal["rows", "batch", "once"]
+Subject = Literal["loss", "miner"]
+Check = Callable[[Any, Any], None]
+C = TypeVar("C", bound=Check)
+
+
+class LawBroken(AssertionError):  # noqa: N818 - it reads as the sentence it stands for
+    """A law does not hold. `law` is its name; the cause is the assertion or the exception that showed it."""
+
+    def __init__(self, law: str, text: str) -> None:
+        super().__init__(text)
+        self.law = law
+
+
+@dataclass(frozen=True)
+class Law:
+    """A statement that holds for every loss, or every miner, to which it applies.
+
+    Args:
+        name: the name of the function that states it.
+        check: raises AssertionError if the subject breaks the law on the case.
+        kind: what its cases are: "rows" a pair matrix, "batch" embeddings with labels, "once" one fixed batch.
+        applies: to which subjects.
+    """
+
+    name: str
+    check: Check
+    kind: Kind
+    applies: Callable[[Any], bool]
+
+    def __call__(self, subject: Any, case: Any) -> None:
+        """Hold the subject against the law, on one case."""
+        try:
+            self.check(subject, case)
+        except LawBroken:
+            raise
+        except Exception as error:
+            reason = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+            raise LawBroken(self.name, f"{self.name}: {type(subject).__name__} on {case}: {reason}") from error
+
+
+LOSS_LAWS: dict[str, Law] = {}
+MINER_LAWS: dict[str, Law] = {}
+
+
+def any_subject(subject: Any) -> bool:
+    """Every loss or miner, PML's too."""
+    return True
+
+
+def is_ours(subject: Any) -> bool:
+    """A loss, wrapper or miner on this package's shell."""
+    return isinstance(subject, (PairModule, LossWrapper))
+
+
+def takes_pairs(subject: Any) -> bool:
+    """A loss that compares samples with samples, and so can be told which; one with weights of its own does not."""
+    return not isinstance(subject, (SampleLoss, WeightMixin))
+
+
+def is_row_loss(subject: Any) -> bool:
+    """A loss that is a function of each row of the pair matrix."""
+    return isinstance(subject, PairMatrixLoss)
+
+
+def is_matrix_loss(subject: Any) -> bool:
+    """A loss that is a pure function of the pair matrix."""
+    return isinstance(subject, MatrixLoss)
+
+
+def is_random(subject: Any) -> bool:
+    """A miner that draws at random."""
+    return isinstance(subject, SamplingMiner) or getattr(subject, "is_random", False)
+
+
+def law(subject: Subject, kind: Kind, applies: Callable[[Any], bool] = any_subject) -> Callable[[C], C]:
+    """Enter the function decorated as a law, under its name."""
+
+    def enter(check: C) -> C:
+        laws = LOSS_LAWS if subject == "loss" else MINER_LAWS
+        name = getattr(check, "__name__", "")
+        laws[name] = Law(name, check, kind, applies)
+        return check
+
+    return enter
+
+
+def chosen(laws: dict[str, Law], subject: Any, skip: Iterable[str], only: Iterable[str] | None) -> list[Law]:
+    """The laws that apply to the subject, less those in `skip`, or just those in `only`.
+
+    Raises:
+        ValueError: no law has a name that was given.
+    """
+    skip, names = frozenset(skip), frozenset(laws) if only is None else frozenset(only)
+    unknown = sorted((skip | names) - frozenset(laws))
+    if unknown:
+        raise ValueError(f"no law is called {', '.join(unknown)}; there are {', '.join(laws)}")
+    return [law for law in laws.values() if law.name in names - skip and law.applies(subject)]
+
+
+class Outcome(NamedTuple):
+    """The value of a loss and its gradient by the embeddings."""
+
+    value: Tensor
+    gradient: Tensor
+
+
+def fresh(subject: Any) -> Any:
+    """The subject as it is now: a copy if calling it could change it, so that every call starts from the same state."""
+    has_state = any(True for _ in subject.parameters()) or any(True for _ in subject.buffers())
+    return copy.deepcopy(subject) if has_state or isinstance(subject, SamplingMiner) else subject
+
+
+def variant(subject: Any, **attributes: Any) -> Any:
+    """A copy of the subject with other attributes."""
+    subject = copy.deepcopy(subject)
+    for name, value in attributes.items():
+        setattr(subject, name, value)
+    return subject
+
+
+def evaluate(loss: Any, embeddings: Tensor, *args: Any, **kwargs: Any) -> Outcome:
+    """Value and gradient of a loss on a batch: a finite scalar and finite numbers, or an AssertionError.
+
+    The random state is the same in every call, so that losses which draw at random draw the same.
+    """
+    torch.manual_seed(0)
+    embeddings = embeddings.detach().clone().requires_grad_()
+    value = fresh(loss)(embeddings, *args, **kwargs)
+    assert isinstance(value, Tensor), f"the loss is {value!r}, not a tensor"
+    assert value.shape == (), f"the loss has shape {tuple(value.shape)}, not a scalar"
+    assert bool(value.isfinite()), f"the loss is {value.item()}"
+    (gradient,) = torch.autograd.grad(value, embeddings)
+    assert bool(gradient.isfinite().all()), f"the gradient is not finite: {gradient}"
+    return Outcome(value.detach(), gradient)
+
+
+def outcome(loss: Any, case: Batch) -> Outcome:
+    """Value and gradient of a loss on a batch with labels, which most laws compare with: computed once for a case."""
+    known: dict[int, tuple[Any, Outcome]] = case.__dict__.setdefault("_outcomes", {})
+    if id(loss) not in known:
+        known[id(loss)] = loss, evaluate(loss, case.embeddings, case.labels)
+    return known[id(loss)][1]
+
+
+def assert_close(actual: Tensor, expected: Tensor, what: str, tolerance: float = 1e-9) -> None:
+    """Equal up to `tolerance`, relative to the largest number expected or to 1."""
+    assert actual.shape == expected.shape, f"{what}: shapes {tuple(actual.shape)} and {tuple(expected.shape)} differ"
+    if actual.numel() == 0:
+        return
+    difference = (actual.double() - expected.double()).abs().max().item()
+    scale = max(1.0, expected.double().abs().max().item())
+    assert difference <= tolerance * scale, f"{what}: {actual} differs from {expected} by {difference:.3g}"
+
+
+def assert_same(actual: Outcome, expected: Outcome, what: str, tolerance: float = 1e-9) -> None:
+    """Equal values and equal gradients."""
+    assert_close(actual.value, expected.value, f"value, {what}", tolerance)
+    assert_close(actual.gradient, expected.gradient, f"gradient, {what}", tolerance)
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A generator of its own for the choices of a law."""
+    return torch.Generator().manual_seed(seed)
+
+
+def modules_equal(first: nn.Module, second: nn.Module) -> bool:
+    """Whether two modules have the same state_dict, tensor by tensor."""
+    a, b = first.state_dict(), second.state_dict()
+    return a.keys() == b.keys() and all(
+        torch.equal(a[k], b[k]) if isinstance(a[k], Tensor) else str(a[k]) == str(b[k]) for k in a
+    )

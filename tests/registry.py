@@ -1,0 +1,83 @@
+"""What there is to test, by name: everything exported, and the settings of it that the laws are tried on.
+
+Exporting a class is enough to be in here. A class that needs constructor arguments of a known name gets them from
+`ARGUMENTS`; settings that reach code which the defaults do not are in `MORE`; a law that a class need not keep is in
+`EXCEPTIONS`, with the reason.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from pml_ext import catalog, wrappers
+from pml_ext.catalog import all_losses, all_miners, recipes
+from pml_ext.losses import RAWLoss
+from pml_ext.miners import InverseDensityMiner, KNearestPositiveMiner
+
+DIMENSION = 4
+ARGUMENTS: dict[str, Callable[[], Any]] = {
+    "num_classes": lambda: 12,
+    "embedding_size": lambda: DIMENSION,
+    "loss": RAWLoss,
+}
+
+MORE: dict[str, tuple[dict[str, Any], ...]] = {
+    "AnchorContrastiveLoss": ({"average": False, "step": 0.5},),
+    "ChainedMiner": ({"miners": (InverseDensityMiner(), KNearestPositiveMiner(k=2))},),
+    "DistanceWeightedMiner": ({"nonzero_loss_cutoff": None, "dimension": 3},),
+    "InverseDensityMiner": ({"num_negatives": 2, "max_z": 1.0},),
+    "KNNSoftmaxLoss": ({"k": 2},),
+    "LargeMarginNearestNeighborLoss": ({"k": None},),
+    "LogSumExpPairLoss": ({"scale": 1, "bounded": True},),
+    "RankedPullDevianceLoss": ({"sharp": True},),
+}
+
+EXCEPTIONS: dict[str, dict[str, str]] = {
+    "CenterLoss": {
+        "label_names_are_irrelevant": "a label is the number of a centre",
+        "rotation_changes_nothing": "the centres stay where they are",
+        "translation_changes_nothing": "the centres stay where they are",
+        "nothing_waits_for_the_device": "labels on the CPU are checked to be numbers of centres; on a GPU nothing waits",
+    },
+    "HistogramLoss": {"one_pair_of_each_kind_is_enough": "it is constant where histograms do not overlap"},
+    "MeanGapLoss": {"one_pair_of_each_kind_is_enough": "it keeps no pair of fewer than five positive ones"},
+}
+
+
+def exceptions(subject: nn.Module) -> tuple[str, ...]:
+    """The laws that the subject need not keep."""
+    return tuple(EXCEPTIONS.get(type(subject).__name__, ()))
+
+
+def make(cls: Callable[..., Any], **arguments: Any) -> Any:
+    """An instance: the arguments given, a known value for those that the class needs, its defaults for the others."""
+    needed = (p.name for p in inspect.signature(cls).parameters.values() if p.default is p.empty and p.kind < 4)
+    known = {name: ARGUMENTS[name]() for name in needed if name in ARGUMENTS}
+    return cls(**(known | arguments))
+
+
+def _named(classes: list[type]) -> dict[str, Callable[[], Any]]:
+    factories: dict[str, Callable[[], Any]] = {}
+    for cls in classes:
+        factories[cls.__name__] = partial(make, cls)
+        for arguments in MORE.get(cls.__name__, ()):
+            name = ", ".join(f"{k}={v}" for k, v in arguments.items())
+            factories[f"{cls.__name__}({name})"] = partial(make, cls, **arguments)
+    return factories
+
+
+def all_wrappers() -> list[type]:
+    """Every wrapper class of this package that is a loss."""
+    return [getattr(wrappers, name) for name in wrappers.__all__]
+
+
+LOSSES = _named(all_losses())
+WRAPPERS = _named(all_wrappers())
+MINERS = _named(all_miners())
+# Recipes that are more than a class with its defaults.
+RECIPES = {
+    name: partial(catalog.build, name) for name, entry in recipes.items() if entry.miner is not None or entry.loss_args
+}

@@ -1,0 +1,105 @@
+"""Everything exported keeps the laws; so do the methods of the catalog, as a whole."""
+
+import pytest
+import torch
+from registry import EXCEPTIONS, LOSSES, MINERS, RECIPES, WRAPPERS, exceptions
+from torch import nn
+
+from pml_ext.testing import LOSS_LAWS, MINER_LAWS, Batch, check_loss, check_miner
+from pml_ext.testing.contract_laws import check_compiled
+from pml_ext.testing.law import is_random
+
+ONCE = tuple(law.name for law in LOSS_LAWS.values() if law.kind == "once")
+DRAWN = tuple(law.name for law in LOSS_LAWS.values() if law.kind != "once")
+ALL_LOSSES = LOSSES | WRAPPERS
+
+
+def dimension(subject: nn.Module) -> int | None:
+    return getattr(subject, "embedding_size", None)
+
+
+@pytest.mark.parametrize("name", ALL_LOSSES)
+def test_loss_keeps_the_laws_of_one_batch(name):
+    loss = ALL_LOSSES[name]()
+    check_loss(loss, only=ONCE, skip=exceptions(loss), dimension=dimension(loss))
+
+
+@pytest.mark.parametrize("name", ALL_LOSSES)
+def test_loss_keeps_the_laws_of_any_batch(name):
+    loss = ALL_LOSSES[name]()
+    check_loss(loss, only=DRAWN, skip=exceptions(loss), dimension=dimension(loss))
+
+
+@pytest.mark.parametrize("name", MINERS)
+def test_miner_keeps_the_laws(name):
+    check_miner(MINERS[name](), skip=exceptions(MINERS[name]()))
+
+
+class Method(nn.Module):
+    """A recipe as one loss of embeddings and labels."""
+
+    def __init__(self, recipe):
+        super().__init__()
+        self.loss, self.miner, self.distance = recipe.loss, recipe.miner, recipe.loss.distance
+
+    def forward(self, embeddings, labels):
+        mined = None if self.miner is None else self.miner(embeddings, labels)
+        return self.loss(embeddings, labels, mined)
+
+
+OF_A_METHOD = (
+    "any_batch_has_a_finite_loss",
+    "degenerate_batches_have_a_finite_loss",
+    "empty_batch_costs_nothing",
+    "half_precision_is_close",
+    "copies_are_equal",
+    "it_learns",
+    "label_names_are_irrelevant",
+)
+OF_A_METHOD_WITHOUT_CHANCE = ("batch_order_is_irrelevant", "rotation_changes_nothing", "length_changes_nothing")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_keeps_the_laws(name):
+    method = Method(RECIPES[name]())
+    laws = OF_A_METHOD if is_random(method.miner) else (*OF_A_METHOD, *OF_A_METHOD_WITHOUT_CHANCE)
+    # PML's own parts compute in the dtype that they are given, and for bfloat16 not at all or with other pairs.
+    if any(type(part).__module__.startswith("pytorch_metric_learning") for part in (method.loss, method.miner)):
+        laws = tuple(law for law in laws if law != "half_precision_is_close")
+    check_loss(method, only=laws, skip=exceptions(method.loss), examples=20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALL_LOSSES)
+def test_loss_compiles_with_inductor(name):
+    loss = ALL_LOSSES[name]()
+    if "compiles_as_one_graph" not in exceptions(loss):
+        check_compiled(loss, Batch((3, 4, 2), dimension(loss) or 4, seed=7), "inductor")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", ALL_LOSSES)
+def test_loss_on_cuda_is_that_on_cpu(name):
+    loss, batch = ALL_LOSSES[name](), Batch((3, 4, 2), dimension(ALL_LOSSES[name]()) or 4, seed=7)
+    expected = loss(batch.embeddings, batch.labels)
+    loss = loss.cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        actual = loss(embeddings := batch.embeddings.cuda(), labels := batch.labels.cuda())
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(actual.cpu(), expected)
+    assert embeddings.device == labels.device == actual.device
+
+
+def test_exceptions_are_of_things_that_exist():
+    known = {name.split("(")[0] for name in (*ALL_LOSSES, *MINERS)}
+    assert set(EXCEPTIONS) <= known
+    for laws in EXCEPTIONS.values():
+        assert set(laws) <= set(LOSS_LAWS) | set(MINER_LAWS)
+        assert all(laws.values()), "an exception without a reason"
+
+
+def test_a_law_that_does_not_exist_is_an_error():
+    with pytest.raises(ValueError, match="no law is called gravity"):
+        check_loss(LOSSES["RAWLoss"], skip=["gravity"])
