@@ -139,12 +139,13 @@ class KMeansCenters(GroupCenters):
     def groups(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """The cluster of each sample."""
         points = embeddings.to("cpu", torch.promote_types(embeddings.dtype, torch.float32))
-        classes = labels.cpu().unique(return_inverse=True)[1]
+        names, classes = labels.cpu().unique(return_inverse=True)
         if not self.per_class:
-            return self._clusters(torch.cat([points, self.label_weight * F.one_hot(classes)], dim=1))
+            one_hot = F.one_hot(classes, max(len(names), 1))
+            return self._clusters(torch.cat([points, self.label_weight * one_hot], dim=1))
         clusters = torch.zeros_like(classes)
-        for name in classes.unique():
-            clusters[classes == name] = self._clusters(points[classes == name])
+        for number in range(len(names)):
+            clusters[classes == number] = self._clusters(points[classes == number])
         return clusters
 
     def _clusters(self, points: Tensor) -> Tensor:
