@@ -1,0 +1,65 @@
+"""Handwritten digits, 8 x 8: the smallest zero-shot retrieval set, for tests and examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pml_ext.datasets.in_memory import InMemoryDataset, check_split
+
+
+class Digits(InMemoryDataset):
+    """Scikit-learn's handwritten digits, 8 x 8 grey: train on the digits 0 to 4, test on the unseen 5 to 9.
+
+    Args:
+        split: "train" (901 images, labels 0 to 4) or "test" (896 images, labels 5 to 9). Default "train".
+        transform: applied to each image, [1, 8, 8]. Default: none.
+        target_transform: applied to each label. Default: none.
+
+    Shape:
+        a sample is (image [1, 8, 8], float32 in [0, 1]; label, int).
+
+    Attributes:
+        labels: [n], int64, the label of each image; a label is the digit itself.
+        classes: {label: name}, for the labels of this split.
+        image_shape: (1, 8, 8).
+
+    Raises:
+        ValueError: any other split.
+        ImportError: without scikit-learn.
+
+    Source:
+        `sklearn.datasets.load_digits`, which ships with scikit-learn: 1797 images of the UCI set
+        "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, 1998).
+
+    Example:
+        >>> image, label = Digits("test")[0]
+        >>> image.shape, label
+        (torch.Size([1, 8, 8]), 5)
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        transform: Callable[[Tensor], Any] | None = None,
+        target_transform: Callable[[int], Any] | None = None,
+    ) -> None:
+        check_split(split, ("train", "test"))
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError as error:
+            raise ImportError('Digits needs scikit-learn: pip install "pml_ext[benchmark]"') from error
+        data = load_digits()
+        labels = torch.as_tensor(data.target, dtype=torch.int64)
+        mine = labels < 5 if split == "train" else labels >= 5
+        images = torch.as_tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16  # its grey levels are 0 to 16
+        super().__init__(
+            images[mine],
+            labels[mine],
+            {digit: str(digit) for digit in (range(5) if split == "train" else range(5, 10))},
+            transform=transform,
+            target_transform=target_transform,
+        )
