@@ -1,0 +1,155 @@
+"""The pictures of an experiment: learning curves, recall at k, retrievals, and a map of the embeddings."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from pml_ext.benchmark import files
+from pml_ext.benchmark.checkpoint import UNTRAINED
+from pml_ext.benchmark.data import Data
+from pml_ext.benchmark.experiment import Experiment
+from pml_ext.benchmark.pictures import gallery, projection
+from pml_ext.benchmark.result import Result
+from pml_ext.benchmark.table import by_loss
+from pml_ext.benchmark.testing import RECALL_AT, embeddings_of
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart, without its yellow; from the ninth loss on the
+# dashes differ too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+DASHES = ("-", "--", ":", "-.")
+GREY = "#777777"
+PICTURED = 3  # trained losses in the gallery and the map
+
+
+def draw(experiment: Experiment, data: Data, out: Path, results: Sequence[Result]) -> list[Path]:
+    """Draw everything into `out/plots` and return the files."""
+    folder = out / "plots"
+    folder.mkdir(exist_ok=True)
+    best = _best(results)
+    seed = results[0].seed
+    embeddings = {name: embeddings_of(experiment, data, out, name, seed) for name in best}
+    return [
+        _save(learning_curves(results), folder / "learning_curves.png"),
+        _save(recall_curves(results), folder / "recall_at_k.png"),
+        _save(gallery(data.test, embeddings), folder / "gallery.png"),
+        _save(projection(data.test, embeddings), folder / "projection.png"),
+    ]
+
+
+def learning_curves(results: Sequence[Result]) -> Figure:
+    """Recall@1 after each epoch, every loss a line; thin lines are single seeds if there are several."""
+    figure, axes = _axes("Retrieval of unseen classes while training", "epoch", "recall@1 (%)")
+    groups = by_loss(results)
+    untrained = groups.pop(UNTRAINED, [])
+    start = 100 * mean(run.metrics["recall_at_1"] for run in untrained) if untrained else None
+    ends = []
+    for (loss, runs), style in zip(groups.items(), _styles(len(groups)), strict=True):
+        curves = [[100 * epoch["recall_at_1"] for epoch in run.history] for run in runs]
+        curves = curves if start is None else [[start, *curve] for curve in curves]
+        epochs = range(0 if start is not None else 1, len(runs[0].history) + 1)
+        middle = [mean(values) for values in zip(*curves, strict=True)]
+        axes.plot(epochs, middle, label=loss, marker="o", markersize=3.5, linewidth=2, **style)
+        if len(curves) > 1:
+            for curve in curves:
+                axes.plot(epochs, curve, linewidth=0.7, alpha=0.5, **style)
+        ends.append((loss, middle[-1], style["color"]))
+    if start is not None:
+        axes.axhline(start, color=GREY, linestyle="--", linewidth=1.5, label=UNTRAINED)
+        ends.append((UNTRAINED, start, GREY))
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _name_lines(axes, ends)
+    return figure
+
+
+def recall_curves(results: Sequence[Result]) -> Figure:
+    """Recall@k after the last epoch, every loss a line."""
+    figure, axes = _axes("Is one of the k nearest images of the same class?", "k (nearest images)", "recall@k (%)")
+    groups = by_loss(results)
+    trained = [name for name in groups if name != UNTRAINED]
+    styles = dict(zip(trained, _styles(len(trained)), strict=True))
+    ends = []
+    for loss, runs in groups.items():
+        style = styles.get(loss, {"color": GREY, "linestyle": "--"})
+        values = [[100 * run.metrics[f"recall_at_{k}"] for run in runs] for k in RECALL_AT]
+        middle = [mean(v) for v in values]
+        axes.plot(RECALL_AT, middle, label=loss, marker="o", markersize=5, linewidth=2, **style)
+        if len(runs) > 1:
+            axes.fill_between(
+                RECALL_AT, [min(v) for v in values], [max(v) for v in values], color=style["color"], alpha=0.15
+            )
+        ends.append((loss, middle[-1], style["color"]))
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(RECALL_AT, [str(k) for k in RECALL_AT])
+    axes.set_ylim(0, 100)
+    _name_lines(axes, ends)
+    return figure
+
+
+def _best(results: Sequence[Result]) -> list[str]:
+    # The untrained network first, then the losses with the best recall@1, in the order of the table.
+    groups = by_loss(results)
+    score = {
+        name: mean(run.metrics["recall_at_1"] for run in runs) for name, runs in groups.items() if name != UNTRAINED
+    }
+    chosen = sorted(score, key=lambda name: -score[name])[:PICTURED]
+    return [name for name in groups if name == UNTRAINED or name in chosen]
+
+
+def _axes(title: str, x: str, y: str) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", fontsize=13)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _styles(count: int) -> list[dict[str, str]]:
+    return [{"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i // len(COLOURS) % 4]} for i in range(count)]
+
+
+def _name_lines(axes: Any, ends: Iterable[tuple[str, float, str]]) -> None:
+    """Write the names at the ends of few lines, where no eye has to travel; a legend beside many."""
+    ends = sorted(ends, key=lambda end: end[1])
+    if len(ends) > 8:
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8, ncols=1 + len(ends) // 24)
+        return
+    low, high = axes.get_ylim()
+    step = 0.055 * (high - low)
+    # Names of lines that end close together are moved apart: up from the lowest, then down again from the top.
+    heights: list[float] = []
+    for _, value, _ in ends:
+        heights.append(max(value, heights[-1] + step) if heights else value)
+    for i in reversed(range(len(heights))):
+        heights[i] = min(heights[i], heights[i + 1] - step if i + 1 < len(heights) else high)
+    for (name, value, colour), height in zip(ends, heights, strict=True):
+        axes.annotate(
+            f"{name} {value:.1f}",
+            (1.0, height),
+            xycoords=("axes fraction", "data"),
+            xytext=(6, 0),
+            textcoords="offset points",
+            color=colour,
+            va="center",
+            annotation_clip=False,
+        )
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    # Neither pyplot nor its global state: the caller's own figures are not touched.
+    FigureCanvasAgg(figure)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=130)
+    files.write(path, stream.getvalue())
+    return path

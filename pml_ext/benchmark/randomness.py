@@ -1,0 +1,39 @@
+"""The global random states: set from one seed, saved, and restored."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy (PML's samplers draw from it) and torch on every device."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - PML draws from numpy's global state
+    torch.manual_seed(seed)
+
+
+def state() -> dict[str, Any]:
+    """All global random states, as tensors and plain values."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore(saved: dict[str, Any]) -> None:
+    """Go back to what `state` returned."""
+    version, words, gauss = saved["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, position, has_gauss, cached = saved["numpy"]
+    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    torch.set_rng_state(saved["torch"].cpu())
+    if saved["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([state.cpu() for state in saved["cuda"]])

@@ -1,0 +1,135 @@
+"""An experiment: all its runs, then the table and the plots."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean
+
+from pml_ext.benchmark import environment, files, folder, losses, result, table
+from pml_ext.benchmark.checkpoint import NAME, UNTRAINED, epochs_done, run_folder
+from pml_ext.benchmark.data import Data
+from pml_ext.benchmark.errors import BenchmarkError, check_extras
+from pml_ext.benchmark.experiment import Experiment
+from pml_ext.benchmark.progress import Progress
+from pml_ext.benchmark.result import Result
+from pml_ext.benchmark.testing import test_untrained
+from pml_ext.benchmark.training import Diverged, Run
+
+RESULTS = "results.jsonl"
+TABLE = "table.md"
+
+Say = Callable[[str], None]
+
+
+def run(experiment: Experiment, *, resume: bool = False, say: Say = lambda line: None) -> list[Result]:
+    """Run an experiment; write results, logs, the table and the plots under its `out`.
+
+    A run is finished when its line is in `results.jsonl`, where it appears all at once. After every epoch there is a
+    checkpoint, so that an interrupted experiment continues with the next epoch and ends with the same numbers.
+
+    Args:
+        experiment: the arguments.
+        resume: continue the experiment in `out` (by default the last one in `runs`), which must have the same
+            arguments. Default: start a new one.
+        say: called with each line for the reader. Default: silence.
+
+    Returns:
+        one result per seed and loss, the untrained network of each seed first.
+
+    Raises:
+        BenchmarkError: `out` holds something else, a loss cannot be trained, a package is missing, or a loss diverged
+            (the other runs are finished then).
+        OSError, sqlite3.Error: the disk is full, or `out` cannot be written to.
+    """
+    check_extras()
+    data = Data.load(experiment.dataset)
+    for name in experiment.losses:
+        losses.rehearse(
+            name,
+            classes=data.train_classes,
+            embedding_size=experiment.embedding_size,
+            images_per_class=data.images_per_class(experiment),
+        )
+    out = folder.reopen(experiment) if resume else folder.create(experiment)
+    for line in _plan(experiment, data, out):
+        say(line)
+    results, diverged = _runs(experiment, data, out, say)
+    _report(experiment, data, out, results, say)
+    if diverged:
+        raise BenchmarkError("; ".join(diverged))
+    return results
+
+
+def _runs(experiment: Experiment, data: Data, out: Path, say: Say) -> tuple[list[Result], list[str]]:
+    results = result.read(out / RESULTS)
+    diverged = []
+    finished = {(r.loss, r.seed) for r in results}
+    todo = [
+        (name, seed)
+        for seed in experiment.seeds
+        for name in (UNTRAINED, *experiment.losses)
+        if (name, seed) not in finished
+    ]
+    epochs = experiment.epochs * len(experiment.losses) * len(experiment.seeds)
+    left = sum(experiment.epochs - epochs_done(run_folder(out, *job)) for job in todo if job[0] != UNTRAINED)
+    progress = Progress(epochs, done=epochs - left)
+    try:
+        for name, seed in todo:
+            try:
+                results.append(_one(experiment, data, name, seed, run_folder(out, name, seed), progress))
+            except Diverged as error:
+                diverged.append(str(error))
+                continue
+            result.write(out / RESULTS, results)
+            if not progress.shown:
+                say(_line(results[-1]))
+    finally:
+        progress.close()
+    return results, diverged
+
+
+def _one(experiment: Experiment, data: Data, name: str, seed: int, where: Path, progress: Progress) -> Result:
+    if not (where / NAME).exists() and where.exists():
+        shutil.rmtree(where)  # logs of an epoch that was interrupted before the first checkpoint
+    where.mkdir(exist_ok=True)
+    if name == UNTRAINED:
+        metrics = test_untrained(experiment, data, seed, where, progress)
+        return Result(name, seed, metrics, [], None, experiment.arguments())
+    history = Run(experiment, data, name, seed, where, progress).train()
+    metrics = {metric: value for metric, value in history[-1].items() if metric != "seconds"}
+    return Result(name, seed, metrics, history, mean(epoch["seconds"] for epoch in history), experiment.arguments())
+
+
+def _plan(experiment: Experiment, data: Data, out: Path) -> list[str]:
+    losses_, seeds = len(experiment.losses), len(experiment.seeds)
+    device = experiment.torch_device()
+    threads = f" with {environment.hardware()['threads']} threads" if device.type == "cpu" else ""
+    return [
+        f"{experiment.dataset}: training on {data.train_classes} classes ({len(data.train)} images), "
+        f"testing on {data.test_classes} other classes ({len(data.test)} images)",
+        f"{', '.join(experiment.losses)}: {losses_ * seeds} {'run' if losses_ * seeds == 1 else 'runs'} of "
+        f"{experiment.epochs} epochs, {data.steps(experiment)} steps each of {data.batch_size(experiment)} images, "
+        f"on {device}{threads}",
+        f"writing to {out}",
+    ]
+
+
+def _line(result: Result) -> str:
+    took = f", {sum(epoch['seconds'] for epoch in result.history):.0f} s of training" if result.history else ""
+    return f"{result.loss}, seed {result.seed}: recall@1 {result.metrics['recall_at_1']:.1%}{took}"
+
+
+def _report(experiment: Experiment, data: Data, out: Path, results: Sequence[Result], say: Say) -> None:
+    from pml_ext.benchmark import plots  # needs the extra, which `run` has checked for
+
+    say("")
+    say(table.text(results))
+    files.write(out / TABLE, table.markdown(results).encode())
+    drawn = plots.draw(experiment, data, out, results)
+    say("")
+    say(f"results: {out / RESULTS}")
+    say(f"table:   {out / TABLE}")
+    say(f"plots:   {', '.join(map(str, drawn))}")
+    say(f"logs:    tensorboard --logdir {out}")

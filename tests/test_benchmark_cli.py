@@ -1,0 +1,301 @@
+"""The command: what it prints, and that whatever goes wrong outside ends in one clear line."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from record_keeper.db_utils import DBManager
+
+from pml_ext.benchmark import checkpoint, environment, errors, files, folder, plots, result
+from pml_ext.benchmark.cli import main
+from pml_ext.benchmark.training import Run
+
+SMALL = ["--dataset", "digits", "--losses", "RAW", "ContrastiveLoss", "--epochs", "2"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the command takes all cores otherwise
+    monkeypatch.setattr(plots, "draw", lambda *_: [])
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def fails(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int = 2) -> str:
+    """Run the command, which must end with that code and one line; return the line."""
+    capsys.readouterr()
+    try:
+        ended = main(arguments)
+    except SystemExit as stop:  # argparse
+        ended = stop.code if isinstance(stop.code, int) else -1
+    assert ended == code
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"pml_ext\.benchmark: [^\n]+\n", error), error
+    return error
+
+
+def measured(out: Path) -> list[Any]:
+    return [(r.loss, r.metrics) for r in result.read(out / "results.jsonl")]
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main([*SMALL, "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == "", "no bars outside a terminal"
+    assert re.search(r"training on 5 classes \(\d+ images\), testing on 5 other classes", printed.out)
+    head = r"loss +recall@1 +@2 +@4 +@8 +MAP@R +R-precision +NMI +s/epoch"
+    assert re.search(head + r"\n-+\nuntrained( +\d+\.\d){7} +-\nRAW( +\d+\.\d){7} +\d+\.\d\d\n", printed.out)
+    assert str(out / "results.jsonl") in printed.out
+    assert [r.loss for r in result.read(out / "results.jsonl")] == ["untrained", "RAW", "ContrastiveLoss"]
+    assert (out / "table.md").read_text().count("|\n") == 5
+
+
+def test_the_default_folder_carries_the_time_and_is_the_one_to_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(SMALL) == 0
+    (out,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"digits-\d{8}-\d{6}", out.name)
+    before = measured(out)
+    assert main(["--resume"]) == 0
+    assert measured(out) == before
+    assert f"writing to runs/{out.name}" in capsys.readouterr().out
+
+
+def test_unknown_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "out")
+    assert "unknown loss 'RAWW'; did you mean RAW" in fails(["--losses", "RAWW", "--out", out], capsys)
+    assert "did you mean ContrastiveLoss" in fails(["--losses", "contrastiveloss", "--out", out], capsys)
+    assert "known: RAW," in fails(["--losses", "qqqqqqqq", "--out", out], capsys)
+    assert "unknown dataset 'glyph'; did you mean glyphs?" in fails(["--dataset", "glyph", "--out", out], capsys)
+    assert "unknown device 'gpu'" in fails(["--device", "gpu", "--out", out], capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_losses_that_cannot_be_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--dataset", "digits", "--out", str(tmp_path / "out")]
+    assert "no default for margin, Tn" in fails(["--losses", "RankedListLoss", *out], capsys)
+    assert "VICRegLoss cannot be trained on labelled batches" in fails(["--losses", "VICRegLoss", *out], capsys)
+    assert "DynamicSoftMarginLoss cannot be trained" in fails(["--losses", "DynamicSoftMarginLoss", *out], capsys)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "0"], "epochs must be a whole number of at least 1, got 0"),
+        (["--epochs", "many"], "invalid int value: 'many'"),
+        (["--seeds", "-1"], "each seed must be a whole number of at least 0, got -1"),
+        (["--seeds", "4294967296"], "each seed must be below 4294967296"),
+        (["--seeds", "1", "1"], "seeds must be different from each other"),
+        (["--losses", "RAW", "RAW"], "losses must be different from each other"),
+        (["--losses"], "expected at least one argument"),
+        (["--nonsense"], "unrecognized arguments"),
+    ],
+)
+def test_bad_values(arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in fails([*arguments, "--out", str(tmp_path / "out")], capsys)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_cuda(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "sees no CUDA device" in fails(["--device", "cuda"], capsys)
+
+
+def test_missing_packages(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(errors, "find_spec", lambda name: None if name in ("record_keeper", "tensorboard") else name)
+    message = fails(SMALL, capsys)
+    assert "needs record-keeper, tensorboard" in message
+    assert "pml_ext[benchmark]" in message
+
+
+def test_unwritable_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    assert "cannot write to" in fails([*SMALL, "--out", str(tmp_path / "file" / "out")], capsys)
+    assert "cannot write to /proc/out" in fails([*SMALL, "--out", "/proc/out"], capsys)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
+def test_folder_without_permission(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tmp_path.chmod(0o500)
+    assert "Permission denied" in fails([*SMALL, "--out", str(tmp_path / "out")], capsys)
+    tmp_path.chmod(0o700)
+
+
+def test_nothing_is_mixed_or_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert "there is no experiment" in fails(["--resume", "--out", str(out)], capsys)
+    assert main([*SMALL, "--out", str(out)]) == 0
+    before = (out / "results.jsonl").read_bytes()
+    assert "continue it with --resume" in fails([*SMALL, "--out", str(out)], capsys)
+    assert "has epochs 2, not 3" in fails(["--resume", "--epochs", "3", "--out", str(out)], capsys)
+    assert "has losses" in fails(["--resume", "--losses", "RAW", "--out", str(out)], capsys)
+    assert (out / "results.jsonl").read_bytes() == before
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("x")
+    assert "is not empty" in fails([*SMALL, "--out", str(tmp_path / "thesis")], capsys)
+
+
+def test_a_folder_of_another_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / folder.ARGUMENTS).write_text(json.dumps({"speed": 3}))
+    assert "of another version" in fails(["--resume", "--out", str(tmp_path)], capsys)
+    (tmp_path / folder.ARGUMENTS).write_text("{")
+    assert "is not JSON" in fails(["--resume", "--out", str(tmp_path)], capsys)
+
+
+def test_interrupted(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "a b"
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_end_of_iteration", interrupt)
+        message = fails([*SMALL, "--out", str(out)], capsys, code=130)
+    assert f"continue with: python -m pml_ext.benchmark --resume --out '{out}'" in message
+    assert main(["--resume", "--out", str(out)]) == 0
+    assert len(measured(out)) == 3
+
+
+def full(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def full_for(name: str, patch: pytest.MonkeyPatch) -> None:
+    """Let the disk be full for one kind of file."""
+    replace = os.replace
+
+    def replace_or_fail(source: Path, target: Path) -> None:
+        if Path(target).name == name:
+            full()
+        replace(source, target)
+
+    patch.setattr(files.os, "replace", replace_or_fail)
+
+
+def full_for_sqlite(patch: pytest.MonkeyPatch) -> None:
+    """Let SQLite itself find no room for more than a few pages."""
+    opened = DBManager.open
+
+    def small(self: Any) -> None:
+        opened(self)
+        self.conn.execute("PRAGMA max_page_count = 6")
+
+    patch.setattr(DBManager, "open", small)
+
+
+def full_for_csv(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("record_keeper.record_keeper.c_f.write_dict_of_lists_to_csv", full)
+
+
+@pytest.mark.parametrize(
+    "fill",
+    [
+        lambda patch: full_for(checkpoint.NAME, patch),
+        lambda patch: full_for("results.jsonl", patch),
+        lambda patch: full_for("table.md", patch),
+        full_for_sqlite,
+        full_for_csv,
+    ],
+    ids=["checkpoint", "results", "table", "sqlite", "csv"],
+)
+def test_full_disk(
+    fill: Callable[[pytest.MonkeyPatch], None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        fill(patch)
+        message = fails([*SMALL, "--out", str(out)], capsys)
+    assert "the disk is full" in message
+    assert f"continue with: python -m pml_ext.benchmark --resume --out {out}" in message
+    assert not list(out.rglob("*.part"))
+    result.read(out / "results.jsonl")  # whatever is there is whole
+    assert main(["--resume", "--out", str(out)]) == 0
+    assert main([*SMALL, "--out", str(tmp_path / "undisturbed")]) == 0
+    assert measured(out) == measured(tmp_path / "undisturbed")
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="no private mounts here")
+def test_a_really_full_disk(tmp_path: Path) -> None:
+    # The disk is mounted in a namespace of its own, so that it is gone with the process whatever happens.
+    namespace = ["unshare", "--mount", "--map-root-user"]
+    mount = 'mount -t tmpfs -o size=900k tmpfs "$1"'
+    if subprocess.run([*namespace, "sh", "-c", mount, "sh", tmp_path], capture_output=True).returncode:
+        pytest.skip("no private mounts here")
+    script = f"""
+    {mount}
+    "$2" -m pml_ext.benchmark {" ".join(SMALL)} --out "$1/out"; echo "exit code $?"
+    cat "$1/out/results.jsonl"; echo "end of results"
+    mount -o remount,size=20m "$1"
+    "$2" -m pml_ext.benchmark --resume --out "$1/out"; echo "exit code $?"
+    """
+    done = subprocess.run(
+        [*namespace, "sh", "-c", script, "sh", tmp_path, sys.executable], capture_output=True, text=True, timeout=300
+    )
+    assert re.fullmatch(r"pml_ext\.benchmark: the disk is full[^\n]*\n", done.stderr)
+    first, second = done.stdout.split("end of results")
+    assert "exit code 2" in first
+    written = first.split("exit code 2\n")[1].splitlines()
+    assert [json.loads(line)["loss"] for line in written] == ["untrained"]
+    assert "exit code 0" in second
+    assert "ContrastiveLoss  " in second
+
+
+def test_errors_in_words() -> None:
+    assert errors.explain(sqlite3.OperationalError("database or disk is full")).startswith("the disk is full")
+    assert "readonly" in errors.explain(sqlite3.OperationalError("attempt to write a readonly database"))
+    assert errors.explain(OSError(errno.EDQUOT, "Disk quota exceeded", "x")) == "the disk is full (x)"
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for option in ("--losses", "--dataset", "--epochs", "--seeds", "--device", "--out", "--resume"):
+        assert option in text
+
+
+def test_the_module_is_the_command() -> None:
+    command = [sys.executable, "-m", "pml_ext.benchmark", "--losses", "nothing_like_it"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("pml_ext.benchmark: unknown loss 'nothing_like_it'")
+    assert done.stderr.count("\n") == 1
+
+
+def test_commit_is_that_of_our_own_source_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    monkeypatch.setattr(environment, "PACKAGE", tmp_path)
+    commit = environment.commit.__wrapped__
+    source = tmp_path / "__init__.py"
+    source.write_text("")
+    assert commit() is None
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    assert commit() is None, "installed inside somebody else's repository"
+    subprocess.run([*git, "add", "__init__.py"], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "y"], check=True)
+    clean = commit()
+    assert clean is not None
+    assert re.fullmatch(r"[0-9a-f]{40}", clean)
+    source.write_text("# edited")
+    assert commit() == f"{clean}-modified"

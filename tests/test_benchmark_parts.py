@@ -1,0 +1,253 @@
+"""Arguments, losses by name, the network, the table, and the pictures."""
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from pytorch_metric_learning import losses as pml_losses
+
+from pml_ext import catalog
+from pml_ext.benchmark import BenchmarkError, Experiment, Result, losses, pictures, plots, table
+from pml_ext.benchmark.data import Data
+from pml_ext.benchmark.network import EmbeddingNetwork
+from pml_ext.benchmark.testing import METRICS
+from pml_ext.datasets import DATASETS
+
+
+def made(loss: str, seed: int, recall: float, epochs: int = 3) -> Result:
+    metrics = dict.fromkeys(METRICS, recall)
+    if loss == "untrained":
+        return Result(loss, seed, metrics, [], None, {})
+    history = [{**dict.fromkeys(METRICS, recall * (i + 1) / epochs), "seconds": 1.5} for i in range(epochs)]
+    return Result(loss, seed, metrics, history, 1.5, {})
+
+
+# --- arguments
+
+
+def test_arguments_survive_json() -> None:
+    experiment = Experiment(losses=("RAW", "ArcFaceLoss"), seeds=(1, 2), out="x")
+    assert Experiment(**experiment.arguments()) == experiment
+    assert Experiment(losses="RAW") == Experiment(losses=["RAW"])  # type: ignore[arg-type]
+
+
+def test_all_is_the_catalog() -> None:
+    assert Experiment(losses=("all",)).losses == tuple(catalog.recipes)
+    assert Experiment(losses=("all",)).losses
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"losses": ()},
+        {"epochs": 1.5},
+        {"epochs": True},
+        {"steps": 0},
+        {"batch_size": 3},
+        {"classes_per_batch": 1},
+        {"learning_rate": 0},
+        {"learning_rate": float("nan")},
+        {"seeds": (-1,)},
+        {"device": "meta"},
+        {"device": "cuda:99"},
+    ],
+)
+def test_bad_arguments(bad: dict[str, object]) -> None:
+    with pytest.raises(BenchmarkError, match=str(next(iter(bad.values()))).strip("()-,") or "empty"):
+        Experiment(**bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dataset", list(DATASETS))
+def test_batches_are_whole_classes(dataset: str) -> None:
+    data = Data.load(dataset)
+    assert not set(data.train.labels.tolist()) & set(data.test.labels.tolist())
+    for size, classes in ((128, 32), (30, 7), (4, 2)):
+        experiment = Experiment(dataset=dataset, batch_size=size, classes_per_batch=classes)
+        assert 0 < data.batch_size(experiment) <= size
+        assert data.batch_size(experiment) % data.images_per_class(experiment) == 0
+        assert data.batch_size(experiment) / data.images_per_class(experiment) <= data.train_classes
+        assert data.images_per_class(experiment) >= 2
+
+
+# --- losses by name
+
+
+@pytest.mark.parametrize("name", losses.names())
+def test_every_name_can_be_trained_or_says_why_not(name: str) -> None:
+    unusable = {
+        "DynamicSoftMarginLoss": "second time",
+        "InstanceLoss": "",
+        "ManifoldLoss": "no default for l",
+        "PNPLoss": "",
+        "RankedListLoss": "no default for margin, Tn",
+        "VICRegLoss": "ref_emb",
+    }
+    if name in unusable:
+        with pytest.raises(BenchmarkError, match=unusable[name]):
+            losses.rehearse(name, classes=10, embedding_size=16, images_per_class=4)
+    else:
+        losses.rehearse(name, classes=10, embedding_size=16, images_per_class=4)
+
+
+def test_losses_are_told_the_number_of_classes() -> None:
+    recipe = losses.build("SubCenterArcFaceLoss", classes=7, embedding_size=5)
+    assert isinstance(recipe.loss, pml_losses.SubCenterArcFaceLoss)
+    assert recipe.loss.W.shape == (5, 7 * 3)
+    assert losses.build("P2SGradLoss", classes=7, embedding_size=5).loss.weight.shape == (5, 7)
+    assert losses.build("MarginLoss", classes=7, embedding_size=5).loss.beta.numel() == 1  # its default
+
+
+def test_the_catalog_comes_before_pml() -> None:
+    recipe = losses.build("RAW", classes=7, embedding_size=5)
+    assert type(recipe.loss) is type(catalog.build("RAW").loss)
+    assert len(losses.names()) == len(set(losses.names()))
+
+
+# --- the network
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 32), (1, 8, 8), (3, 20, 9)])
+def test_network(shape: tuple[int, ...]) -> None:
+    network = EmbeddingNetwork(shape, embedding_size=10)
+    images = torch.rand(3, *shape)
+    embeddings = network(images)
+    assert embeddings.shape == (3, 10)
+    embeddings.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+    trunk, embedder = network.parts().values()
+    assert torch.equal(network.eval()(images), embedder(trunk(images)))
+    assert sum(p.numel() for part in (trunk, embedder) for p in part.parameters()) == sum(
+        p.numel() for p in network.parameters()
+    )
+
+
+# --- the table
+
+
+def test_table() -> None:
+    lines = table.text([made("untrained", 0, 0.05), made("RAW", 0, 0.5)]).splitlines()
+    assert lines[0].split() == ["loss", "recall@1", "@2", "@4", "@8", "MAP@R", "R-precision", "NMI", "s/epoch"]
+    assert lines[2].split() == ["untrained", *["5.0"] * 7, "-"]
+    assert lines[3].split() == ["RAW", *["50.0"] * 7, "1.50"]
+    assert len({len(line) for line in lines[:4]}) == 1, "the columns are aligned"
+
+
+def test_table_of_several_seeds() -> None:
+    results = [made("untrained", 0, 0.05), made("RAW", 0, 0.4), made("untrained", 1, 0.05), made("RAW", 1, 0.6)]
+    text = table.text(results)
+    assert text.count("RAW") == 1
+    assert "50.0 ± 14.1" in text
+    assert "2 seeds" in text
+    assert "| RAW | 50.0 ± 14.1 |" in table.markdown(results)
+
+
+def test_table_shows_nan() -> None:
+    result = made("RAW", 0, 0.4)
+    assert "nan" in table.text([replace(result, metrics={**result.metrics, "NMI": float("nan")})])
+
+
+# --- the pictures
+
+
+def pixels(figure: Figure, tmp_path: Path) -> np.ndarray:
+    with Image.open(io.BytesIO(plots._save(figure, tmp_path / "figure.png").read_bytes())) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def has(image: np.ndarray, colour: str) -> bool:
+    rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return bool((np.abs(image.astype(int) - rgb).sum(axis=2) < 6).sum() > 40)
+
+
+@pytest.mark.parametrize("draw", [plots.learning_curves, plots.recall_curves])
+def test_curves_have_a_line_and_a_name_per_loss(draw: Callable[[list[Result]], Figure], tmp_path: Path) -> None:
+    names = ["RAW", "ContrastiveLoss", "TripletMarginLoss"]
+    figure = draw([made("untrained", 0, 0.05), *(made(name, 0, 0.5 + i / 10) for i, name in enumerate(names))])
+    image = pixels(figure, tmp_path)
+    for colour in plots.COLOURS[:3]:
+        assert has(image, colour)
+    (axes,) = figure.axes
+    written = [text.get_text() for text in axes.texts]
+    assert all(any(name in text for text in written) for name in [*names, "untrained"])
+    assert "%" in axes.get_ylabel()
+    assert axes.get_xlabel()
+    assert axes.get_title(loc="left")
+
+
+def test_learning_curves_start_untrained() -> None:
+    figure = plots.learning_curves([made("untrained", 0, 0.05), made("RAW", 0, 0.6)])
+    line = figure.axes[0].lines[0]
+    assert list(line.get_xdata()) == [0, 1, 2, 3]
+    assert np.allclose(line.get_ydata(), [5, 20, 40, 60])
+
+
+def test_names_at_the_ends_do_not_overlap(tmp_path: Path) -> None:
+    results = [made("untrained", 0, 0.05), *(made(name, 0, 0.9) for name in ("RAW", "ContrastiveLoss", "NCALoss"))]
+    figure = plots.recall_curves(results)
+    pixels(figure, tmp_path)
+    (axes,) = figure.axes
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert all(figure.bbox.contains(*corner) for box in boxes for corner in (box.min, box.max))
+
+
+def test_many_losses_get_a_legend(tmp_path: Path) -> None:
+    figure = plots.learning_curves([made(f"loss{i}", 0, i / 40) for i in range(1, 32)])
+    assert len({(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines}) >= 28
+    assert len(figure.axes[0].get_legend().get_texts()) == 31
+    assert pixels(figure, tmp_path).std() > 10
+
+
+def test_gallery_marks_right_and_wrong(tmp_path: Path) -> None:
+    test = DATASETS["digits"](split="test")
+    one_hot = torch.nn.functional.one_hot(test.labels - test.labels.min()).float()
+    right = pixels(pictures.gallery(test, {"oracle": one_hot}), tmp_path)[120:]
+    opposite = torch.randn(len(test), 8, generator=torch.Generator().manual_seed(0))
+    wrong = pixels(pictures.gallery(test, {"chance": torch.nn.functional.normalize(opposite)}), tmp_path)[120:]
+    assert has(right, pictures.RIGHT)
+    assert not has(right, pictures.WRONG)
+    assert has(wrong, pictures.WRONG)
+
+
+def test_gallery_leaves_the_query_out() -> None:
+    vectors = torch.nn.functional.normalize(torch.randn(20, 4), dim=1)
+    for query in range(20):
+        nearest = pictures._nearest(vectors, query)
+        assert query not in nearest
+        by_hand = sorted((i for i in range(20) if i != query), key=lambda i: -float(vectors[i] @ vectors[query]))
+        assert nearest == by_hand[:8]
+
+
+def test_projection_has_a_panel_per_loss_and_a_name_per_class(tmp_path: Path) -> None:
+    test = DATASETS["digits"](split="test")
+    one_hot = torch.nn.functional.one_hot(test.labels - test.labels.min()).float()
+    noise = 0.1 * torch.randn(one_hot.shape, generator=torch.Generator().manual_seed(0))
+    figure = pictures.projection(test, {"a": one_hot + noise, "b": noise, "c": one_hot + 2 * noise})
+    assert [axes.get_title(loc="left") for axes in figure.axes if axes.axison] == ["a", "b", "c"]
+    (legend,) = figure.legends
+    assert {text.get_text() for text in legend.get_texts()} == {str(test.classes[i]) for i in set(test.labels.tolist())}
+    image = pixels(figure, tmp_path)
+    for colour in pictures.HUES[:5]:
+        assert has(image, colour)
+
+
+def test_all_pictures_of_an_experiment(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    Experiment(losses=("RAW",), dataset="digits", epochs=1, steps=1, out=str(out), device="cpu").run()
+    names = ["gallery.png", "learning_curves.png", "projection.png", "recall_at_k.png"]
+    assert sorted(path.name for path in (out / "plots").iterdir()) == names
+    for name in names:
+        with Image.open(out / "plots" / name) as image:
+            assert min(image.size) > 500
+            assert np.asarray(image.convert("L")).std() > 10
+
+
+def test_no_more_than_the_best_losses_are_pictured() -> None:
+    results = [made("untrained", 0, 0.9), *(made(f"loss{i}", 0, i / 10) for i in (3, 5, 1, 4, 2))]
+    assert plots._best(results) == ["untrained", "loss3", "loss5", "loss4"]

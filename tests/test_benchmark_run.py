@@ -1,0 +1,339 @@
+"""The main job end to end, small: what it writes, that it is deterministic, and that nothing stops it for good."""
+
+import csv
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pml_ext.benchmark import BenchmarkError, Experiment, Result, checkpoint, folder, plots, randomness, result
+from pml_ext.benchmark.data import Data
+from pml_ext.benchmark.losses import catalog_names
+from pml_ext.benchmark.progress import Progress
+from pml_ext.benchmark.testing import METRICS, new_network
+from pml_ext.benchmark.training import Run
+
+# Proxies bring weights and an optimiser of their own, DistWeightBinDeviance a miner that draws numbers.
+SMALL = Experiment(
+    losses=("RAW", "ProxyAnchorLoss", "DistWeightBinDeviance"), dataset="digits", epochs=3, seeds=(3,), steps=2
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # The plots have their own tests; here they would be drawn a dozen times.
+    monkeypatch.setattr(plots, "draw", lambda *_: [])
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Result]]:
+    """SMALL, run without a break."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "draw", lambda *_: [])
+        return out, replace(SMALL, out=str(out)).run()
+
+
+def numbers(results: list[Result]) -> list[tuple[Any, ...]]:
+    """Everything that a run measured but time."""
+    history = [[{k: v for k, v in e.items() if k != "seconds"} for e in r.history] for r in results]
+    return [(r.loss, r.seed, r.metrics, h) for r, h in zip(results, history, strict=True)]
+
+
+def tables(database: Path) -> dict[str, list[Any]]:
+    with closing(sqlite3.connect(database)) as connection:
+        names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        return {name: connection.execute(f"SELECT * FROM {name}").fetchall() for (name,) in names}
+
+
+def columns(database: Path, table: str) -> list[str]:
+    with closing(sqlite3.connect(database)) as connection:
+        return [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+
+
+def same_logs(a: Path, b: Path) -> None:
+    assert tables(a / "records" / "logs.db") == tables(b / "records" / "logs.db")
+    files = sorted(path.name for path in (a / "records").glob("*.csv"))
+    assert files == sorted(path.name for path in (b / "records").glob("*.csv"))
+    for name in files:
+        assert (a / "records" / name).read_bytes() == (b / "records" / name).read_bytes(), name
+
+
+def test_one_result_per_run(finished: tuple[Path, list[Result]]) -> None:
+    _, results = finished
+    assert [r.loss for r in results] == ["untrained", *SMALL.losses]
+    for r in results:
+        assert set(r.metrics) == set(METRICS)
+        assert all(0 < value <= 1 for value in r.metrics.values())
+        assert r.metrics["recall_at_1"] <= r.metrics["recall_at_2"] <= r.metrics["recall_at_8"]
+    for r in results[1:]:
+        assert len(r.history) == SMALL.epochs
+        assert {k: v for k, v in r.history[-1].items() if k != "seconds"} == r.metrics
+        assert r.seconds_per_epoch == pytest.approx(np.mean([epoch["seconds"] for epoch in r.history]))
+        assert r.metrics != results[0].metrics
+
+
+def test_results_file(finished: tuple[Path, list[Result]]) -> None:
+    out, results = finished
+    lines = (out / "results.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [asdict(r) for r in results]
+    record = json.loads(lines[1])
+    assert set(record) == {field.name for field in fields(Result)}
+    assert record["arguments"] == json.loads(json.dumps(replace(SMALL, out=str(out)).arguments()))
+    assert record["hardware"]["cores"] >= 1
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["date"].endswith("+00:00")
+    assert record["commit"] is None or len(record["commit"].removesuffix("-modified")) == 40
+
+
+def test_record_keeper_tables(finished: tuple[Path, list[Result]]) -> None:
+    out, results = finished
+    where = out / "RAW-seed3" / "records"
+    table = "accuracies_normalized_GlobalEmbeddingSpaceTester_level_0_TEST_vs_self"
+    with closing(sqlite3.connect(where / "logs.db")) as connection:
+        connection.row_factory = sqlite3.Row
+        rows = [dict(row) for row in connection.execute(f"SELECT * FROM {table}")]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    for row, epoch in zip(rows, results[1].history, strict=True):
+        for metric in METRICS:
+            assert row[f"{metric}_level0"] == epoch[metric]
+    with (where / f"{table}.csv").open(newline="") as stream:
+        assert [float(row["recall_at_1_level0"]) for row in csv.DictReader(stream)] == [
+            epoch["recall_at_1"] for epoch in results[1].history
+        ]
+    for name in ("loss_histories", "metric_loss_RAWLoss", "trunk_optimizer_Adam", "embedder_optimizer_Adam"):
+        assert tables(where / "logs.db")[name]
+    assert "gamma" in columns(where / "logs.db", "metric_loss_RAWLoss")
+    assert tables(out / "ProxyAnchorLoss-seed3" / "records" / "logs.db")["metric_loss_optimizer_Adam"]
+    assert tables(out / "untrained-seed3" / "records" / "logs.db")[table]
+    assert list((out / "RAW-seed3" / "tensorboard").glob("events.*"))
+
+
+def test_same_arguments_same_numbers(finished: tuple[Path, list[Result]], tmp_path: Path) -> None:
+    torch.rand(7), np.random.rand(5)  # noqa: NPY002 - whatever was drawn before has no influence
+    again = replace(SMALL, losses=SMALL.losses[::-1], out=str(tmp_path / "again")).run()
+    assert sorted(numbers(again), key=str) == sorted(numbers(finished[1]), key=str)
+
+
+def test_another_seed_other_numbers(finished: tuple[Path, list[Result]], tmp_path: Path) -> None:
+    other = replace(SMALL, losses=("RAW",), epochs=1, seeds=(4,), out=str(tmp_path / "other")).run()
+    assert other[0].metrics != finished[1][0].metrics
+    assert other[1].history[0]["recall_at_1"] != finished[1][1].history[0]["recall_at_1"]
+
+
+def test_losses_of_a_seed_share_weights_and_batches(tmp_path: Path) -> None:
+    data = Data.load("digits")
+    runs = {name: Run(SMALL, data, name, 5, tmp_path, Progress(0)) for name in SMALL.losses}
+    start = new_network(SMALL, data, 5).trunk.state_dict()
+    batches = {}
+    for name, trial in runs.items():
+        for key, value in trial.trainer.models["trunk"].state_dict().items():
+            assert torch.equal(value, start[key])
+        randomness.seed_everything(5)
+        batches[name] = list(iter(trial.sampler))
+    assert batches["RAW"] == batches["ProxyAnchorLoss"] == batches["DistWeightBinDeviance"]
+    assert len(batches["RAW"]) == SMALL.steps * data.batch_size(SMALL)
+
+
+def test_building_a_run_leaves_the_seed_set(tmp_path: Path) -> None:
+    # ProxyAnchorLoss draws its proxies; the first batch must not depend on that.
+    drawn = set()
+    for name in ("RAW", "ProxyAnchorLoss"):
+        Run(SMALL, Data.load("digits"), name, 5, tmp_path, Progress(0))
+        drawn.add((float(torch.rand(())), float(np.random.rand())))  # noqa: NPY002
+    assert len(drawn) == 1
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it, nothing is tidied up."""
+
+
+@pytest.mark.parametrize(
+    ("loss", "epoch", "where"),
+    [(0, 1, "before"), (0, 2, "before"), (0, 3, "after"), (1, 2, "before"), (1, 1, "after"), (2, 2, "after")],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    finished: tuple[Path, list[Result]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    loss: int,
+    epoch: int,
+    where: str,
+) -> None:
+    save, saved = checkpoint.save, 0
+
+    def save_or_die(path: Path, content: dict[str, Any]) -> None:
+        nonlocal saved
+        saved += 1
+        now = saved == loss * SMALL.epochs + epoch
+        if now and where == "before":  # the epoch is tested and logged, but not in the checkpoint
+            raise Killed
+        save(path, content)
+        if now:
+            raise Killed
+
+    experiment = replace(SMALL, out=str(tmp_path / "out"))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", save_or_die)
+        with pytest.raises(Killed):
+            experiment.run()
+    left = result.read(tmp_path / "out" / "results.jsonl")
+    assert [r.loss for r in left] == ["untrained", *SMALL.losses[:loss]]
+    results = experiment.run(resume=True)
+    assert numbers(results) == numbers(finished[1])
+    same_logs(tmp_path / "out" / f"{SMALL.losses[loss]}-seed3", finished[0] / f"{SMALL.losses[loss]}-seed3")
+
+
+def test_sigkill_in_the_middle_of_an_epoch(finished: tuple[Path, list[Result]], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code = f"""
+import os, signal, torch
+torch.set_num_threads(1)
+from pml_ext.benchmark import Experiment
+from pml_ext.benchmark.training import Run
+step = Run._end_of_iteration
+def step_or_die(self, trainer):
+    if self.name == "DistWeightBinDeviance" and (trainer.epoch, trainer.iteration) == (2, 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+    step(self, trainer)
+Run._end_of_iteration = step_or_die
+Experiment(**{replace(SMALL, out=str(out)).arguments()!r}).run()
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    saved = checkpoint.load(out / "DistWeightBinDeviance-seed3", torch.device("cpu"))
+    assert saved is not None
+    assert len(saved["history"]) == 1
+    results = replace(SMALL, out=str(out)).run(resume=True)
+    assert numbers(results) == numbers(finished[1])
+
+
+def test_tensorboard_of_a_resumed_run_has_every_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    experiment = replace(SMALL, losses=("RAW",), out=str(tmp_path / "out"))
+    save, saved = checkpoint.save, 0
+
+    def die_second(path: Path, content: dict[str, Any]) -> None:
+        nonlocal saved
+        saved += 1
+        if saved == 2:
+            raise Killed
+        save(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", die_second)
+        with pytest.raises(Killed):
+            experiment.run()
+    experiment.run(resume=True)
+    events = EventAccumulator(str(tmp_path / "out" / "RAW-seed3" / "tensorboard"))
+    events.Reload()
+    (tag,) = [name for name in events.Tags()["scalars"] if name.endswith("recall_at_1_level0")]
+    assert [event.step for event in events.Scalars(tag)] == [1, 2, 3]
+
+
+def test_a_finished_experiment_is_not_run_again(
+    finished: tuple[Path, list[Result]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "__init__", lambda *_: pytest.fail("a finished run was started again"))
+    out, results = finished
+    assert replace(SMALL, out=str(out)).run(resume=True) == results
+
+
+def test_a_half_written_line_is_not_a_result(finished: tuple[Path, list[Result]], tmp_path: Path) -> None:
+    whole = (finished[0] / "results.jsonl").read_text()
+    lines = whole.splitlines(keepends=True)
+    path = tmp_path / "results.jsonl"
+    path.write_text("".join(lines[:2]) + lines[2][: len(lines[2]) // 2])
+    assert result.read(path) == finished[1][:2]
+    path.write_text("".join(lines[:2]) + lines[2].rstrip("\n"))  # cut exactly before its end
+    assert result.read(path) == finished[1][:2]
+    result.write(path, [*result.read(path), *finished[1][2:]])
+    assert path.read_text() == whole
+
+
+def test_a_broken_line_in_the_middle_is_an_error(finished: tuple[Path, list[Result]], tmp_path: Path) -> None:
+    lines = (finished[0] / "results.jsonl").read_text().splitlines(keepends=True)
+    path = tmp_path / "results.jsonl"
+    path.write_text(lines[0][:40] + "\n" + lines[1])
+    with pytest.raises(BenchmarkError, match="line 1 is not a result"):
+        result.read(path)
+
+
+def test_checkpoints_hold_no_code(tmp_path: Path) -> None:
+    class Harmful:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "harm"),)
+
+    torch.save({"history": [Harmful()]}, tmp_path / "checkpoint.pt")
+    with pytest.raises(BenchmarkError, match="not a readable checkpoint"):
+        checkpoint.load(tmp_path, torch.device("cpu"))
+    assert not (tmp_path / "harm").exists()
+
+
+def test_random_states_come_back(tmp_path: Path) -> None:
+    import random
+
+    from pml_ext.benchmark import files
+
+    def draw() -> tuple[float, float, float, float]:
+        return random.random(), np.random.rand(), np.random.randn(), float(torch.rand(()))  # noqa: NPY002
+
+    randomness.seed_everything(0)
+    draw()  # randn leaves a second number behind in numpy's state
+    files.write_tensors(tmp_path / "state.pt", randomness.state())
+    first = draw()
+    assert draw() != first
+    randomness.restore(files.read_tensors(tmp_path / "state.pt", torch.device("cpu")))
+    assert draw() == first
+
+
+def test_a_diverging_loss_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pytorch_metric_learning.losses import ContrastiveLoss
+
+    forward = ContrastiveLoss.forward
+
+    def explode(self: Any, embeddings: torch.Tensor, *rest: Any) -> Any:
+        # Real batches are all of digits 0 to 4; the rehearsal has its own.
+        value = forward(self, embeddings, *rest)
+        return value * float("inf") if len(embeddings) > 40 and self.training and embeddings.requires_grad else value
+
+    experiment = replace(SMALL, losses=("ContrastiveLoss", "RAW"), out=str(tmp_path / "out"))
+    with monkeypatch.context() as patch:
+        patch.setattr("pml_ext.benchmark.losses.rehearse", lambda *_, **__: None)
+        patch.setattr(ContrastiveLoss, "forward", explode)
+        with pytest.raises(BenchmarkError, match=r"ContrastiveLoss, seed 3: the loss is inf at epoch 1, step 1"):
+            experiment.run()
+    assert [r.loss for r in result.read(tmp_path / "out" / "results.jsonl")] == ["untrained", "RAW"]
+    assert "ContrastiveLoss" not in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_several_seeds(tmp_path: Path) -> None:
+    results = replace(SMALL, losses=("RAW",), epochs=1, seeds=(0, 1), out=str(tmp_path / "out")).run()
+    assert [(r.loss, r.seed) for r in results] == [("untrained", 0), ("RAW", 0), ("untrained", 1), ("RAW", 1)]
+    assert "±" in (tmp_path / "out" / "table.md").read_text()
+
+
+@pytest.mark.parametrize("name", catalog_names())
+def test_every_entry_of_the_catalog_runs(name: str, tmp_path: Path) -> None:
+    experiment = replace(SMALL, losses=(name,), epochs=1, steps=1, batch_size=40, out=str(tmp_path / "out"))
+    _, trained = experiment.run()
+    assert np.isfinite(list(trained.metrics.values())).all()
+    saved = checkpoint.load(tmp_path / "out" / f"{name}-seed3", torch.device("cpu"))
+    assert saved is not None
+    assert folder.stored(tmp_path / "out") == experiment
