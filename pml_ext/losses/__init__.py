@@ -44,8 +44,8 @@ __all__ = [
     "LogSumExpPairLoss",
     "MeanGapLoss",
     "MultiSimilarityLoss",
-    "RankedPullDevianceLoss",
     "RAWLoss",
+    "RankedPullDevianceLoss",
     "SemiHardTripletLoss",
     "SoftTripletLoss",
 ]
