@@ -10,10 +10,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import nn
 
 from pml_ext import catalog, wrappers
 from pml_ext.catalog import all_losses, all_miners, recipes
+from pml_ext.centers import BatchCenters
 from pml_ext.losses import RAWLoss
 from pml_ext.miners import InverseDensityMiner, KNearestPositiveMiner
 
@@ -22,6 +24,9 @@ ARGUMENTS: dict[str, Callable[[], Any]] = {
     "num_classes": lambda: 12,
     "embedding_size": lambda: DIMENSION,
     "loss": RAWLoss,
+    "centers": BatchCenters,
+    "miner": KNearestPositiveMiner,
+    "sizes": lambda: 2,
 }
 
 MORE: dict[str, tuple[dict[str, Any], ...]] = {
@@ -30,20 +35,32 @@ MORE: dict[str, tuple[dict[str, Any], ...]] = {
     "DistanceWeightedMiner": ({"nonzero_loss_cutoff": None, "dimension": 3},),
     "InverseDensityMiner": ({"num_negatives": 2, "max_z": 1.0},),
     "KNNSoftmaxLoss": ({"k": 2},),
+    "DecoupledNCALoss": ({"k": 2, "alpha": 4, "beta": 1},),
     "LargeMarginNearestNeighborLoss": ({"k": None},),
     "LogSumExpPairLoss": ({"scale": 1, "bounded": True},),
     "RankedPullDevianceLoss": ({"sharp": True},),
 }
 
 EXCEPTIONS: dict[str, dict[str, str]] = {
+    "BranchLoss": {"rotation_changes_nothing": "slices are columns, which a rotation mixes"},
     "CenterLoss": {
         "label_names_are_irrelevant": "a label is the number of a centre",
         "rotation_changes_nothing": "the centres stay where they are",
         "translation_changes_nothing": "the centres stay where they are",
-        "nothing_waits_for_the_device": "labels on the CPU are checked to be numbers of centres; on a GPU nothing waits",
+        "nothing_waits_for_the_device": "on the CPU only, labels are checked to be numbers of centres",
+    },
+    "CentersAsReferences": {
+        "one_pair_of_each_kind_is_enough": "the pairs are those of samples and centres",
+        "all_pairs_equal_labels": "the pairs are those of samples and centres",
     },
     "HistogramLoss": {"one_pair_of_each_kind_is_enough": "it is constant where histograms do not overlap"},
     "MeanGapLoss": {"one_pair_of_each_kind_is_enough": "it keeps no pair of fewer than five positive ones"},
+    "MinedLoss": {
+        "one_pair_of_each_kind_is_enough": "it finds its pairs itself",
+        "all_pairs_equal_labels": "it finds its pairs itself",
+        "references_equal_to_the_batch_agree": "it finds its pairs itself",
+    },
+    "RandomSliceLoss": {"rotation_changes_nothing": "slices are columns, which a rotation mixes"},
 }
 
 
@@ -71,7 +88,8 @@ def _named(classes: list[type]) -> dict[str, Callable[[], Any]]:
 
 def all_wrappers() -> list[type]:
     """Every wrapper class of this package that is a loss."""
-    return [getattr(wrappers, name) for name in wrappers.__all__]
+    classes = (getattr(wrappers, name) for name in wrappers.__all__)
+    return [cls for cls in classes if issubclass(cls, BaseMetricLossFunction)]
 
 
 LOSSES = _named(all_losses())
@@ -79,5 +97,7 @@ WRAPPERS = _named(all_wrappers())
 MINERS = _named(all_miners())
 # Recipes that are more than a class with its defaults.
 RECIPES = {
-    name: partial(catalog.build, name) for name, entry in recipes.items() if entry.miner is not None or entry.loss_args
+    name: partial(catalog.build, name, **{each: ARGUMENTS[each]() for each in catalog.needs(name)})
+    for name, entry in recipes.items()
+    if entry.miner is not None or entry.loss_args
 }
