@@ -48,6 +48,14 @@ def count(name: str, value: int | None, *, optional: bool = False) -> int | None
     return value
 
 
+def holds(condition: Tensor, message: str) -> None:
+    """Raise a ValueError if a boolean tensor is false. On a GPU nothing waits for it: an assertion on the device."""
+    if condition.is_cuda or torch.compiler.is_compiling():
+        torch._assert_async(condition, message)
+    elif not condition:
+        raise ValueError(message)
+
+
 def batch(embeddings: Any, labels: Any, ref_emb: Any, ref_labels: Any) -> None:
     """Check the tensors of one call of a loss or a miner, the four of PML's protocol."""
     _embeddings("embeddings", embeddings)

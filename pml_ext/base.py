@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pml_ext import arguments
-from pml_ext.pairs import Counted, Needs, PairMasks, index_masks, label_masks, not_self, substitute
+from pml_ext.pairs import Counted, DisjointMasks, Needs, PairMasks, index_masks, label_masks, not_self, substitute
 
 IndicesTuple = PairMasks | tuple[Tensor, ...]
 Rows = Callable[[int, int], PairMasks]
@@ -340,7 +340,7 @@ class PairMiner(PairModule, BaseMiner):
             return PairMasks(pos, neg)
         self.embedding_size = embeddings.shape[1]
         sim = self.similarity(embeddings, None if ref_emb is embeddings else ref_emb)
-        return PairMasks(*self.select(sim, pos, neg))
+        return DisjointMasks(*self.select(sim, pos, neg))
 
     def output_assertion(self, output: IndicesTuple) -> None:
         """PML's check of what was mined, with the number of pairs as a statistic for `PairMasks` too."""
@@ -438,8 +438,9 @@ def _rows_of_masks(masks: PairMasks, shape: tuple[int, int]) -> Rows:
             raise TypeError(f"PairMasks.{name} must be a boolean tensor, got {getattr(mask, 'dtype', mask)}")
         if mask.shape != shape:
             raise ValueError(f"PairMasks.{name} must have shape {shape}, got {tuple(mask.shape)}")
-    if not torch.compiler.is_compiling() and bool((masks.pos & masks.neg).any()):
-        raise ValueError("PairMasks must be disjoint: a pair is both positive and negative")
+    if not isinstance(masks, DisjointMasks):
+        disjoint = ~(masks.pos & masks.neg).any()
+        arguments.holds(disjoint, "PairMasks must be disjoint: a pair is both positive and negative")
     return lambda start, stop: PairMasks(masks.pos[start:stop], masks.neg[start:stop])
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pml_ext import arguments
+from pml_ext.pairs import label_masks
 
 
 class Centers(NamedTuple):
@@ -22,11 +23,21 @@ class Centers(NamedTuple):
         points: [c, d], the centres; there may be several of a class.
         labels: [c], the class of each.
         group: [n], the index of each sample's own centre, -1 if it has none.
+        used: None, or which rows are centres [c]; the others repeat one of them. So the shapes need not depend on data.
     """
 
     points: Tensor
     labels: Tensor
     group: Tensor
+    used: Tensor | None = None
+
+    def compact(self) -> "Centers":
+        """The same centres without repetitions."""
+        if self.used is None:
+            return self
+        number = self.used.cumsum(0) - 1
+        group = torch.where(self.group >= 0, number[self.group], -1)
+        return Centers(self.points[self.used], self.labels[self.used], group)
 
 
 class CenterSource(nn.Module, ABC):
@@ -46,7 +57,8 @@ class CenterSource(nn.Module, ABC):
 class GroupCenters(CenterSource):
     """The means of groups of samples of the batch. Subclasses implement `groups`, which may also be fixed.
 
-    Samples of different classes are never in one group.
+    Samples of different classes are never in one group. There is a row for each sample, the mean of its group, and
+    those of the first sample of each group are used: nothing waits for the device to count the groups.
 
     Args:
         detach: treat the centres as constants: no gradient flows through them.
@@ -55,8 +67,12 @@ class GroupCenters(CenterSource):
         >>> class ThirdSampleApart(GroupCenters):
         ...     def groups(self, embeddings, labels):
         ...         return torch.tensor([0, 0, 1])
-        >>> ThirdSampleApart()(torch.tensor([[0.0, 0.0], [2.0, 0.0], [5.0, 5.0]]), torch.tensor([4, 4, 4]))
-        Centers(points=tensor([[1., 0.], [5., 5.]]), labels=tensor([4, 4]), group=tensor([0, 0, 1]))
+        >>> centers = ThirdSampleApart()(torch.tensor([[0.0, 0.0], [2.0, 0.0], [5.0, 5.0]]), torch.tensor([4, 4, 4]))
+        >>> centers.points[centers.used]
+        tensor([[1., 0.],
+                [5., 5.]])
+        >>> centers.used, centers.group
+        (tensor([ True, False,  True]), tensor([0, 0, 2]))
     """
 
     of_batch: ClassVar[bool] = True
@@ -70,12 +86,11 @@ class GroupCenters(CenterSource):
         """The group of each sample, any integers [n]; they need not differ between classes."""
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Centers:
-        """The means of the groups of the batch. Their number depends on the data: one host synchronisation."""
-        pairs = torch.stack([labels.unique(return_inverse=True)[1], self.groups(embeddings, labels).to(labels.device)])
-        found, group = pairs.unique(dim=1, return_inverse=True)
-        points = group_means(embeddings.detach() if self.detach else embeddings, group, found.shape[1])
-        # All members of a group write the same label.
-        return Centers(points, labels.new_zeros(found.shape[1]).scatter(0, group, labels), group)
+        """The means of the groups of the batch."""
+        groups = self.groups(embeddings, labels).to(labels.device)
+        group = first_of_group(label_masks(labels, labels).pos & label_masks(groups, groups).pos)
+        points = group_means(embeddings.detach() if self.detach else embeddings, group, len(labels))[group]
+        return Centers(points, labels, group, group == torch.arange(len(labels), device=labels.device))
 
 
 @final
@@ -86,8 +101,9 @@ class BatchCenters(GroupCenters):
         detach: treat the centres as constants: no gradient flows through them.
 
     Example:
-        >>> BatchCenters()(torch.tensor([[0.0, 0.0], [5.0, 5.0], [2.0, 0.0]]), torch.tensor([7, 3, 7]))
-        Centers(points=tensor([[5., 5.], [1., 0.]]), labels=tensor([3, 7]), group=tensor([1, 0, 1]))
+        >>> centers = BatchCenters()(torch.tensor([[0.0, 0.0], [5.0, 5.0], [2.0, 0.0]]), torch.tensor([7, 3, 7]))
+        >>> centers.compact()
+        Centers(points=tensor([[1., 0.], [5., 5.]]), labels=tensor([7, 3]), group=tensor([0, 1, 0]), used=None)
     """
 
     def groups(self, embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -115,7 +131,7 @@ class KMeansCenters(GroupCenters):
 
     Example:
         >>> embeddings = torch.tensor([[1.0, 0.0], [0.9, 0.0], [0.0, 1.0], [0.0, 0.9]])
-        >>> KMeansCenters(n_clusters=2)(embeddings, torch.tensor([0, 0, 0, 1])).labels
+        >>> KMeansCenters(n_clusters=2)(embeddings, torch.tensor([0, 0, 0, 1])).compact().labels
         tensor([0, 0, 1])
     """
 
@@ -279,6 +295,11 @@ class LearnedCenters(CenterSource):
         return Centers(points, classes.repeat_interleave(self.centers_per_class), group)
 
 
+def first_of_group(member: Tensor) -> Tensor:
+    """The number of the first sample of each sample's group: member [n, n], whether two are in the same -> [n]."""
+    return member.long().argmax(-1) if len(member) else member.new_zeros(0, dtype=torch.long)
+
+
 def group_means(embeddings: Tensor, group: Tensor, size: int) -> Tensor:
     """The mean of the embeddings [n, d] of each group 0..size - 1, by group [n]: [size, d], 0 for an empty one."""
     sums = embeddings.new_zeros(size, embeddings.shape[1]).index_add(0, group, embeddings)
@@ -306,11 +327,8 @@ def _class_numbers(labels: Tensor, num_classes: int) -> Tensor:
     """The labels as indices, after a check."""
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise TypeError(f"labels must be integers, got {labels.dtype}")
-    valid = ((labels >= 0) & (labels < num_classes)).all()
-    if labels.is_cuda or torch.compiler.is_compiling():
-        torch._assert_async(valid, f"labels must be in 0..{num_classes - 1}")
-    elif not valid:
-        raise ValueError(f"labels must be in 0..{num_classes - 1}, got {int(labels.min())}..{int(labels.max())}")
+    valid = (labels >= 0) & (labels < num_classes)
+    arguments.holds(valid.all(), f"labels must be in 0..{num_classes - 1}, the numbers of the classes")
     return labels.long()
 
 

@@ -91,7 +91,7 @@ class CenterLoss(SampleLoss):
 
     def per_sample(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Half the squared distance of each sample to its centre; 0 if it has none."""
-        points, _, group = self.centers(embeddings, labels)
-        has_center = group >= 0
-        own = points.to(embeddings.dtype)[torch.where(has_center, group, 0)]
+        centers = self.centers(embeddings, labels)
+        has_center = centers.group >= 0
+        own = centers.points.to(embeddings.dtype)[torch.where(has_center, centers.group, 0)]
         return torch.where(has_center, center(embeddings, own), 0.0)

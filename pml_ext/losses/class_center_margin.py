@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import SampleLoss
-from pml_ext.centers import group_means
+from pml_ext.centers import first_of_group, group_means
 from pml_ext.pairs import Counted, label_masks, masked_max, masked_min
 
 
@@ -88,19 +88,19 @@ class ClassCenterMarginLoss(SampleLoss):
             return embeddings.sum(-1)
         member, other = label_masks(labels, labels)
         # A class goes by the number of its first sample: the shapes do not depend on the data.
-        first = member.long().argmax(-1)
+        first = first_of_group(member)
         is_class = first == torch.arange(n, device=labels.device)
-        centers = group_means(embeddings, first, n)
+        centers = group_means(embeddings, first, n)[first]  # [n, d]: that of its class for every sample
         losses = class_center_margin(
             self._scores(centers, centers),
-            self._scores(centers, embeddings),
+            self._scores(embeddings, centers).mT,
             member,
             other & is_class,
             **self.hyperparameters(),
         )
         return Counted(torch.where(is_class, losses, 0.0), is_class.long())
 
-    def _scores(self, centers: Tensor, others: Tensor) -> Tensor:
+    def _scores(self, embeddings: Tensor, centers: Tensor) -> Tensor:
         """Larger is closer, and nothing is normalised: the samples are already, and means are not to be."""
-        matrix: Tensor = self.distance.compute_mat(centers, others) ** self.distance.power
+        matrix: Tensor = self.distance.compute_mat(embeddings, centers) ** self.distance.power
         return matrix if self.distance.is_inverted else -matrix

@@ -13,13 +13,19 @@ from pml_ext.pairs import PairMasks, label_masks
 from pml_ext.wrappers.base import LossWrapper, takes_masks
 
 
+def center_masks(labels: Tensor, centers: Centers) -> PairMasks:
+    """The relation of samples to centres: labels [n] -> masks [n, c]."""
+    pos, neg = label_masks(labels, centers.labels)
+    return PairMasks(pos, neg) if centers.used is None else PairMasks(pos & centers.used, neg & centers.used)
+
+
 def leave_one_out_masks(labels: Tensor, centers: Centers, has_others: Tensor) -> PairMasks:
     """The relation of samples to references that are the c centres and, after them, a mean for each sample.
 
     The mean for sample i is that of its group without it; `has_others` [n] says whether there is one. Positives are the
     other centres of the class and this mean in place of the own centre: labels [n] -> masks [n, c + n].
     """
-    pos, neg = label_masks(labels, centers.labels)
+    pos, neg = center_masks(labels, centers)
     own = centers.group.unsqueeze(-1) == torch.arange(len(centers.points), device=labels.device)
     others = torch.diag(has_others)
     return PairMasks(torch.cat([pos & ~own, others], dim=-1), torch.cat([neg, torch.zeros_like(others)], dim=-1))
@@ -113,15 +119,20 @@ class CentersAsReferences(LossWrapper):
         # Not before: in several processes the others wait for the centres of this one.
         if len(samples) == 0:
             return dict(self.zero_losses())
-        if not self.leave_one_out:
-            return self.reduced(self.loss(samples, labels, None, centers.points, centers.labels))
-        means, has_others = leave_one_out(samples, centers)
-        masks = leave_one_out_masks(labels, centers, has_others)
-        pairs = (
-            masks if takes_masks(self.loss) else (*masks.pos.nonzero(as_tuple=True), *masks.neg.nonzero(as_tuple=True))
-        )
-        references = torch.cat([centers.points, means]), torch.cat([centers.labels, labels])
-        return self.reduced(self.loss(samples, labels, pairs, *references))
+        has_masks = takes_masks(self.loss)
+        if not has_masks:
+            centers = centers.compact()
+        points, classes, masks = centers.points, centers.labels, None
+        if self.leave_one_out:
+            means, has_others = leave_one_out(samples, centers)
+            masks = leave_one_out_masks(labels, centers, has_others)
+            points, classes = torch.cat([points, means]), torch.cat([classes, labels])
+        elif centers.used is not None:
+            masks = center_masks(labels, centers)
+        pairs: IndicesTuple | None = masks
+        if masks is not None and not has_masks:
+            pairs = (*masks.pos.nonzero(as_tuple=True), *masks.neg.nonzero(as_tuple=True))
+        return self.reduced(self.loss(samples, labels, pairs, points, classes))
 
     def _normalizes(self) -> bool:
         given = self.normalize_embeddings
