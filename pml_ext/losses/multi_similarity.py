@@ -8,6 +8,7 @@ from torch import Tensor
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss
 from pml_ext.pairs import Needs, masked_logsumexp, softplus
+from pml_ext.sides import Sides, SideWeights, soft_side
 
 
 def multi_similarity(sim: Tensor, pos: Tensor, neg: Tensor, *, alpha: float, beta: float, base: float) -> Tensor:
@@ -15,6 +16,13 @@ def multi_similarity(sim: Tensor, pos: Tensor, neg: Tensor, *, alpha: float, bet
     pull = softplus(masked_logsumexp(-alpha * (sim - base), pos)) / alpha
     push = softplus(masked_logsumexp(beta * (sim - base), neg)) / beta
     return pull + push
+
+
+def multi_similarity_weights(sides: Sides, *, alpha: float, beta: float, base: float) -> SideWeights:
+    """Multi-Similarity loss and pair weights in closed form."""
+    pull, pos = soft_side(sides.pos.sub_(base), -alpha)
+    push, neg = soft_side(sides.neg.sub_(base), beta)
+    return SideWeights((pull + push).squeeze(1), pos, neg)
 
 
 @final
@@ -57,6 +65,7 @@ class MultiSimilarityLoss(PairMatrixLoss):
     """
 
     needs: ClassVar[Needs] = "either"
+    closed_form = staticmethod(multi_similarity_weights)
     levels: ClassVar[tuple[str, ...]] = ("base",)
 
     def __init__(self, *, alpha: float = 2, beta: float = 50, base: float = 0.5, **kwargs: Any) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss
 from pml_ext.pairs import masked_logsumexp, masked_max, masked_min, softplus
+from pml_ext.sides import Sides, SideWeights, above, below, soft_side
 
 
 def raw(sim: Tensor, pos: Tensor, neg: Tensor, *, alpha: float, beta: float, gamma: float, epsilon: float) -> Tensor:
@@ -18,6 +19,15 @@ def raw(sim: Tensor, pos: Tensor, neg: Tensor, *, alpha: float, beta: float, gam
     pull = softplus(masked_logsumexp(-alpha * (sim - gamma), pos)) / alpha
     push = softplus(masked_logsumexp(beta * (sim - gamma), neg)) / beta
     return pull + push
+
+
+def raw_weights(sides: Sides, *, alpha: float, beta: float, gamma: float, epsilon: float) -> SideWeights:
+    """RAW loss and pair weights in closed form."""
+    hardest_pos, hardest_neg = sides.pos.amin(1, keepdim=True), sides.neg.amax(1, keepdim=True)
+    keep_pos, keep_neg = below(sides.pos, hardest_neg + epsilon), above(sides.neg, hardest_pos - epsilon)
+    pull, pos = soft_side(sides.pos.sub_(gamma), -alpha, keep_pos)
+    push, neg = soft_side(sides.neg.sub_(gamma), beta, keep_neg)
+    return SideWeights((pull + push).squeeze(1), pos, neg)
 
 
 @final
@@ -69,6 +79,7 @@ class RAWLoss(PairMatrixLoss):
         tensor(0.2795)
     """
 
+    closed_form = staticmethod(raw_weights)
     levels: ClassVar[tuple[str, ...]] = ("gamma",)
 
     def __init__(
