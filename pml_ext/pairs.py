@@ -35,6 +35,10 @@ class PairMasks(NamedTuple):
         return a, p, b, n
 
 
+class DisjointMasks(PairMasks):
+    """`PairMasks` that are disjoint by construction, those of a miner: no check that waits for the device."""
+
+
 class Counted(NamedTuple):
     """One loss per anchor [..., n], and what the anchor adds to the divisor of the batch, an integer [..., n]."""
 

@@ -52,8 +52,14 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "CentersAsReferences": {
         "one_pair_of_each_kind_is_enough": "the pairs are those of samples and centres",
         "all_pairs_equal_labels": "the pairs are those of samples and centres",
+        "references_equal_to_the_batch_agree": "its references are the centres",
+        "references_are_a_set": "its references are the centres",
     },
     "HistogramLoss": {"one_pair_of_each_kind_is_enough": "it is constant where histograms do not overlap"},
+    "MCA": {
+        "label_names_are_irrelevant": "a label is the number of a centre",
+        "rotation_changes_nothing": "the centres stay where they are",
+    },
     "MeanGapLoss": {"one_pair_of_each_kind_is_enough": "it keeps no pair of fewer than five positive ones"},
     "MinedLoss": {
         "one_pair_of_each_kind_is_enough": "it finds its pairs itself",
@@ -64,9 +70,9 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
 }
 
 
-def exceptions(subject: nn.Module) -> tuple[str, ...]:
-    """The laws that the subject need not keep."""
-    return tuple(EXCEPTIONS.get(type(subject).__name__, ()))
+def exceptions(subject: nn.Module, recipe: str = "") -> tuple[str, ...]:
+    """The laws that the subject, made by that recipe, need not keep."""
+    return (*EXCEPTIONS.get(type(subject).__name__, ()), *EXCEPTIONS.get(recipe, ()))
 
 
 def make(cls: Callable[..., Any], **arguments: Any) -> Any:

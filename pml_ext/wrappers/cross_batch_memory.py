@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pml_ext import arguments
 from pml_ext.base import IndicesTuple, PairMiner
-from pml_ext.pairs import PairMasks, label_masks, not_self
+from pml_ext.pairs import DisjointMasks, PairMasks, label_masks, not_self
 from pml_ext.wrappers.base import takes_masks, takes_references
 
 
@@ -122,7 +122,7 @@ class CrossBatchMemory(pml.CrossBatchMemory):  # type: ignore[misc, unused-ignor
             pos, neg = label_masks(labels, L_mem)
             if do_remove_self_comparisons:
                 pos = pos & (torch.arange(len(L_mem), device=pos.device) != place.unsqueeze(-1))
-            pairs = PairMasks(pos, neg)
+            pairs = DisjointMasks(pos, neg)
             if self.miner is not None:
                 pairs = self.miner.masks(embeddings, labels, E_mem, L_mem, pairs)
             if input_indices_tuple is None and takes_masks(self.loss):
