@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from registry import EXCEPTIONS, LOSSES, MINERS, RECIPES, WRAPPERS, exceptions
+from registry import DIMENSION, EXCEPTIONS, LOSSES, MINERS, RECIPES, WRAPPERS, exceptions
 from torch import nn
 
+from pml_ext.catalog import needs
 from pml_ext.testing import LOSS_LAWS, MINER_LAWS, Batch, check_loss, check_miner
 from pml_ext.testing.contract_laws import check_compiled
-from pml_ext.testing.law import is_random
+from pml_ext.testing.law import fresh, is_random
 
 ONCE = tuple(law.name for law in LOSS_LAWS.values() if law.kind == "once")
 DRAWN = tuple(law.name for law in LOSS_LAWS.values() if law.kind != "once")
@@ -66,7 +67,8 @@ def test_recipe_keeps_the_laws(name):
     # PML's own parts compute in the dtype that they are given, and for bfloat16 not at all or with other pairs.
     if any(type(part).__module__.startswith("pytorch_metric_learning") for part in (method.loss, method.miner)):
         laws = tuple(law for law in laws if law != "half_precision_is_close")
-    check_loss(method, only=laws, skip=exceptions(method.loss), examples=20)
+    size = DIMENSION if "embedding_size" in needs(name) else None
+    check_loss(method, only=laws, skip=exceptions(method.loss, name), dimension=size, examples=20)
 
 
 @pytest.mark.slow
@@ -81,7 +83,7 @@ def test_loss_compiles_with_inductor(name):
 @pytest.mark.parametrize("name", ALL_LOSSES)
 def test_loss_on_cuda_is_that_on_cpu(name):
     loss, batch = ALL_LOSSES[name](), Batch((3, 4, 2), dimension(ALL_LOSSES[name]()) or 4, seed=7)
-    expected = loss(batch.embeddings, batch.labels)
+    expected = fresh(loss)(batch.embeddings, batch.labels)
     loss = loss.cuda()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -93,7 +95,7 @@ def test_loss_on_cuda_is_that_on_cpu(name):
 
 
 def test_exceptions_are_of_things_that_exist():
-    known = {name.split("(")[0] for name in (*ALL_LOSSES, *MINERS)}
+    known = {name.split("(")[0] for name in (*ALL_LOSSES, *MINERS, *RECIPES)}
     assert set(EXCEPTIONS) <= known
     for laws in EXCEPTIONS.values():
         assert set(laws) <= set(LOSS_LAWS) | set(MINER_LAWS)
