@@ -13,7 +13,7 @@ from typing import Any
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import nn
 
-from pml_ext import catalog, wrappers
+from pml_ext import catalog, weightings, wrappers
 from pml_ext.catalog import all_losses, all_miners, recipes
 from pml_ext.centers import BatchCenters
 from pml_ext.losses import RAWLoss
@@ -26,6 +26,7 @@ ARGUMENTS: dict[str, Callable[[], Any]] = {
     "loss": RAWLoss,
     "centers": BatchCenters,
     "miner": KNearestPositiveMiner,
+    "weighting": lambda: weightings.raw,
     "sizes": lambda: 2,
 }
 
@@ -38,6 +39,16 @@ MORE: dict[str, tuple[dict[str, Any], ...]] = {
     "DecoupledNCALoss": ({"k": 2, "alpha": 4, "beta": 1},),
     "LargeMarginNearestNeighborLoss": ({"k": None},),
     "LogSumExpPairLoss": ({"scale": 1, "bounded": True},),
+    "PairWeightedLoss": tuple(
+        {"weighting": each}
+        for each in (
+            weightings.binomial_deviance,
+            weightings.contrastive,
+            weightings.lifted_structure,
+            weightings.multi_similarity,
+            weightings.triplet,
+        )
+    ),
     "RankedPullDevianceLoss": ({"sharp": True},),
 }
 
@@ -87,7 +98,7 @@ def _named(classes: list[type]) -> dict[str, Callable[[], Any]]:
     for cls in classes:
         factories[cls.__name__] = partial(make, cls)
         for arguments in MORE.get(cls.__name__, ()):
-            name = ", ".join(f"{k}={v}" for k, v in arguments.items())
+            name = ", ".join(f"{k}={getattr(v, '__name__', v)}" for k, v in arguments.items())
             factories[f"{cls.__name__}({name})"] = partial(make, cls, **arguments)
     return factories
 
