@@ -32,6 +32,7 @@ ARGUMENTS: dict[str, Callable[[], Any]] = {
 
 MORE: dict[str, tuple[dict[str, Any], ...]] = {
     "AnchorContrastiveLoss": ({"average": False, "step": 0.5},),
+    "BatchHardTripletLoss": ({"margin": None},),
     "ChainedMiner": ({"miners": (InverseDensityMiner(), KNearestPositiveMiner(k=2))},),
     "DistanceWeightedMiner": ({"nonzero_loss_cutoff": None, "dimension": 3},),
     "InverseDensityMiner": ({"num_negatives": 2, "max_z": 1.0},),
@@ -50,6 +51,7 @@ MORE: dict[str, tuple[dict[str, Any], ...]] = {
         )
     ),
     "RankedPullDevianceLoss": ({"sharp": True},),
+    "SoftTripletLoss": ({"normalization": "triplet", "threshold": 0.0}, {"normalization": "legacy"}),
 }
 
 EXCEPTIONS: dict[str, dict[str, str]] = {
@@ -77,6 +79,7 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
         "all_pairs_equal_labels": "it finds its pairs itself",
         "references_equal_to_the_batch_agree": "it finds its pairs itself",
     },
+    "NPair": {"empty_batch_costs_nothing": "PML's regularizer takes the mean over no sample"},
     "RandomSliceLoss": {"rotation_changes_nothing": "slices are columns, which a rotation mixes"},
 }
 

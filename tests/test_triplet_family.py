@@ -18,6 +18,7 @@ from pytorch_metric_learning.miners import BatchHardMiner
 from pytorch_metric_learning.reducers import AvgNonZeroReducer, MeanReducer, SumReducer
 from pytorch_metric_learning.regularizers import LpRegularizer
 from torch import Tensor
+from toy import toy
 
 from pml_ext.catalog import build
 from pml_ext.losses import (
@@ -35,9 +36,7 @@ from pml_ext.losses import soft_triplet as soft_triplet_module
 from pml_ext.pairs import Counted, PairMasks
 from pml_ext.wrappers import AnchorWeightedLoss
 
-T6 = torch.tensor([(1, 0), (0.96, 0.28), (0.28, 0.96), (0.6, 0.8), (-0.352, 0.936), (-0.8, 0.6)], dtype=torch.float64)
-T9 = torch.cat((T6, torch.tensor([(0, -1), (0.6, -0.8), (-0.936, -0.352)], dtype=torch.float64)))
-LABELS = torch.arange(9) // 3
+(T6, _), (T9, LABELS) = toy(6), toy(9)
 RAW_DISTANCE = LpDistance(normalize_embeddings=False)
 
 
@@ -394,7 +393,24 @@ def test_soft_triplet_operators_keep_the_rules_of_torch() -> None:
     same, other = _masks(batch((3, 2, 4))[1])
     sim = torch.randn(9, 9, dtype=torch.float64, requires_grad=True)
     for operator in (torch.ops.pml_ext.soft_triplet_sums, torch.ops.pml_ext.soft_triplet_slopes):
-        torch.library.opcheck(operator.default, (sim, same, other, 4.0, 0.65))
+        kinds = ("test_schema", "test_autograd_registration", "test_faketensor")  # the laws compile the loss
+        torch.library.opcheck(operator.default, (sim, same, other, 4.0, 0.65), test_utils=kinds)
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES, "Triplet"])
+def test_no_triplet_is_kept_for_the_backward_pass(recipe: str) -> None:
+    embeddings, labels = batch((16,) * 4)
+    embeddings.requires_grad_()
+    kept = 0
+
+    def pack(x: Tensor) -> Tensor:
+        nonlocal kept
+        kept += x.numel()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        build(recipe).loss(embeddings, labels)
+    assert 0 < kept < 24 * 64**2
 
 
 @pytest.mark.parametrize("make", [LiftedStructureLoss, SoftTripletLoss, partial(SoftTripletLoss, chunk_size=2)])
@@ -500,6 +516,11 @@ def test_anchor_weight_is_a_constant() -> None:
     inner = LogSumExpPairLoss().compute_loss(leaf, labels, None, leaf, labels)["loss"]["losses"]
     (expected,) = torch.autograd.grad((weights * inner).mean(), leaf)
     torch.testing.assert_close(gradient_of(loss, embeddings, labels), expected, rtol=1e-11, atol=1e-11)
+
+
+def test_flat_anchor_weights_are_the_share_of_negatives() -> None:
+    value = AnchorWeightedLoss(BatchAllTripletLoss(), alpha=1e-12)(T6, LABELS[:6])
+    torch.testing.assert_close(value, 3 / 5 * BatchAllTripletLoss()(T6, LABELS[:6]))
 
 
 def test_anchor_weight_takes_relations_and_chunks() -> None:
