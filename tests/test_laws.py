@@ -9,6 +9,7 @@ from pml_ext.catalog import needs
 from pml_ext.testing import LOSS_LAWS, MINER_LAWS, Batch, check_loss, check_miner
 from pml_ext.testing.contract_laws import check_compiled
 from pml_ext.testing.law import fresh, is_random
+from pml_ext.wrappers import BranchLoss
 
 ONCE = tuple(law.name for law in LOSS_LAWS.values() if law.kind == "once")
 DRAWN = tuple(law.name for law in LOSS_LAWS.values() if law.kind != "once")
@@ -57,17 +58,21 @@ OF_A_METHOD = (
     "it_learns",
     "label_names_are_irrelevant",
 )
+PML_PARTS = ("pytorch_metric_learning.losses", "pytorch_metric_learning.miners")
 OF_A_METHOD_WITHOUT_CHANCE = ("batch_order_is_irrelevant", "rotation_changes_nothing", "length_changes_nothing")
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_keeps_the_laws(name):
     method = Method(RECIPES[name]())
-    laws = OF_A_METHOD if is_random(method.miner) else (*OF_A_METHOD, *OF_A_METHOD_WITHOUT_CHANCE)
+    parts = [*method.modules()]
+    laws = OF_A_METHOD if any(map(is_random, parts)) else (*OF_A_METHOD, *OF_A_METHOD_WITHOUT_CHANCE)
     # PML's own parts compute in the dtype that they are given, and for bfloat16 not at all or with other pairs.
-    if any(type(part).__module__.startswith("pytorch_metric_learning") for part in (method.loss, method.miner)):
+    if any(type(part).__module__.startswith(PML_PARTS) for part in parts):
         laws = tuple(law for law in laws if law != "half_precision_is_close")
     size = DIMENSION if "embedding_size" in needs(name) else None
+    if any(isinstance(part, BranchLoss) for part in parts):
+        size = 2 * DIMENSION  # two columns for each of up to four slices
     check_loss(method, only=laws, skip=exceptions(method.loss, name), dimension=size, examples=20)
 
 

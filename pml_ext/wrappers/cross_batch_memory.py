@@ -68,6 +68,11 @@ class CrossBatchMemory(pml.CrossBatchMemory):  # type: ignore[misc, unused-ignor
         arguments.count("memory_size", memory_size)
         super().__init__(loss, embedding_size, memory_size, miner)
 
+    @property
+    def distance(self) -> Any:
+        """The distance of the inner loss."""
+        return self.loss.distance
+
     @classmethod
     def check_loss_support(cls, loss_name: str) -> None:
         """PML's check by name; the loss itself was checked before."""
