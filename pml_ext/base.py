@@ -3,6 +3,7 @@
 `PairMatrixLoss` runs losses whose row i depends on row i of the matrix only, `BatchMatrixLoss` the few that look at
 all pairs at once, `PairMiner` narrows masks. All three turn labels, PML's index tuples or `PairMasks` into masks,
 drop self-pairs by index, accept any PML distance, and hand the pure function a score that is larger for closer pairs.
+`SampleLoss` is for losses of samples and class centres, which have no pairs.
 """
 
 import hashlib

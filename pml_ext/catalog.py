@@ -19,7 +19,7 @@ from pytorch_metric_learning.miners import MultiSimilarityMiner
 from pytorch_metric_learning.regularizers import LpRegularizer
 from torch import Tensor
 
-from pml_ext import losses, miners
+from pml_ext import losses, miners, wrappers
 from pml_ext.centers import BatchCenters, KMeansCenters, LearnedCenters
 from pml_ext.losses import (
     AdaptiveBinomialDevianceLoss,
@@ -471,19 +471,25 @@ def all_miners() -> list[type]:
     return [getattr(miners, name) for name in miners.__all__]
 
 
+def all_wrappers() -> list[type]:
+    """Every wrapper class of this package, by name."""
+    return [getattr(wrappers, name) for name in wrappers.__all__]
+
+
 def tables() -> str:
-    """The README's tables of losses, miners and recipes, in Markdown."""
+    """The README's tables of losses, miners, wrappers and recipes, in Markdown."""
     return "\n\n".join(
         (
             "**Losses**\n\n" + _class_table(all_losses()),
             "**Miners**\n\n" + _class_table(all_miners()),
+            "**Wrappers**\n\n" + _class_table(all_wrappers()),
             "**Methods of the literature**, by `pml_ext.catalog.build(name)`\n\n" + _recipe_table(),
         )
     )
 
 
 def _class_table(classes: list[type]) -> str:
-    rows = (f"| `{_call(cls.__name__, _own_defaults(cls))}` | {_first_line(cls)} |" for cls in classes)
+    rows = (f"| `{cls.__name__}({', '.join(_own_arguments(cls))})` | {_first_line(cls)} |" for cls in classes)
     return "\n".join(("| class and defaults | what it does |", "|---|---|", *rows))
 
 
@@ -512,9 +518,9 @@ def _written(value: Any) -> str:
     return f"{value.__name__}()" if inspect.isclass(value) else repr(value)
 
 
-def _own_defaults(cls: type) -> dict[str, Any]:
-    parameters = inspect.signature(cls).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty}
+def _own_arguments(cls: type) -> list[str]:
+    parameters = [p for p in inspect.signature(cls).parameters.values() if p.kind < p.VAR_KEYWORD]
+    return [p.name if p.default is p.empty else f"{p.name}={_written(p.default)}" for p in parameters]
 
 
 def _first_line(cls: type) -> str:

@@ -35,6 +35,10 @@ class PairMasks(NamedTuple):
         return a, p, b, n
 
 
+class DisjointMasks(PairMasks):
+    """`PairMasks` that are disjoint by construction, those of a miner: no check that waits for the device."""
+
+
 class Counted(NamedTuple):
     """One loss per anchor [..., n], and what the anchor adds to the divisor of the batch, an integer [..., n]."""
 
@@ -174,6 +178,45 @@ def sample(log_weights: Tensor, mask: Tensor, k: Tensor, generator: torch.Genera
 def gumbel_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
     """Independent standard Gumbel noise of the shape of x."""
     return torch.empty_like(x).exponential_(generator=generator).log_().neg_()
+
+
+# Counting triplets needs several index matrices of 8 bytes a number: so many rows at a time bound their size.
+_ROWS = 512
+
+
+def active_triplets(sim: Tensor, pos: Tensor, neg: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+    """Triplets with s_n - s_p + margin > 0: each pair's signed number [.., n, m], each anchor's number [.., n].
+
+    A negative counts 1 for every positive with which it is active, a positive -1 for every such negative. No triplet is
+    formed: memory n * m numbers, time n * m log m. Constants to the gradient.
+    """
+    with torch.no_grad():
+        blocks = zip(*(x.split(_ROWS, dim=-2) for x in (sim, pos, neg)), strict=True)
+        weights, counts = zip(*(_active_triplets(s, p, n, margin) for s, p, n in blocks), strict=True)
+        return torch.cat(weights, dim=-2), torch.cat(counts, dim=-1)
+
+
+def _active_triplets(sim: Tensor, pos: Tensor, neg: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+    # Sorts the negatives and looks every positive up among them.
+    m = sim.shape[-1]
+    ordered, order = sim.masked_fill(~neg, -torch.inf).sort(-1)
+    # Of a positive: how many negatives are not above its threshold; the others, at the end, are active with it.
+    below = torch.searchsorted(ordered, torch.where(pos, sim - margin, torch.inf), right=True)
+    active_neg = torch.where(pos, m - below, 0)
+    # Of the negative at place r of the order: the number of positives of which at most r are below.
+    hits = torch.zeros(*sim.shape[:-1], m + 1, dtype=sim.dtype, device=sim.device)
+    hits = hits.scatter_add_(-1, below, pos.to(sim.dtype)).cumsum(-1)[..., :-1]
+    active_pos = torch.where(neg, torch.zeros_like(sim).scatter_(-1, order, hits), 0.0)
+    return active_pos - active_neg.to(sim.dtype), active_neg.sum(-1)
+
+
+def informative(sim: Tensor, pos: Tensor, neg: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """The positives below the anchor's greatest negative + epsilon, the negatives above its least positive - epsilon.
+
+    The mining of the Multi-Similarity loss, and the informative pairs of RAW.
+    """
+    hardest_pos, hardest_neg = masked_min(sim, pos), masked_max(sim, neg)  # [.., n, 1]
+    return pos & (sim < hardest_neg + epsilon), neg & (sim > hardest_pos - epsilon)
 
 
 def crossing(sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:

@@ -151,6 +151,23 @@ def generalized_lifted_structure(pos, neg, neg_margin, pos_margin):
     return relu(lse([d - pos_margin for d in pos]) + lse([neg_margin - d for d in neg]))
 
 
+@of_anchor(losses.PairWeightedLoss)
+def pair_weighted_raw(pos, neg, alpha, beta, gamma, epsilon, frozen):
+    """With the weights of RAW, from the two pictures of them in the paper."""
+    pos_0, neg_0 = frozen
+    hard_pos, hard_neg = [s < max(neg_0) + epsilon for s in pos_0], [s > min(pos_0) - epsilon for s in neg_0]
+
+    def weighted(now, then, hard, slope):
+        # The score that moves, times a weight from the scores that do not.
+        total = 0.0
+        for score, own, is_hard in zip(now, then, hard, strict=True):
+            relative = sum(math.exp(slope * (own - s)) for s, h in zip(then, hard, strict=True) if h)
+            total += score / (relative + math.exp(slope * (own - gamma))) if is_hard else 0.0
+        return total
+
+    return weighted(neg, neg_0, hard_neg, -beta) - weighted(pos, pos_0, hard_pos, alpha)
+
+
 @of_anchor(losses.ClampedNCALoss)
 def clamped_nca(pos, neg, pos_base, neg_base):
     return lse([-min(d, neg_base) for d in neg]) - lse([-max(d, pos_base) for d in pos])

@@ -13,7 +13,7 @@ from typing import Any
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import nn
 
-from pml_ext import catalog, wrappers
+from pml_ext import catalog, weightings, wrappers
 from pml_ext.catalog import all_losses, all_miners, recipes
 from pml_ext.centers import BatchCenters
 from pml_ext.losses import RAWLoss
@@ -26,11 +26,13 @@ ARGUMENTS: dict[str, Callable[[], Any]] = {
     "loss": RAWLoss,
     "centers": BatchCenters,
     "miner": KNearestPositiveMiner,
+    "weighting": lambda: weightings.raw,
     "sizes": lambda: 2,
 }
 
 MORE: dict[str, tuple[dict[str, Any], ...]] = {
     "AnchorContrastiveLoss": ({"average": False, "step": 0.5},),
+    "BatchHardTripletLoss": ({"margin": None},),
     "ChainedMiner": ({"miners": (InverseDensityMiner(), KNearestPositiveMiner(k=2))},),
     "DistanceWeightedMiner": ({"nonzero_loss_cutoff": None, "dimension": 3},),
     "InverseDensityMiner": ({"num_negatives": 2, "max_z": 1.0},),
@@ -38,7 +40,18 @@ MORE: dict[str, tuple[dict[str, Any], ...]] = {
     "DecoupledNCALoss": ({"k": 2, "alpha": 4, "beta": 1},),
     "LargeMarginNearestNeighborLoss": ({"k": None},),
     "LogSumExpPairLoss": ({"scale": 1, "bounded": True},),
+    "PairWeightedLoss": tuple(
+        {"weighting": each}
+        for each in (
+            weightings.binomial_deviance,
+            weightings.contrastive,
+            weightings.lifted_structure,
+            weightings.multi_similarity,
+            weightings.triplet,
+        )
+    ),
     "RankedPullDevianceLoss": ({"sharp": True},),
+    "SoftTripletLoss": ({"normalization": "triplet", "threshold": 0.0}, {"normalization": "legacy"}),
 }
 
 EXCEPTIONS: dict[str, dict[str, str]] = {
@@ -52,21 +65,31 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "CentersAsReferences": {
         "one_pair_of_each_kind_is_enough": "the pairs are those of samples and centres",
         "all_pairs_equal_labels": "the pairs are those of samples and centres",
+        "references_equal_to_the_batch_agree": "its references are the centres",
+        "references_are_a_set": "its references are the centres",
     },
     "HistogramLoss": {"one_pair_of_each_kind_is_enough": "it is constant where histograms do not overlap"},
+    "MCA": {
+        "label_names_are_irrelevant": "a label is the number of a centre",
+        "rotation_changes_nothing": "the centres stay where they are",
+    },
     "MeanGapLoss": {"one_pair_of_each_kind_is_enough": "it keeps no pair of fewer than five positive ones"},
     "MinedLoss": {
         "one_pair_of_each_kind_is_enough": "it finds its pairs itself",
         "all_pairs_equal_labels": "it finds its pairs itself",
         "references_equal_to_the_batch_agree": "it finds its pairs itself",
     },
+    "NPair": {
+        "empty_batch_costs_nothing": "PML's regularizer takes the mean over no sample",
+        "it_learns": "it takes one pair of each class, and inner products grow with lengths too: not in so few steps",
+    },
     "RandomSliceLoss": {"rotation_changes_nothing": "slices are columns, which a rotation mixes"},
 }
 
 
-def exceptions(subject: nn.Module) -> tuple[str, ...]:
-    """The laws that the subject need not keep."""
-    return tuple(EXCEPTIONS.get(type(subject).__name__, ()))
+def exceptions(subject: nn.Module, recipe: str = "") -> tuple[str, ...]:
+    """The laws that the subject, made by that recipe, need not keep."""
+    return (*EXCEPTIONS.get(type(subject).__name__, ()), *EXCEPTIONS.get(recipe, ()))
 
 
 def make(cls: Callable[..., Any], **arguments: Any) -> Any:
@@ -81,7 +104,7 @@ def _named(classes: list[type]) -> dict[str, Callable[[], Any]]:
     for cls in classes:
         factories[cls.__name__] = partial(make, cls)
         for arguments in MORE.get(cls.__name__, ()):
-            name = ", ".join(f"{k}={v}" for k, v in arguments.items())
+            name = ", ".join(f"{k}={getattr(v, '__name__', v)}" for k, v in arguments.items())
             factories[f"{cls.__name__}({name})"] = partial(make, cls, **arguments)
     return factories
 

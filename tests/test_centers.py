@@ -27,6 +27,8 @@ from pml_ext.losses import (
     RAWLoss,
 )
 from pml_ext.miners import HardNegativePairMiner, KNearestNegativeMiner
+from pml_ext.testing import Batch, check_loss
+from pml_ext.testing.contract_laws import check_compiled
 from pml_ext.wrappers import AnchorWeightedLoss, CentersAsReferences, MinedLoss
 
 (X6, Y6), (X9, Y9) = toy(6), toy(9)
@@ -364,6 +366,14 @@ def test_nearest_negatives_are_counted_without_the_positives():
     assert mca(MCA_CENTERS, 2, k=2)(X6, Y6).item() == pytest.approx(2.8371352470, abs=2e-10)
 
 
+@pytest.mark.parametrize("leave_one_out", [False, True])
+def test_centers_of_the_batch_wait_for_nothing(leave_one_out):
+    """No operation asks for the value of a tensor, and the whole is one graph."""
+    loss = CentersAsReferences(KNNSoftmaxLoss(k=None), BatchCenters(), leave_one_out=leave_one_out)
+    check_loss(loss, only=["nothing_waits_for_the_device"])
+    check_compiled(loss, Batch((3, 4, 2), seed=7), "aot_eager")
+
+
 # Losses of PML
 
 
@@ -561,27 +571,37 @@ def test_running_centers_approach_the_means():
 
 
 RANK = """
-import sys, torch
+import datetime, sys, torch
 from pml_ext.centers import RunningCenters
-rank, folder = int(sys.argv[1]), sys.argv[2]
-torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-source = RunningCenters(3, 2).double()
-for x, y in torch.load(f"{folder}/batches")[rank]:
-    source(x, y)
-torch.save(source.centers, f"{folder}/centers{rank}")
-torch.distributed.destroy_process_group()
+
+def run(rank, folder):
+    store, limit = f"file://{folder}/store", datetime.timedelta(seconds=60)
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=limit)
+    try:
+        source = RunningCenters(3, 2).double()
+        for x, y in torch.load(f"{folder}/batches")[rank]:
+            source(x, y)
+        torch.save(source.centers, f"{folder}/centers{rank}")
+    finally:
+        torch.distributed.destroy_process_group()
+
+if __name__ == "__main__":
+    run(1, sys.argv[1])
 """
 
 
 def test_running_centers_of_two_processes_are_those_of_one(tmp_path):
-    """Batches of unequal size, and an empty one."""
+    """Batches of unequal size, and an empty one. One of the processes is this one."""
     batches = [
         [(X9[:2], Y9[:2]), (X6, Y6), EMPTY],
         [(X9[2:], Y9[2:]), (X9[6:], Y9[6:]), (X6, Y6)],
     ]
     torch.save(batches, tmp_path / "batches")
-    ranks = [subprocess.Popen([sys.executable, "-c", RANK, str(rank), str(tmp_path)]) for rank in range(2)]
-    assert [rank.wait(timeout=60) for rank in ranks] == [0, 0]
+    here = {"__name__": "here"}
+    exec(RANK, here)
+    with subprocess.Popen([sys.executable, "-c", RANK, str(tmp_path)]) as other:
+        here["run"](0, tmp_path)
+        assert other.wait(timeout=60) == 0
     source = RunningCenters(3, 2).double()
     for (x0, y0), (x1, y1) in zip(*batches, strict=True):
         source(torch.cat([x0, x1]), torch.cat([y0, y1]))

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
-from registry import EXCEPTIONS, LOSSES, MINERS, RECIPES, WRAPPERS, exceptions
+from registry import DIMENSION, EXCEPTIONS, LOSSES, MINERS, RECIPES, WRAPPERS, exceptions
 from torch import nn
 
+from pml_ext.catalog import needs
 from pml_ext.testing import LOSS_LAWS, MINER_LAWS, Batch, check_loss, check_miner
 from pml_ext.testing.contract_laws import check_compiled
-from pml_ext.testing.law import is_random
+from pml_ext.testing.law import fresh, is_random
+from pml_ext.wrappers import BranchLoss
 
 ONCE = tuple(law.name for law in LOSS_LAWS.values() if law.kind == "once")
 DRAWN = tuple(law.name for law in LOSS_LAWS.values() if law.kind != "once")
@@ -56,17 +58,22 @@ OF_A_METHOD = (
     "it_learns",
     "label_names_are_irrelevant",
 )
+PML_PARTS = ("pytorch_metric_learning.losses", "pytorch_metric_learning.miners")
 OF_A_METHOD_WITHOUT_CHANCE = ("batch_order_is_irrelevant", "rotation_changes_nothing", "length_changes_nothing")
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_keeps_the_laws(name):
     method = Method(RECIPES[name]())
-    laws = OF_A_METHOD if is_random(method.miner) else (*OF_A_METHOD, *OF_A_METHOD_WITHOUT_CHANCE)
+    parts = [*method.modules()]
+    laws = OF_A_METHOD if any(map(is_random, parts)) else (*OF_A_METHOD, *OF_A_METHOD_WITHOUT_CHANCE)
     # PML's own parts compute in the dtype that they are given, and for bfloat16 not at all or with other pairs.
-    if any(type(part).__module__.startswith("pytorch_metric_learning") for part in (method.loss, method.miner)):
+    if any(type(part).__module__.startswith(PML_PARTS) for part in parts):
         laws = tuple(law for law in laws if law != "half_precision_is_close")
-    check_loss(method, only=laws, skip=exceptions(method.loss), examples=20)
+    size = DIMENSION if "embedding_size" in needs(name) else None
+    if any(isinstance(part, BranchLoss) for part in parts):
+        size = 2 * DIMENSION  # two columns for each of up to four slices
+    check_loss(method, only=laws, skip=exceptions(method.loss, name), dimension=size, examples=20)
 
 
 @pytest.mark.slow
@@ -81,7 +88,7 @@ def test_loss_compiles_with_inductor(name):
 @pytest.mark.parametrize("name", ALL_LOSSES)
 def test_loss_on_cuda_is_that_on_cpu(name):
     loss, batch = ALL_LOSSES[name](), Batch((3, 4, 2), dimension(ALL_LOSSES[name]()) or 4, seed=7)
-    expected = loss(batch.embeddings, batch.labels)
+    expected = fresh(loss)(batch.embeddings, batch.labels)
     loss = loss.cuda()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -93,7 +100,7 @@ def test_loss_on_cuda_is_that_on_cpu(name):
 
 
 def test_exceptions_are_of_things_that_exist():
-    known = {name.split("(")[0] for name in (*ALL_LOSSES, *MINERS)}
+    known = {name.split("(")[0] for name in (*ALL_LOSSES, *MINERS, *RECIPES)}
     assert set(EXCEPTIONS) <= known
     for laws in EXCEPTIONS.values():
         assert set(laws) <= set(LOSS_LAWS) | set(MINER_LAWS)

@@ -19,6 +19,7 @@ from pml_ext.losses.linear_pull_deviance import LinearPullDevianceLoss
 from pml_ext.losses.log_sum_exp_pair import LogSumExpPairLoss
 from pml_ext.losses.mean_gap import MeanGapLoss
 from pml_ext.losses.multi_similarity import MultiSimilarityLoss
+from pml_ext.losses.pair_weighted import PairWeightedLoss
 from pml_ext.losses.ranked_pull_deviance import RankedPullDevianceLoss
 from pml_ext.losses.raw import RAWLoss
 from pml_ext.losses.semi_hard_triplet import SemiHardTripletLoss
@@ -44,6 +45,7 @@ __all__ = [
     "LogSumExpPairLoss",
     "MeanGapLoss",
     "MultiSimilarityLoss",
+    "PairWeightedLoss",
     "RAWLoss",
     "RankedPullDevianceLoss",
     "SemiHardTripletLoss",

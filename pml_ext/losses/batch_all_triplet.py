@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss, StaticDivisorReducer
-from pml_ext.pairs import Counted, masked_mean
+from pml_ext.pairs import Counted, active_triplets, masked_mean
 
 
 def batch_all_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: float) -> Counted:
@@ -19,34 +19,11 @@ def batch_all_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: float) -
     these numbers times the scores, and they are its gradient.
     """
     with torch.no_grad():
-        blocks = zip(*(x.split(_ROWS, dim=-2) for x in (sim, pos, neg)), strict=True)
-        weights, counts = zip(*(_active_triplets(s, p, n, margin) for s, p, n in blocks), strict=True)
-        weight, count = torch.cat(weights, dim=-2), torch.cat(counts, dim=-1)
+        weight, count = active_triplets(sim, pos, neg, margin)
         # The weights of a row add up to 0, so any constant may be taken off its scores: less cancellation.
         centre = masked_mean(sim, pos | neg).unsqueeze(-1)
     losses = torch.where(pos | neg, sim - centre, 0.0).mul(weight).sum(-1) + margin * count.to(sim.dtype)
     return Counted(losses, count)
-
-
-# Counting needs several index matrices of 8 bytes a number: so many rows at a time bound their size.
-_ROWS = 512
-
-
-def _active_triplets(sim: Tensor, pos: Tensor, neg: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-    """For each score its signed number of active triplets [.., n, m], and the number of them by anchor [.., n].
-
-    Sorts the negatives and looks every positive up among them.
-    """
-    m = sim.shape[-1]
-    ordered, order = sim.masked_fill(~neg, -torch.inf).sort(-1)
-    # Of a positive: how many negatives are not above its threshold; the others, at the end, are active with it.
-    below = torch.searchsorted(ordered, torch.where(pos, sim - margin, torch.inf), right=True)
-    active_neg = torch.where(pos, m - below, 0)
-    # Of the negative at place r of the order: the number of positives of which at most r are below.
-    hits = torch.zeros(*sim.shape[:-1], m + 1, dtype=sim.dtype, device=sim.device)
-    hits = hits.scatter_add_(-1, below, pos.to(sim.dtype)).cumsum(-1)[..., :-1]
-    active_pos = torch.where(neg, torch.zeros_like(sim).scatter_(-1, order, hits), 0.0)
-    return active_pos - active_neg.to(sim.dtype), active_neg.sum(-1)
 
 
 @final

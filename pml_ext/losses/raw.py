@@ -7,15 +7,13 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss
-from pml_ext.pairs import masked_logsumexp, masked_max, masked_min, softplus
+from pml_ext.pairs import informative, masked_logsumexp, softplus
 from pml_ext.sides import Sides, SideWeights, above, below, soft_side
 
 
 def raw(sim: Tensor, pos: Tensor, neg: Tensor, *, alpha: float, beta: float, gamma: float, epsilon: float) -> Tensor:
     """RAW loss of each anchor: sim, pos, neg [.., n, m] -> [.., n]. The formula is in `RAWLoss`."""
-    hardest_pos, hardest_neg = masked_min(sim, pos), masked_max(sim, neg)  # [.., n, 1]
-    pos = pos & (sim < hardest_neg + epsilon)
-    neg = neg & (sim > hardest_pos - epsilon)
+    pos, neg = informative(sim, pos, neg, epsilon)
     pull = softplus(masked_logsumexp(-alpha * (sim - gamma), pos)) / alpha
     push = softplus(masked_logsumexp(beta * (sim - gamma), neg)) / beta
     return pull + push

@@ -6,7 +6,6 @@ from typing import Any, Literal, final
 import torch
 from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss, StaticDivisorReducer
@@ -18,24 +17,8 @@ Normalization = Literal["anchor", "triplet", "legacy"]
 def soft_triplet(
     sim: Tensor, pos: Tensor, neg: Tensor, *, beta: float, threshold: float, normalization: Normalization
 ) -> Counted:
-    """Soft triplet loss of each anchor, and its part of the divisor: sim, pos, neg [.., n, m] -> [.., n] each.
-
-    Takes the positives in blocks of columns, and computes each block again in the backward pass.
-    """
-    # softplus(z) > threshold, solved for z; minus infinity for 0, which every softplus exceeds.
-    cut = threshold + math.log(-math.expm1(-threshold)) if threshold > 0 else -math.inf
-
-    def block(sim: Tensor, neg: Tensor, sim_pos: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
-        z = beta * (sim.unsqueeze(-2) - sim_pos.unsqueeze(-1))  # [.., n, block, m]
-        kept = pos.unsqueeze(-1) & neg.unsqueeze(-2) & (z > cut)
-        return softplus(z.masked_fill(~kept, -torch.inf)).sum((-2, -1)), kept.sum((-2, -1))
-
-    size = max(1, _NUMBERS // sim.numel())
-    blocks = [
-        checkpoint(block, sim, neg, *columns, use_reentrant=False, preserve_rng_state=False)
-        for columns in zip(sim.split(size, -1), pos.split(size, -1), strict=True)
-    ]
-    total, count = (torch.stack(parts).sum(0) for parts in zip(*blocks, strict=True))
+    """Soft triplet loss of each anchor, and its part of the divisor: sim, pos, neg [.., n, m] -> [.., n] each."""
+    total, count = _sums(sim, pos, neg, beta, threshold)
     match normalization:
         case "triplet":
             return Counted(total, count)
@@ -45,8 +28,86 @@ def soft_triplet(
             return Counted(total / count.clamp(min=1), count)
 
 
-# A block holds about so many triplets, or those of one positive of every anchor if these are more.
-_NUMBERS = 2**22
+# Triplets are formed for a few positives of each anchor at a time, in operators of their own: no block outlives its
+# turn, neither for the backward pass nor in the graph of a compiler, which would unroll the loop. Parts are added up at
+# once, because small tensors that are kept would pin the memory of the large ones between them.
+
+
+@torch.library.custom_op("pml_ext::soft_triplet_sums", mutates_args=())
+def _sums(sim: Tensor, pos: Tensor, neg: Tensor, beta: float, threshold: float) -> tuple[Tensor, Tensor]:
+    """Sum and number of the triplets of each anchor that are kept, [.., n] each."""
+    total, count = sim.new_zeros(sim.shape[:-1]), sim.new_zeros(sim.shape[:-1], dtype=torch.long)
+    for columns in _blocks(sim):
+        z = _kept_triplets(sim, pos, neg, columns, beta, threshold)
+        total += softplus(z).sum((-2, -1))
+        count += (z > -torch.inf).sum((-2, -1))
+    return total, count
+
+
+@torch.library.custom_op("pml_ext::soft_triplet_slopes", mutates_args=())
+def _slopes(sim: Tensor, pos: Tensor, neg: Tensor, beta: float, threshold: float) -> Tensor:
+    """Derivative of the sum of each anchor by its scores, [.., n, m]."""
+    result = torch.zeros_like(sim)
+    for columns in _blocks(sim):
+        slopes = beta * torch.sigmoid(_kept_triplets(sim, pos, neg, columns, beta, threshold))
+        result += slopes.sum(-2)
+        result[..., columns] -= slopes.sum(-1)
+    return result
+
+
+def _curvature(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The second derivative of the sum of each anchor, times `grad`, [.., n, m]."""
+    sim, pos, neg = ctx.saved_tensors
+    result = torch.zeros_like(sim)
+    for columns in _blocks(sim):
+        slopes = torch.sigmoid(_kept_triplets(sim, pos, neg, columns, *ctx.numbers))
+        change = grad.unsqueeze(-2) - grad[..., columns].unsqueeze(-1)
+        curvature = ctx.numbers[0] ** 2 * slopes * (1 - slopes) * change
+        result += curvature.sum(-2)
+        result[..., columns] -= curvature.sum(-1)
+    return result, None, None, None, None
+
+
+def _slopes_times(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    return _slopes(*ctx.saved_tensors, *ctx.numbers) * grad.unsqueeze(-1), None, None, None, None
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.numbers = inputs[3:]
+
+
+@_sums.register_fake
+def _(sim: Tensor, pos: Tensor, neg: Tensor, beta: float, threshold: float) -> tuple[Tensor, Tensor]:
+    return sim.new_empty(sim.shape[:-1]), sim.new_empty(sim.shape[:-1], dtype=torch.long)
+
+
+@_slopes.register_fake
+def _(sim: Tensor, pos: Tensor, neg: Tensor, beta: float, threshold: float) -> Tensor:
+    return torch.empty_like(sim)
+
+
+_sums.register_autograd(_slopes_times, setup_context=_save)
+_slopes.register_autograd(_curvature, setup_context=_save)
+
+
+def _kept_triplets(sim: Tensor, pos: Tensor, neg: Tensor, columns: slice, beta: float, threshold: float) -> Tensor:
+    """beta (s_n - s_p) of the positives in these columns, [.., n, columns, m]; minus infinity for what is not kept."""
+    # softplus(z) > threshold, solved for z; minus infinity for 0, which every softplus exceeds.
+    cut = threshold + math.log(-math.expm1(-threshold)) if threshold > 0 else -math.inf
+    z = beta * (sim.unsqueeze(-2) - sim[..., columns].unsqueeze(-1))
+    kept = pos[..., columns].unsqueeze(-1) & neg.unsqueeze(-2) & (z > cut)
+    return z.masked_fill(~kept, -torch.inf)
+
+
+def _blocks(sim: Tensor) -> list[slice]:
+    """The columns by blocks of about 2^20 triplets, or of one positive of every anchor if these are more."""
+    m = sim.shape[-1]
+    size = max(1, _NUMBERS // max(1, sim.numel()))
+    return [slice(start, min(start + size, m)) for start in range(0, m, size)]
+
+
+_NUMBERS = 2**20
 
 
 @final

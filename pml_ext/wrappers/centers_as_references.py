@@ -9,17 +9,17 @@ from torch import Tensor
 
 from pml_ext.base import IndicesTuple
 from pml_ext.centers import Centers, CenterSource, leave_one_out
-from pml_ext.pairs import PairMasks, label_masks
+from pml_ext.pairs import DisjointMasks, label_masks
 from pml_ext.wrappers.base import LossWrapper, takes_masks
 
 
-def center_masks(labels: Tensor, centers: Centers) -> PairMasks:
+def center_masks(labels: Tensor, centers: Centers) -> DisjointMasks:
     """The relation of samples to centres: labels [n] -> masks [n, c]."""
     pos, neg = label_masks(labels, centers.labels)
-    return PairMasks(pos, neg) if centers.used is None else PairMasks(pos & centers.used, neg & centers.used)
+    return DisjointMasks(pos, neg) if centers.used is None else DisjointMasks(pos & centers.used, neg & centers.used)
 
 
-def leave_one_out_masks(labels: Tensor, centers: Centers, has_others: Tensor) -> PairMasks:
+def leave_one_out_masks(labels: Tensor, centers: Centers, has_others: Tensor) -> DisjointMasks:
     """The relation of samples to references that are the c centres and, after them, a mean for each sample.
 
     The mean for sample i is that of its group without it; `has_others` [n] says whether there is one. Positives are the
@@ -28,7 +28,7 @@ def leave_one_out_masks(labels: Tensor, centers: Centers, has_others: Tensor) ->
     pos, neg = center_masks(labels, centers)
     own = centers.group.unsqueeze(-1) == torch.arange(len(centers.points), device=labels.device)
     others = torch.diag(has_others)
-    return PairMasks(torch.cat([pos & ~own, others], dim=-1), torch.cat([neg, torch.zeros_like(others)], dim=-1))
+    return DisjointMasks(torch.cat([pos & ~own, others], dim=-1), torch.cat([neg, torch.zeros_like(others)], dim=-1))
 
 
 @final

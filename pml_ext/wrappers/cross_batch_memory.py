@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pml_ext import arguments
 from pml_ext.base import IndicesTuple, PairMiner
-from pml_ext.pairs import PairMasks, label_masks, not_self
+from pml_ext.pairs import DisjointMasks, PairMasks, label_masks, not_self
 from pml_ext.wrappers.base import takes_masks, takes_references
 
 
@@ -68,6 +68,11 @@ class CrossBatchMemory(pml.CrossBatchMemory):  # type: ignore[misc, unused-ignor
         arguments.count("memory_size", memory_size)
         super().__init__(loss, embedding_size, memory_size, miner)
 
+    @property
+    def distance(self) -> Any:
+        """The distance of the inner loss."""
+        return self.loss.distance
+
     @classmethod
     def check_loss_support(cls, loss_name: str) -> None:
         """PML's check by name; the loss itself was checked before."""
@@ -122,7 +127,7 @@ class CrossBatchMemory(pml.CrossBatchMemory):  # type: ignore[misc, unused-ignor
             pos, neg = label_masks(labels, L_mem)
             if do_remove_self_comparisons:
                 pos = pos & (torch.arange(len(L_mem), device=pos.device) != place.unsqueeze(-1))
-            pairs = PairMasks(pos, neg)
+            pairs = DisjointMasks(pos, neg)
             if self.miner is not None:
                 pairs = self.miner.masks(embeddings, labels, E_mem, L_mem, pairs)
             if input_indices_tuple is None and takes_masks(self.loss):

@@ -1,0 +1,94 @@
+"""A loss that is defined by what it does to each pair."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, final
+
+import torch
+from pytorch_metric_learning.distances import CosineSimilarity
+from torch import Tensor
+
+from pml_ext import arguments
+from pml_ext.base import PairMatrixLoss
+
+
+def pair_weighted(sim: Tensor, pos: Tensor, neg: Tensor, *, weights: Tensor) -> Tensor:
+    """Weighted scores of the negatives less those of the positives: all [.., n, m] -> [.., n]."""
+    signed = torch.where(neg, weights, 0.0) - torch.where(pos, weights, 0.0)
+    return torch.where(pos | neg, sim, 0.0).mul(signed.detach()).sum(-1)
+
+
+@final
+class PairWeightedLoss(PairMatrixLoss):
+    r"""Pulls positives and pushes negatives with weights that are given as a function: a loss made of its gradient.
+
+        L_i = sum_{n in N_i} sg[w_in] s_in  -  sum_{p in P_i} sg[w_ip] s_ip ,   w = weighting(s, P, N)
+
+    sg[] is a constant to the gradient: the derivative by s_ip is -w_ip, that by s_in is w_in. So any way of weighting
+    pairs can be trained with, also one that is the gradient of no function. The value is not that of a loss with the
+    same gradient, and may grow while the loss gets better: judge it by its pairs.
+
+    Args:
+        weighting: f(sim, pos, neg, *, hyperparameters) -> w, all [.., n, m], w at least 0: one of
+            `pml_ext.weightings`, or one of your own, decorated with `pml_ext.weightings.weighting` if it has levels of
+            the distance or does not need both kinds of pairs. Row i of w must depend on row i of the others only.
+        hyperparameters: keywords of the weighting, by default its own defaults. They become attributes.
+        kwargs: those of `PairMatrixLoss`.
+
+    Shape:
+        embeddings [n, d], labels [n] -> a scalar.
+
+    Defaults:
+        CosineSimilarity, MeanReducer (divides by all n anchors); needs what the weighting says, else a positive and a
+        negative.
+
+    Source:
+        The function F of general pair weighting: Wang et al., "Multi-Similarity Loss with General Pair Weighting for
+        Deep Metric Learning", CVPR 2019, arXiv 1904.06627, equation 5. There it is a way to look at losses.
+
+    Raises:
+        TypeError, ValueError: a weighting that is not such a function, a hyperparameter that it does not have, that it
+            needs, that is not finite or out of range; in a call, weights of another shape than the scores.
+
+    Example:
+        >>> from pml_ext import weightings
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.6, 0.8]])
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> PairWeightedLoss(weightings.raw, gamma=0.4)(embeddings, labels)
+        tensor(0.2778)
+    """
+
+    def __init__(self, weighting: Callable[..., Tensor], **kwargs: Any) -> None:
+        if not callable(weighting):
+            raise TypeError(f"weighting must be a function of sim, pos and neg, got {weighting!r}")
+        parameters = inspect.signature(weighting).parameters.values()
+        own = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        values = own | {name: kwargs.pop(name) for name in own if name in kwargs}
+        super().__init__(**kwargs)
+        self.weighting = weighting
+        # Of the class in every other loss; here the weighting says.
+        self.__dict__.update(levels=getattr(weighting, "levels", ()), needs=getattr(weighting, "needs", "both"))
+        self.record_hyperparameters(**{name: self._checked(name, value) for name, value in values.items()})
+
+    def _checked(self, name: str, value: Any) -> Any:
+        if value is inspect.Parameter.empty:
+            raise TypeError(f"the weighting needs {name}: give {name}=")
+        if hasattr(self, name):
+            raise ValueError(f"a hyperparameter of the weighting must not be called {name}: every loss has one")
+        if name in getattr(self.weighting, "positive", ()):
+            return arguments.positive(name, value)
+        if name in getattr(self.weighting, "non_negative", ()):
+            return arguments.non_negative(name, value)
+        return arguments.finite(name, value) if isinstance(value, float) or name in self.levels else value
+
+    def get_default_distance(self) -> CosineSimilarity:
+        """Cosine similarity."""
+        return CosineSimilarity()
+
+    def per_anchor(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
+        """Weighted scores of each anchor."""
+        with torch.no_grad():
+            weights = self.weighting(sim, pos, neg, **self.hyperparameters())
+        if weights.shape != sim.shape:
+            raise ValueError(f"the weighting must return {tuple(sim.shape)} weights, got {tuple(weights.shape)}")
+        return pair_weighted(sim, pos, neg, weights=weights.to(sim.dtype))

@@ -1,0 +1,619 @@
+"""The triplet-like losses and the anchor weight: worked values, oracles with their gradients, PML's own, identities.
+
+The oracles are the formulas for one anchor in plain Python. They take complex numbers and decide by real parts, so that
+a step along the imaginary axis gives the derivative to the last digit: f(x + ih) = f(x) + ih f'(x), for tiny h.
+"""
+
+import cmath
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from pytorch_metric_learning import losses as pml
+from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
+from pytorch_metric_learning.miners import BatchHardMiner
+from pytorch_metric_learning.reducers import AvgNonZeroReducer, MeanReducer, SumReducer
+from pytorch_metric_learning.regularizers import LpRegularizer
+from torch import Tensor
+from toy import toy
+
+from pml_ext.catalog import build
+from pml_ext.losses import (
+    AnchorContrastiveLoss,
+    BatchAllTripletLoss,
+    BatchHardTripletLoss,
+    GeneralizedLiftedStructureLoss,
+    LiftedStructureLoss,
+    LogSumExpPairLoss,
+    MultiSimilarityLoss,
+    SemiHardTripletLoss,
+    SoftTripletLoss,
+)
+from pml_ext.losses import soft_triplet as soft_triplet_module
+from pml_ext.pairs import Counted, PairMasks
+from pml_ext.wrappers import AnchorWeightedLoss
+
+(T6, _), (T9, LABELS) = toy(6), toy(9)
+RAW_DISTANCE = LpDistance(normalize_embeddings=False)
+
+
+def soft(threshold: float, normalization: Any) -> SoftTripletLoss:
+    return SoftTripletLoss(threshold=threshold, normalization=normalization)
+
+
+GOLDEN = [
+    ("BatchAll", BatchAllTripletLoss(), 0.4868381747, 0.4516835900),
+    ("BatchAll, 0.3", BatchAllTripletLoss(margin=0.3), 0.6972566090, None),
+    ("ABatchAll", AnchorWeightedLoss(BatchAllTripletLoss()), 0.4000686919, 0.3070017334),
+    ("ABatchAll, 4", AnchorWeightedLoss(BatchAllTripletLoss(margin=0.3), alpha=4), 0.5339520533, None),
+    ("AHardPair", AnchorWeightedLoss(LogSumExpPairLoss()), 8.4412836068, 7.7110266893),
+    ("ATriplet, legacy", AnchorWeightedLoss(soft(0.65, "legacy")), 0.3085223860, 0.2717088797),
+    ("ATriplet, anchor", AnchorWeightedLoss(soft(0.65, "anchor")), 0.7713059649, None),
+    ("ATriplet, triplet", AnchorWeightedLoss(soft(0.65, "triplet")), 1.6820613923, None),
+    ("Triplet, legacy", soft(0.7, "legacy"), 0.7016894989, 0.6759364352),
+    ("Triplet, anchor", soft(0.7, "anchor"), 1.7542237473, None),
+    ("Triplet, triplet", soft(0.7, "triplet"), 2.0752285052, None),
+    ("BatchHard, 1", BatchHardTripletLoss(margin=1), 1.5230762673, None),
+    ("BatchHard, 0.2", BatchHardTripletLoss(), 0.7230762673, 0.6954577695),
+    ("BatchHard, soft", BatchHardTripletLoss(margin=None), 0.9993036370, None),
+    ("BatchHard, sum", BatchHardTripletLoss(margin=1, reducer=SumReducer()), 9.1384576040, 13.3833263212),
+    ("Contrastive2018", AnchorContrastiveLoss(), 0.6167541024, 0.5213043345),
+    ("LiftedStructure", LiftedStructureLoss(), 3.6472995410, 4.8176550753),
+    ("GeneralizedLiftedStructure", GeneralizedLiftedStructureLoss(), 2.6527823637, 3.1158015810),
+    ("SemiHard, 1", SemiHardTripletLoss(), 0.5824, None),
+    ("SemiHard, 0.2", SemiHardTripletLoss(margin=0.2), 0.1818666667, None),
+    ("MultiSimilarity", MultiSimilarityLoss(), 0.8485313298, None),
+]
+
+
+@pytest.mark.parametrize(("name", "loss", "six", "nine"), GOLDEN, ids=[name for name, *_ in GOLDEN])
+def test_worked_values(name: str, loss: Any, six: float, nine: float | None) -> None:
+    assert loss(T6, LABELS[:6]).item() == pytest.approx(six, abs=1e-10)
+    if nine is not None:
+        assert loss(T9, LABELS).item() == pytest.approx(nine, abs=1e-10)
+
+
+RECIPES = {
+    "ABatchAll": 0.4000686919,
+    "AHardPair": 8.4412836068,
+    "ATriplet": 0.7713059649,
+    "BatchAll": 0.4868381747,
+    "BatchHard": 0.7230762673,
+    "Contrastive2018": 0.6167541024,
+    "GeneralizedLiftedStructure": 2.6527823637,
+    "LiftedStructure": 3.6472995410,
+    "MultiSimilarity": 0.8485313298,
+    "SemiHard": 0.5824,
+    "SoftTriplet": 1.7542237473,
+}
+
+
+@pytest.mark.parametrize(("name", "value"), RECIPES.items(), ids=list(RECIPES))
+def test_recipes_have_the_worked_values(name: str, value: float) -> None:
+    assert build(name)(T6, LABELS[:6]).item() == pytest.approx(value, abs=1e-10)
+
+
+GRADIENTS = [
+    (BatchAllTripletLoss(distance=RAW_DISTANCE), 0.4148942379, (0.0603715206, -0.0407430412)),
+    (LogSumExpPairLoss(distance=RAW_DISTANCE), 7.3356432002, (1.9830942876, -2.6441041308 - 5e-10)),
+    (SoftTripletLoss(normalization="legacy", distance=RAW_DISTANCE), 0.2304011743, None),
+]
+
+
+@pytest.mark.parametrize(("loss", "norm", "first"), GRADIENTS, ids=["ABatchAll", "AHardPair", "ATriplet"])
+def test_worked_gradients(loss: Any, norm: float, first: tuple[float, float] | None) -> None:
+    gradient = gradient_of(AnchorWeightedLoss(loss), T6, LABELS[:6])
+    assert gradient.norm().item() == pytest.approx(norm, abs=1e-9)
+    if first is not None:
+        assert gradient[0].tolist() == pytest.approx(first, abs=1e-9)
+
+
+def test_worked_weights() -> None:
+    entries = AnchorWeightedLoss(BatchAllTripletLoss()).compute_loss(T6, LABELS[:6], None, T6, LABELS[:6])
+    inner = BatchAllTripletLoss().compute_loss(T6, LABELS[:6], None, T6, LABELS[:6])
+    weights = entries["loss"]["losses"] / inner["loss"]["losses"]
+    assert weights.tolist() == pytest.approx([2.375e-11, 8.445e-07, 1, 1, 0.0522415564, 8.950e-11], rel=1e-4)
+    assert weights[4].item() == pytest.approx(0.0522415564, abs=1e-10)
+    assert entries["loss"]["divisor"] == 15
+
+
+@pytest.mark.parametrize("threshold", [0.65, 0.7])
+def test_worked_counts(threshold: float) -> None:
+    embeddings, labels = T6, LABELS[:6]
+    for loss in (BatchAllTripletLoss(), soft(threshold, "triplet")):
+        sim = loss.similarity(embeddings, None)
+        same = labels[:, None] == labels
+        result = loss.per_anchor(sim, same & ~torch.eye(6, dtype=torch.bool), ~same)
+        assert isinstance(result, Counted)
+        assert result.counts.tolist() == [1, 1, 5, 6, 1, 1]
+
+
+# --- Oracles: one anchor, d its distances; p and n the places of its positives and negatives. -------------------------
+
+Row = Sequence[complex]
+Places = Sequence[int]
+
+
+def hinge(x: complex) -> complex:
+    return x if x.real > 0 else 0j
+
+
+def lse(xs: Sequence[complex]) -> complex:
+    top = max(x.real for x in xs)
+    return top + cmath.log(sum(cmath.exp(x - top) for x in xs))
+
+
+def softplus(x: complex) -> complex:
+    return lse([0j, x])
+
+
+def mean(xs: Sequence[complex]) -> complex:
+    return sum(xs) / len(xs) if xs else 0j
+
+
+def contrastive_oracle(d: Row, p: Places, n: Places) -> complex:
+    return mean([hinge(d[j] - 0.6) for j in p]) + mean([hinge(1.2 - d[k]) for k in n])
+
+
+def multi_similarity_oracle(d: Row, p: Places, n: Places) -> complex:
+    pull = softplus(lse([2 * (d[j] - 0.5) for j in p])) / 2 if p else 0
+    return pull + (softplus(lse([50 * (0.5 - d[k]) for k in n])) / 50 if n else 0)
+
+
+def lifted_oracle(d: Row, p: Places, n: Places) -> complex:
+    return hinge(lse([d[j] for j in p]) + lse([1 - d[k] for k in n])) if p and n else 0j
+
+
+def batch_hard_oracle(margin: float | None) -> Callable[[Row, Places, Places], complex]:
+    def oracle(d: Row, p: Places, n: Places) -> complex:
+        if not p or not n:
+            return 0j
+        z = max((d[j] for j in p), key=lambda x: x.real) - min((d[k] for k in n), key=lambda x: x.real)
+        return softplus(z) if margin is None else hinge(z + margin)
+
+    return oracle
+
+
+def pair_oracle(bounded: bool) -> Callable[[Row, Places, Places], complex]:
+    def oracle(d: Row, p: Places, n: Places) -> complex:
+        if not p or not n:
+            return 0j
+        pull, push = lse([20 * (d[j] - 0.8) for j in p]), lse([15 * (1.1 - d[k]) for k in n])
+        pull, push = (softplus(pull), softplus(push)) if bounded else (pull, push)
+        return 3 * (pull / 20 + push / 15)
+
+    return oracle
+
+
+def batch_all_oracle(d: Row, p: Places, n: Places) -> complex:
+    return sum((hinge(d[j] - d[k] + 0.2) for j in p for k in n), 0j)
+
+
+def soft_triplet_oracle(normalization: str, threshold: float) -> Callable[[Row, Places, Places], complex]:
+    def oracle(d: Row, p: Places, n: Places) -> complex:
+        terms = [t for j in p for k in n if (t := softplus(4 * (d[j] - d[k]))).real > threshold]
+        return sum(terms, 0j) if normalization == "triplet" else mean(terms)
+
+    return oracle
+
+
+def semi_hard_oracle(d: Row, p: Places, n: Places) -> complex:
+    total = 0j
+    for j in p if n else ():
+        behind = [d[k] for k in n if d[k].real > d[j].real]
+        negatives = sorted(behind or [d[k] for k in n], key=lambda x: x.real)
+        total += hinge(d[j] - (negatives[0] if behind else negatives[-1]) + 0.3)
+    return total
+
+
+ORACLES = [
+    (AnchorContrastiveLoss(), contrastive_oracle),
+    (MultiSimilarityLoss(distance=LpDistance()), multi_similarity_oracle),
+    (GeneralizedLiftedStructureLoss(), lifted_oracle),
+    (BatchHardTripletLoss(margin=0.2), batch_hard_oracle(0.2)),
+    (BatchHardTripletLoss(margin=None), batch_hard_oracle(None)),
+    (LogSumExpPairLoss(beta=15, scale=3), pair_oracle(False)),
+    (LogSumExpPairLoss(beta=15, scale=3, bounded=True), pair_oracle(True)),
+    (BatchAllTripletLoss(margin=0.2), batch_all_oracle),
+    (SoftTripletLoss(), soft_triplet_oracle("anchor", 0.65)),
+    (SoftTripletLoss(normalization="legacy", threshold=1.5), soft_triplet_oracle("legacy", 1.5)),
+    (SoftTripletLoss(normalization="triplet", threshold=0), soft_triplet_oracle("triplet", 0)),
+    (SemiHardTripletLoss(margin=0.3, distance=LpDistance()), semi_hard_oracle),
+]
+SIZES = [(3, 3, 3), (1, 2, 5), (2, 6), (1, 1, 1), (4,), (4, 1, 1)]
+
+
+def batch(sizes: Sequence[int], seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    labels = labels[torch.randperm(len(labels), generator=generator)]
+    return torch.randn(len(labels), 3, generator=generator, dtype=torch.float64), labels
+
+
+def gradient_of(loss: Any, embeddings: Tensor, labels: Tensor, *args: Any) -> Tensor:
+    embeddings = embeddings.clone().requires_grad_()
+    return torch.autograd.grad(loss(embeddings, labels, *args), embeddings)[0]
+
+
+def by_oracle(oracle: Any, distances: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Value of each anchor [n], and the derivatives of their sum by the distances [n, n]."""
+    values, slopes = [], torch.zeros_like(distances)
+    for i, row in enumerate(distances.tolist()):
+        same = (labels == labels[i]).tolist()
+        p, n = [j for j in range(len(row)) if same[j] and j != i], [k for k in range(len(row)) if not same[k]]
+        values.append(complex(oracle([complex(x) for x in row], p, n)).real)
+        for j in range(len(row)):
+            step = [complex(x, 1e-30 * (k == j)) for k, x in enumerate(row)]
+            slopes[i, j] = complex(oracle(step, p, n)).imag / 1e-30
+    return torch.tensor(values, dtype=torch.float64), slopes
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize(("loss", "oracle"), ORACLES, ids=lambda x: type(x).__name__)
+def test_oracle_and_its_gradient(loss: Any, oracle: Any, sizes: tuple[int, ...]) -> None:
+    embeddings, labels = batch(sizes)
+    leaf = embeddings.clone().requires_grad_()
+    result = loss.compute_loss(leaf, labels, None, leaf, labels)["loss"]["losses"]
+    distances = loss.distance(leaf)
+    values, slopes = by_oracle(oracle, distances.detach(), labels)
+    torch.testing.assert_close(result.detach(), values, rtol=1e-11, atol=1e-12)
+    (expected,) = torch.autograd.grad((distances * slopes).sum(), leaf)
+    (gradient,) = torch.autograd.grad(result.sum(), leaf)
+    torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("oracle", [batch_hard_oracle(0.2), semi_hard_oracle, soft_triplet_oracle("anchor", 0.65)])
+def test_equal_scores_have_the_value_of_the_oracle(oracle: Any) -> None:
+    loss = {
+        batch_hard_oracle(0.2).__qualname__: BatchHardTripletLoss(),
+        semi_hard_oracle.__qualname__: SemiHardTripletLoss(margin=0.3),
+        soft_triplet_oracle("", 0).__qualname__: SoftTripletLoss(),
+    }[oracle.__qualname__]
+    generator = torch.Generator().manual_seed(1)
+    distances = torch.randint(0, 4, (40, 9), generator=generator).double() / 4
+    side = torch.randint(0, 3, (40, 9), generator=generator)
+    side[:, 0], side[:, 1] = 1, 2
+    result = loss.per_anchor(-distances, side == 1, side == 2)
+    losses = result.losses if isinstance(result, Counted) else result
+    for i, row in enumerate(distances.tolist()):
+        p, n = (side[i] == 1).nonzero().flatten().tolist(), (side[i] == 2).nonzero().flatten().tolist()
+        assert losses[i].item() == pytest.approx(oracle([complex(x) for x in row], p, n).real, abs=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [(3, 3, 3), (1, 2, 5), (2, 6), (1, 1, 2)], ids=str)
+def test_lifted_structure_oracle(sizes: tuple[int, ...]) -> None:
+    embeddings, labels = batch(sizes)
+    d = LpDistance()(embeddings).tolist()
+    n = range(len(d))
+    total, count = 0.0, 0
+    for i in n:
+        for j in range(i + 1, len(d)):
+            if labels[i] == labels[j]:
+                negatives = [math.exp(1 - d[a][k]) for a in (i, j) for k in n if labels[k] != labels[a]]
+                total, count = total + max(0.0, d[i][j] + math.log(sum(negatives))) ** 2, count + 1
+    assert LiftedStructureLoss()(embeddings, labels).item() == pytest.approx(total / (2 * count), abs=1e-12)
+
+
+# --- PML's own. -------------------------------------------------------------------------------------------------------
+
+PML = [
+    (BatchAllTripletLoss(margin=0.05), pml.TripletMarginLoss()),
+    (MultiSimilarityLoss(), pml.MultiSimilarityLoss()),
+    (MultiSimilarityLoss(distance=LpDistance()), pml.MultiSimilarityLoss(distance=LpDistance())),
+    (LiftedStructureLoss(), pml.LiftedStructureLoss()),
+    (
+        LiftedStructureLoss(neg_margin=0.7, pos_margin=0.1, distance=CosineSimilarity()),
+        pml.LiftedStructureLoss(neg_margin=0.7, pos_margin=0.1, distance=CosineSimilarity()),
+    ),
+    (GeneralizedLiftedStructureLoss(), pml.GeneralizedLiftedStructureLoss()),
+    (
+        GeneralizedLiftedStructureLoss(neg_margin=0.7, pos_margin=0.1, distance=CosineSimilarity()),
+        pml.GeneralizedLiftedStructureLoss(neg_margin=0.7, pos_margin=0.1, distance=CosineSimilarity()),
+    ),
+]
+
+
+@pytest.mark.parametrize("sizes", [(3, 3, 3), (4, 2, 5), (2, 6)], ids=str)
+@pytest.mark.parametrize(("ours", "theirs"), PML, ids=lambda x: type(x).__name__)
+def test_equal_to_pml(ours: Any, theirs: Any, sizes: tuple[int, ...]) -> None:
+    embeddings, labels = batch(sizes)
+    torch.testing.assert_close(ours(embeddings, labels), theirs(embeddings, labels), rtol=1e-12, atol=1e-12)
+    expected = gradient_of(theirs, embeddings, labels)
+    torch.testing.assert_close(gradient_of(ours, embeddings, labels), expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), PML, ids=lambda x: type(x).__name__)
+def test_equal_to_pml_with_a_class_of_one_sample(ours: Any, theirs: Any) -> None:
+    embeddings, labels = batch((1, 2, 5))
+    expected = theirs(embeddings, labels)
+    if isinstance(ours, GeneralizedLiftedStructureLoss):
+        # PML takes the logarithm of an empty sum for 0: it pushes the one sample from all others.
+        alone = theirs.compute_loss(embeddings, labels, None, embeddings, labels)["loss"]["losses"][labels == 0]
+        assert alone.item() > 0
+        expected = expected - alone.sum() / len(labels)
+    torch.testing.assert_close(ours(embeddings, labels), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [(3, 3, 3), (1, 2, 5)], ids=str)
+def test_batch_hard_is_pmls_miner_with_its_triplet_loss(sizes: tuple[int, ...]) -> None:
+    embeddings, labels = batch(sizes)
+    theirs = pml.TripletMarginLoss(margin=0.2, reducer=MeanReducer())
+    mined = BatchHardMiner()(embeddings, labels)
+    torch.testing.assert_close(
+        BatchHardTripletLoss()(embeddings, labels), theirs(embeddings, labels, mined), rtol=1e-12, atol=1e-12
+    )
+
+
+# --- What the formulas say of each other. -----------------------------------------------------------------------------
+
+
+def test_the_hardest_negative_may_be_a_duplicate() -> None:
+    embeddings = torch.tensor([(0, 0), (3, 0), (0, 0), (0, 2)], dtype=torch.float64)
+    loss = BatchHardTripletLoss(margin=1, distance=RAW_DISTANCE, reducer=SumReducer())
+    assert loss(embeddings, LABELS[[0, 0, 3, 3]]).item() == pytest.approx(9.0)
+    assert gradient_of(loss, embeddings, LABELS[[0, 0, 3, 3]]).isfinite().all()
+
+
+def test_legacy_is_the_anchor_mean_over_the_number_of_triplets() -> None:
+    embeddings, labels = batch((3, 2, 4))
+    anchors, triplets, legacy = (
+        soft(0.7, kind).compute_loss(embeddings, labels, None, embeddings, labels)["loss"]
+        for kind in ("anchor", "triplet", "legacy")
+    )
+    assert torch.equal(anchors["losses"], legacy["losses"])
+    assert torch.equal(triplets["divisor"], legacy["divisor"])
+    value = soft(0.7, "legacy")(embeddings, labels) * triplets["divisor"]
+    torch.testing.assert_close(value, anchors["losses"].sum())
+
+
+def test_log_sum_exp_pairs_are_what_they_are_called_elsewhere() -> None:
+    embeddings, labels = batch((3, 3, 3))
+    bounded = LogSumExpPairLoss(
+        alpha=2, beta=50, pos_base=0.5, neg_base=0.5, scale=1, bounded=True, distance=CosineSimilarity()
+    )
+    torch.testing.assert_close(bounded(embeddings, labels), MultiSimilarityLoss()(embeddings, labels))
+    unbounded = LogSumExpPairLoss(alpha=1, beta=1, pos_base=0, neg_base=1, scale=1)
+    values = unbounded.compute_loss(embeddings, labels, None, embeddings, labels)["loss"]["losses"]
+    torch.testing.assert_close(values.relu().mean(), GeneralizedLiftedStructureLoss()(embeddings, labels))
+
+
+def test_soft_triplets_do_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    embeddings, labels = batch((3, 2, 4, 1))
+    value, gradient = SoftTripletLoss()(embeddings, labels), gradient_of(SoftTripletLoss(), embeddings, labels)
+    for numbers in (1, 300):
+        monkeypatch.setattr(soft_triplet_module, "_NUMBERS", numbers)
+        torch.testing.assert_close(SoftTripletLoss()(embeddings, labels), value)
+        torch.testing.assert_close(gradient_of(SoftTripletLoss(), embeddings, labels), gradient)
+
+
+def test_soft_triplet_operators_keep_the_rules_of_torch() -> None:
+    same, other = _masks(batch((3, 2, 4))[1])
+    sim = torch.randn(9, 9, dtype=torch.float64, requires_grad=True)
+    for operator in (torch.ops.pml_ext.soft_triplet_sums, torch.ops.pml_ext.soft_triplet_slopes):
+        kinds = ("test_schema", "test_autograd_registration", "test_faketensor")  # the laws compile the loss
+        torch.library.opcheck(operator.default, (sim, same, other, 4.0, 0.65), test_utils=kinds)
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES, "Triplet"])
+def test_no_triplet_is_kept_for_the_backward_pass(recipe: str) -> None:
+    embeddings, labels = batch((16,) * 4)
+    embeddings.requires_grad_()
+    kept = 0
+
+    def pack(x: Tensor) -> Tensor:
+        nonlocal kept
+        kept += x.numel()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        build(recipe).loss(embeddings, labels)
+    assert 0 < kept < 24 * 64**2
+
+
+@pytest.mark.parametrize("make", [LiftedStructureLoss, SoftTripletLoss, partial(SoftTripletLoss, chunk_size=2)])
+def test_second_derivatives(make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soft_triplet_module, "_NUMBERS", 100)
+    loss = make(distance=CosineSimilarity())  # torch has no second derivative of the Euclidean distance
+    embeddings, labels = batch((2, 3))
+    embeddings.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: loss(x, labels), embeddings)
+    assert torch.autograd.gradgradcheck(lambda x: loss(x, labels), embeddings)
+
+
+def test_lifted_structure_compares_with_the_negatives_of_both_ends() -> None:
+    embeddings, labels = batch((3, 3))
+    refs, ref_labels = batch((2, 3, 1), seed=1)
+    d = LpDistance()(embeddings, refs).tolist()
+    terms = []
+    for i, a in enumerate(labels.tolist()):
+        for j, b in enumerate(ref_labels.tolist()):
+            if a == b:
+                negatives = [d[i][k] for k, c in enumerate(ref_labels.tolist()) if c != a]
+                negatives += [d[k][j] for k, c in enumerate(labels.tolist()) if c != b]
+                terms.append(max(0.0, d[i][j] + math.log(sum(math.exp(1 - x) for x in negatives))) ** 2 / 2)
+    value = LiftedStructureLoss()(embeddings, labels, None, refs, ref_labels)
+    assert value.item() == pytest.approx(sum(terms) / len(terms), abs=1e-12)
+    copy = embeddings.clone()
+    masks = PairMasks(*(x & ~torch.eye(6, dtype=torch.bool) for x in _masks(labels)))
+    torch.testing.assert_close(
+        LiftedStructureLoss()(embeddings, labels, masks, copy, labels), LiftedStructureLoss()(embeddings, labels)
+    )
+
+
+def _masks(labels: Tensor) -> tuple[Tensor, Tensor]:
+    same = labels[:, None] == labels
+    return same, ~same
+
+
+# --- The anchor weight. -----------------------------------------------------------------------------------------------
+
+
+def weights_by_hand(d: Tensor, pos: Tensor, neg: Tensor, alpha: float) -> Tensor:
+    weights = []
+    for row, p, n in zip(d.tolist(), pos.tolist(), neg.tolist(), strict=True):
+        near = sum(math.exp(-alpha * x) for x, is_neg in zip(row, n, strict=True) if is_neg)
+        far = sum(math.exp(-alpha * x) for x, is_pos in zip(row, p, strict=True) if is_pos)
+        weights.append(near / (near + far) if near and far else 0.0)
+    return torch.tensor(weights, dtype=torch.float64)
+
+
+INNER = [
+    AnchorContrastiveLoss(),
+    BatchAllTripletLoss(chunk_size=2),
+    pml.TripletMarginLoss(margin=0.3),
+    pml.ContrastiveLoss(),
+    pml.MultiSimilarityLoss(),
+    pml.NTXentLoss(),
+    pml.CircleLoss(embedding_regularizer=LpRegularizer()),
+    pml.MarginLoss(nu=0.5, reducer=MeanReducer()),
+]
+
+
+@pytest.mark.parametrize("inner", INNER, ids=lambda x: type(x).__name__)
+@pytest.mark.parametrize("given", ["labels", "pairs", "triplets", "references"])
+def test_anchor_weight_takes_any_loss(inner: Any, given: str) -> None:
+    """Each loss of the dict is multiplied by the weight of its anchor, computed by hand, and the reducer is kept."""
+    embeddings, labels = batch((3, 2, 4, 1))
+    refs, ref_labels = batch((2, 2, 2, 2), seed=1) if given == "references" else (embeddings, labels)
+    pos = labels[:, None] == ref_labels
+    neg = ~pos
+    if given != "references":
+        pos = pos & ~torch.eye(len(labels), dtype=torch.bool)
+    indices: Any = None
+    if given in ("pairs", "triplets"):
+        pos[0], neg[2, 4:] = False, False
+        indices = (*pos.nonzero(as_tuple=True), *neg.nonzero(as_tuple=True))
+    if given == "triplets":
+        pos, neg = pos & neg.any(1, keepdim=True), neg & pos.any(1, keepdim=True)
+        indices = (pos[:, :, None] & neg[:, None, :]).nonzero(as_tuple=True)
+    loss = AnchorWeightedLoss(inner, alpha=3)
+    d = inner.distance(embeddings, refs)
+    weights = weights_by_hand(-d if inner.distance.is_inverted else d, pos, neg, 3)
+    args = embeddings, labels, indices, refs, ref_labels
+    expected = inner.compute_loss(*args)
+    for entry in expected.values():
+        if isinstance(entry["losses"], Tensor) and entry["reduction_type"] != "already_reduced":
+            anchors = entry["indices"] if entry["reduction_type"] == "element" else entry["indices"][0]
+            weight = weights[anchors]
+            entry["losses"] = entry["losses"] * (weight[:, None] if entry["losses"].ndim == 2 else weight)
+    inner.add_embedding_regularization_to_loss_dict(expected, embeddings)
+    assert loss.sub_loss_names() == inner.sub_loss_names()
+    assert set(loss.compute_loss(*args)) == set(inner.sub_loss_names())
+    value = loss(*args) if given == "references" else loss(*args[:3])
+    torch.testing.assert_close(value, inner.reducer(expected, embeddings, labels), rtol=1e-10, atol=1e-12)
+
+
+def test_anchor_weight_is_a_constant() -> None:
+    embeddings, labels = batch((3, 2, 4))
+    loss = AnchorWeightedLoss(LogSumExpPairLoss(), alpha=2)
+    d = LpDistance()(embeddings)
+    same, other = _masks(labels)
+    weights = weights_by_hand(d, same & ~torch.eye(9, dtype=torch.bool), other, 2)
+    leaf = embeddings.clone().requires_grad_()
+    inner = LogSumExpPairLoss().compute_loss(leaf, labels, None, leaf, labels)["loss"]["losses"]
+    (expected,) = torch.autograd.grad((weights * inner).mean(), leaf)
+    torch.testing.assert_close(gradient_of(loss, embeddings, labels), expected, rtol=1e-11, atol=1e-11)
+
+
+def test_flat_anchor_weights_are_the_share_of_negatives() -> None:
+    value = AnchorWeightedLoss(BatchAllTripletLoss(), alpha=1e-12)(T6, LABELS[:6])
+    torch.testing.assert_close(value, 3 / 5 * BatchAllTripletLoss()(T6, LABELS[:6]))
+
+
+def test_anchor_weight_takes_relations_and_chunks() -> None:
+    embeddings, labels = batch((3, 2, 4, 1))
+    same, other = _masks(labels)
+    expected = AnchorWeightedLoss(BatchAllTripletLoss())(embeddings, labels)
+    for inner in (BatchAllTripletLoss(), BatchAllTripletLoss(chunk_size=3)):
+        loss = AnchorWeightedLoss(inner)
+        torch.testing.assert_close(loss(embeddings, labels), expected)
+        torch.testing.assert_close(loss(embeddings, None, PairMasks(same, other)), expected)
+        expected_gradient = gradient_of(AnchorWeightedLoss(BatchAllTripletLoss()), embeddings, labels)
+        torch.testing.assert_close(gradient_of(loss, embeddings, labels), expected_gradient)
+
+
+def test_anchor_weight_of_pmls_triplet_loss_is_that_of_ours() -> None:
+    ours = AnchorWeightedLoss(BatchAllTripletLoss())
+    theirs = AnchorWeightedLoss(pml.TripletMarginLoss(margin=0.02, reducer=AvgNonZeroReducer()))
+    torch.testing.assert_close(ours(T6, LABELS[:6]), theirs(T6, LABELS[:6]), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("on", ["inner", "wrapper"])
+def test_anchor_weight_keeps_regularizers_whole(on: str) -> None:
+    embeddings, labels = batch((3, 2, 4))
+    regularizer = {"embedding_regularizer": LpRegularizer(), "embedding_reg_weight": 3}
+    inner = BatchAllTripletLoss(**regularizer if on == "inner" else {})
+    loss = AnchorWeightedLoss(inner, **regularizer if on == "wrapper" else {})
+    plain = AnchorWeightedLoss(BatchAllTripletLoss())
+    assert loss.sub_loss_names() == ["loss", "embedding_reg_loss"]
+    expected = plain(embeddings, labels) + 3 * embeddings.norm(dim=1).mean()
+    torch.testing.assert_close(loss(embeddings, labels), expected)
+
+
+def test_anchor_weight_says_what_it_cannot_do() -> None:
+    embeddings, labels = batch((3, 3))
+    with pytest.raises(ValueError, match="LiftedStructureLoss reduces its 'loss' to one number"):
+        AnchorWeightedLoss(LiftedStructureLoss())(embeddings, labels)
+    with pytest.raises(TypeError, match="loss must be a PML loss"):
+        AnchorWeightedLoss(LpDistance())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="alpha must be above 0, got 0"):
+        AnchorWeightedLoss(BatchAllTripletLoss(), alpha=0)
+    with pytest.raises(ValueError, match="embedding_regularizer"):
+        AnchorWeightedLoss(
+            BatchAllTripletLoss(embedding_regularizer=LpRegularizer()), embedding_regularizer=LpRegularizer()
+        )
+
+
+DEGENERATE = {
+    "empty": (torch.zeros(0, 3), []),
+    "one sample": (torch.ones(1, 3), [0]),
+    "one class": (torch.eye(3), [0, 0, 0]),
+    "all different": (torch.eye(3), [0, 1, 2]),
+    "collapsed": (torch.ones(4, 3), [0, 0, 1, 1]),
+    "duplicates": (torch.eye(3)[[0, 0, 1, 1, 0]], [0, 0, 1, 1, 1]),
+    "zero vectors": (torch.zeros(4, 3), [0, 0, 1, 1]),
+}
+
+
+@pytest.mark.parametrize("name", DEGENERATE)
+@pytest.mark.parametrize("recipe", [*RECIPES, "Triplet"])
+def test_degenerate_batches(recipe: str, name: str) -> None:
+    embeddings, labels = DEGENERATE[name][0].double(), torch.tensor(DEGENERATE[name][1], dtype=torch.long)
+    loss = build(recipe).loss
+    value, gradient = loss(embeddings, labels), gradient_of(loss, embeddings, labels)
+    assert value.isfinite()
+    assert gradient.isfinite().all()
+    nothing_to_compare = name in ("empty", "one sample") or (
+        name in ("one class", "all different") and recipe not in ("Contrastive2018", "MultiSimilarity")
+    )
+    if nothing_to_compare:
+        assert value.item() == 0
+        assert not gradient.any()
+
+
+@pytest.mark.parametrize("recipe", ["ABatchAll", "AHardPair", "ATriplet"])
+def test_weighted_losses_compile(recipe: str) -> None:
+    embeddings, labels = batch((3, 2, 4))
+    loss = build(recipe).loss
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(embeddings, labels), loss(embeddings, labels))
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: SoftTripletLoss(normalization="mean"), "normalization must be .* got 'mean'"),
+        (lambda: SoftTripletLoss(threshold=-1), "threshold must be at least 0, got -1"),
+        (lambda: SoftTripletLoss(beta=0), "beta must be above 0, got 0"),
+        (lambda: BatchHardTripletLoss(margin=-0.1), "margin must be at least 0, got -0.1"),
+        (lambda: LogSumExpPairLoss(bounded=1), "bounded must be True or False, got 1"),
+        (lambda: AnchorContrastiveLoss(pos_margin=math.inf), "pos_margin must be finite"),
+    ],
+)
+def test_wrong_hyperparameters_are_named(make: Callable[[], Any], text: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=text):
+        make()
