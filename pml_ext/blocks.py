@@ -69,6 +69,7 @@ class LabelSides(NamedTuple):
         return LabelSides(numbers[:n, None], (numbers if same else numbers[n:])[None, :], own, same)
 
     def __call__(self, sim: Tensor, start: int) -> Sides:
+        """The sides of the block of scores [b, m] that begins at a row."""
         b, m = sim.shape
         ids = self.ids[start : start + b]
         alike = torch.eq(ids, self.ref_ids, out=torch.empty_like(sim))
@@ -79,7 +80,7 @@ class LabelSides(NamedTuple):
             pos = sim.gather(1, columns)
             pos.masked_fill_(columns == torch.arange(start, start + b, device=sim.device)[:, None], ABSENT)
         else:
-            pos = sim.add_(torch.ne(ids, self.ref_ids, out=alike), alpha=ABSENT)
+            pos = torch.add(sim, torch.ne(ids, self.ref_ids, out=alike), alpha=ABSENT)
             if self.same:
                 pos.diagonal(start).fill_(ABSENT)
         return Sides(pos, neg, alike_count - int(self.same), m - alike_count, self.own is not None)
@@ -114,6 +115,7 @@ class MaskSides:
         self.masks = masks
 
     def __call__(self, sim: Tensor, start: int) -> Sides:
+        """The sides of the block of scores [b, m] that begins at a row."""
         pos, neg = self.masks(start, start + sim.shape[0])
         return Sides(
             sim.masked_fill(~pos, ABSENT),
@@ -153,7 +155,7 @@ class LossRows:
         self.per_anchor, self.plain, self.needs = per_anchor, plain, needs
 
     def weigh(self, sim: Tensor, start: int) -> Weighed:
-        """Losses and pair weights of rows start.. of the scores [b, m], which are overwritten."""
+        """Losses and pair weights of the rows start, start + 1, ... with scores sim [b, m]."""
         if self.closed_form is None or self.sides is None:
             return self._differentiated(sim, start)
         sides = self.sides(sim, start)
@@ -169,7 +171,7 @@ class LossRows:
             return Weighed(losses, Sparse(few[0], torch.where(defined, few[1], 0.0)), counts)
         weights = found.neg
         if found.neg_column is not None:
-            weights = torch.zeros_like(found.pos).scatter_(1, found.neg_column, found.neg)
+            weights = torch.zeros_like(sides.neg).scatter_add_(1, found.neg_column, found.neg)
         if columns is None:
             weights = weights.add_(found.pos)
         else:

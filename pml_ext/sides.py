@@ -42,9 +42,9 @@ class SideWeights(NamedTuple):
     Args:
         losses: [b].
         pos: derivative by `Sides.pos`.
-        neg: derivative by `Sides.neg`, or by its columns `neg_column` [b, 1] only.
+        neg: derivative by `Sides.neg`, or by its columns `neg_column` [b, q] only.
         counts: what each row adds to the divisor [b], or None for 1.
-        neg_column: None, or the columns of the only negatives with a weight.
+        neg_column: None, or the columns [b, q] of the only negatives with a weight; those of equal columns add up.
     """
 
     losses: Tensor
@@ -52,6 +52,11 @@ class SideWeights(NamedTuple):
     neg: Tensor
     counts: Tensor | None = None
     neg_column: Tensor | None = None
+
+
+def near(pos: Tensor) -> Tensor:
+    """The scores of the positives with absent ones infinitely far: for a sum or a maximum over closeness."""
+    return torch.where(pos < ABSENT / 2, pos, -ABSENT)
 
 
 def above(x: Tensor, level: Tensor | float) -> Tensor:

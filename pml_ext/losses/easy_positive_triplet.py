@@ -8,12 +8,22 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss
-from pml_ext.pairs import masked_max
+from pml_ext.sides import Sides, SideWeights, above, near
 
 
 def easy_positive_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: float) -> Tensor:
     """Easy positive triplet loss of each anchor: sim, pos, neg [.., n, m] -> [.., n]. See `EasyPositiveTripletLoss`."""
-    return torch.relu(masked_max(sim, neg) - masked_max(sim, pos) + margin).squeeze(-1)
+    hardest_neg, easiest_pos = (sim.masked_fill(~mask, -torch.inf).max(-1).values for mask in (neg, pos))
+    return torch.relu(hardest_neg - easiest_pos + margin)
+
+
+def easy_positive_triplet_weights(sides: Sides, *, margin: float) -> SideWeights:
+    """Easy positive triplet loss and its two pair weights of each anchor."""
+    hardest_neg, easiest_pos = sides.neg.max(1, keepdim=True), near(sides.pos).max(1, keepdim=True)
+    violation = hardest_neg.values - easiest_pos.values + margin
+    slope = above(violation, 0)
+    pos = torch.zeros_like(sides.pos).scatter_(1, easiest_pos.indices, -slope)
+    return SideWeights(torch.relu(violation).squeeze(1), pos, slope, neg_column=hardest_neg.indices)
 
 
 @final
@@ -51,6 +61,8 @@ class EasyPositiveTripletLoss(PairMatrixLoss):
         >>> EasyPositiveTripletLoss()(embeddings, labels)
         tensor(0.0905)
     """
+
+    closed_form = staticmethod(easy_positive_triplet_weights)
 
     def __init__(self, *, margin: float = 0.05, **kwargs: Any) -> None:
         super().__init__(**kwargs)
