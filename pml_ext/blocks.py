@@ -120,8 +120,8 @@ class MaskSides:
         return Sides(
             sim.masked_fill(~pos, ABSENT),
             sim.masked_fill(~neg, -ABSENT),
-            pos.sum(1, keepdim=True),
-            neg.sum(1, keepdim=True),
+            pos.sum(1, keepdim=True).to(sim.dtype),
+            neg.sum(1, keepdim=True).to(sim.dtype),
             False,
         )
 

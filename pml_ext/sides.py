@@ -24,8 +24,8 @@ class Sides(NamedTuple):
     Args:
         pos: scores of the positives, `ABSENT` where there is none: [b, m], or [b, k] if they have been gathered.
         neg: scores of the negatives [b, m], minus `ABSENT` where there is none.
-        pos_count: number of positives of each row, [b, 1].
-        neg_count: number of negatives of each row, [b, 1].
+        pos_count: number of positives of each row in the scores' dtype, [b, 1].
+        neg_count: number of negatives of each row in the scores' dtype, [b, 1].
         gathered: whether `pos` has been gathered to few columns.
     """
 
