@@ -80,6 +80,7 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
         "references_equal_to_the_batch_agree": "it finds its pairs itself",
     },
     "NPair": {
+        "batch_order_is_irrelevant": "of each class it takes the pair that comes first",
         "empty_batch_costs_nothing": "PML's regularizer takes the mean over no sample",
         "it_learns": "it takes one pair of each class, and inner products grow with lengths too: not in so few steps",
     },

@@ -1,6 +1,7 @@
 """The command: what it prints, and that whatever goes wrong outside ends in one clear line."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -14,6 +15,8 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_metric_learning.testers import base_tester
+from pytorch_metric_learning.trainers import base_trainer
 from record_keeper.db_utils import DBManager
 
 from pml_ext.benchmark import checkpoint, environment, errors, files, folder, plots, result
@@ -63,6 +66,21 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert (out / "table.md").read_text().count("|\n") == 5
 
 
+def test_bars_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    bars = base_trainer.tqdm, base_tester.tqdm
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert main([*SMALL, "--out", str(tmp_path / "out")]) == 0
+    shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
+    assert "all runs" in shown
+    assert re.search(r"4/4 .*ContrastiveLoss recall@1 \d+\.\d%", shown)
+    assert re.search(r"RAW seed 0 epoch 2/2 total_loss=\d", shown)
+    assert (base_trainer.tqdm, base_tester.tqdm) == bars, "PML has its own bars back"
+
+
 def test_the_default_folder_carries_the_time_and_is_the_one_to_resume(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,7 +91,7 @@ def test_the_default_folder_carries_the_time_and_is_the_one_to_resume(
     before = measured(out)
     assert main(["--resume"]) == 0
     assert measured(out) == before
-    assert f"writing to runs/{out.name}" in capsys.readouterr().out
+    assert f"writing to {Path('runs') / out.name}" in capsys.readouterr().out
 
 
 def test_unknown_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,6 +189,16 @@ def test_interrupted(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert len(measured(out)) == 3
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "draw", lambda *_: [])
+        patch.setenv("OMP_NUM_THREADS", "1")
+        assert main([*SMALL, "--out", str(out)]) == 0
+    return measured(out)
+
+
 def full(*_: Any, **__: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -215,6 +243,7 @@ def full_for_csv(patch: pytest.MonkeyPatch) -> None:
 )
 def test_full_disk(
     fill: Callable[[pytest.MonkeyPatch], None],
+    undisturbed: list[Any],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -228,8 +257,7 @@ def test_full_disk(
     assert not list(out.rglob("*.part"))
     result.read(out / "results.jsonl")  # whatever is there is whole
     assert main(["--resume", "--out", str(out)]) == 0
-    assert main([*SMALL, "--out", str(tmp_path / "undisturbed")]) == 0
-    assert measured(out) == measured(tmp_path / "undisturbed")
+    assert measured(out) == undisturbed
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="no private mounts here")
@@ -240,18 +268,25 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
     if subprocess.run([*namespace, "sh", "-c", mount, "sh", tmp_path], capture_output=True).returncode:
         pytest.skip("no private mounts here")
     script = f"""
-    {mount}
-    "$2" -m pml_ext.benchmark {" ".join(SMALL)} --out "$1/out"; echo "exit code $?"
-    cat "$1/out/results.jsonl"; echo "end of results"
-    mount -o remount,size=20m "$1"
-    "$2" -m pml_ext.benchmark --resume --out "$1/out"; echo "exit code $?"
-    """
+import subprocess, sys
+from pml_ext.benchmark import plots
+from pml_ext.benchmark.cli import main
+plots.draw = lambda *_: []
+disk = sys.argv[1]
+print("exit code", main([*{SMALL!r}, "--out", disk + "/out"]))
+print(open(disk + "/out/results.jsonl").read(), "end of results", sep="")
+subprocess.run(["mount", "-o", "remount,size=20m", disk], check=True)
+print("exit code", main(["--resume", "--out", disk + "/out"]))
+"""
+    command = f'{mount} && exec "$2" -c "$3" "$1"'
     done = subprocess.run(
-        [*namespace, "sh", "-c", script, "sh", tmp_path, sys.executable], capture_output=True, text=True, timeout=300
+        [*namespace, "sh", "-c", command, "sh", tmp_path, sys.executable, script],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert re.fullmatch(r"pml_ext\.benchmark: the disk is full[^\n]*\n", done.stderr)
     first, second = done.stdout.split("end of results")
-    assert "exit code 2" in first
     written = first.split("exit code 2\n")[1].splitlines()
     assert [json.loads(line)["loss"] for line in written] == ["untrained"]
     assert "exit code 0" in second

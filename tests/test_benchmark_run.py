@@ -26,7 +26,7 @@ from pml_ext.benchmark.training import Run
 
 # Proxies bring weights and an optimiser of their own, DistWeightBinDeviance a miner that draws numbers.
 SMALL = Experiment(
-    losses=("RAW", "ProxyAnchorLoss", "DistWeightBinDeviance"), dataset="digits", epochs=3, seeds=(3,), steps=2
+    losses=("RAW", "ProxyAnchorLoss", "DistWeightBinDeviance"), dataset="digits", epochs=2, seeds=(3,), steps=2
 )
 
 
@@ -108,7 +108,7 @@ def test_record_keeper_tables(finished: tuple[Path, list[Result]]) -> None:
     with closing(sqlite3.connect(where / "logs.db")) as connection:
         connection.row_factory = sqlite3.Row
         rows = [dict(row) for row in connection.execute(f"SELECT * FROM {table}")]
-    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert [row["epoch"] for row in rows] == [1, 2]
     for row, epoch in zip(rows, results[1].history, strict=True):
         for metric in METRICS:
             assert row[f"{metric}_level0"] == epoch[metric]
@@ -165,7 +165,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize(
     ("loss", "epoch", "where"),
-    [(0, 1, "before"), (0, 2, "before"), (0, 3, "after"), (1, 2, "before"), (1, 1, "after"), (2, 2, "after")],
+    [(0, 1, "before"), (0, 2, "before"), (1, 2, "after"), (2, 1, "after")],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(
     finished: tuple[Path, list[Result]],
@@ -244,7 +244,7 @@ def test_tensorboard_of_a_resumed_run_has_every_step_once(tmp_path: Path, monkey
     events = EventAccumulator(str(tmp_path / "out" / "RAW-seed3" / "tensorboard"))
     events.Reload()
     (tag,) = [name for name in events.Tags()["scalars"] if name.endswith("recall_at_1_level0")]
-    assert [event.step for event in events.Scalars(tag)] == [1, 2, 3]
+    assert [event.step for event in events.Scalars(tag)] == [1, 2]
 
 
 def test_a_finished_experiment_is_not_run_again(

@@ -1,13 +1,15 @@
 """General pair weighting: what any pair loss does to each pair of a batch."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pytorch_metric_learning.distances import BaseDistance
 from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
+from pytorch_metric_learning.regularizers import BaseRegularizer
 from torch import Tensor, nn
 
 from pml_ext import arguments
@@ -15,18 +17,28 @@ from pml_ext.base import IndicesTuple, PairMatrixLoss, pair_relation
 from pml_ext.pairs import PairMasks
 
 
+class NoPairWeightsError(ValueError):
+    """The loss has no pair weights; the text says why."""
+
+
 @dataclass(frozen=True)
 class PairWeights:
     """The pair weights of a loss on a batch of n anchors and m references.
 
-    A loss that compares several times, branch by branch, has one matrix for each comparison: [b, n, m].
+    A loss that compares several times, slice by slice, has one matrix for each comparison: [b, n, m]. Together with
+    `beyond` they are the whole gradient: with S the scores as a function of the embeddings x,
+
+        dL/dx = sum_ij derivative_ij dS_ij/dx + beyond
 
     Args:
-        loss: the reduced loss.
+        loss: the reduced loss, a scalar.
         similarity: scores S [.., n, m], larger is closer.
         derivative: dL/dS [.., n, m], exact through the reducer, S_ij and S_ji taken as independent.
         pos: the positives that the loss was given, [.., n, m].
         neg: the negatives that the loss was given, [.., n, m].
+        given: False if the loss compares other things than its embeddings with its references, proxies say. Nothing
+            tells which of those belong together: `pos` are then the pairs that it pulls, `neg` those that it pushes.
+        beyond: the part of the gradient by the embeddings that does not come through S, [n, d]: that of a regularizer.
     """
 
     loss: Tensor
@@ -34,6 +46,8 @@ class PairWeights:
     derivative: Tensor
     pos: Tensor
     neg: Tensor
+    given: bool
+    beyond: Tensor
 
     @property
     def weights(self) -> Tensor:
@@ -52,7 +66,7 @@ class PairWeights:
 
 
 def pair_weights(
-    loss: BaseMetricLossFunction,
+    loss: nn.Module,
     embeddings: Tensor,
     labels: Tensor | None = None,
     indices_tuple: IndicesTuple | None = None,
@@ -62,22 +76,34 @@ def pair_weights(
     """The derivative of any pair loss by its similarities: W_ij = |dL/dS_ij|.
 
     The matrix that the loss's distance returns is made the leaf of the graph, so this works for PML's losses and ours,
-    wrapped or not, and for every reducer. The gradient of the loss is that of
+    wrapped or not, with any distance and any reducer. The loss has the gradient of
     F = sum_ij sg[W_ij] S_ij over negatives minus the same over positives.
 
+    It looks at what the next call of the loss would do, without doing it: the loss is copied, so a memory, running
+    centres, statistics and the position of a seeded miner stay as they are, and torch's generators are put back.
+
     Args:
-        loss: a PML loss; its state (statistics, running centres, memory) moves as in any forward pass.
+        loss: a PML loss. Matrices of its miners and regularizers, and of weights that it takes as constants, do not
+            count.
         embeddings: [n, d].
         labels: [n].
         indices_tuple: as in every PML loss, or `PairMasks`.
         ref_emb: [m, d].
         ref_labels: [m].
 
+    Returns:
+        `PairWeights`: [n, m], or [b, n, m] of b comparisons; m is the number of references that the distance was given:
+        the batch, `ref_emb`, class centres, or the filled part of a memory.
+
     Raises:
-        ValueError: the loss never compares embeddings through its distance, or compares sets of different sizes.
+        TypeError: not a loss, or arguments that are not the tensors they should be.
+        NoPairWeightsError: a ValueError; the loss never compares embeddings through its distance, compares sets of
+            different sizes, or is not reduced to a scalar.
+        ValueError: arguments that do not fit one another.
 
     Source:
-        Wang et al., "Multi-Similarity Loss with General Pair Weighting", CVPR 2019, arXiv 1904.06627.
+        Wang et al., "Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning", CVPR 2019, arXiv
+        1904.06627.
 
     Example:
         >>> from pml_ext.losses import RAWLoss
@@ -89,30 +115,51 @@ def pair_weights(
     if not isinstance(loss, nn.Module):
         raise TypeError(f"loss must be a PML loss, got {type(loss).__name__}")
     arguments.batch(embeddings, labels, ref_emb, ref_labels)
-    with _recorded(loss) as calls, torch.enable_grad():
-        value = loss(embeddings.detach(), labels, indices_tuple, ref_emb, ref_labels)
-        leaves = [leaf for leaf, _, _ in calls]
-        name = type(loss).__name__
-        if not leaves:
-            raise ValueError(f"{name} never compares embeddings through its distance, so it has no pair weights")
-        shapes = sorted({tuple(leaf.shape) for leaf in leaves})
-        if len(shapes) > 1:
-            raise ValueError(f"{name} compares sets of different sizes, {shapes}: take the weights of its parts")
-        if not isinstance(value, Tensor) or value.ndim:
-            raise ValueError(f"{name} must be reduced to a scalar, got {getattr(value, 'shape', type(value).__name__)}")
-        if value.requires_grad:
-            gradients = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
-        else:
-            gradients = tuple(torch.zeros_like(leaf) for leaf in leaves)
+    x = embeddings.detach().requires_grad_()
+    references = x if ref_emb is embeddings else None if ref_emb is None else ref_emb.detach()
+    call = {
+        "embeddings": x,
+        "labels": labels,
+        "indices_tuple": indices_tuple,
+        "ref_emb": references,
+        "ref_labels": ref_labels,
+    }
+    # Not every loss takes all five, a memory for example.
+    call = {name: value for name, value in call.items() if value is not None}
+    name = type(loss).__name__
+    loss = _copied(loss)
+    devices = [embeddings.device] if embeddings.is_cuda else []
+    with torch.random.fork_rng(devices=devices), torch.enable_grad(), _recorded(loss, call) as calls:
+        value = loss(**call)
+    if not calls:
+        raise NoPairWeightsError(f"{name} never compares embeddings through its distance, so it has no pair weights")
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        of = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
+        raise NoPairWeightsError(f"{name} must be reduced to a scalar, its result has {of}")
+    shapes = sorted({tuple(call.leaf.shape) for call in calls})
+    if len(shapes) > 1:
+        sizes = " and ".join(" x ".join(map(str, shape)) for shape in shapes)
+        raise NoPairWeightsError(f"{name} compares sets of different sizes, {sizes}: take the weights of its parts")
+    leaves = [call.leaf for call in calls]
+    if value.requires_grad:
+        *by_leaf, beyond = torch.autograd.grad(value.sum(), [*leaves, x], allow_unused=True, materialize_grads=True)
+    else:
+        *by_leaf, beyond = (torch.zeros_like(leaf) for leaf in (*leaves, x))
     # A distance is minus a score, and so is its derivative.
-    signs = [1 if inverted else -1 for _, inverted, _ in calls]
-    masks = [mask for _, _, mask in calls]
+    derivatives = [call.sign * gradient for call, gradient in zip(calls, by_leaf, strict=True)]
+    given = all(call.masks is not None for call in calls)
+    masks = [
+        call.masks if given and call.masks is not None else PairMasks(derivative < 0, derivative > 0)
+        for call, derivative in zip(calls, derivatives, strict=True)
+    ]
     return PairWeights(
-        loss=value.detach(),
-        similarity=_stacked([sign * leaf.detach() for sign, leaf in zip(signs, leaves, strict=True)]),
-        derivative=_stacked([sign * gradient for sign, gradient in zip(signs, gradients, strict=True)]),
+        loss=value.detach().reshape(()),
+        similarity=_stacked([call.sign * call.leaf.detach() for call in calls]),
+        derivative=_stacked(derivatives),
         pos=_stacked([mask.pos for mask in masks]),
         neg=_stacked([mask.neg for mask in masks]),
+        given=given,
+        beyond=beyond,
     )
 
 
@@ -120,14 +167,36 @@ def _stacked(matrices: list[Tensor]) -> Tensor:
     return matrices[0] if len(matrices) == 1 else torch.stack(matrices)
 
 
-Call = tuple[Tensor, bool, PairMasks]
+def _copied(loss: nn.Module) -> nn.Module:
+    """A copy whose state may move, without chunks: those would compute the matrix again in the backward pass."""
+    loss = getattr(loss, "_orig_mod", loss)  # what torch.compile was given
+    memo: dict[int, Any] = {}
+    for module in loss.modules():
+        # Some losses keep a tensor of their last graph, which cannot be copied.
+        for value in (*vars(module).values(), *module.buffers(recurse=False)):
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    copied = copy.deepcopy(loss, memo)
+    for module in copied.modules():
+        if isinstance(module, PairMatrixLoss):
+            module.chunk_size = None
+    return copied
+
+
+class Call(NamedTuple):
+    """One comparison: the matrix of the distance as a leaf, 1 for scores or -1 for distances, its pairs if known."""
+
+    leaf: Tensor
+    sign: int
+    masks: PairMasks | None
 
 
 @contextmanager
-def _recorded(loss: nn.Module) -> Iterator[list[Call]]:
+def _recorded(loss: nn.Module, outermost: dict[str, Any]) -> Iterator[list[Call]]:
     """Make every matrix that a distance of the loss returns a leaf, and note it with the relation of its pairs."""
     calls: list[Call] = []
-    inputs: list[dict[str, Any]] = []
+    inputs = [outermost]
+    in_regularizer: list[bool] = []
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         names = ("embeddings", "labels", "indices_tuple", "ref_emb", "ref_labels")
@@ -136,35 +205,44 @@ def _recorded(loss: nn.Module) -> Iterator[list[Call]]:
     def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         inputs.pop()
 
-    def compare(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        if not torch.is_grad_enabled():  # a miner, or a weight that the loss takes as constant
+    def compare(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+        if in_regularizer or not torch.is_grad_enabled():  # without a gradient: a miner, or a constant weight
             return None
+        compared = dict(zip(("query_emb", "ref_emb"), args, strict=False)) | kwargs
         leaf = output.detach().requires_grad_()
-        calls.append((leaf, bool(module.is_inverted), _relation(inputs[-1], leaf.shape)))
+        calls.append(Call(leaf, 1 if module.is_inverted else -1, _relation(inputs[-1], **compared)))
         return leaf
 
     with ExitStack() as stack:
         for module in loss.modules():
             if isinstance(module, BaseDistance):
-                stack.callback(module.register_forward_hook(compare).remove)
+                stack.callback(module.register_forward_hook(compare, with_kwargs=True).remove)
             elif isinstance(module, BaseMetricLossFunction):
                 stack.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
                 stack.callback(module.register_forward_hook(leave, with_kwargs=True, always_call=True).remove)
-            if isinstance(module, PairMatrixLoss) and module.chunk_size is not None:
-                stack.callback(setattr, module, "chunk_size", module.chunk_size)
-                module.chunk_size = None
+            elif isinstance(module, BaseRegularizer):
+                stack.callback(module.register_forward_pre_hook(lambda *_: in_regularizer.append(True)).remove)
+                stack.callback(module.register_forward_hook(lambda *_: in_regularizer.clear(), always_call=True).remove)
         yield calls
 
 
-def _relation(inputs: dict[str, Any], shape: torch.Size) -> PairMasks:
+def _relation(inputs: dict[str, Any], query_emb: Tensor, ref_emb: Tensor | None = None) -> PairMasks | None:
+    """The pairs that the loss was given, if it compares its embeddings with its references."""
     embeddings, labels, indices = (inputs.get(name) for name in ("embeddings", "labels", "indices_tuple"))
-    assert isinstance(embeddings, Tensor)
-    ref_emb, ref_labels = inputs.get("ref_emb"), inputs.get("ref_labels")
-    if ref_emb is None:
-        ref_emb, ref_labels = embeddings, labels
-    if shape != (embeddings.shape[0], ref_emb.shape[0]):
-        raise ValueError(
-            f"the loss compares {tuple(shape)}, not its {embeddings.shape[0]} embeddings with "
-            f"{ref_emb.shape[0]} references"
-        )
-    return pair_relation(embeddings, labels, indices, ref_emb, ref_labels)(0, shape[0])
+    if not isinstance(embeddings, Tensor):
+        return None
+    references, reference_labels = inputs.get("ref_emb"), inputs.get("ref_labels")
+    if references is None:
+        references, reference_labels = embeddings, labels
+    if not _same(query_emb, embeddings):
+        return None
+    if not isinstance(references, Tensor) or not _same(query_emb if ref_emb is None else ref_emb, references):
+        return None
+    if indices is None and (labels is None or reference_labels is None):
+        return None
+    return pair_relation(embeddings, labels, indices, references, reference_labels)(0, len(embeddings))
+
+
+def _same(compared: Tensor, given: Tensor) -> bool:
+    # By value: a loss may compute in another precision.
+    return compared is given or (compared.shape == given.shape and torch.equal(compared, given.to(compared)))

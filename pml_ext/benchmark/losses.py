@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 
 import pytorch_metric_learning.losses as pml_losses
 import torch
@@ -25,23 +26,19 @@ def names() -> list[str]:
 def build(name: str, *, classes: int, embedding_size: int) -> catalog.Recipe:
     """Build a loss and its miner with their defaults.
 
-    A PML loss that must know the number of classes or the dimension of the embeddings is told; one that has another
+    A loss that must know the number of classes or the dimension of the embeddings is told; one that has another
     argument without a default cannot be built.
     """
-    if name in catalog.recipes:
-        return catalog.build(name)
-    cls = _pml_classes()[name]
-    told = {"num_classes": classes, "embedding_size": embedding_size, "descriptors_dim": embedding_size}
-    required = _required(cls)
-    unknown = [argument for argument in required if argument not in told]
+    known = {"num_classes": classes, "embedding_size": embedding_size, "descriptors_dim": embedding_size}
+    ours = name in catalog.recipes
+    needs = catalog.needs(name) if ours else _required(_pml_classes()[name])
+    unknown = [argument for argument in needs if argument not in known]
     if unknown:
-        raise BenchmarkError(f"PML's {name} has no default for {', '.join(unknown)}, so it cannot be run by name")
-    return catalog.Recipe(
-        name=name,
-        loss=cls(**{argument: told[argument] for argument in required}),
-        miner=None,
-        source=f"pytorch_metric_learning.losses.{name}",
-    )
+        raise BenchmarkError(f"{name} has no default for {', '.join(unknown)}, so it cannot be run by name")
+    told = {argument: known[argument] for argument in needs}
+    if ours:
+        return catalog.build(name, **told)
+    return catalog.Recipe(name, _pml_classes()[name](**told), None, f"pytorch_metric_learning.losses.{name}")
 
 
 def rehearse(name: str, *, classes: int, embedding_size: int, images_per_class: int) -> None:
@@ -74,7 +71,7 @@ def _pml_classes() -> dict[str, type]:
     }
 
 
-def _required(cls: type) -> list[str]:
+def _required(cls: type) -> Sequence[str]:
     # SubCenterArcFaceLoss takes *args and hands them up, so its requirements are those of its base.
     for base in cls.__mro__:
         if "__init__" in vars(base):

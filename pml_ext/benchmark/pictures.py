@@ -85,7 +85,6 @@ def projection(test: Any, embeddings: Mapping[str, Tensor]) -> Figure:
             axes.scatter(
                 *points[inside].T,
                 s=30,
-                alpha=0.85,
                 color=HUES[i % len(HUES)],
                 marker=MARKERS[i // len(HUES) % len(MARKERS)],
                 edgecolors="white",
@@ -136,4 +135,4 @@ def _framed(axes: Any, test: Any, query: int, index: int) -> None:
     if not right:  # not by colour alone
         axes.plot([0.72, 0.94], [0.06, 0.28], color=WRONG, linewidth=2, transform=axes.transAxes)
         axes.plot([0.72, 0.94], [0.28, 0.06], color=WRONG, linewidth=2, transform=axes.transAxes)
-    axes.text(0.06, 0.06, _name(test, index), color="white", fontsize=7, transform=axes.transAxes)
+    axes.text(0.08, 0.1, _name(test, index), color="white", fontsize=8, transform=axes.transAxes)

@@ -39,7 +39,7 @@ class Progress:
 
     def epoch_done(self, note: str) -> None:
         """One more epoch of the experiment is finished."""
-        self._epochs.set_postfix_str(note)
+        self._epochs.set_postfix_str(note, refresh=False)
         self._epochs.update()
 
     def close(self) -> None:

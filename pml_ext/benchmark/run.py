@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
 
-from pml_ext.benchmark import environment, files, folder, losses, result, table
+import torch
+
+from pml_ext.benchmark import files, folder, losses, result, table
 from pml_ext.benchmark.checkpoint import NAME, UNTRAINED, epochs_done, run_folder
 from pml_ext.benchmark.data import Data
 from pml_ext.benchmark.errors import BenchmarkError, check_extras
@@ -103,17 +105,20 @@ def _one(experiment: Experiment, data: Data, name: str, seed: int, where: Path, 
 
 
 def _plan(experiment: Experiment, data: Data, out: Path) -> list[str]:
-    losses_, seeds = len(experiment.losses), len(experiment.seeds)
+    runs = len(experiment.losses) * len(experiment.seeds)
     device = experiment.torch_device()
-    threads = f" with {environment.hardware()['threads']} threads" if device.type == "cpu" else ""
+    threads = f" ({_number(torch.get_num_threads(), 'thread')})" if device.type == "cpu" else ""
     return [
         f"{experiment.dataset}: training on {data.train_classes} classes ({len(data.train)} images), "
         f"testing on {data.test_classes} other classes ({len(data.test)} images)",
-        f"{', '.join(experiment.losses)}: {losses_ * seeds} {'run' if losses_ * seeds == 1 else 'runs'} of "
-        f"{experiment.epochs} epochs, {data.steps(experiment)} steps each of {data.batch_size(experiment)} images, "
-        f"on {device}{threads}",
+        f"{', '.join(experiment.losses)}: {_number(runs, 'run')} of {_number(experiment.epochs, 'epoch')}, "
+        f"{_number(data.steps(experiment), 'step')} each of {data.batch_size(experiment)} images, on {device}{threads}",
         f"writing to {out}",
     ]
+
+
+def _number(count: int, thing: str) -> str:
+    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 def _line(result: Result) -> str:

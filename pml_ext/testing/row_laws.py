@@ -56,7 +56,7 @@ def one_finite_number_per_anchor(loss: Any, case: Rows) -> None:
     (losses, counts), gradient = gradient_of(loss, sim, pos, neg)
     assert losses.dtype == sim.dtype, f"losses are {losses.dtype}, scores {sim.dtype}"
     assert bool(losses.isfinite().all()), f"the losses are {losses}"
-    assert not counts.is_floating_point(), f"counts are {counts.dtype}"
+    assert counts.dtype == torch.long, f"counts are {counts.dtype}, in which they may not fit"
     assert bool((counts >= 0).all()), f"the counts are {counts}"
     assert bool(gradient.isfinite().all()), f"the gradient is {gradient}"
 

@@ -1,0 +1,475 @@
+"""Losses and miners that are wrong on purpose, each in one way, beside the law that must notice.
+
+`Sound` and `SoundMiner` keep all laws; a mutant changes one line of them.
+"""
+
+import random
+
+import torch
+from pytorch_metric_learning import losses as pml_losses
+from pytorch_metric_learning import miners as pml_miners
+from pytorch_metric_learning.distances import CosineSimilarity
+
+from pml_ext.base import PairMatrixLoss, PairMiner, SamplingMiner
+from pml_ext.pairs import Counted, PairMasks, masked_mean, masked_min, nearest, sample, softplus
+
+LOSS_MUTANTS, MINER_MUTANTS = {}, {}
+
+
+def breaks(*laws, of=LOSS_MUTANTS):
+    """Enter a mutant, a class or a function that makes one, with the laws that must notice it."""
+
+    def enter(mutant):
+        of[mutant.__name__] = mutant, laws
+        return mutant
+
+    return enter
+
+
+class Sound(PairMatrixLoss):
+    """Softplus terms around a level; nothing is wrong with it."""
+
+    needs, levels, steepness = "either", ("base",), 5
+
+    def __init__(self, base=0.5, **kwargs):
+        super().__init__(**kwargs)
+        self.record_hyperparameters(base=base)
+
+    def get_default_distance(self):
+        return CosineSimilarity()
+
+    @property
+    def level(self):
+        return self.hyperparameters()["base"]
+
+    def costs(self, sim):
+        x = self.steepness * (sim - self.level)
+        return softplus(-x), softplus(x)
+
+    def per_anchor(self, sim, pos, neg):
+        pull, push = self.costs(sim)
+        return masked_mean(pull, pos) + masked_mean(push, neg)
+
+
+@breaks("positives_are_pulled_and_negatives_pushed")
+class NegativesPulled(Sound):
+    def costs(self, sim):
+        return super().costs(sim)[0], super().costs(sim)[0]
+
+
+@breaks("positives_are_pulled_and_negatives_pushed", "it_learns")
+class SidesExchanged(Sound):
+    def costs(self, sim):
+        return super().costs(sim)[::-1]
+
+
+@breaks("anchors_are_independent")
+class RelativeToTheBatch(Sound):
+    def per_anchor(self, sim, pos, neg):
+        losses = super().per_anchor(sim, pos, neg)
+        return losses - losses.mean() / 2
+
+
+@breaks("unselected_pairs_have_no_influence")
+class MasksIgnored(Sound):
+    def per_anchor(self, sim, pos, neg):
+        return super().per_anchor(sim, pos, neg) + sim.mean(-1) * neg.any(-1)
+
+
+@breaks("unselected_pairs_have_no_influence")
+class MasksMultiplied(Sound):
+    def per_anchor(self, sim, pos, neg):
+        pull, push = (self.steepness * (self.level - sim)).exp(), (self.steepness * (sim - self.level)).exp()
+        return ((pull * pos).sum(-1) + (push * neg).sum(-1)).log1p()
+
+
+@breaks("one_finite_number_per_anchor")
+class EmptySideDivided(Sound):
+    def per_anchor(self, sim, pos, neg):
+        pull, push = self.costs(sim)
+        return (pull * pos).sum(-1) / pos.sum(-1) + masked_mean(push, neg)
+
+
+@breaks("one_finite_number_per_anchor")
+class CountsOfOneByte(Sound):
+    def per_anchor(self, sim, pos, neg):
+        triplets = pos.sum(-1, dtype=torch.uint8) * neg.sum(-1, dtype=torch.uint8)
+        return Counted(super().per_anchor(sim, pos, neg), triplets)
+
+
+@breaks("large_scores_stay_finite")
+class UnstableSoftplus(Sound):
+    def costs(self, sim):
+        x = self.steepness * (sim - self.level)
+        return x.neg().exp().log1p(), x.exp().log1p()
+
+
+@breaks("matrix_is_not_written_to")
+class WritesInPlace(Sound):
+    def per_anchor(self, sim, pos, neg):
+        neg |= False
+        return super().per_anchor(sim, pos, neg)
+
+
+@breaks("float32_is_float64_rounded")
+class CancelsDigits(Sound):
+    def costs(self, sim):
+        return super().costs((sim + 1e4) - 1e4)
+
+
+@breaks("column_order_is_irrelevant")
+class FirstColumnsMatterMore(Sound):
+    def costs(self, sim):
+        falling = torch.linspace(2, 1, sim.shape[-1], dtype=sim.dtype, device=sim.device)
+        return tuple(x * falling for x in super().costs(sim))
+
+
+@breaks("leading_dimensions_are_batch_dimensions")
+class SumsOverDimensionOne(Sound):
+    def per_anchor(self, sim, pos, neg):
+        pull, push = self.costs(sim)
+        return torch.where(pos, pull, 0.0).sum(1) + torch.where(neg, push, 0.0).sum(1)
+
+
+@breaks("negated_distance_agrees")
+class LevelWithoutItsSign(Sound):
+    @property
+    def level(self):
+        return self.base
+
+
+@breaks("levels_are_declared")
+class LevelNotDeclared(Sound):
+    levels = ()
+
+
+@breaks("all_pairs_equal_labels", "all_triplets_equal_labels", "references_equal_to_the_batch_agree")
+class SelfPairsKept(Sound):
+    needs = "both"
+
+    def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
+        copy = ref_emb.view_as(ref_emb)  # no longer the same object
+        return super().compute_loss(embeddings, labels, indices_tuple, copy, ref_labels)
+
+
+@breaks("only_the_relation_counts")
+class SelfPairsOfARelationKept(Sound):
+    def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
+        refs = ref_emb.view_as(ref_emb) if isinstance(indices_tuple, PairMasks) else ref_emb
+        return super().compute_loss(embeddings, labels, indices_tuple, refs, ref_labels)
+
+
+@breaks("pairs_need_no_labels")
+class PairsIgnored(Sound):
+    def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
+        return super().compute_loss(embeddings, labels, None, ref_emb, ref_labels)
+
+
+@breaks("references_equal_to_the_batch_agree")
+class ReferencesIgnored(Sound):
+    def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
+        return super().compute_loss(embeddings, labels, indices_tuple, embeddings, labels)
+
+
+@breaks("references_are_a_set")
+class FirstReferencesMatterMore(Sound):
+    def similarity(self, embeddings, ref_emb):
+        sim = super().similarity(embeddings, ref_emb)
+        return sim if ref_emb is None else sim * torch.arange(sim.shape[1])
+
+
+@breaks("label_names_are_irrelevant")
+class LabelsAsNumbers(Sound):
+    def forward(self, embeddings, labels=None, *args, **kwargs):
+        return super().forward(embeddings, labels, *args, **kwargs) * labels.sum()
+
+
+@breaks("batch_order_is_irrelevant")
+class FirstSampleTwice(Sound):
+    def forward(self, embeddings, *args, **kwargs):
+        return super().forward(embeddings, *args, **kwargs) + embeddings[:1].norm()
+
+
+@breaks("rotation_changes_nothing", "length_changes_nothing", "no_anchor_no_loss")
+class FirstCoordinate(Sound):
+    def forward(self, embeddings, *args, **kwargs):
+        return super().forward(embeddings, *args, **kwargs) + embeddings[:, 0].square().mean()
+
+
+@breaks("translation_changes_nothing")
+def norms_added():
+    from pytorch_metric_learning.distances import LpDistance
+
+    return FirstCoordinate(distance=LpDistance())
+
+
+@breaks("chunk_size_changes_nothing")
+class DividedByTheRows(Sound):
+    def rows(self, *args):
+        losses, counts = super().rows(*args)
+        return Counted(losses / len(losses), counts)
+
+
+@breaks("any_batch_has_a_finite_loss", "degenerate_batches_have_a_finite_loss", "every_distance_is_welcome")
+class Standardised(Sound):
+    """Divides by a norm that may be 0, and takes the square root of scores that may be negative."""
+
+    def similarity(self, embeddings, ref_emb):
+        sim = super().similarity(embeddings, ref_emb)
+        return sim.abs().sqrt() / embeddings.norm(dim=1, keepdim=True) + (sim + 1).sqrt()
+
+
+@breaks("empty_batch_costs_nothing", "no_references_cost_nothing")
+class EmptinessNotSeen(Sound):
+    def is_empty(self, embeddings, ref_emb):
+        return False
+
+    def per_anchor(self, sim, pos, neg):
+        return super().per_anchor(sim, pos, neg) + 0 * sim.amax(-1)
+
+
+@breaks("batch_is_not_written_to")
+class NormalisesInPlace(Sound):
+    def compute_loss(self, embeddings, *args):
+        embeddings.data.div_(embeddings.data.norm(dim=1, keepdim=True) + 1)
+        return super().compute_loss(embeddings, *args)
+
+
+@breaks("half_precision_is_close")
+class ComputesInHalfPrecision(Sound):
+    steepness = 20
+
+    def similarity(self, embeddings, ref_emb):
+        return self.distance(embeddings, ref_emb)
+
+    def costs(self, sim):
+        return tuple(x.exp() for x in super().costs(sim))
+
+
+@breaks("loss_dict_is_well_formed", "losses_are_one_per_anchor")
+class LossesOfTwoDimensions(Sound):
+    def compute_loss(self, *args):
+        result = super().compute_loss(*args)
+        if torch.is_tensor(result["loss"]["losses"]):
+            result["loss"]["losses"] = result["loss"]["losses"].unsqueeze(1)
+        return result
+
+
+@breaks("loss_dict_is_well_formed")
+class KeyThatIsNotDeclared(Sound):
+    def compute_loss(self, *args):
+        return {"ap_loss": super().compute_loss(*args)["loss"]}
+
+
+@breaks("reducers_are_obeyed")
+class ReducesItself(Sound):
+    def compute_loss(self, *args):
+        result = super().compute_loss(*args)
+        if torch.is_tensor(result["loss"]["losses"]):
+            result["loss"]["losses"] = result["loss"]["losses"] / len(args[0])
+        return result
+
+    def forward(self, *args, **kwargs):
+        value = super().forward(*args, **kwargs)
+        return value if isinstance(value, dict) else value * 2
+
+
+@breaks("copies_are_equal")
+class CannotBePickled(Sound):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.scale = lambda x: x
+
+
+@breaks("calls_leave_no_trace")
+class Remembers(Sound):
+    calls = 0
+
+    def per_anchor(self, sim, pos, neg):
+        self.calls += 1
+        return super().per_anchor(sim, pos, neg) * self.calls
+
+
+@breaks("nothing_waits_for_the_device", "compiles_as_one_graph")
+class AsksForAValue(Sound):
+    def per_anchor(self, sim, pos, neg):
+        return super().per_anchor(sim, pos, neg) * (1 if sim.max().item() > -9 else 2)
+
+
+@breaks("compiles_as_one_graph")
+class BreaksTheGraph(Sound):
+    def per_anchor(self, sim, pos, neg):
+        torch._dynamo.graph_break()
+        return super().per_anchor(sim, pos, neg)
+
+
+@breaks("it_learns", "one_pair_of_each_kind_is_enough")
+class Flat(Sound):
+    def costs(self, sim):
+        return tuple(x * 0 for x in super().costs(sim))
+
+
+@breaks("one_pair_of_each_kind_is_enough", "loss_dict_is_well_formed")
+def pml_multi_similarity():
+    return pml_losses.MultiSimilarityLoss()
+
+
+@breaks("loss_dict_is_well_formed")
+def pml_smooth_ap():
+    return pml_losses.SmoothAPLoss()
+
+
+class SoundMiner(PairMiner):
+    """Negatives closer than the farthest positive; nothing is wrong with it."""
+
+    levels = ("base",)
+
+    def __init__(self, base=-2.0, **kwargs):
+        super().__init__(**kwargs)
+        self.record_hyperparameters(base=base)
+
+    def get_default_distance(self):
+        return CosineSimilarity()
+
+    @property
+    def level(self):
+        return self.hyperparameters()["base"]
+
+    def select(self, sim, pos, neg):
+        return pos & (sim > self.level), neg & (sim > masked_min(sim, pos))
+
+
+class SoundSampler(SamplingMiner):
+    """Two negatives, drawn uniformly; nothing is wrong with it."""
+
+    def select(self, sim, pos, neg):
+        k = torch.full_like(sim[..., :1], 2).long()
+        return pos, sample(torch.zeros_like(sim), neg, k, self.generator(sim.device))
+
+
+@breaks("indices_are_in_range", of=MINER_MUTANTS)
+class IndicesOf32Bits(SoundMiner):
+    def mine(self, *args):
+        return tuple(index.int() for index in super().mine(*args))
+
+
+@breaks("indices_are_in_range", of=MINER_MUTANTS)
+class IndicesFromOne(SoundMiner):
+    def mine(self, *args):
+        return tuple(index + 1 for index in super().mine(*args))
+
+
+@breaks("labels_agree", of=MINER_MUTANTS)
+class SidesSwapped(SoundMiner):
+    def mine(self, *args):
+        a, p, b, n = super().mine(*args)
+        return b, n, a, p
+
+
+@breaks("no_sample_is_its_own_positive", of=MINER_MUTANTS)
+class MinesSelfPairs(SoundMiner):
+    def mine(self, embeddings, labels, ref_emb, ref_labels):
+        return super().mine(embeddings, labels, ref_emb.view_as(ref_emb), ref_labels)
+
+
+@breaks("no_pair_comes_twice", of=MINER_MUTANTS)
+class MinesTwice(SoundMiner):
+    def mine(self, *args):
+        return tuple(torch.cat((index, index)) for index in super().mine(*args))
+
+
+@breaks("batch_order_is_irrelevant", "anchors_are_independent", of=MINER_MUTANTS)
+class FirstAnchorsOnly(SoundMiner):
+    def select(self, sim, pos, neg):
+        first = (torch.arange(len(sim)) < (len(sim) + 1) // 2).unsqueeze(1)
+        return pos & first, neg & first
+
+
+@breaks("label_names_are_irrelevant", of=MINER_MUTANTS)
+class LabelsAbove0Only(SoundMiner):
+    def mine(self, embeddings, labels, *args):
+        a, p, b, n = super().mine(embeddings, labels, *args)
+        return a[labels[a] > 0], p[labels[a] > 0], b, n
+
+
+@breaks("references_are_indexed", of=MINER_MUTANTS)
+class RowsAndColumnsSwapped(SoundMiner):
+    def mine(self, *args):
+        a, p, b, n = super().mine(*args)
+        return p, a, n, b
+
+
+@breaks("masks_and_indices_agree", of=MINER_MUTANTS)
+class MasksOfEverything(SoundMiner):
+    def mine(self, embeddings, labels, ref_emb, ref_labels):
+        if self.as_masks:
+            return PairMasks(*(torch.ones(len(labels), len(ref_labels), dtype=torch.bool) for _ in range(2)))
+        return super().mine(embeddings, labels, ref_emb, ref_labels)
+
+
+@breaks("negated_distance_agrees", of=MINER_MUTANTS)
+def level_of_a_miner_without_its_sign():
+    class LevelWithoutItsSign(SoundMiner):
+        level = property(lambda self: self.base)
+
+    return LevelWithoutItsSign(base=0.1)
+
+
+@breaks("batch_is_not_written_to", of=MINER_MUTANTS)
+class WritesToLabels(SoundMiner):
+    def mine(self, embeddings, labels, ref_emb, ref_labels):
+        labels += 0
+        return super().mine(embeddings, labels, ref_emb, ref_labels)
+
+
+@breaks("selection_is_a_subset", of=MINER_MUTANTS)
+class EverythingIsPositive(SoundMiner):
+    def select(self, sim, pos, neg):
+        return ~neg, neg
+
+
+@breaks("unselected_pairs_have_no_influence", of=MINER_MUTANTS)
+class AboveTheMeanOfAll(SoundMiner):
+    def select(self, sim, pos, neg):
+        return pos, neg & (sim > sim.mean(-1, keepdim=True))
+
+
+@breaks("something_is_mined", of=MINER_MUTANTS)
+class MinesNothing(SoundMiner):
+    def select(self, sim, pos, neg):
+        return pos & False, neg & False
+
+
+@breaks("empty_in_empty_out", of=MINER_MUTANTS)
+def pml_batch_hard():
+    return pml_miners.BatchHardMiner()
+
+
+@breaks("copies_are_equal", of=MINER_MUTANTS)
+class EverySecondTime(SoundMiner):
+    calls = 0
+
+    def select(self, sim, pos, neg):
+        self.calls += 1
+        return nearest(sim, pos, self.calls), neg
+
+
+@breaks("a_seed_is_a_stream", of=MINER_MUTANTS)
+class SeedsInTheHighBits(SoundSampler):
+    """The CPU generator of torch takes the low 32 bits of a seed."""
+
+    def generator(self, device):
+        self._calls += 1
+        return torch.Generator(device).manual_seed(((self.seed or 0) << 32) + self._calls)
+
+
+@breaks("a_seed_is_a_stream", of=MINER_MUTANTS)
+class SeedIgnored(SoundSampler):
+    def generator(self, device):
+        return None
+
+
+@breaks("the_global_generator_is_the_default", of=MINER_MUTANTS)
+class DrawsFromPython(SoundSampler):
+    def generator(self, device):
+        return torch.Generator(device).manual_seed(random.getrandbits(30))

@@ -1,0 +1,131 @@
+"""The tests of the tests: every law catches a loss or a miner that breaks it, and lets those pass that keep it."""
+
+import pytest
+import torch
+from mutants import LOSS_MUTANTS, MINER_MUTANTS, Sound, SoundMiner, SoundSampler
+from oracles import OF_ANCHORS, OF_MINERS
+from pytorch_metric_learning.losses import TripletMarginLoss
+from pytorch_metric_learning.miners import MultiSimilarityMiner
+
+from pml_ext.losses import BatchAllTripletLoss, RAWLoss
+from pml_ext.miners import InverseDensityMiner
+from pml_ext.pairs import masked_max, masked_min, softplus
+from pml_ext.testing import (
+    LOSS_LAWS,
+    MINER_LAWS,
+    LawBroken,
+    Rows,
+    assert_frequencies,
+    check_loss,
+    check_miner,
+    inclusion_probabilities,
+    subset_probabilities,
+)
+
+LOSS_CASES = [(name, law) for name, (_, laws) in LOSS_MUTANTS.items() for law in laws]
+MINER_CASES = [(name, law) for name, (_, laws) in MINER_MUTANTS.items() for law in laws]
+
+
+@pytest.mark.parametrize(("name", "law"), LOSS_CASES)
+def test_law_catches_the_loss(name, law):
+    with pytest.raises(LawBroken) as broken:
+        check_loss(LOSS_MUTANTS[name][0], only=[law])
+    assert broken.value.law == law
+    assert str(broken.value).startswith(law)
+
+
+@pytest.mark.parametrize(("name", "law"), MINER_CASES)
+def test_law_catches_the_miner(name, law):
+    with pytest.raises(LawBroken) as broken:
+        check_miner(MINER_MUTANTS[name][0], only=[law])
+    assert broken.value.law == law
+
+
+def test_every_law_has_a_mutant():
+    assert {law for _, law in LOSS_CASES} == set(LOSS_LAWS)
+    assert {law for _, law in MINER_CASES} == set(MINER_LAWS)
+
+
+def test_what_is_sound_keeps_all_laws():
+    check_loss(Sound, examples=20)
+    check_miner(SoundMiner, examples=20)
+    check_miner(SoundSampler, examples=20)
+
+
+def test_losses_and_miners_of_pml_can_be_checked():
+    # PML leaves bfloat16 to torch, whose distances on the CPU do not know it.
+    check_loss(TripletMarginLoss, skip=["half_precision_is_close"], examples=20)
+    check_miner(MultiSimilarityMiner, examples=20)
+
+
+def raw_of_the_published_code(sim, pos, neg, alpha, beta, gamma, epsilon):
+    """The exponential of a sum for the sum of exponentials."""
+    pos, neg = pos & (sim < masked_max(sim, neg) + epsilon), neg & (sim > masked_min(sim, pos) - epsilon)
+    pull = softplus(torch.where(pos, -alpha * (sim - gamma), 0.0).sum(-1)) / alpha
+    return pull + softplus(torch.where(neg, beta * (sim - gamma), 0.0).sum(-1)) / beta
+
+
+def raw_with_ties(sim, pos, neg, alpha, beta, gamma, epsilon):
+    """Not strictly: pairs on the threshold count."""
+    pos, neg = pos & (sim <= masked_max(sim, neg) + epsilon), neg & (sim >= masked_min(sim, pos) - epsilon)
+    pull = torch.where(pos, (-alpha * (sim - gamma)).exp(), 0.0).sum(-1).log1p() / alpha
+    return pull + torch.where(neg, (beta * (sim - gamma)).exp(), 0.0).sum(-1).log1p() / beta
+
+
+@pytest.mark.parametrize(
+    ("mutant", "case"),
+    [
+        (raw_of_the_published_code, Rows(1, 8, density=1.0)),
+        (raw_with_ties, Rows(1, 8, scores="equal", density=1.0)),
+    ],
+)
+def test_oracle_tells_the_formulas_apart(mutant, case):
+    hyper = {"alpha": 2.0, "beta": 3.0, "gamma": 0.5, "epsilon": 0.0}
+    sim, pos, neg = case.matrix
+    assert pos.sum() > 1
+    assert neg.sum() > 1
+    expected = OF_ANCHORS[RAWLoss](sim[pos].tolist(), sim[neg].tolist(), **hyper)
+    assert RAWLoss(**hyper).per_anchor(sim, pos, neg).item() == pytest.approx(expected, rel=1e-12, abs=1e-12)
+    assert mutant(sim, pos, neg, **hyper).item() != pytest.approx(expected, rel=1e-3)
+
+
+def test_a_hinge_at_zero_is_not_counted():
+    """A triplet exactly on the margin is not active: the boundary is strict."""
+    sim = torch.tensor([[0.5, 0.25, 0.75]], dtype=torch.float64)
+    pos, neg = torch.tensor([[True, False, False]]), torch.tensor([[False, True, True]])
+    assert BatchAllTripletLoss(margin=0.25).per_anchor(sim, pos, neg).counts.item() == 1
+    assert OF_ANCHORS[BatchAllTripletLoss]([-0.5], [-0.25, -0.75], margin=0.25) == (0.5, 1)
+
+
+def test_frequencies_catch_the_density_for_its_inverse():
+    distances, k = [0.2, 0.9, 1.0, 1.6], 2
+    draw = OF_MINERS[InverseDensityMiner]([], distances, num_negatives=k, per_positive=None, max_z=None)
+    right, wrong = subset_probabilities(draw.weights, k), subset_probabilities([1 / w for w in draw.weights], k)
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(probabilities):
+        sets, weights = zip(*probabilities.items(), strict=True)
+        chosen = torch.multinomial(torch.tensor(weights), 4000, replacement=True, generator=generator)
+        return [sets[i] for i in chosen.tolist()]
+
+    assert_frequencies(drawn(right), right)
+    with pytest.raises(AssertionError, match="chi-square"):
+        assert_frequencies(drawn(wrong), right)
+
+
+def test_frequencies_catch_draws_with_replacement():
+    with pytest.raises(AssertionError, match="impossible"):
+        assert_frequencies([frozenset({0})] * 100, subset_probabilities([1.0, 1.0, 1.0], 2))
+
+
+def test_too_few_draws_are_no_test():
+    with pytest.raises(ValueError, match="too few"):
+        assert_frequencies(["a"] * 10, {"a": 0.9, "b": 0.1})
+
+
+def test_inclusion_probabilities_add_up():
+    probabilities = inclusion_probabilities([1.0, 2.0, 3.0, 4.0], 2)
+    assert sum(probabilities) == pytest.approx(2)
+    assert probabilities == sorted(probabilities)
+    # The last of four with weights 1..4: drawn first, or second after each other one.
+    assert probabilities[3] == pytest.approx(0.4 + 0.1 * 4 / 9 + 0.2 * 4 / 8 + 0.3 * 4 / 7)
