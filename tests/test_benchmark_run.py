@@ -337,3 +337,22 @@ def test_every_entry_of_the_catalog_runs(name: str, tmp_path: Path) -> None:
     saved = checkpoint.load(tmp_path / "out" / f"{name}-seed3", torch.device("cpu"))
     assert saved is not None
     assert folder.stored(tmp_path / "out") == experiment
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", catalog_names())
+def test_every_entry_of_the_catalog_resumes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = replace(SMALL, losses=(name,), batch_size=40, out=str(tmp_path / "whole"))
+    whole = experiment.run()
+    save = checkpoint.save
+
+    def save_and_die(path: Path, content: dict[str, Any]) -> None:
+        save(path, content)
+        raise Killed
+
+    parts = replace(experiment, out=str(tmp_path / "parts"))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", save_and_die)
+        with pytest.raises(Killed):
+            parts.run()
+    assert numbers(parts.run(resume=True)) == numbers(whole)

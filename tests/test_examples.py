@@ -35,6 +35,14 @@ def test_write_your_own_loss(capsys: pytest.CaptureFixture[str]) -> None:
     assert "passes every law" in capsys.readouterr().out
 
 
+def test_hardness_aware(capsys: pytest.CaptureFixture[str]) -> None:
+    results = load("hardness_aware").main(epochs=1)
+    for first, last, recall in results.values():
+        assert last < first == 1
+        assert recall > 0.5
+    assert "nan" not in capsys.readouterr().out
+
+
 def test_examples_are_short_and_all_are_run() -> None:
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     for path in EXAMPLES.glob("*.py"):

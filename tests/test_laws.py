@@ -76,6 +76,8 @@ def test_recipe_keeps_the_laws(name):
     check_loss(method, only=laws, skip=exceptions(method.loss, name), dimension=size, examples=20)
 
 
+# Inductor itself uses what torch deprecates.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALL_LOSSES)
 def test_loss_compiles_with_inductor(name):

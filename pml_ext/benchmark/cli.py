@@ -18,6 +18,7 @@ from pml_ext.benchmark import environment, folder
 from pml_ext.benchmark.errors import BenchmarkError, explain
 from pml_ext.benchmark.experiment import Experiment
 from pml_ext.benchmark.run import run
+from pml_ext.trainers.methods import methods
 
 COMMAND = "python -m pml_ext.benchmark"
 
@@ -76,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         "--losses",
         nargs="+",
         metavar="NAME",
-        help="names of pml_ext.catalog or of PML losses; 'all' is the whole catalog. "
+        help=f"names of pml_ext.catalog, of PML losses, or {', '.join(methods)}; 'all' is the whole catalog. "
         f"Default: {' '.join(default.losses)}",
     )
     parser.add_argument("--dataset", metavar="NAME", help=f"glyphs or digits. Default: {default.dataset}")

@@ -26,8 +26,9 @@ class Experiment:
     steps; only the loss differs. On a CPU, the same arguments and number of threads give the same numbers.
 
     Args:
-        losses: names of `pml_ext.catalog` or of PML losses, or "all", the whole catalog. Default: RAW and PML's
-            ContrastiveLoss and TripletMarginLoss.
+        losses: names of `pml_ext.catalog`, of `pml_ext.trainers.methods` (methods that are trainers, whose other
+            networks keep the learning rates of their papers) or of PML losses, or "all", the whole catalog. Default:
+            RAW and PML's ContrastiveLoss and TripletMarginLoss.
         dataset: a name of `pml_ext.datasets.DATASETS`. Default "glyphs".
         epochs: how often to go through the training set. Default 12.
         seeds: one run of each loss per seed. Default (0,).

@@ -1,4 +1,4 @@
-"""From a name to a loss: the catalog of this package and, by class name, PML's own losses."""
+"""From a name to a loss: the catalog of this package, its trainers and, by class name, PML's own losses."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pytorch_metric_learning.losses import BaseMetricLossFunction, GenericPairLo
 
 from pml_ext import catalog
 from pml_ext.benchmark.errors import BenchmarkError
+from pml_ext.trainers.methods import methods
 
 
 def catalog_names() -> tuple[str, ...]:
@@ -20,7 +21,7 @@ def catalog_names() -> tuple[str, ...]:
 
 def names() -> list[str]:
     """Every name that an experiment accepts."""
-    return [*catalog_names(), *(name for name in _pml_classes() if name not in catalog.recipes)]
+    return [*catalog_names(), *methods, *(name for name in _pml_classes() if name not in catalog.recipes)]
 
 
 def build(name: str, *, classes: int, embedding_size: int) -> catalog.Recipe:
@@ -44,8 +45,11 @@ def build(name: str, *, classes: int, embedding_size: int) -> catalog.Recipe:
 def rehearse(name: str, *, classes: int, embedding_size: int, images_per_class: int) -> None:
     """Build a loss and take two steps on random embeddings, so that an unusable one is known before the first epoch.
 
-    Two, because some losses keep a graph from one call to the next and fail on the second.
+    Two, because some losses keep a graph from one call to the next and fail on the second. A method with a trainer of
+    its own takes any labels, so there is nothing to find out.
     """
+    if name in methods:
+        return
     try:
         recipe = build(name, classes=classes, embedding_size=embedding_size)
         labels = torch.arange(min(classes, 8)).repeat_interleave(images_per_class)

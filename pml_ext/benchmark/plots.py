@@ -1,9 +1,9 @@
-"""The pictures of an experiment: learning curves, recall at k, retrievals, and a map of the embeddings."""
+"""The pictures of an experiment: learning curves, recall at k, retrievals, a map of the embeddings, hardness."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -12,8 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pml_ext.benchmark import files
-from pml_ext.benchmark.checkpoint import UNTRAINED
+from pml_ext.benchmark import files, records
+from pml_ext.benchmark.checkpoint import UNTRAINED, run_folder
 from pml_ext.benchmark.data import Data
 from pml_ext.benchmark.experiment import Experiment
 from pml_ext.benchmark.pictures import gallery, projection
@@ -27,6 +27,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 DASHES = ("-", "--", ":", "-.")
 GREY = "#777777"
 PICTURED = 3  # trained losses in the gallery and the map
+HARDNESS = ("lam", "mixing_weight", "hardness_real", "hardness_synthetic", "hardness_regenerated")
 
 
 def draw(experiment: Experiment, data: Data, out: Path, results: Sequence[Result]) -> list[Path]:
@@ -36,12 +37,16 @@ def draw(experiment: Experiment, data: Data, out: Path, results: Sequence[Result
     best = _best(results)
     seed = results[0].seed
     embeddings = {name: embeddings_of(experiment, data, out, name, seed) for name in best}
-    return [
+    drawn = [
         _save(learning_curves(results), folder / "learning_curves.png"),
         _save(recall_curves(results), folder / "recall_at_k.png"),
         _save(gallery(data.test, embeddings), folder / "gallery.png"),
         _save(projection(data.test, embeddings), folder / "projection.png"),
     ]
+    schedules = {name: runs for name in by_loss(results) if (runs := _schedules(out, name, results))}
+    if schedules:
+        drawn.append(_save(hardness_curves(schedules), folder / "hardness.png"))
+    return drawn
 
 
 def learning_curves(results: Sequence[Result]) -> Figure:
@@ -92,6 +97,47 @@ def recall_curves(results: Sequence[Result]) -> Figure:
     axes.set_ylim(0, 100)
     _name_lines(axes, ends)
     return figure
+
+
+def hardness_curves(schedules: Mapping[str, Sequence[Mapping[str, Sequence[float]]]]) -> Figure:
+    """Lambda, the weight of the real tuples and the hardness of the negatives by step, of hardness-aware training.
+
+    Args:
+        schedules: of each method, the recorded columns of its runs: "step" and the names in `HARDNESS`.
+    """
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    titles = ("lambda: distance kept by synthetic negatives", "weight of the real tuples", "hardness: d(a,p) / d(a,n)")
+    lines = (("lam",), ("mixing_weight",), ("hardness_real", "hardness_synthetic", "hardness_regenerated"))
+    panels = figure.subplots(1, 3)
+    for axes, title, columns in zip(panels, titles, lines, strict=True):
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        for (name, runs), style in zip(schedules.items(), _styles(len(schedules)), strict=True):
+            for column, dashes in zip(columns, ("-", ":", "--"), strict=False):
+                which = column.removeprefix("hardness_") if len(columns) > 1 else ""
+                # Runs of the same steps, so that a mean over seeds makes sense.
+                middle = [mean(values) for values in zip(*(run[column] for run in runs), strict=True)]
+                axes.plot(
+                    runs[0]["step"],
+                    middle,
+                    label=f"{name} {which}".strip(),
+                    color=style["color"],
+                    linestyle=dashes,
+                    linewidth=1.6,
+                )
+        axes.set_ylim(bottom=0)
+    panels[0].legend(frameon=False, fontsize=8)
+    panels[2].legend(frameon=False, fontsize=7)
+    return figure
+
+
+def _schedules(out: Path, name: str, results: Sequence[Result]) -> list[dict[str, list[float]]]:
+    seeds = [result.seed for result in results if result.loss == name]
+    runs = [records.series(run_folder(out, name, seed), "hardness_HardnessSchedule", HARDNESS) for seed in seeds]
+    # Without synthesis there is nothing to see: lambda and the weight are 1, the rest 0.
+    return [run for run in runs if run and any(run["hardness_synthetic"])]
 
 
 def _best(results: Sequence[Result]) -> list[str]:

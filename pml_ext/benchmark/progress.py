@@ -30,10 +30,11 @@ class Progress:
     Args:
         epochs: epochs of all runs together.
         done: of these, epochs that an earlier start of this experiment has finished.
+        shown: draw them. Default: on a terminal.
     """
 
-    def __init__(self, epochs: int, done: int = 0) -> None:
-        self.shown = sys.stderr.isatty()
+    def __init__(self, epochs: int, done: int = 0, *, shown: bool | None = None) -> None:
+        self.shown = sys.stderr.isatty() if shown is None else shown
         self.who = ""
         self._epochs = tqdm(total=epochs, initial=done, unit="epoch", desc="all runs", disable=not self.shown)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,17 @@ def rewind(folder: Path, to: Lengths) -> None:
                 database.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = ?", (last, table))
             else:
                 database.execute(f"DROP TABLE {table}")
+
+
+def series(folder: Path, table: str, columns: Sequence[str]) -> dict[str, list[float]]:
+    """Columns of a table that a run has logged in `folder`, by name, beside the "step" of each row; {} without it."""
+    if not (folder / "records" / "logs.db").exists():
+        return {}
+    with closing(_database(folder)) as database:
+        if table not in _tables(database):
+            return {}
+        rows = database.execute(f"SELECT [~iteration~], {', '.join(columns)} FROM {table} ORDER BY id").fetchall()
+    return {name: list(values) for name, values in zip(("step", *columns), zip(*rows, strict=True), strict=True)}
 
 
 def _logs(folder: Path) -> list[Path]:

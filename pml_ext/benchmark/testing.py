@@ -75,7 +75,7 @@ def embeddings_of(experiment: Experiment, data: Data, out: Path, name: str, seed
             raise BenchmarkError(f"the checkpoint of {name}, seed {seed}, is gone from {out}: no plots")
         for part, module in network.parts().items():
             module.load_state_dict(saved["models"][part])
-    with Progress(0).bars_of_pml():
+    with Progress(0, shown=False).bars_of_pml():
         embeddings, _ = new_tester(experiment).get_all_embeddings(data.test, *network.parts().values())
     on_cpu: Tensor = embeddings.cpu()
     return on_cpu

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from pytorch_metric_learning.samplers import MPerClassSampler
-from pytorch_metric_learning.trainers import MetricLossOnly
+from pytorch_metric_learning.trainers import BaseTrainer, MetricLossOnly
 
 from pml_ext.benchmark import checkpoint, losses, randomness, records
 from pml_ext.benchmark.data import Data
 from pml_ext.benchmark.experiment import Experiment
 from pml_ext.benchmark.progress import Progress
 from pml_ext.benchmark.testing import Metrics, metrics_of, new_network, new_tester
+from pml_ext.trainers.methods import methods
 
 
 class Diverged(Exception):  # noqa: N818 - an outcome of a run, not a mistake of the caller
@@ -43,27 +44,16 @@ class Run:
         self.history: list[Metrics] = []
         self.tester = new_tester(experiment)
 
-        network = new_network(experiment, data, seed)
-        recipe = losses.build(name, classes=data.train_classes, embedding_size=experiment.embedding_size)
-        loss = recipe.loss.to(self.device)
-        optimizers = {
-            f"{part}_optimizer": torch.optim.Adam(module.parameters(), lr=experiment.learning_rate)
-            for part, module in network.parts().items()
-        }
-        if any(True for _ in loss.parameters()):
-            optimizers["metric_loss_optimizer"] = torch.optim.Adam(loss.parameters(), lr=experiment.loss_learning_rate)
         steps, batch_size = data.steps(experiment), data.batch_size(experiment)
         # The sampler's list is one epoch long, so that nothing of it is left over at a checkpoint.
         self.sampler = MPerClassSampler(
             data.train.labels, data.images_per_class(experiment), batch_size, steps * batch_size
         )
-        self.trainer = MetricLossOnly(
-            network.parts(),
-            optimizers,
-            batch_size,
-            {"metric_loss": loss},
-            data.train,
-            mining_funcs={} if recipe.miner is None else {"tuple_miner": recipe.miner.to(self.device)},
+        self.trainer = _trainer(
+            experiment,
+            data,
+            name,
+            new_network(experiment, data, seed).parts(),
             iterations_per_epoch=steps,
             data_device=self.device,
             sampler=self.sampler,
@@ -101,7 +91,7 @@ class Run:
         self.progress.who = f"{self.name} seed {self.seed} epoch {epoch}/{self.epochs}"
         self.started = time.perf_counter()
 
-    def _end_of_iteration(self, trainer: MetricLossOnly) -> None:
+    def _end_of_iteration(self, trainer: BaseTrainer) -> None:
         total = torch.as_tensor(trainer.losses["total_loss"]).detach()
         if not torch.isfinite(total):
             where = f"epoch {trainer.epoch}, step {trainer.iteration + 1}"
@@ -110,7 +100,7 @@ class Run:
         # PML formats it for its bar, and torch warns of formatting a tensor that requires a gradient.
         trainer.losses["total_loss"] = total
 
-    def _end_of_epoch(self, trainer: MetricLossOnly) -> None:
+    def _end_of_epoch(self, trainer: BaseTrainer) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         seconds = time.perf_counter() - self.started
@@ -146,3 +136,39 @@ class Run:
         self.history = saved["history"]
         self.sampler.labels = saved["sampler"]
         randomness.restore(saved["random"])
+
+
+def _trainer(
+    experiment: Experiment, data: Data, name: str, models: dict[str, torch.nn.Module], **shared: Any
+) -> BaseTrainer:
+    """The trainer of a name: a method's own, or PML's for one loss."""
+    batch_size, device = data.batch_size(experiment), experiment.torch_device()
+    if name in methods:
+        return methods[name].trainer(
+            models["trunk"],
+            models["embedder"],
+            data.train,
+            data.train_classes,
+            batch_size=batch_size,
+            learning_rate=experiment.learning_rate,
+            weight_decay=0,
+            milestones=(),
+            **shared,
+        )
+    recipe = losses.build(name, classes=data.train_classes, embedding_size=experiment.embedding_size)
+    loss = recipe.loss.to(device)
+    optimizers = {
+        f"{part}_optimizer": torch.optim.Adam(module.parameters(), lr=experiment.learning_rate)
+        for part, module in models.items()
+    }
+    if any(True for _ in loss.parameters()):
+        optimizers["metric_loss_optimizer"] = torch.optim.Adam(loss.parameters(), lr=experiment.loss_learning_rate)
+    return MetricLossOnly(
+        models,
+        optimizers,
+        batch_size,
+        {"metric_loss": loss},
+        data.train,
+        mining_funcs={} if recipe.miner is None else {"tuple_miner": recipe.miner.to(device)},
+        **shared,
+    )

@@ -14,7 +14,17 @@ from torch import Tensor
 from pml_ext.base import PairModule
 from pml_ext.pairs import Needs
 from pml_ext.testing.cases import Batch, all_pairs
-from pml_ext.testing.law import assert_close, evaluate, fresh, is_matrix_loss, law, outcome, takes_pairs, variant
+from pml_ext.testing.law import (
+    assert_close,
+    evaluate,
+    fresh,
+    is_matrix_loss,
+    law,
+    outcome,
+    reseed,
+    takes_pairs,
+    variant,
+)
 
 
 @law("loss", "batch")
@@ -24,7 +34,7 @@ def any_batch_has_a_finite_loss(loss: Any, case: Batch) -> None:
     loss = fresh(loss)
     parameters = dict(loss.named_parameters())
     if parameters:
-        torch.manual_seed(0)
+        reseed()
         loss(case.embeddings.clone().requires_grad_(), case.labels).backward()
     for name, parameter in parameters.items():
         gradient = parameter.grad
@@ -44,7 +54,7 @@ def no_anchor_no_loss(loss: Any, case: Batch) -> None:
 @law("loss", "batch")
 def batch_is_not_written_to(loss: Any, case: Batch) -> None:
     """Embeddings and labels come back as they went in."""
-    torch.manual_seed(0)
+    reseed()
     embeddings, labels = case.embeddings.clone(), case.labels.clone()
     fresh(loss)(embeddings, labels)
     for name, x, before in (("embeddings", embeddings, case.embeddings), ("labels", labels, case.labels)):

@@ -31,6 +31,7 @@ from pml_ext.testing.law import (
     is_row_loss,
     law,
     modules_equal,
+    reseed,
     seeded,
 )
 
@@ -134,7 +135,7 @@ def check_compiled(loss: Any, case: Batch, backend: str) -> None:
     """Hold a compiled loss against the loss; "aot_eager" is fast, "inductor" also makes the kernels."""
     torch._dynamo.reset()
     expected = evaluate(loss, case.embeddings, case.labels)
-    torch.manual_seed(0)
+    reseed()
     embeddings = case.embeddings.clone().requires_grad_()
     value = torch.compile(fresh(loss), fullgraph=True, backend=backend)(embeddings, case.labels)
     (gradient,) = torch.autograd.grad(value, embeddings)
@@ -145,7 +146,7 @@ def check_compiled(loss: Any, case: Batch, backend: str) -> None:
 @law("loss", "once")
 def it_learns(loss: Any, case: Batch) -> None:
     """Thirty steps of Adam on random embeddings bring those of a class together, and apart from the others."""
-    torch.manual_seed(0)
+    reseed()
     loss = copy.deepcopy(loss)
     embeddings = case.embeddings.clone().requires_grad_()
     optimizer = torch.optim.Adam([embeddings, *loss.parameters()], lr=0.05)
@@ -177,7 +178,7 @@ def _with(loss: Any, reducer: BaseReducer | None, regularizer: Any = None) -> An
 
 
 def _loss_dict(loss: Any, case: Batch) -> dict[str, dict[str, Any]]:
-    torch.manual_seed(0)
+    reseed()
     entries: dict[str, dict[str, Any]] = loss(case.embeddings, case.labels)
     return entries
 

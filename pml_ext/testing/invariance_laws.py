@@ -22,6 +22,7 @@ from pml_ext.testing.law import (
     is_row_loss,
     law,
     outcome,
+    reseed,
     seeded,
     takes_pairs,
 )
@@ -136,7 +137,7 @@ def references_equal_to_the_batch_agree(loss: Any, case: Batch) -> None:
         return
     pairs = as_pairs(all_pairs(case.labels))
     expected = outcome(loss, case)
-    torch.manual_seed(0)
+    reseed()
     rows, columns = (case.embeddings.clone().requires_grad_() for _ in range(2))
     value = fresh(loss)(rows, case.labels, pairs, ref_emb=columns, ref_labels=case.labels.clone())
     assert_close(value.detach(), expected.value, "references equal to the batch")

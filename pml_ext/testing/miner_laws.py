@@ -11,14 +11,14 @@ from pml_ext.base import PairMiner, SamplingMiner
 from pml_ext.pairs import PairMasks
 from pml_ext.testing.cases import Batch, Rows, as_pairs
 from pml_ext.testing.invariance_laws import NegatedDistance
-from pml_ext.testing.law import fresh, is_ours, is_random, law, seeded, variant
+from pml_ext.testing.law import fresh, is_ours, is_random, law, reseed, seeded, variant
 
 Pairs = set[tuple[int, ...]]
 
 
 def mine(miner: Any, embeddings: Tensor, labels: Tensor, *refs: Tensor | None) -> tuple[Tensor, ...]:
     """The index tensors that the miner returns, with the random state that it always has in these laws."""
-    torch.manual_seed(0)
+    reseed()
     mined = fresh(miner)(embeddings, labels, *refs)
     return as_pairs(mined) if isinstance(mined, PairMasks) else tuple(mined)
 
@@ -121,7 +121,7 @@ def references_are_indexed(miner: Any, case: Batch) -> None:
 @law("miner", "batch", is_ours)
 def masks_and_indices_agree(miner: PairMiner, case: Batch) -> None:
     """With `as_masks` the same pairs come as `PairMasks`."""
-    torch.manual_seed(0)
+    reseed()
     masks = variant(miner, as_masks=True)(case.embeddings, case.labels)
     assert isinstance(masks, PairMasks), f"as_masks gives {type(masks).__name__}"
     shape = (len(case.labels), len(case.labels))
@@ -186,7 +186,7 @@ def anchors_are_independent(miner: PairMiner, case: Rows) -> None:
 
 
 def _select(miner: PairMiner, sim: Tensor, pos: Tensor, neg: Tensor) -> PairMasks:
-    torch.manual_seed(0)
+    reseed()
     given = sim.clone(), pos.clone(), neg.clone()
     kept = PairMasks(*fresh(miner).select(*given))
     assert all(x._version == 0 for x in given), "the matrix was written to"

@@ -11,12 +11,12 @@ from torch import Tensor
 from pml_ext.base import BatchMatrixLoss
 from pml_ext.pairs import Counted, substitute
 from pml_ext.testing.cases import Rows
-from pml_ext.testing.law import assert_close, fresh, is_matrix_loss, is_row_loss, law, variant
+from pml_ext.testing.law import assert_close, fresh, is_matrix_loss, is_row_loss, law, reseed, variant
 
 
 def call(loss: Any, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor | Counted:
     """The pure function of the loss, with the random state that it always has in these laws."""
-    torch.manual_seed(0)
+    reseed()
     loss = fresh(loss)
     result: Tensor | Counted = (loss.per_batch if isinstance(loss, BatchMatrixLoss) else loss.per_anchor)(sim, pos, neg)
     return result

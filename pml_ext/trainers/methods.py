@@ -1,0 +1,45 @@
+"""The methods of the literature that are trainers, by name, as `pml_ext.catalog` has those that are losses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from torch import nn
+
+from pml_ext.trainers.hardness_aware import HardnessAwareTrainer, hardness_aware_trainer
+
+
+@dataclass(frozen=True)
+class Method:
+    """A named method that needs a trainer of its own.
+
+    Args:
+        variant: of `hardness_aware_trainer`.
+        source: where the method comes from.
+        args: the arguments in which it differs from the defaults of `hardness_aware_trainer`.
+    """
+
+    variant: str
+    source: str
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+    def trainer(
+        self, trunk: nn.Module, embedder: nn.Module, dataset: Any, num_classes: int, **kwargs: Any
+    ) -> HardnessAwareTrainer:
+        """Assemble the trainer; keyword arguments are those of `hardness_aware_trainer`, and win."""
+        return hardness_aware_trainer(self.variant, trunk, embedder, dataset, num_classes, **(dict(self.args) | kwargs))
+
+
+_source = "Zheng et al. 2019, arXiv 1903.05503"
+
+methods: Mapping[str, Method] = MappingProxyType(
+    {
+        "HDML-Triplet": Method("triplet", _source),
+        "HDML-NPair": Method("n_pair", _source),
+        "HDML-Triplet-real": Method("triplet", f"{_source}: its J(T) alone", {"synthesis": False}),
+        "HDML-NPair-real": Method("n_pair", f"{_source}: its J(T) alone", {"synthesis": False}),
+    }
+)

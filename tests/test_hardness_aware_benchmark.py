@@ -1,0 +1,87 @@
+"""Hardness-aware learning in the main job: by name, on the same batches, resumable, with its picture."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pml_ext.benchmark import Experiment, Result, checkpoint, losses, plots, records
+from pml_ext.benchmark.checkpoint import run_folder
+from pml_ext.benchmark.data import Data
+from pml_ext.benchmark.progress import Progress
+from pml_ext.benchmark.training import Run
+from pml_ext.trainers import HardnessAwareTrainer
+from pml_ext.trainers.methods import methods
+
+SMALL = Experiment(losses=("HDML-Triplet", "HDML-NPair"), dataset="digits", epochs=2, steps=2, device="cpu")
+
+
+class KilledError(Exception):
+    pass
+
+
+def numbers(results: list[Result]) -> list[Any]:
+    return [(r.loss, r.metrics, [{k: v for k, v in e.items() if k != "seconds"} for e in r.history]) for r in results]
+
+
+def test_names_are_known_and_do_not_hide_losses() -> None:
+    assert set(methods) <= set(losses.names())
+    assert len(losses.names()) == len(set(losses.names()))
+
+
+@pytest.mark.parametrize("name", methods)
+def test_a_run_has_the_methods_trainer_on_everybodys_network_and_batches(name: str, tmp_path: Path) -> None:
+    data = Data.load("digits")
+    batches = []
+    weights = []
+    for each in (name, "RAW"):
+        run = Run(SMALL, data, each, 0, tmp_path, Progress(0))
+        weights.append([parameter.clone() for parameter in run.trainer.models["trunk"].parameters()])
+        batches.append(list(run.sampler))
+        if each == name:
+            assert isinstance(run.trainer, HardnessAwareTrainer)
+            assert run.trainer.synthesis != name.endswith("real")
+            assert run.trainer.optimizers["trunk_optimizer"].param_groups[0]["lr"] == SMALL.learning_rate
+    assert batches[0] == batches[1]
+    assert all(torch.equal(x, y) for x, y in zip(*weights, strict=True))
+
+
+def test_interrupted_ends_with_the_same_numbers_and_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save, draw = checkpoint.save, plots.draw
+
+    def save_and_die(path: Path, content: dict[str, Any]) -> None:
+        save(path, content)
+        raise KilledError
+
+    monkeypatch.setattr(plots, "draw", lambda *_: [])
+    whole = replace(SMALL, out=str(tmp_path / "whole"))
+    results = whole.run()
+    parts = replace(SMALL, out=str(tmp_path / "parts"))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", save_and_die)
+        for resume in (False, True):
+            with pytest.raises(KilledError):
+                parts.run(resume=resume)
+    assert numbers(parts.run(resume=True)) == numbers(results)
+
+    columns = records.series(run_folder(tmp_path / "whole", "HDML-NPair", 0), "hardness_HardnessSchedule", ("lam",))
+    assert columns == {"step": [0, 2], "lam": [1, 1]}
+    assert records.series(run_folder(tmp_path / "whole", "untrained", 0), "hardness_HardnessSchedule", ("lam",)) == {}
+
+    for part in ("gallery", "projection", "learning_curves", "recall_curves"):  # they have tests of their own
+        monkeypatch.setattr(plots, part, lambda *_: plots._axes("", "", "")[0])
+    drawn = draw(whole, Data.load("digits"), tmp_path / "whole", results)
+    assert drawn[-1].name == "hardness.png"
+    with Image.open(drawn[-1]) as image:
+        assert np.asarray(image.convert("L")).std() > 10
+
+
+def test_hardness_curves_show_the_mean_over_seeds() -> None:
+    runs = [{key: [1.0, value] for key in plots.HARDNESS} | {"step": [0, 10]} for value in (0.2, 0.4)]
+    figure = plots.hardness_curves({"HDML-Triplet": runs})
+    assert [len(axes.lines) for axes in figure.axes] == [1, 1, 3]
+    assert all(line.get_ydata() == pytest.approx([1, 0.3]) for axes in figure.axes for line in axes.lines)
