@@ -64,7 +64,8 @@ class LabelSides(NamedTuple):
         rank = torch.zeros_like(order)
         rank[1:] = (ordered[1:] != ordered[:-1]).cumsum(0)
         ids = torch.empty_like(rank).scatter_(0, order, rank)
-        own = _members(ids, order, rank) if same and ids.device.type == "cpu" else None
+        # A fake tensor, or one on a device, has no numbers to look at.
+        own = _members(ids, order, rank) if same and type(ids) is Tensor and ids.device.type == "cpu" else None
         numbers = ids.to(dtype)
         return LabelSides(numbers[:n, None], (numbers if same else numbers[n:])[None, :], own, same)
 
@@ -93,19 +94,18 @@ class LabelSides(NamedTuple):
 def _members(ids: Tensor, order: Tensor, rank: Tensor) -> Tensor | None:
     """Columns of the other members of each sample's class, [n, largest class - 1], itself where there are fewer."""
     n = len(ids)
+    sizes = torch.zeros_like(rank).scatter_add_(0, rank, torch.ones_like(rank))
     # Through numpy: on the CPU that waits for nothing, and the width of the result has to be a Python number.
-    largest = int(torch.bincount(rank).numpy().max())
+    largest = int(sizes.numpy().max())
     if largest - 1 > GATHERED_SHARE * n:
         return None
-    sizes = torch.bincount(rank)
     first = sizes.cumsum(0) - sizes
-    place = torch.arange(max(largest, 2))
-    position = first[ids].unsqueeze(1) + place
-    members = order[position.clamp_max(n - 1)]
-    own = torch.arange(n).unsqueeze(1)
-    members = torch.where(place < sizes[ids].unsqueeze(1), members, own)
-    # The anchor itself is one of the members: put the last one in its place.
-    return torch.where(members == own, members[:, -1:], members)[:, :-1]
+    place = torch.arange(max(largest - 1, 1))
+    # The class in its order without the sample itself, whose own place is taken by what follows.
+    own = torch.empty_like(order).scatter_(0, order, torch.arange(n)) - first[ids]
+    place = place + (place >= own.unsqueeze(1))
+    members = order[(first[ids].unsqueeze(1) + place).clamp_max_(n - 1)]
+    return torch.where(place < sizes[ids].unsqueeze(1), members, torch.arange(n).unsqueeze(1))
 
 
 class MaskSides:

@@ -59,6 +59,18 @@ def near(pos: Tensor) -> Tensor:
     return torch.where(pos < ABSENT / 2, pos, -ABSENT)
 
 
+def only_max(sides: Sides) -> torch.return_types.max | None:
+    """The nearest negative of each row with its column [b, 1] each; None where equals would have to share.
+
+    Only for gathered sides, which are real numbers on the CPU: to look at them waits for nothing.
+    """
+    if not sides.gathered:
+        return None
+    top = sides.neg.max(1, keepdim=True)
+    shared = torch.eq(sides.neg, top.values, out=torch.empty_like(sides.neg)).sum(1, keepdim=True) > 1
+    return None if bool((shared & (sides.neg_count > 0)).any()) else top
+
+
 def above(x: Tensor, level: Tensor | float) -> Tensor:
     """1 where x is above the level and 0 elsewhere, as numbers: far cheaper here than booleans."""
     return torch.gt(x, level, out=torch.empty_like(x))

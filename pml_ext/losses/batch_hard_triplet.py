@@ -8,26 +8,29 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss, StaticDivisorReducer
-from pml_ext.pairs import softplus
-from pml_ext.sides import Sides, SideWeights, above
+from pml_ext.pairs import masked_max, masked_min, softplus
+from pml_ext.sides import Sides, SideWeights, above, only_max
 
 
 def batch_hard_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: float | None) -> Tensor:
     """Batch-hard triplet loss of each anchor: sim, pos, neg [.., n, m] -> [.., n]. See `BatchHardTripletLoss`."""
-    hardest_neg, hardest_pos = sim.masked_fill(~neg, -torch.inf).max(-1), sim.masked_fill(~pos, torch.inf).min(-1)
-    violation = hardest_neg.values - hardest_pos.values
+    violation = (masked_max(sim, neg) - masked_min(sim, pos)).squeeze(-1)
     return softplus(violation) if margin is None else torch.relu(violation + margin)
 
 
-def batch_hard_triplet_weights(sides: Sides, *, margin: float | None) -> SideWeights:
-    """Batch-hard loss and its two pair weights of each anchor."""
-    hardest_neg, hardest_pos = sides.neg.max(1, keepdim=True), sides.pos.min(1, keepdim=True)
-    violation = hardest_neg.values - hardest_pos.values
+def batch_hard_triplet_weights(sides: Sides, *, margin: float | None) -> SideWeights | None:
+    """Batch-hard loss and its few pair weights of each anchor."""
+    hardest_pos = sides.pos.amin(1, keepdim=True)
+    hardest_neg = only_max(sides)
+    if hardest_neg is None:
+        return None
+    violation = hardest_neg.values - hardest_pos
     if margin is None:
         losses, slope = softplus(violation), violation.sigmoid()
     else:
-        losses, slope = torch.relu(violation + margin), above(violation, -margin)
-    pos = torch.zeros_like(sides.pos).scatter_(1, hardest_pos.indices, -slope)
+        losses, slope = torch.relu(violation + margin), above(violation + margin, 0)
+    equal = (sides.pos == hardest_pos).to(slope.dtype)
+    pos = equal.mul_(-slope / equal.sum(1, keepdim=True))
     return SideWeights(losses.squeeze(1), pos, slope, neg_column=hardest_neg.indices)
 
 
@@ -38,7 +41,7 @@ class BatchHardTripletLoss(PairMatrixLoss):
         z_i = max_{p in P_i} D_ip - min_{n in N_i} D_in
         L_i = [z_i + margin]+ ,   or   log(1 + exp(z_i))   for margin=None, the soft margin
 
-    Of equally hard pairs of an anchor, the first has the gradient.
+    Equally hard pairs of an anchor share the gradient.
 
     Args:
         margin: how much closer the positive must be than the negative, at least 0, a difference of two scores; None

@@ -8,22 +8,27 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss
-from pml_ext.sides import Sides, SideWeights, above, near
+from pml_ext.pairs import masked_max
+from pml_ext.sides import Sides, SideWeights, above, near, only_max
 
 
 def easy_positive_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: float) -> Tensor:
     """Easy positive triplet loss of each anchor: sim, pos, neg [.., n, m] -> [.., n]. See `EasyPositiveTripletLoss`."""
-    hardest_neg, easiest_pos = (sim.masked_fill(~mask, -torch.inf).max(-1).values for mask in (neg, pos))
-    return torch.relu(hardest_neg - easiest_pos + margin)
+    return torch.relu(masked_max(sim, neg) - masked_max(sim, pos) + margin).squeeze(-1)
 
 
-def easy_positive_triplet_weights(sides: Sides, *, margin: float) -> SideWeights:
-    """Easy positive triplet loss and its two pair weights of each anchor."""
-    hardest_neg, easiest_pos = sides.neg.max(1, keepdim=True), near(sides.pos).max(1, keepdim=True)
-    violation = hardest_neg.values - easiest_pos.values + margin
+def easy_positive_triplet_weights(sides: Sides, *, margin: float) -> SideWeights | None:
+    """Easy positive triplet loss and its few pair weights of each anchor."""
+    hardest_neg = only_max(sides)
+    if hardest_neg is None:
+        return None
+    pos = near(sides.pos)
+    easiest_pos = pos.amax(1, keepdim=True)
+    violation = hardest_neg.values - easiest_pos + margin
     slope = above(violation, 0)
-    pos = torch.zeros_like(sides.pos).scatter_(1, easiest_pos.indices, -slope)
-    return SideWeights(torch.relu(violation).squeeze(1), pos, slope, neg_column=hardest_neg.indices)
+    equal = (pos == easiest_pos).to(slope.dtype)
+    weights = equal.mul_(-slope / equal.sum(1, keepdim=True))
+    return SideWeights(torch.relu(violation).squeeze(1), weights, slope, neg_column=hardest_neg.indices)
 
 
 @final

@@ -35,7 +35,8 @@ def semi_hard_triplet_weights(sides: Sides, *, margin: float) -> SideWeights | N
     columns, chosen = [], []
     for positive in sides.pos.unbind(1):
         torch.ge(neg, positive.unsqueeze(1), out=hits)
-        behind = torch.add(neg, hits, alpha=-ABSENT).max(1, keepdim=True)
+        scores = torch.add(neg, hits, alpha=-ABSENT)
+        behind = scores.max(1, keepdim=True)
         found = behind.values > -ABSENT / 2
         columns.append(torch.where(found, behind.indices, farthest.indices))
         chosen.append(torch.where(found, behind.values, farthest.values))
