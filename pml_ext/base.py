@@ -162,7 +162,9 @@ class PairMatrixLoss(MatrixLoss):
         if self.is_empty(embeddings, ref_emb):
             return dict(self.zero_losses())
         refs = None if ref_emb is embeddings else ref_emb
-        geometry = geometry_of(self.distance) if engine_runs() else None
+        # Scores of one's own making are not the engine's.
+        usual = type(self).similarity is PairModule.similarity and engine_runs()
+        geometry = geometry_of(self.distance) if usual else None
         if geometry is None:
             losses, counts = self.plain(embeddings, refs, masks)
         else:
