@@ -5,12 +5,22 @@ import re
 import textwrap
 from typing import Any
 
+from pytorch_metric_learning.losses.base_loss_wrapper import BaseLossWrapper
 from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
-from torch import nn
+from pytorch_metric_learning.miners import BaseMiner
+from pytorch_metric_learning.regularizers import BaseRegularizer
+from torch import Tensor, nn
 
 from pml_ext.catalog import Recipe
+from pml_ext.centers import CenterSource
 
 _SECTION = re.compile(r"^(Args|Shape|Defaults|Source|Raises|Example|Attributes):$", re.MULTILINE)
+_KINDS = (
+    ("Loss", (BaseMetricLossFunction, BaseLossWrapper)),
+    ("Centres", CenterSource),
+    ("Regularizer", BaseRegularizer),
+    ("Miner", BaseMiner),
+)
 
 
 def sections(docstring: str) -> dict[str, str]:
@@ -21,34 +31,73 @@ def sections(docstring: str) -> dict[str, str]:
 
 
 def explain(recipe: Recipe) -> str:
-    """A page about a recipe in plain text: every loss it is made of, outermost first, and its miner."""
-    parts = [f"{recipe.name}\n{'=' * len(recipe.name)}", f"From: {recipe.source}"]
-    losses = [module for module in recipe.loss.modules() if isinstance(module, BaseMetricLossFunction)]
-    parts += [_part("Loss", loss) for loss in losses]
-    miners = [module for module in recipe.loss.modules() if hasattr(module, "mine")]
-    parts += [_part("Miner", miner) for miner in miners + ([recipe.miner] if recipe.miner else [])]
+    """A page about a recipe in plain text: everything it is made of, from the outside in, its miner at the end.
+
+    Example:
+        >>> from pml_ext.catalog import build
+        >>> print(explain(build("BatchHard")).splitlines()[0])
+        BatchHard
+    """
+    parts = [f"{recipe.name}\n{'=' * len(recipe.name)}\n\nFrom {recipe.source}."]
+    modules = [*recipe.loss.modules(), *([] if recipe.miner is None else recipe.miner.modules())]
+    for module in modules:
+        kind = next((name for name, base in _KINDS if isinstance(module, base)), "")
+        # A part of another package's part, or one that only helps another, is no choice of the recipe's.
+        if kind and not type(module).__name__.startswith("_"):
+            parts.append(_part(kind, module))
     return "\n\n".join(parts)
 
 
 def _part(kind: str, part: nn.Module) -> str:
-    doc = sections(type(part).__doc__ or "no description")
-    lines = [f"{kind}: {_signature(part)}", "", textwrap.indent(doc["Formula"], "  ")]
-    lines += ["", f"  distance: {_of_pml(part.distance)}"] if hasattr(part, "distance") else []
-    lines += [f"  reducer: {_of_pml(part.reducer)}"] if hasattr(part, "reducer") else []
-    if "Source" in doc:
-        lines += ["", "  source and differences:", textwrap.indent(doc["Source"], "    ")]
+    doc = sections(type(part).__doc__ or "")
+    package = ".".join(type(part).__module__.split(".")[:2])
+    lines = [*textwrap.wrap(f"{kind}: {signature(part)}", 116, subsequent_indent="    "), f"  from {package}"]
+    lines += ["", textwrap.indent(doc["Formula"] or "PML's own: its documentation has the formula.", "  ")]
+    distance, reducer = (getattr(part, name, None) for name in ("distance", "reducer"))
+    if distance is not None or reducer is not None:
+        lines += [""]
+        lines += [f"  distance: {_distance(distance)}"] if distance is not None else []
+        lines += [f"  reducer: {_reducer(reducer)}"] if reducer is not None else []
+    for title, name in (("arguments", "Args"), ("defaults", "Defaults"), ("source and differences", "Source")):
+        if name in doc:
+            lines += ["", f"  {title}:", textwrap.indent(doc[name], "    ")]
     return "\n".join(lines)
 
 
-def _signature(part: nn.Module) -> str:
-    recorded = getattr(part, "_record_these", [])
-    values = ", ".join(f"{name}={getattr(part, name)!r}" for name in recorded)
-    return f"{type(part).__module__}.{type(part).__name__}({values})"
+def signature(part: nn.Module) -> str:
+    """The call that makes a part like this one, with the arguments that it keeps as attributes.
+
+    Example:
+        >>> from pml_ext.losses import BatchHardTripletLoss
+        >>> signature(BatchHardTripletLoss(margin=0.2))
+        'BatchHardTripletLoss(margin=0.2)'
+    """
+    names = [name for name in inspect.signature(type(part)).parameters if hasattr(part, name)]
+    # One of PML's losses overwrites this argument with a statistic.
+    of_pml = type(part).__module__.startswith("pytorch_metric_learning")
+    shown = {name: _written(getattr(part, name)) for name in names if not (of_pml and name == "embedding_size")}
+    return f"{type(part).__name__}({', '.join(f'{name}={value}' for name, value in shown.items() if value)})"
 
 
-def _of_pml(part: Any) -> str:
-    shown = [
-        f"{name}={getattr(part, name)!r}" for name in ("p", "power", "normalize_embeddings") if hasattr(part, name)
-    ]
-    children = [f"{name}: {type(child).__name__}" for name, child in getattr(part, "reducers", {}).items()]
-    return f"{type(part).__name__}({', '.join(shown + children)})"
+def _written(value: Any) -> str:
+    if isinstance(value, nn.Module) and not isinstance(value, nn.ModuleList):
+        return type(value).__name__
+    if isinstance(value, nn.ModuleList) or (isinstance(value, (list, tuple)) and value):
+        return f"[{', '.join(map(_written, value))}]"
+    if isinstance(value, Tensor):
+        return f"{value.item():g}" if value.numel() == 1 else ""
+    return getattr(value, "__name__", None) or repr(value)
+
+
+def _distance(part: Any) -> str:
+    shown = [f"{name}={getattr(part, name)!r}" for name in ("p", "power") if hasattr(part, name)]
+    kind = "larger is closer" if part.is_inverted else "smaller is closer"
+    normalised = "normalised embeddings" if part.normalize_embeddings else "embeddings as they are"
+    return f"{type(part).__name__}({', '.join(shown)}) of {normalised}, {kind}"
+
+
+def _reducer(part: Any) -> str:
+    children = getattr(part, "reducers", None)
+    if children is None:
+        return type(part).__name__
+    return ", ".join(f"{type(child).__name__} of {name}" for name, child in children.items())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
 from pytorch_metric_learning.reducers import SumReducer
-from torch import Tensor
+from torch import Tensor, nn
 
 from pml_ext.analysis.health import Health
 from pml_ext.analysis.pair_weights import PairWeights, pair_weights
@@ -15,15 +15,15 @@ from pml_ext.analysis.pair_weights import PairWeights, pair_weights
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; line styles repeat the difference.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 3)))
-PULL, PUSH = _COLOURS[0], _COLOURS[1]
+# Of Okabe and Ito's colours, which colour-blind readers can tell apart; line styles and markers repeat the difference.
+PULL, PUSH, PAIRS, RANK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#777777"
 
 # The batch behind the curves: an anchor, and the cosine similarities of its positives and of its negatives to it. The
 # first of each is the pair whose weight is drawn.
 _POSITIVES = (0.5, 0.7)
 _NEGATIVES = (0.6, 0.5, 0.4)
+_CASES = ("self", "positive-relative", "negative-relative")
+_MOVING = ("the pair itself", "the other positives", "the other negatives")
 
 
 def _figure(width: float, height: float) -> "Figure":
@@ -34,21 +34,20 @@ def _figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _row(positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
+def _plain(axis: Any) -> None:
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _row(positives: Tensor, negatives: Tensor, dimension: int) -> tuple[Tensor, Tensor]:
     """Unit vectors whose first one has these cosine similarities to the others, and labels."""
     scores = torch.cat((positives, negatives)).double().clamp(-1, 1)
-    others = torch.cat((scores.unsqueeze(1), torch.diag((1 - scores.square()).sqrt())), dim=1)
-    anchor = torch.zeros(1, others.shape[1], dtype=torch.float64)
-    anchor[0, 0] = 1
-    labels = torch.cat((torch.zeros(1 + len(positives)), torch.ones(len(negatives)))).long()
-    return torch.cat((anchor, others)), labels
-
-
-def _weight(loss: BaseMetricLossFunction, positives: Tensor, negatives: Tensor, column: int) -> float:
-    """Weight of one pair of the anchor, whose positives are columns 1, 2, ..., then its negatives."""
-    embeddings, labels = _row(positives, negatives)
-    weights = pair_weights(loss, embeddings, labels).weights
-    return float(weights.reshape(-1, *weights.shape[-2:]).mean(0)[0, column])
+    number = len(scores)
+    embeddings = torch.zeros(1 + number, max(dimension, 1 + number), dtype=torch.float64)
+    embeddings[0, 0] = 1
+    embeddings[1:, 0] = scores
+    embeddings[1:, 1 : 1 + number] = torch.diag((1 - scores.square()).sqrt())
+    return embeddings, torch.cat((torch.zeros(1 + len(positives)), torch.ones(len(negatives)))).long()
 
 
 def _moved(kind: str, case: int, score: float) -> tuple[Tensor, Tensor]:
@@ -63,109 +62,185 @@ def _moved(kind: str, case: int, score: float) -> tuple[Tensor, Tensor]:
     return positives, negatives
 
 
-def _summed(loss: BaseMetricLossFunction) -> BaseMetricLossFunction:
-    """A copy of the loss that adds its anchors up, so that no weight depends on how many others are active."""
-    loss = copy.deepcopy(loss)
+def _summed(loss: nn.Module) -> nn.Module:
+    """A copy of the loss in float64 that adds its anchors up, so that no weight depends on how many are active."""
+    loss = copy.deepcopy(loss).double()
     for module in loss.modules():
         if isinstance(module, BaseMetricLossFunction):
             module.set_reducer(SumReducer())
     return loss
 
 
-def weight_curves(
-    losses: Mapping[str, BaseMetricLossFunction] | BaseMetricLossFunction, *, points: int = 81, relative: bool = True
-) -> "Figure":
-    """Weight of a pair against similarity, for one loss or for several side by side: the three cases of the MS paper.
+def _weight(loss: nn.Module, positives: Tensor, negatives: Tensor, dimension: int, column: int) -> float:
+    weights = pair_weights(loss, *_row(positives, negatives, dimension)).weights
+    return float(weights[0, column])
 
-    An anchor has positives of cosine similarity 0.5 and 0.7 and negatives of 0.6, 0.5 and 0.4. Drawn is the weight of
-    the first negative (upper row) and of the first positive (lower row), while one thing moves in each column: the
-    similarity of the pair itself, that of the anchor's other positives, and that of its other negatives. Anchors are
-    summed, whatever the reducer of the loss.
+
+def compares_samples(loss: nn.Module, *, dimension: int = 8) -> bool:
+    """Whether the loss compares the samples of a batch as they are, so that its weights have curves.
+
+    One that compares slices, class centres or proxies has not, but a `weight_scatter`.
 
     Args:
-        losses: name -> loss, or one loss. Any loss that `pair_weights` can analyse.
-        points: number of similarities computed on each curve.
-        relative: divide each curve by the largest weight of its loss in the row, so that shapes can be compared.
+        loss: any loss.
+        dimension: of the embeddings to try it on, at least 6.
+
+    Raises:
+        NoPairWeightsError: the loss has no pair weights.
+    """
+    distance = getattr(loss, "distance", None) or getattr(getattr(loss, "loss", None), "distance", None)
+    embeddings, labels = _row(*_moved("positive", 0, 0.5), dimension)
+    found = pair_weights(_summed(loss), embeddings, labels)
+    if distance is None or not found.given:
+        return False
+    with torch.no_grad():
+        expected = distance(embeddings) * (1 if distance.is_inverted else -1)
+    return found.similarity.shape == expected.shape and torch.allclose(found.similarity, expected)
+
+
+def weight_curves(losses: Mapping[str, nn.Module] | nn.Module, *, points: int = 61, dimension: int = 8) -> "Figure":
+    """Weight of a pair against similarity, a loss in each row, in the three cases of the Multi-Similarity paper.
+
+    An anchor has positives of cosine similarity 0.5 and 0.7 and negatives of 0.6, 0.5 and 0.4. Drawn are the weights of
+    the first positive and of the first negative while one thing moves, in each column: the similarity of the pair
+    itself, that of the anchor's other positives, and that of its other negatives. Anchors are summed, whatever the
+    reducer of the loss, and each line is a share of the largest weight of its kind in the row.
+
+    Args:
+        losses: name -> loss, or one loss; such that `compares_samples`.
+        points: number of similarities computed on each line.
+        dimension: of the embeddings, at least 6, for losses that must know it.
+
+    Raises:
+        NoPairWeightsError: a loss has no pair weights.
 
     Source:
-        Wang et al., "Multi-Similarity Loss with General Pair Weighting", CVPR 2019, figure 2.
+        Wang et al., "Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning", CVPR 2019, section 3.
     """
     named = losses if isinstance(losses, Mapping) else {type(losses).__name__: losses}
-    figure = _figure(11, 6)
-    axes = figure.subplots(2, 3, sharex=True, sharey="row" if relative else False)
+    figure = _figure(9, 1.3 + 1.35 * len(named))
+    panels = figure.subplots(len(named), 3, sharex=True, sharey=True, squeeze=False)
     grid = torch.linspace(-0.2, 0.99, points)
-    titles = ("self", "positive-relative", "negative-relative")
-    for number, (name, loss) in enumerate(named.items()):
+    kinds = (("positive", 1, PULL, "-"), ("negative", 1 + len(_POSITIVES), PUSH, "--"))
+    for axes, (name, loss) in zip(panels, named.items(), strict=True):
         summed = _summed(loss)
-        for row, (kind, column) in enumerate((("negative", 1 + len(_POSITIVES)), ("positive", 1))):
-            curves = [
-                [_weight(summed, *_moved(kind, case, float(score)), column) for score in grid] for case in range(3)
+        for kind, column, colour, style in kinds:
+            lines = [
+                [_weight(summed, *_moved(kind, case, float(score)), dimension, column) for score in grid]
+                for case in range(3)
             ]
-            top = max(map(max, curves)) if relative else 1.0
-            for axis, curve in zip(axes[row], curves, strict=True):
-                axis.plot(
-                    grid,
-                    [weight / top if top else 0.0 for weight in curve],
-                    color=_COLOURS[number % len(_COLOURS)],
-                    linestyle=_STYLES[number % len(_STYLES)],
-                    label=name,
-                )
-            axes[row, 0].set_ylabel(f"weight of a {kind}")
-    for case, moving in enumerate(("pair itself", "other positives", "other negatives")):
-        axes[0, case].set_title(titles[case])
-        axes[1, case].set_xlabel(f"similarity of the {moving}")
-    if relative:
-        figure.suptitle("pair weights, as a share of the largest of each loss", fontsize="medium")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(named), 3), frameon=False)
+            top = max(map(max, lines)) or 1.0
+            for axis, line in zip(axes, lines, strict=True):
+                axis.plot(grid, [w / top for w in line], style, color=colour, linewidth=2, label=f"{kind} pair")
+        axes[0].set_ylabel(name, rotation=0, ha="right", va="center")
+        for axis in axes:
+            _plain(axis)
+            axis.set_yticks([0, 1])
+            axis.set_ylim(-0.08, 1.08)
+    for case in range(3):
+        panels[0, case].set_title(_CASES[case], fontsize="medium")
+        panels[-1, case].set_xlabel(f"similarity of {_MOVING[case]}", fontsize="small")
+    figure.suptitle("Weight of a pair, as a share of its largest", x=0.01, ha="left")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    where = "positives at 0.5 and 0.7, negatives at 0.6, 0.5 and 0.4, unless they move"
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, title=where)
     return figure
 
 
-def weight_matrix(pairs: PairWeights, labels: Tensor, *, title: str = "") -> "Figure":
-    """Heat map of the pair weights of a batch, sorted by class: pull in blue, push in red.
+def weight_scatter(pairs: PairWeights, *, title: str = "") -> "Figure":
+    """Weight against similarity of every pair of a batch: what any loss does that has weights at all.
 
     Args:
-        pairs: the result of `pair_weights`, references being the batch.
-        labels: [n].
+        pairs: the result of `pair_weights`.
         title: of the figure.
     """
-    figure = _figure(6, 5)
+    figure = _figure(6.5, 4.2)
     axis = figure.subplots()
-    order = labels.argsort(stable=True)
-    weights = pairs.weights.reshape(-1, *pairs.weights.shape[-2:]).mean(0)
-    signed = torch.where(pairs.pos.reshape(weights.shape), -weights, weights)[order][:, order]
+    positive, negative = ("positive", "negative") if pairs.given else ("pulled", "pushed")
+    for kind, mask, colour, marker in ((positive, pairs.pos, PULL, "o"), (negative, pairs.neg, PUSH, "^")):
+        x, y = (matrix[mask].numpy(force=True) for matrix in (pairs.similarity, pairs.weights))
+        axis.scatter(x, y, s=22, color=colour, marker=marker, alpha=0.7, linewidths=0, label=f"{kind} pair")
+    axis.set(xlabel="score (larger is closer)", ylabel="pair weight |dL/dS|")
+    axis.set_ylim(bottom=0)
+    axis.set_title(title, loc="left")
+    _plain(axis)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def weight_matrix(pairs: PairWeights, labels: Tensor, ref_labels: Tensor | None = None, *, title: str = "") -> "Figure":
+    """Heat map of the pair weights of a batch, sorted by class: pull in blue, push in red.
+
+    Several comparisons are averaged.
+
+    Args:
+        pairs: the result of `pair_weights`.
+        labels: [n], of the anchors.
+        ref_labels: [m], of the references; by default they are the batch.
+        title: of the figure.
+
+    Raises:
+        ValueError: labels of another number than there are anchors or references.
+    """
+    signed = pairs.derivative.reshape(-1, *pairs.derivative.shape[-2:]).mean(0)
+    columns = labels if ref_labels is None else ref_labels
+    if signed.shape != (len(labels), len(columns)):
+        raise ValueError(f"{tuple(signed.shape)} weights need as many labels, got {len(labels)} and {len(columns)}")
+    figure = _figure(6, 4.8)
+    axis = figure.subplots()
+    order, column_order = labels.argsort(stable=True), columns.argsort(stable=True)
+    signed = signed[order][:, column_order]
     top = float(signed.abs().max()) or 1.0
-    image = axis.imshow(signed.numpy(force=True), cmap="RdBu_r", vmin=-top, vmax=top, interpolation="nearest")
-    edges = labels[order].diff().nonzero().flatten().tolist()
-    for edge in edges:
-        axis.axhline(edge + 0.5, color="grey", linewidth=0.4)
-        axis.axvline(edge + 0.5, color="grey", linewidth=0.4)
-    axis.set(xlabel="reference, sorted by class", ylabel="anchor, sorted by class", title=title)
+    image = axis.imshow(
+        signed.numpy(force=True), cmap="RdBu_r", vmin=-top, vmax=top, interpolation="nearest", aspect="auto"
+    )
+    for draw, classes in ((axis.axhline, labels[order]), (axis.axvline, columns[column_order])):
+        for edge in classes.diff().nonzero().flatten().tolist():
+            draw(edge + 0.5, color=GREY, linewidth=0.6)
+    axis.set(xlabel="reference, sorted by class", ylabel="anchor, sorted by class")
+    axis.set_title(title, loc="left")
     bar = figure.colorbar(image, ax=axis)
-    bar.set_label("pull  <-  pair weight  ->  push")
+    bar.set_label("pulled   $\\leftarrow$   pair weight   $\\rightarrow$   pushed")
     return figure
 
 
 def budget(history: Mapping[int, Health], *, title: str = "") -> "Figure":
-    """Pull and push over training, and on how many pairs of an anchor the gradient rests.
+    """Pull and push over training, on how many pairs an anchor's gradient rests, and how the embeddings spread.
+
+    Where a failure was named the background is grey.
 
     Args:
         history: iteration -> `Health`, as `EmbeddingHealth.history`.
         title: of the figure.
     """
-    figure = _figure(8, 5)
-    upper, lower = figure.subplots(2, 1, sharex=True)
-    iterations = list(history)
-
-    def draw(axis: Any, name: str, label: str, colour: str, style: str = "-") -> None:
-        axis.plot(iterations, [getattr(h, name) for h in history.values()], color=colour, linestyle=style, label=label)
-
-    draw(upper, "pull", "pull (positives)", PULL)
-    draw(upper, "push", "push (negatives)", PUSH, "--")
-    upper.set(ylabel="sum of pair weights", title=title, ylim=(0, None))
-    draw(lower, "effective_pairs", "effective pairs of an anchor", _COLOURS[2])
-    draw(lower, "effective_rank", "effective rank of the embeddings", _COLOURS[3], "--")
-    lower.set(xlabel="iteration", ylabel="number", ylim=(0, None))
-    for axis in (upper, lower):
-        axis.legend(frameon=False)
+    figure = _figure(8, 6)
+    panels = figure.subplots(3, 1, sharex=True)
+    iterations, measured = list(history), list(history.values())
+    lines = (
+        (0, "pull", "pull (positives)", PULL, "-"),
+        (0, "push", "push (negatives)", PUSH, "--"),
+        (1, "effective_pairs", "effective pairs of an anchor", PAIRS, "-"),
+        (1, "effective_rank", "effective rank of the embeddings", RANK, "--"),
+        (2, "spread", "spread of the directions", GREY, "-"),
+    )
+    for panel, name, label, colour, style in lines:
+        values = [getattr(health, name) for health in measured]
+        panels[panel].plot(iterations, values, style, color=colour, linewidth=2, marker="o", markersize=3, label=label)
+    for axis, label in zip(panels, ("sum of pair weights", "number", "0: all alike"), strict=True):
+        _plain(axis)
+        axis.set_ylabel(label)
+        axis.set_ylim(bottom=0)
+        # Beside the lines, which may run anywhere.
+        axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        for i, health in enumerate(measured):
+            if health.failure:
+                left = iterations[max(i - 1, 0)] if i else iterations[0]
+                axis.axvspan((left + iterations[i]) / 2, _until(iterations, i), color=GREY, alpha=0.18, linewidth=0)
+    names = list(dict.fromkeys(health.failure.split(":")[0] for health in measured if health.failure))
+    panels[-1].set_xlabel("iteration" + (f" (grey: {', '.join(names)})" if names else ""))
+    panels[0].set_title(title, loc="left")
     return figure
+
+
+def _until(iterations: list[int], i: int) -> float:
+    return iterations[i] if i + 1 == len(iterations) else (iterations[i] + iterations[i + 1]) / 2

@@ -46,6 +46,8 @@ def run(experiment: Experiment, *, resume: bool = False, say: Say = lambda line:
         OSError, sqlite3.Error: the disk is full, or `out` cannot be written to.
     """
     check_extras()
+    from pml_ext.benchmark import plots  # noqa: F401 - needs the extras; what is wrong with it shows before the training
+
     data = Data.load(experiment.dataset)
     for name in experiment.losses:
         losses.rehearse(
@@ -127,7 +129,7 @@ def _line(result: Result) -> str:
 
 
 def _report(experiment: Experiment, data: Data, out: Path, results: Sequence[Result], say: Say) -> None:
-    from pml_ext.benchmark import plots  # needs the extra, which `run` has checked for
+    from pml_ext.benchmark import plots
 
     say("")
     say(table.text(results))

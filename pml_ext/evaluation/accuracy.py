@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .clustering import scikit_kmeans
 from .knn import TorchKNN
+from .scores import retrieval_scores
 
 Array = Tensor | np.ndarray[Any, Any]
 KNN = Callable[[Tensor, int, Tensor, bool], tuple[Tensor, Tensor]]
@@ -54,12 +55,16 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
         k: how many neighbours PML's own metrics look at: an integer, ``None`` for all references, or (default)
             ``"max_bin_count"`` for the size of the largest class, at which ``mean_average_precision_at_r``,
             ``r_precision`` and ``precision_at_1`` are exact. ``mean_average_precision`` and ``mean_reciprocal_rank``
-            depend on it by definition. Recall does not depend on ``k``, and PML's metrics not on ``recall_at``.
+            depend on it by definition: ``None`` gives those of the whole ranking, and is expensive only for
+            ``mean_average_precision`` of large classes. Recall does not depend on ``k``, and PML's metrics not on
+            ``recall_at``.
         label_comparison_fn: says which labels match, see PML (default ``None``: equal ones). It receives the labels in
             float32. NMI and AMI must then be excluded.
         device: where to compute, a ``torch.device`` or its name (default ``None``: CUDA if there is one).
-        knn_func: ``(query, k, reference, ref_includes_query) -> (distances, indices)`` (default ``None``: PML's
-            ``FaissKNN`` where faiss can be imported, otherwise :class:`TorchKNN`).
+        knn_func: ``(query, k, reference, ref_includes_query) -> (distances, indices)``, Euclidean neighbours (default
+            ``None``: none are searched, ranks are counted instead, in little memory and as exactly, at any depth;
+            metrics of subclasses and a ``label_comparison_fn`` get PML's ``FaissKNN`` where faiss can be imported,
+            otherwise :class:`TorchKNN`).
         kmeans_func: ``(embeddings, num_clusters) -> clusters`` (default ``None``: PML's ``FaissKMeans`` where faiss
             can be imported, otherwise scikit-learn's k-means with a fixed seed).
 
@@ -74,7 +79,9 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
         ``k`` (PML: ``None``, all references); labels are compared as they are, not rounded to float32; never more
         neighbours are asked for than there are references (PML scores faiss's padding of -1: mean average precisions
         of more than 1); a query without any match gives NaN, whatever ``k``; ``mean_reciprocal_rank`` can be
-        computed alone; NaN and infinite embeddings are refused; faiss is optional.
+        computed alone, and is computed in float64; NaN and infinite embeddings are refused; faiss is optional.
+        References at equal distance are ranked by index, as by faiss; distances are those of float32, so that a
+        difference in the last digits may be decided one way by counting and another way by a ``knn_func``.
 
     Raises:
         TypeError: ``recall_at`` is not a sequence of integers; ``include`` or ``exclude`` not a tuple or list.
@@ -109,6 +116,7 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
         # PML finds its metrics as the attributes called calculate_<name>.
         for recall_k in self.recall_at:
             setattr(self, f"calculate_{_metric_name(recall_k)}", partial(self._recall, recall_k))
+        by_counting = knn_func is None and label_comparison_fn is None
         if not hasattr(inference, "faiss"):
             knn_func = TorchKNN() if knn_func is None else knn_func
             kmeans_func = scikit_kmeans if kmeans_func is None else kmeans_func
@@ -123,6 +131,8 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
             knn_func=knn_func,
             kmeans_func=kmeans_func,
         )
+        # PML's attribute knn_func may be set to another function later.
+        self._unused_knn_func = self.knn_func if by_counting else None
 
     def requires_knn(self) -> list[str]:
         """Name the metrics that need nearest neighbours."""
@@ -203,12 +213,29 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
             "reference_labels": reference_labels,
             "ref_includes_query": ref_includes_query,
         }
-        if metrics.intersection(self.requires_knn()):
+        per_query: dict[str, Tensor] = {}
+        if needing_knn := metrics.intersection(self.requires_knn()):
             kwargs |= self._matches(query_labels, reference_labels, ref_includes_query)
-            kwargs |= self._neighbours(**kwargs)
+            if self._can_count(needing_knn):
+                per_query = self._scores(needing_knn, **kwargs)
+            else:
+                kwargs |= self._neighbours(**kwargs)
         if metrics.intersection(self.requires_clustering()):
             kwargs["cluster_labels"] = self.get_cluster_labels(**kwargs)
-        return dict(self._get_accuracy(self.curr_function_dict, **kwargs))
+        others = {name: function for name, function in self.curr_function_dict.items() if name not in per_query}
+        accuracies = dict(self._get_accuracy(others, **kwargs))
+        return {
+            name: self._average(per_query[name], **kwargs) if name in per_query else accuracies[name]
+            for name in self.curr_function_dict
+        }
+
+    def _can_count(self, names: set[str]) -> bool:
+        """Tell whether all these metrics are functions of the ranks of the matches."""
+        recall = set(map(_metric_name, self.recall_at))
+        return self.knn_func is self._unused_knn_func and all(
+            name in recall or (name in RANK_METRICS and getattr(type(self), f"calculate_{name}") is RANK_METRICS[name])
+            for name in names
+        )
 
     def _matches(self, query_labels: Tensor, reference_labels: Tensor, ref_includes_query: bool) -> dict[str, Any]:
         """Count the matching references of each label of a query, and find the queries without any."""
@@ -225,6 +252,45 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
             )
         return {"label_counts": label_counts, "lone_query_labels": lone_labels, "not_lone_query_mask": not_lone}
 
+    def _scores(
+        self,
+        names: set[str],
+        *,
+        query: Tensor,
+        reference: Tensor,
+        query_labels: Tensor,
+        reference_labels: Tensor,
+        ref_includes_query: bool,
+        label_counts: tuple[Tensor, Tensor],
+        not_lone_query_mask: Tensor,
+        **_: Any,
+    ) -> dict[str, Tensor]:
+        """Compute metrics of every query [n] from the ranks of its matches."""
+        if not not_lone_query_mask.any():
+            _warn_of_no_match()
+            return dict.fromkeys(names, query.new_full((len(query),), torch.nan))
+        k = self.determine_k(label_counts[1], len(reference), ref_includes_query)
+        scores = retrieval_scores(
+            query,
+            query_labels,
+            reference,
+            reference_labels,
+            ref_includes_query,
+            k,
+            at_r=not names.isdisjoint(("mean_average_precision_at_r", "r_precision")),
+            at_k="mean_average_precision" in names,
+        )
+        first = scores.first_match_rank
+        per_query = {
+            "precision_at_1": (first < 1).double(),
+            "mean_reciprocal_rank": torch.where(first < k, 1 / (first.double() + 1), 0),
+            "r_precision": scores.r_precision,
+            "mean_average_precision_at_r": scores.average_precision_at_r,
+            "mean_average_precision": scores.average_precision,
+            **{_metric_name(recall_k): (first < recall_k).double() for recall_k in self.recall_at},
+        }
+        return {name: value for name, value in per_query.items() if name in names and value is not None}
+
     def _neighbours(
         self,
         query: Tensor,
@@ -238,7 +304,7 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
     ) -> dict[str, Tensor]:
         """Find the nearest references as deep as the metrics need: for PML's own metrics, and for recall."""
         if not not_lone_query_mask.any():
-            c_f.LOGGER.warning("No query has a reference with its label.")
+            _warn_of_no_match()
             nothing = query.new_empty(len(query), 0)
             return {"knn_labels": nothing, "knn_distances": nothing, "first_match_rank": nothing}
         # The largest class has only the query itself where, by a label_comparison_fn, no label matches itself.
@@ -264,26 +330,53 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
         needs = {name: recall_at.get(name, k) for name in self.requires_knn()}
         return min(available, max(needs[name] for name in self.curr_function_dict if name in needs))
 
-    def _recall(
+    def _recall(self, k: int, *, first_match_rank: Tensor, **kwargs: Any) -> float | list[float]:
+        """Return the fraction of queries whose first match has rank (from 0) less than k."""
+        return self._average((first_match_rank < k).double(), **kwargs)
+
+    def _average(
         self,
-        k: int,
+        per_query: Tensor,
         *,
-        first_match_rank: Tensor,
         query_labels: Tensor,
         not_lone_query_mask: Tensor,
         label_counts: tuple[Tensor, Tensor],
         **_: Any,
     ) -> float | list[float]:
-        """Return the fraction of queries whose first match has rank (from 0) less than k."""
-        ranks, labels = pml.try_getting_not_lone_labels(first_match_rank, query_labels, not_lone_query_mask)
-        if ranks is None:
+        """Average over the queries that have a match, or over those of each class; NaN if there is none."""
+        if not not_lone_query_mask.any():
             nan: float | list[float] = pml.nan_accuracy(label_counts[0], self.return_per_class)
             return nan
-        hits = (ranks < k).double()
-        recall: float | list[float] = pml.maybe_get_avg_of_avgs(
-            hits, labels[:, None], self.avg_of_avgs, self.return_per_class
+        values, labels = per_query[not_lone_query_mask], query_labels[not_lone_query_mask]
+        if not (self.avg_of_avgs or self.return_per_class):
+            return float(values.mean())
+        # PML's function for this takes n numbers for each class.
+        classes = labels.unique(dim=0 if labels.ndim == 2 else None, return_inverse=True)[1]
+        counts = torch.bincount(classes)
+        averages = values.new_zeros(len(counts)).index_add_(0, classes, values) / counts
+        if self.return_per_class:
+            per_class: list[float] = averages.tolist()
+            return per_class
+        return float(averages.mean())
+
+
+RANK_METRICS: Final = MappingProxyType(
+    {
+        name: getattr(pml.AccuracyCalculator, f"calculate_{name}")
+        for name in (
+            "precision_at_1",
+            "r_precision",
+            "mean_average_precision_at_r",
+            "mean_average_precision",
+            "mean_reciprocal_rank",
         )
-        return recall
+    }
+)
+"""PML's metrics that follow from the ranks of the matches."""
+
+
+def _warn_of_no_match() -> None:
+    c_f.LOGGER.warning("No query has a reference with its label.")
 
 
 def _metric_name(k: int) -> str:

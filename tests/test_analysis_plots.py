@@ -1,0 +1,172 @@
+"""The pictures of pair weights and the pages about methods: what is drawn and printed, and nothing else."""
+
+from pathlib import Path
+
+import pytest
+import pytorch_metric_learning.losses as pml
+import torch
+from matplotlib import pyplot
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from pytorch_metric_learning.distances import CosineSimilarity
+from pytorch_metric_learning.reducers import AvgNonZeroReducer
+
+from pml_ext import catalog, losses, wrappers
+from pml_ext.analysis import EmbeddingHealth, NoPairWeightsError, pair_weights
+from pml_ext.analysis.__main__ import main
+from pml_ext.analysis.explain import explain, sections
+from pml_ext.analysis.plots import (
+    PULL,
+    PUSH,
+    budget,
+    compares_samples,
+    weight_curves,
+    weight_matrix,
+    weight_scatter,
+)
+from pml_ext.testing import Batch
+
+
+@pytest.fixture(autouse=True)
+def _nothing_behind_the_users_back(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    yield
+    assert pyplot.get_fignums() == []
+
+
+def drawn(axis):
+    return {to_hex(line.get_color()).upper(): line.get_xydata() for line in axis.get_lines()}
+
+
+def test_curves_are_the_closed_form():
+    contrastive = losses.AnchorContrastiveLoss(pos_margin=1, neg_margin=0.5, average=False, distance=CosineSimilarity())
+    state = torch.get_rng_state()
+    figure = weight_curves({"contrastive": contrastive, "triplet": pml.TripletMarginLoss()}, points=13)
+    assert isinstance(figure, Figure)
+    panels = figure.get_axes()
+    assert len(panels) == 6
+    for axis in panels[:3]:
+        assert (drawn(axis)[PULL][:, 1] == 1).all()
+    similarity, weight = drawn(panels[0])[PUSH].T
+    assert ((similarity > 0.5) == (weight == 1)).all()
+    assert (drawn(panels[1])[PUSH][:, 1] == 1).all()  # a contrastive weight depends on the pair alone
+    similarity, weight = drawn(panels[5])[PULL].T
+    assert (weight[similarity > 0.9] > 0).all()  # while another negative is near, the positive is in a triplet with it
+    assert [panels[0].get_ylabel(), panels[3].get_ylabel()] == ["contrastive", "triplet"]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert list(Path().iterdir()) == []
+
+
+def test_curves_do_not_depend_on_the_reducer():
+    one, other = (weight_curves(losses.RAWLoss(reducer=r), points=5) for r in (None, AvgNonZeroReducer()))
+    for a, b in zip(one.get_axes(), other.get_axes(), strict=True):
+        assert (drawn(a)[PULL] == drawn(b)[PULL]).all()
+
+
+def test_which_losses_have_curves():
+    assert compares_samples(losses.RAWLoss())
+    assert compares_samples(pml.ContrastiveLoss())
+    assert compares_samples(wrappers.AnchorWeightedLoss(losses.RAWLoss()))
+    assert compares_samples(catalog.build("XBM", embedding_size=8).loss)
+    for name in ("CenterNCA", "BinBranch", "NPair"):
+        assert not compares_samples(catalog.build(name).loss)
+    assert not compares_samples(pml.SoftTripleLoss(4, 8))
+    with pytest.raises(NoPairWeightsError):
+        compares_samples(pml.AngularLoss())
+
+
+def test_scatter_shows_every_pair():
+    batch = Batch((3, 4, 2), 4, seed=3)
+    found = pair_weights(losses.RAWLoss(), batch.embeddings, batch.labels)
+    (axis,) = weight_scatter(found, title="RAW").get_axes()
+    positive, negative = (points.get_offsets() for points in axis.collections)
+    assert len(positive) == found.pos.sum()
+    assert sorted(negative[:, 1]) == pytest.approx(sorted(found.weights[found.neg].tolist()))
+    assert [c.get_label() for c in axis.collections] == ["positive pair", "negative pair"]
+    found = pair_weights(pml.ProxyNCALoss(3, 4).double(), batch.embeddings, batch.labels)
+    (axis,) = weight_scatter(found).get_axes()
+    assert [c.get_label() for c in axis.collections] == ["pulled pair", "pushed pair"]
+
+
+def test_matrix_is_sorted_by_class_and_signed():
+    batch = Batch((3, 4, 2), 4, seed=3)
+    found = pair_weights(losses.RAWLoss(), batch.embeddings, batch.labels)
+    axis, _bar = weight_matrix(found, batch.labels, title="RAW").get_axes()
+    image = torch.as_tensor(axis.get_images()[0].get_array().data)
+    order = batch.labels.argsort(stable=True)
+    torch.testing.assert_close(image, found.derivative[order][:, order])
+    assert [line.get_ydata()[0] for line in axis.get_lines()[:2]] == [2.5, 6.5]
+    several = pair_weights(wrappers.BranchLoss(losses.RAWLoss(), 2), batch.embeddings, batch.labels)
+    axis, _bar = weight_matrix(several, batch.labels).get_axes()
+    with pytest.raises(ValueError, match=r"\(9, 9\) weights need as many labels, got 9 and 3"):
+        weight_matrix(found, batch.labels, batch.labels[:3])
+
+
+def test_budget_of_a_run():
+    loss, labels = losses.RAWLoss(), torch.arange(12) // 3
+    health = EmbeddingHealth(loss, every=1)
+    generator = torch.Generator().manual_seed(0)
+    for iteration in range(6):
+        x = torch.randn(12, 8, generator=generator) if iteration < 4 else torch.ones(12, 8)
+        loss(x.requires_grad_(), labels)
+        health.step(iteration)
+    figure = budget(health.history, title="RAW")
+    pull, _numbers, spread = figure.get_axes()
+    assert drawn(pull)[PULL][:, 1].tolist() == [h.pull for h in health.history.values()]
+    assert len(spread.patches) == 2  # two measurements with a failure
+    assert spread.get_xlabel() == "iteration (grey: collapsed)"
+    assert budget({}).get_axes()
+
+
+def test_a_page_tells_what_the_docstrings_tell():
+    page = explain(catalog.build("BinDeviance2018", base=0.4))
+    for text in (
+        "BinDeviance2018\n===============",
+        "Loss: BinomialDevianceLoss(alpha=2, beta=50, base=0.4, scale=2, balance=1)",
+        "mean_{p in P_i} log(1 + exp(-alpha (s_ip - base)))",
+        "distance: CosineSimilarity(p=2, power=1) of normalised embeddings, larger is closer",
+        "reducer: MeanReducer",
+        "Miner: HardNegativePairMiner(epsilon=0.05)",
+        "2018 zoo's BinDeviance is this loss",
+    ):
+        assert text in page
+    assert sections("One line.\n\nArgs:\n    x: a number.") == {"Formula": "One line.", "Args": "    x: a number."}
+
+
+@pytest.mark.parametrize("name", catalog.recipes)
+def test_explain_any_method(name):
+    needed = {each: {"num_classes": 4, "embedding_size": 8}[each] for each in catalog.needs(name)}
+    page = explain(catalog.build(name, **needed))
+    assert page.startswith(name)
+    assert "Loss: " in page
+    assert "object at 0x" not in page
+    assert all(len(line) <= 122 for line in page.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("name", "ending"),
+    [
+        ("RAW", "Pair weights drawn in RAW_weights.png"),
+        ("DistWeightBinDeviance", "drawn in DistWeightBinDeviance_weights.png"),
+        ("MCA", "drawn in MCA_weights.png"),
+        ("JSDivBranch", "drawn in JSDivBranch_weights.png"),
+        ("XBM", "drawn in XBM_weights.png"),
+        ("Center", "No plot: CenterLoss never compares embeddings through its distance, so it has no pair weights."),
+    ],
+)
+def test_explain_on_the_command_line(name, ending, capsys):
+    assert main(["explain", name]) == 0
+    output = capsys.readouterr().out
+    assert output.strip().endswith(ending)
+    assert ("Chosen for this page" in output) == bool(catalog.needs(name))
+    assert [path.name for path in Path().iterdir()] == ([] if name == "Center" else [f"{name}_weights.png"])
+
+
+def test_explain_says_what_is_wrong(capsys):
+    assert main(["explain", "RAWW", "--out", "x.png"]) == 2
+    assert capsys.readouterr().err == "error: no recipe is called 'RAWW': did you mean RAW?\n"
+    assert main(["explain", "RAW", "--out", "no/such/folder/x.png"]) == 2
+    assert "no/such/folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["explain", "--help"])
+    assert "a name of the catalog" in capsys.readouterr().out

@@ -1,0 +1,362 @@
+"""Counted ranks and the scores made of them, against sorting and against the nearest-neighbour path."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pml_ext.evaluation import RetrievalAccuracyCalculator, TorchKNN, knn, ranks, scores
+from pml_ext.evaluation.ranks import counted_ranks
+from pml_ext.evaluation.scores import retrieval_scores
+
+CPU = torch.device("cpu")
+METRICS = (
+    "precision_at_1",
+    "r_precision",
+    "mean_average_precision_at_r",
+    "mean_average_precision",
+    "mean_reciprocal_rank",
+    *(f"recall_at_{k}" for k in (1, 2, 5, 20)),
+)
+
+
+def brute_force(query, query_labels, reference, reference_labels, ref_includes_query):
+    """Return for each query its matches as (rank, whether as close as another reference), in Python numbers."""
+    result = []
+    for i, (q, label) in enumerate(zip(query, query_labels, strict=True)):
+        order = sorted(
+            (sum((a - b) ** 2 for a, b in zip(q, r, strict=True)), j)
+            for j, r in enumerate(reference)
+            if not (ref_includes_query and i == j)
+        )
+        others = {distance for distance, j in order if reference_labels[j] != label}
+        result.append(
+            [(rank, distance in others) for rank, (distance, j) in enumerate(order) if reference_labels[j] == label]
+        )
+    return result
+
+
+@st.composite
+def searches(draw, max_size=40):
+    """Integer coordinates, so that ties are exact; some all the same, some far from zero; labels from few to many."""
+    d = draw(st.integers(1, 3))
+    width, offset = draw(st.sampled_from([0, 1, 5, 100])), draw(st.sampled_from([0, 0, 1000]))
+    label = draw(
+        st.sampled_from([st.just(0), st.integers(0, 2), st.integers(0, 30), st.sampled_from([0] * 20 + [1, 2])])
+    )
+    row = st.tuples(st.lists(st.integers(offset - width, offset + width), min_size=d, max_size=d), label)
+    query = draw(st.lists(row, min_size=1, max_size=max_size))
+    kind = draw(st.sampled_from(["self", "self and more", "gallery"]))
+    more = [] if kind == "self" else draw(st.lists(row, min_size=1, max_size=max_size))
+    reference = more if kind == "gallery" else query + more
+    return (*map(list, zip(*query, strict=True)), *map(list, zip(*reference, strict=True)), kind != "gallery")
+
+
+def tensors(search):
+    query, query_labels, reference, reference_labels, ref_includes_query = search
+    return (
+        torch.tensor(query).float(),
+        torch.tensor(query_labels),
+        torch.tensor(reference).float(),
+        torch.tensor(reference_labels),
+        ref_includes_query,
+    )
+
+
+@given(search=searches(), tile_size=st.integers(1, 50), all_matches=st.booleans())
+def test_counted_ranks_equal_sorting(search, tile_size, all_matches):
+    query, query_labels, reference, reference_labels, ref_includes_query = tensors(search)
+    expected = brute_force(*search)
+    rows = torch.tensor([i for i, matches in enumerate(expected) if matches], dtype=torch.long)
+    if not len(rows):
+        return
+    slots = torch.tensor([len(expected[i]) if all_matches else 1 for i in rows])
+    # The order of the queries is free.
+    shuffled = torch.randperm(len(rows))
+    rows, slots = rows[shuffled], slots[shuffled]
+    seen = []
+    own = rows if ref_includes_query else None
+    for found in counted_ranks(
+        query[rows], query_labels[rows], reference, reference_labels, own, slots, tile_size=tile_size
+    ):
+        for place, ranked, tied in zip(found.rows.tolist(), found.ranks.tolist(), found.tied.tolist(), strict=True):
+            seen.append(place)
+            matches = expected[rows[place]][: slots[place]]
+            assert tied == any(tie for _, tie in matches)
+            if not tied:
+                assert ranked[: len(matches)] == [rank for rank, _ in matches]
+            assert all(rank == len(reference) for rank in ranked[len(expected[rows[place]]) :])
+    assert sorted(seen) == list(range(len(rows)))
+
+
+def accuracies(search, knn_func, **kwargs):
+    calculator = RetrievalAccuracyCalculator((1, 2, 5, 20), include=METRICS, device=CPU, knn_func=knn_func, **kwargs)
+    return calculator.get_accuracy(*tensors(search))
+
+
+def assert_equal_accuracies(actual, expected):
+    assert set(actual) == set(expected)
+    for name, value in expected.items():
+        tolerance = 1e-6 if name == "mean_reciprocal_rank" else 1e-12
+        assert actual[name] == pytest.approx(value, abs=tolerance, rel=0, nan_ok=True), name
+
+
+@pytest.mark.parametrize("way", ["counted", "searched", "as estimated"])
+@given(
+    search=searches(),
+    tile_size=st.integers(1, 50),
+    k=st.sampled_from([None, "max_bin_count", 1, 4, 100]),
+    avg=st.sampled_from([{}, {"avg_of_avgs": True}, {"return_per_class": True}]),
+)
+def test_equals_the_neighbour_path(way, search, tile_size, k, avg):
+    """Whichever way the ranks are found, with ties and without, every metric is that of sorted neighbours."""
+    expected = accuracies(search, TorchKNN(), k=k, **avg)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranks, "CPU_TILE", tile_size)
+        patch.setattr(scores, "DISTANCES_PER_CHUNK", 8 * tile_size)
+        if way != "as estimated":
+            patch.setattr(scores, "_counting_limit", lambda *_: math.inf if way == "counted" else -1)
+        actual = accuracies(search, None, k=k, **avg)
+    assert_equal_accuracies(actual, expected)
+
+
+@given(search=searches(), include=st.lists(st.sampled_from(METRICS), min_size=1, max_size=3, unique=True))
+def test_any_selection_of_metrics(search, include):
+    """Only what is asked for is computed, which changes the way but no number."""
+    calculator = RetrievalAccuracyCalculator((1, 2, 5, 20), device=CPU)
+    everything = accuracies(search, None)
+    actual = calculator.get_accuracy(*tensors(search), include=include)
+    assert_equal_accuracies(actual, {name: everything[name] for name in include})
+
+
+def long_tail(seed=0, d=16):
+    """Classes of 1 to 90, shuffled."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [90, 50, 30, 20, 12, 8, 5, *[4] * 5, *[3] * 8, *[2] * 20, *[1] * 10]
+    labels = torch.cat([torch.full((size,), label) for label, size in enumerate(sizes)])
+    labels = labels[torch.randperm(len(labels), generator=generator)]
+    centers = torch.randn(len(sizes), d, generator=generator)
+    return centers[labels] + torch.randn(len(labels), d, generator=generator), labels
+
+
+@pytest.mark.parametrize("tile_size", [1, 7, 64, 100, 1000])
+@pytest.mark.parametrize("k", [None, "max_bin_count", 10])
+def test_long_tail(tile_size, k, monkeypatch):
+    embeddings, labels = long_tail()
+    if tile_size == 1:
+        embeddings, labels = embeddings[:60], labels[:60]
+    monkeypatch.setattr(ranks, "CPU_TILE", tile_size)
+    for data in (
+        (embeddings, labels),
+        (embeddings[:50], labels[:50], embeddings[50:], labels[50:]),
+        (embeddings[:50], labels[:50], embeddings, labels, True),
+    ):
+        expected, actual = (
+            RetrievalAccuracyCalculator((1, 2, 5, 20), include=METRICS, device=CPU, k=k, knn_func=f).get_accuracy(*data)
+            for f in (TorchKNN(), None)
+        )
+        assert_equal_accuracies(actual, expected)
+
+
+def test_long_tail_is_not_padded():
+    """A row of the counted ranks has as many slots as the classes beside it in the order, not as the largest one."""
+    embeddings, labels = long_tail()
+    sizes = labels.bincount()[labels]
+    rows = (sizes > 1).nonzero()[:, 0]
+    found = list(counted_ranks(embeddings[rows], labels[rows], embeddings, labels, rows, sizes[rows] - 1, tile_size=20))
+    assert sum(x.ranks.numel() for x in found) < 1.3 * int((sizes - 1).sum())
+    assert max(x.ranks.shape[1] for x in found) == 89
+
+
+# ------------------------------------------------------------------------------------------------------------ precision
+
+
+@pytest.mark.parametrize("tile_size", [33, 512])
+def test_close_together_and_far_from_zero(tile_size, monkeypatch):
+    """Unnormalised embeddings far from the origin: every metric is that of distances in float64."""
+    monkeypatch.setattr(ranks, "CPU_TILE", tile_size)
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(40, (200,), generator=generator)
+    embeddings = torch.randn(32, generator=generator) * 100 + torch.randn(200, 32, generator=generator) * 0.1
+
+    def exact_knn(query, k, reference, ref_includes_query):
+        assert ref_includes_query
+        distances = (query.double()[:, None] - reference.double()).square().sum(-1).fill_diagonal_(torch.inf)
+        return distances.topk(k, largest=False)
+
+    expected, actual = (
+        RetrievalAccuracyCalculator((1, 2, 5, 20), include=METRICS, device=CPU, knn_func=f).get_accuracy(
+            embeddings, labels
+        )
+        for f in (exact_knn, None)
+    )
+    assert_equal_accuracies(actual, expected)
+
+
+@pytest.mark.parametrize("copies", [2, 3])
+def test_copies_are_ordered_by_index(copies):
+    """Copies, of the same class or not, are equally close whatever the rounding."""
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(80, 33, generator=generator).repeat(copies, 1)
+    labels = torch.randint(30, (len(embeddings),), generator=generator)
+    expected, actual = (
+        RetrievalAccuracyCalculator((1, 2, 5, 20), include=METRICS, device=CPU, knn_func=f).get_accuracy(
+            embeddings, labels
+        )
+        for f in (TorchKNN(), None)
+    )
+    assert_equal_accuracies(actual, expected)
+
+
+def test_collapsed_embeddings():
+    """All at one point: the neighbours are the first references."""
+    embeddings, labels = torch.full((30, 4), 0.3), torch.arange(30) % 3
+    expected, actual = (
+        RetrievalAccuracyCalculator((1, 2, 5, 20), include=METRICS, device=CPU, knn_func=f).get_accuracy(
+            embeddings, labels
+        )
+        for f in (TorchKNN(), None)
+    )
+    assert_equal_accuracies(actual, expected)
+
+
+@given(search=searches(), k=st.integers(1, 8))
+def test_grouped_search(search, k):
+    """The k smallest by groups of columns: ties at the last place, and columns beyond the last whole group."""
+    query, _, reference, _, ref_includes_query = search
+    k = min(k, len(reference) - ref_includes_query)
+    if k < 1:
+        return
+    query, reference = torch.tensor(query).float(), torch.tensor(reference).float()
+    expected = TorchKNN()(query, k, reference, ref_includes_query)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(knn, "GROUP_SIZE", 2)
+        actual = TorchKNN()(query, k, reference, ref_includes_query)
+    assert torch.equal(actual[0], expected[0])
+    assert torch.equal(actual[1], expected[1])
+
+
+# ---------------------------------------------------------------------------------------------------- which way is used
+
+
+def test_no_neighbours_are_searched(monkeypatch):
+    def never(*_):
+        raise AssertionError("searched neighbours")
+
+    calculator = RetrievalAccuracyCalculator(exclude=("NMI", "AMI"), device=CPU)
+    monkeypatch.setattr(type(calculator.knn_func), "__call__", never)
+    calculator.get_accuracy(*long_tail())
+
+
+def counting_knn():
+    calls = []
+
+    def knn_func(query, k, reference, ref_includes_query):
+        calls.append(k)
+        return TorchKNN()(query, k, reference, ref_includes_query)
+
+    return knn_func, calls
+
+
+def test_a_function_set_later_is_used():
+    embeddings, labels = long_tail()
+    calculator = RetrievalAccuracyCalculator((1,), include=("recall_at_1",), device=CPU)
+    calculator.knn_func, calls = counting_knn()
+    calculator.get_accuracy(embeddings, labels)
+    assert calls == [1]
+
+
+def test_metrics_of_a_subclass_get_neighbours():
+    """Both a metric of its own and one of PML's that it redefines."""
+
+    class Columns(RetrievalAccuracyCalculator):
+        def calculate_columns(self, knn_labels, **kwargs):
+            return knn_labels.shape[1]
+
+        def requires_knn(self):
+            return [*super().requires_knn(), "columns"]
+
+    class Redefined(RetrievalAccuracyCalculator):
+        def calculate_precision_at_1(self, knn_labels, **kwargs):
+            return float(knn_labels.shape[1])
+
+    embeddings, labels = long_tail()
+    own = Columns((1,), k=7, include=("columns", "precision_at_1"), device=CPU).get_accuracy(embeddings, labels)
+    assert own["columns"] == 7
+    redefined = Redefined((1,), k=7, include=("precision_at_1", "recall_at_1"), device=CPU)
+    accuracies = redefined.get_accuracy(embeddings, labels)
+    assert accuracies == {"precision_at_1": 7.0, "recall_at_1": own["precision_at_1"]}
+
+
+# --------------------------------------------------------------------------------------------------------------- memory
+
+
+def largest_allocation(function):
+    """Return the most elements of any tensor that an operation makes while a function runs."""
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        largest = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            for x in torch.utils._pytree.tree_leaves(result):
+                if isinstance(x, torch.Tensor):
+                    self.largest = max(self.largest, x.untyped_storage().nbytes())
+            return result
+
+    with Watch() as watch:
+        function()
+    return watch.largest
+
+
+@pytest.mark.parametrize("avg", [{}, {"avg_of_avgs": True}, {"return_per_class": True}])
+def test_memory_grows_with_n_only(avg):
+    """No n x n matrix, no n x c matrix, no list of n neighbours for each query."""
+    generator = torch.Generator().manual_seed(0)
+    n, d = 4000, 8
+    embeddings, labels = torch.randn(n, d, generator=generator), torch.arange(n) // 4
+    calculator = RetrievalAccuracyCalculator(
+        (1, 10, 100, 1000),
+        include=("precision_at_1", "mean_reciprocal_rank", "recall_at_1000"),
+        k=None,
+        device=CPU,
+        **avg,
+    )
+    # Two tiles of 640 x 640 at most; n x c are 4 million.
+    assert largest_allocation(lambda: calculator.get_accuracy(embeddings, labels)) <= 2 * 4 * 640**2
+    calculator = RetrievalAccuracyCalculator(exclude=("NMI", "AMI"), k=None, device=CPU, **avg)
+    assert largest_allocation(lambda: calculator.get_accuracy(embeddings, labels)) <= 2 * 4 * 640**2
+
+
+def test_memory_of_large_classes(monkeypatch):
+    monkeypatch.setattr(scores, "DISTANCES_PER_CHUNK", 2**16)
+    generator = torch.Generator().manual_seed(0)
+    embeddings, labels = torch.randn(2000, 8, generator=generator), torch.arange(2000) // 200
+    calculator = RetrievalAccuracyCalculator(exclude=("NMI", "AMI"), device=CPU)
+    assert largest_allocation(lambda: calculator.get_accuracy(embeddings, labels)) <= 8 * 2**16
+
+
+# ---------------------------------------------------------------------------------------------------------------- other
+
+
+def test_scores_that_are_not_asked_for():
+    embeddings, labels = long_tail()
+    result = retrieval_scores(embeddings, labels, embeddings, labels, True, 5, at_r=False, at_k=False)
+    assert result.r_precision is result.average_precision is result.average_precision_at_r is None
+    lone = labels.bincount()[labels] == 1
+    assert torch.equal(result.first_match_rank == len(labels), lone)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("include", [("recall_at_20", "mean_reciprocal_rank"), METRICS])
+def test_cuda_equals_cpu(include):
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randint(-3, 4, (6000, 64), generator=generator).float()
+    labels = torch.randint(900, (6000,), generator=generator)
+    on_cpu, on_gpu = (
+        RetrievalAccuracyCalculator((1, 2, 5, 20), include=include, device=device).get_accuracy(embeddings, labels)
+        for device in ("cpu", "cuda")
+    )
+    assert_equal_accuracies(on_gpu, on_cpu)
