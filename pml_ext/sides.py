@@ -60,15 +60,20 @@ def near(pos: Tensor) -> Tensor:
 
 
 def only_max(sides: Sides) -> torch.return_types.max | None:
-    """The nearest negative of each row with its column [b, 1] each; None where equals would have to share.
-
-    Only for gathered sides, which are real numbers on the CPU: to look at them waits for nothing.
-    """
+    """The nearest negative of each row with its column [b, 1] each; None where equals would have to share."""
     if not sides.gathered:
         return None
     top = sides.neg.max(1, keepdim=True)
-    shared = torch.eq(sides.neg, top.values, out=torch.empty_like(sides.neg)).sum(1, keepdim=True) > 1
-    return None if bool((shared & (sides.neg_count > 0)).any()) else top
+    return None if have_equals(sides.neg, top.values) else top
+
+
+def have_equals(scores: Tensor, value: Tensor) -> bool:
+    """Whether some row [b, m] holds its value [b, 1] more than once. Not for absent pairs.
+
+    Only for gathered sides, which are real numbers on the CPU: to look at them waits for nothing.
+    """
+    times = torch.eq(scores, value, out=torch.empty_like(scores)).sum(1, keepdim=True)
+    return bool(((times > 1) & (value.abs() < ABSENT / 2)).any())
 
 
 def above(x: Tensor, level: Tensor | float) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss, StaticDivisorReducer
 from pml_ext.pairs import Counted, masked_sum
-from pml_ext.sides import ABSENT, Sides, SideWeights, above
+from pml_ext.sides import ABSENT, Sides, SideWeights, above, have_equals
 
 
 def semi_hard_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: float) -> Counted:
@@ -40,6 +40,8 @@ def semi_hard_triplet_weights(sides: Sides, *, margin: float) -> SideWeights | N
         found = behind.values > -ABSENT / 2
         columns.append(torch.where(found, behind.indices, farthest.indices))
         chosen.append(torch.where(found, behind.values, farthest.values))
+        if have_equals(neg, chosen[-1]):
+            return None
     present = sides.pos < ABSENT / 2
     violation = torch.where(present, torch.cat(chosen, 1) - sides.pos + margin, 0.0)
     slope = above(violation, 0)
