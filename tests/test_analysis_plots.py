@@ -130,7 +130,7 @@ def test_a_page_tells_what_the_docstrings_tell():
         "2018 zoo's BinDeviance is this loss",
     ):
         assert text in page
-    assert sections("One line.\n\nArgs:\n    x: a number.") == {"Formula": "One line.", "Args": "    x: a number."}
+    assert sections("One line.\n\nArgs:\n    x: a number.") == {"Formula": "One line.", "Args": "x: a number."}
 
 
 @pytest.mark.parametrize("name", catalog.recipes)

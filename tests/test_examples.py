@@ -45,6 +45,21 @@ def test_hardness_aware(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nan" not in capsys.readouterr().out
 
 
+def test_plot_pair_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shares = load("plot_pair_weights").main(tmp_path / "weights.png")
+    assert len(shares) == 6
+    assert shares["lifted structure"] == 1 > shares["multi-similarity"] > shares["RAW"] > 0
+    assert (tmp_path / "weights.png").stat().st_size > 10_000
+    assert "has them: True" in capsys.readouterr().out
+
+
+def test_diagnose_collapse(tmp_path: Path) -> None:
+    collapsed, healthy = load("diagnose_collapse").main(tmp_path, steps=31)
+    assert collapsed.startswith("collapsed")
+    assert healthy == ""
+    assert len(list(tmp_path.glob("*.png"))) == 2
+
+
 def test_examples_are_short_and_all_are_run() -> None:
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     for path in EXAMPLES.glob("*.py"):

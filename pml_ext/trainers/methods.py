@@ -41,5 +41,17 @@ methods: Mapping[str, Method] = MappingProxyType(
         "HDML-NPair": Method("n_pair", _source),
         "HDML-Triplet-real": Method("triplet", f"{_source}: its J(T) alone", {"synthesis": False}),
         "HDML-NPair-real": Method("n_pair", f"{_source}: its J(T) alone", {"synthesis": False}),
+        # Alpha near the metric loss and beta far below the J_gen of a generator at chance, which for 250 classes is
+        # 1e4 / 2 * log(250) = 28000 and more; and a classifier that keeps up with a network trained from scratch.
+        "HDML-Triplet-rescaled": Method(
+            "triplet",
+            f"{_source}, for a small network from scratch",
+            {"alpha": 20, "beta": 1e3, "classifier_learning_rate": 1e-2},
+        ),
+        "HDML-NPair-rescaled": Method(
+            "n_pair",
+            f"{_source}, for a small network from scratch",
+            {"alpha": 1, "beta": 1e3, "classifier_learning_rate": 1e-2},
+        ),
     }
 )
