@@ -9,6 +9,7 @@ drop self-pairs by index, accept any PML distance, and hand the pure function a 
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -20,10 +21,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pml_ext import arguments
+from pml_ext.blocks import ClosedForm, LabelSides, LossRows, MaskSides, engine_runs, geometry_of
+from pml_ext.engine import Geometry, row_losses
 from pml_ext.pairs import Counted, DisjointMasks, Needs, PairMasks, index_masks, label_masks, not_self, substitute
 
 IndicesTuple = PairMasks | tuple[Tensor, ...]
 Rows = Callable[[int, int], PairMasks]
+HALF = (torch.float16, torch.bfloat16)
 
 
 class StaticDivisorReducer(DivisorReducer):
@@ -70,7 +74,7 @@ class PairModule(ABC):
         Half precision is computed in float32, also under autocast: exponents follow, and PML's `LpDistance` would
         build n * m * d numbers for float16.
         """
-        if embeddings.dtype in (torch.float16, torch.bfloat16):
+        if embeddings.dtype in HALF:
             embeddings = embeddings.float()
         if ref_emb is not None:
             ref_emb = ref_emb.to(embeddings.dtype)
@@ -124,6 +128,8 @@ class PairMatrixLoss(MatrixLoss):
 
     Attributes:
         needs: the pairs without which an anchor is not defined: "both", "positives", "negatives" or "either".
+        closed_form: None, or losses and pair weights of the two sides of a block (`pml_ext.sides`), which spares
+            autograd where that pays. Same values and derivatives as `per_anchor`, as a law checks.
 
     Args:
         chunk_size: None, or the number of anchors computed at a time, their matrices being computed again in the
@@ -133,6 +139,7 @@ class PairMatrixLoss(MatrixLoss):
     """
 
     needs: ClassVar[Needs] = "both"
+    closed_form: ClassVar[ClosedForm | None] = None
 
     def __init__(self, *, chunk_size: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -154,31 +161,72 @@ class PairMatrixLoss(MatrixLoss):
         masks = pair_relation(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         if self.is_empty(embeddings, ref_emb):
             return dict(self.zero_losses())
-        n, refs = embeddings.shape[0], None if ref_emb is embeddings else ref_emb
-        if self.chunk_size is None or self.chunk_size >= n:
-            losses, counts = self.rows(embeddings, refs, *masks(0, n))
+        refs = None if ref_emb is embeddings else ref_emb
+        # Scores of one's own making are not the engine's.
+        usual = type(self).similarity is PairModule.similarity and engine_runs()
+        geometry = geometry_of(self.distance) if usual else None
+        if geometry is None:
+            losses, counts = self.plain(embeddings, refs, masks)
         else:
-
-            def block(rows: Tensor, refs: Tensor, start: int) -> Counted:
-                return self.rows(rows, refs, *masks(start, start + rows.shape[0]))
-
-            blocks = [
-                checkpoint(block, rows, ref_emb, start, use_reentrant=False, preserve_rng_state=False)
-                for rows, start in zip(embeddings.split(self.chunk_size), range(0, n, self.chunk_size), strict=True)
-            ]
-            losses, counts = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+            losses, counts = self.fast(embeddings, refs, masks, geometry, labels, indices_tuple, ref_labels)
         return {
             "loss": {
                 "losses": losses,
-                "indices": torch.arange(n, device=embeddings.device),
+                "indices": torch.arange(len(embeddings), device=embeddings.device),
                 "reduction_type": "element",
                 "divisor": counts.sum(),
             }
         }
 
-    def rows(self, embeddings: Tensor, ref_emb: Tensor | None, pos: Tensor, neg: Tensor) -> Counted:
-        """Losses and counts of some anchors against all references. Undefined anchors have 0 and 0."""
-        sim, pos, neg, defined = substitute(self.similarity(embeddings, ref_emb), pos, neg, self.needs)
+    def plain(self, embeddings: Tensor, ref_emb: Tensor | None, masks: Rows) -> Counted:
+        """Losses and counts by ordinary autograd, for any distance; in chunks under checkpointing."""
+        n = embeddings.shape[0]
+        if self.chunk_size is None or self.chunk_size >= n:
+            return self.anchors(self.similarity(embeddings, ref_emb), *masks(0, n))
+
+        def block(rows: Tensor, refs: Tensor, start: int) -> Counted:
+            return self.anchors(self.similarity(rows, refs), *masks(start, start + rows.shape[0]))
+
+        refs = embeddings if ref_emb is None else ref_emb
+        blocks = [
+            checkpoint(block, rows, refs, start, use_reentrant=False, preserve_rng_state=False)
+            for rows, start in zip(embeddings.split(self.chunk_size), range(0, n, self.chunk_size), strict=True)
+        ]
+        return Counted(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
+
+    def fast(
+        self,
+        embeddings: Tensor,
+        ref_emb: Tensor | None,
+        masks: Rows,
+        geometry: Geometry,
+        labels: Tensor | None,
+        indices_tuple: IndicesTuple | None,
+        ref_labels: Tensor | None,
+    ) -> Counted:
+        """Losses and counts through the engine: the same values and gradients as `plain`."""
+        if embeddings.dtype in HALF:
+            embeddings = embeddings.float()
+        refs = None if ref_emb is None else ref_emb.to(embeddings.dtype)
+        sides: LabelSides | MaskSides | None = None
+        if self.closed_form is not None and indices_tuple is None and labels is not None and ref_labels is not None:
+            sides = LabelSides.of(labels, ref_labels, ref_emb is None, embeddings.dtype)
+        elif self.closed_form is not None:
+            sides = MaskSides(masks)
+        rows = LossRows(
+            masks=masks,
+            sides=sides,
+            closed_form=self.closed_form and partial(self.closed_form, **self.hyperparameters()),
+            per_anchor=self.anchors,
+            plain=lambda x, ref: self.plain(x, ref, masks).losses,
+            needs=self.needs,
+        )
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return Counted(*row_losses(embeddings, refs, geometry, rows, self.chunk_size))
+
+    def anchors(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Counted:
+        """Losses and counts of some anchors from their scores and masks. Undefined anchors have 0 and 0."""
+        sim, pos, neg, defined = substitute(sim, pos, neg, self.needs)
         result = self.per_anchor(sim, pos, neg)
         losses, counts = result if isinstance(result, Counted) else (result, defined.long())
         return Counted(torch.where(defined, losses, 0.0), torch.where(defined, counts, 0))

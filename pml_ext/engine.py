@@ -47,7 +47,7 @@ class Rows(Protocol):
     """What the engine asks of a loss."""
 
     def weigh(self, sim: Tensor, start: int) -> Weighed:
-        """Losses and pair weights of the rows start, start + 1, ... with scores sim [b, m], which it may overwrite."""
+        """Losses and pair weights of the rows start, start + 1, ... with scores sim [b, m]."""
         ...
 
     def plain(self, embeddings: Tensor, references: Tensor | None) -> Tensor:
@@ -167,9 +167,7 @@ class _Space:
         slope = distance.div_(square.clamp_min_(torch.finfo(square.dtype).tiny))
         return weighed, _scaled(weighed.weights, slope)
 
-    def gradients(
-        self, kept: _Kept, grad: Tensor, needed: tuple[bool, bool]
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def gradients(self, kept: _Kept, grad: Tensor, needed: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
         """Of sum_i grad_i L_i, by embeddings and references."""
         grad = grad.unsqueeze(1)
         if kept.dense is None:

@@ -24,8 +24,8 @@ class Sides(NamedTuple):
     Args:
         pos: scores of the positives, `ABSENT` where there is none: [b, m], or [b, k] if they have been gathered.
         neg: scores of the negatives [b, m], minus `ABSENT` where there is none.
-        pos_count: number of positives of each row, [b, 1].
-        neg_count: number of negatives of each row, [b, 1].
+        pos_count: number of positives of each row in the scores' dtype, [b, 1].
+        neg_count: number of negatives of each row in the scores' dtype, [b, 1].
         gathered: whether `pos` has been gathered to few columns.
     """
 
@@ -42,9 +42,9 @@ class SideWeights(NamedTuple):
     Args:
         losses: [b].
         pos: derivative by `Sides.pos`.
-        neg: derivative by `Sides.neg`, or by its columns `neg_column` [b, 1] only.
+        neg: derivative by `Sides.neg`, or by its columns `neg_column` [b, q] only.
         counts: what each row adds to the divisor [b], or None for 1.
-        neg_column: None, or the columns of the only negatives with a weight.
+        neg_column: None, or the columns [b, q] of the only negatives with a weight; those of equal columns add up.
     """
 
     losses: Tensor
@@ -52,6 +52,28 @@ class SideWeights(NamedTuple):
     neg: Tensor
     counts: Tensor | None = None
     neg_column: Tensor | None = None
+
+
+def near(pos: Tensor) -> Tensor:
+    """The scores of the positives with absent ones infinitely far: for a sum or a maximum over closeness."""
+    return torch.where(pos < ABSENT / 2, pos, -ABSENT)
+
+
+def only_max(sides: Sides) -> torch.return_types.max | None:
+    """The nearest negative of each row with its column [b, 1] each; None where equals would have to share."""
+    if not sides.gathered:
+        return None
+    top = sides.neg.max(1, keepdim=True)
+    return None if have_equals(sides.neg, top.values) else top
+
+
+def have_equals(scores: Tensor, value: Tensor) -> bool:
+    """Whether some row [b, m] holds its value [b, 1] more than once. Not for absent pairs.
+
+    Only for gathered sides, which are real numbers on the CPU: to look at them waits for nothing.
+    """
+    times = torch.eq(scores, value, out=torch.empty_like(scores)).sum(1, keepdim=True)
+    return bool(((times > 1) & (value.abs() < ABSENT / 2)).any())
 
 
 def above(x: Tensor, level: Tensor | float) -> Tensor:

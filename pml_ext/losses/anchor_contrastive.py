@@ -9,6 +9,7 @@ from torch import Tensor
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss
 from pml_ext.pairs import Needs, masked_mean, masked_sum
+from pml_ext.sides import Sides, SideWeights, above
 
 
 def anchor_contrastive(
@@ -19,6 +20,19 @@ def anchor_contrastive(
     pull = total(torch.relu(pos_margin - sim), pos)
     push = total(torch.where(sim > neg_margin, sim - neg_margin + step, 0.0), neg)
     return pull + push
+
+
+def anchor_contrastive_weights(
+    sides: Sides, *, pos_margin: float, neg_margin: float, average: bool, step: float
+) -> SideWeights:
+    """Hinges and pair weights in closed form."""
+    pull = 1 / sides.pos_count.clamp(min=1) if average else torch.ones_like(sides.pos[:, :1])
+    push = 1 / sides.neg_count.clamp(min=1) if average else torch.ones_like(sides.neg[:, :1])
+    pos, neg = sides.pos.neg_().add_(pos_margin), sides.neg.sub_(neg_margin)
+    near, far = above(neg, 0), above(pos, 0)
+    push_losses = neg.clamp_min_(0).sum(1, keepdim=True) + step * near.sum(1, keepdim=True)
+    losses = pos.clamp_min_(0).sum(1, keepdim=True) * pull + push_losses * push
+    return SideWeights(losses.squeeze(1), far.mul_(-pull), near.mul_(push))
 
 
 @final
@@ -62,6 +76,7 @@ class AnchorContrastiveLoss(PairMatrixLoss):
         tensor(0.3053)
     """
 
+    closed_form = staticmethod(anchor_contrastive_weights)
     needs: ClassVar[Needs] = "either"
     levels: ClassVar[tuple[str, ...]] = ("pos_margin", "neg_margin")
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss, StaticDivisorReducer
 from pml_ext.pairs import Counted, active_triplets, masked_mean
+from pml_ext.sides import Sides, SideWeights
 
 
 def batch_all_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: float) -> Counted:
@@ -24,6 +25,29 @@ def batch_all_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: float) -
         centre = masked_mean(sim, pos | neg).unsqueeze(-1)
     losses = torch.where(pos | neg, sim - centre, 0.0).mul(weight).sum(-1) + margin * count.to(sim.dtype)
     return Counted(losses, count)
+
+
+def batch_all_triplet_weights(sides: Sides, *, margin: float) -> SideWeights | None:
+    """Sums, numbers and pair weights of the active triplets, by counting them positive by positive."""
+    if not sides.gathered or sides.pos.shape[1] > _FEW:
+        return None
+    active_pos, hits, active_neg = torch.zeros_like(sides.neg), torch.empty_like(sides.neg), []
+    for threshold in (sides.pos - margin).unbind(1):
+        torch.gt(sides.neg, threshold.unsqueeze(1), out=hits)
+        active_pos.add_(hits)
+        active_neg.append(hits.sum(1))
+    active = torch.stack(active_neg, 1)
+    count = active.sum(1)
+    # As in the pure function: any constant may be taken off, here the hardest negative's score.
+    centre = sides.neg.amax(1, keepdim=True)
+    losses = torch.linalg.vecdot(active_pos, sides.neg.sub_(centre)) - torch.linalg.vecdot(
+        active, sides.pos.sub_(centre)
+    )
+    return SideWeights(losses + margin * count, active.neg_(), active_pos, counts=count.long())
+
+
+# With more positives than this, sorting the negatives is cheaper than comparing with each positive.
+_FEW = 64
 
 
 @final
@@ -62,6 +86,8 @@ class BatchAllTripletLoss(PairMatrixLoss):
         >>> BatchAllTripletLoss()(embeddings, labels)
         tensor(0.1510)
     """
+
+    closed_form = staticmethod(batch_all_triplet_weights)
 
     def __init__(self, *, margin: float = 0.02, **kwargs: Any) -> None:
         super().__init__(**kwargs)

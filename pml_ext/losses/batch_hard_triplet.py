@@ -9,12 +9,29 @@ from torch import Tensor
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss, StaticDivisorReducer
 from pml_ext.pairs import masked_max, masked_min, softplus
+from pml_ext.sides import Sides, SideWeights, above, only_max
 
 
 def batch_hard_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: float | None) -> Tensor:
     """Batch-hard triplet loss of each anchor: sim, pos, neg [.., n, m] -> [.., n]. See `BatchHardTripletLoss`."""
     violation = (masked_max(sim, neg) - masked_min(sim, pos)).squeeze(-1)
     return softplus(violation) if margin is None else torch.relu(violation + margin)
+
+
+def batch_hard_triplet_weights(sides: Sides, *, margin: float | None) -> SideWeights | None:
+    """Batch-hard loss and its few pair weights of each anchor."""
+    hardest_pos = sides.pos.amin(1, keepdim=True)
+    hardest_neg = only_max(sides)
+    if hardest_neg is None:
+        return None
+    violation = hardest_neg.values - hardest_pos
+    if margin is None:
+        losses, slope = softplus(violation), violation.sigmoid()
+    else:
+        losses, slope = torch.relu(violation + margin), above(violation + margin, 0)
+    equal = (sides.pos == hardest_pos).to(slope.dtype)
+    pos = equal.mul_(-slope / equal.sum(1, keepdim=True))
+    return SideWeights(losses.squeeze(1), pos, slope, neg_column=hardest_neg.indices)
 
 
 @final
@@ -55,6 +72,8 @@ class BatchHardTripletLoss(PairMatrixLoss):
         >>> BatchHardTripletLoss()(embeddings, labels)
         tensor(0.1655)
     """
+
+    closed_form = staticmethod(batch_hard_triplet_weights)
 
     def __init__(self, *, margin: float | None = 0.2, **kwargs: Any) -> None:
         super().__init__(**kwargs)

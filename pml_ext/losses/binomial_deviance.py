@@ -8,6 +8,7 @@ from torch import Tensor
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss
 from pml_ext.pairs import Needs, masked_mean, softplus
+from pml_ext.sides import Sides, SideWeights
 
 
 def binomial_deviance(
@@ -17,6 +18,16 @@ def binomial_deviance(
     pull = masked_mean(softplus(-alpha * (sim - base)), pos) / alpha
     push = masked_mean(softplus(beta * (sim - base)), neg) / beta
     return scale * (pull + balance * push)
+
+
+def binomial_deviance_weights(
+    sides: Sides, *, alpha: float, beta: float, base: float, scale: float, balance: float
+) -> SideWeights:
+    """Binomial deviance and pair weights in closed form."""
+    pos, neg = sides.pos.sub_(base).mul_(-alpha), sides.neg.sub_(base).mul_(beta)
+    pull, push = scale / sides.pos_count.clamp(min=1), scale * balance / sides.neg_count.clamp(min=1)
+    losses = softplus(pos).sum(1, keepdim=True) * pull / alpha + softplus(neg).sum(1, keepdim=True) * push / beta
+    return SideWeights(losses.squeeze(1), pos.sigmoid_().mul_(-pull), neg.sigmoid_().mul_(push))
 
 
 @final
@@ -61,6 +72,7 @@ class BinomialDevianceLoss(PairMatrixLoss):
         tensor(0.6678)
     """
 
+    closed_form = staticmethod(binomial_deviance_weights)
     needs: ClassVar[Needs] = "either"
     levels: ClassVar[tuple[str, ...]] = ("base",)
 

@@ -9,11 +9,26 @@ from torch import Tensor
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss
 from pml_ext.pairs import masked_max
+from pml_ext.sides import Sides, SideWeights, above, near, only_max
 
 
 def easy_positive_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: float) -> Tensor:
     """Easy positive triplet loss of each anchor: sim, pos, neg [.., n, m] -> [.., n]. See `EasyPositiveTripletLoss`."""
     return torch.relu(masked_max(sim, neg) - masked_max(sim, pos) + margin).squeeze(-1)
+
+
+def easy_positive_triplet_weights(sides: Sides, *, margin: float) -> SideWeights | None:
+    """Easy positive triplet loss and its few pair weights of each anchor."""
+    hardest_neg = only_max(sides)
+    if hardest_neg is None:
+        return None
+    pos = near(sides.pos)
+    easiest_pos = pos.amax(1, keepdim=True)
+    violation = hardest_neg.values - easiest_pos + margin
+    slope = above(violation, 0)
+    equal = (pos == easiest_pos).to(slope.dtype)
+    weights = equal.mul_(-slope / equal.sum(1, keepdim=True))
+    return SideWeights(torch.relu(violation).squeeze(1), weights, slope, neg_column=hardest_neg.indices)
 
 
 @final
@@ -51,6 +66,8 @@ class EasyPositiveTripletLoss(PairMatrixLoss):
         >>> EasyPositiveTripletLoss()(embeddings, labels)
         tensor(0.0905)
     """
+
+    closed_form = staticmethod(easy_positive_triplet_weights)
 
     def __init__(self, *, margin: float = 0.05, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -3,12 +3,14 @@
 import math
 from typing import Any, ClassVar, final
 
+import torch
 from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss
-from pml_ext.pairs import Needs, masked_logsumexp, neighbors, softplus
+from pml_ext.pairs import Needs, largest, masked_logsumexp, neighbors, softplus
+from pml_ext.sides import Sides, SideWeights, above, exponential_sum, near
 
 
 def knn_softmax(
@@ -18,6 +20,23 @@ def knn_softmax(
     pos, neg = neighbors(sim, pos, neg, k)
     push, pull = masked_logsumexp(alpha * sim, neg), masked_logsumexp(alpha * sim, pos)
     return softplus(push + math.log(negative_weight) - pull)
+
+
+def knn_softmax_weights(sides: Sides, *, alpha: float, k: int | None, negative_weight: float) -> SideWeights | None:
+    """k-NN softmax loss and pair weights in closed form."""
+    if not sides.gathered:
+        return None
+    pos, neg = near(sides.pos), sides.neg
+    keep_pos = keep_neg = None
+    if k is not None and k < neg.shape[1]:
+        threshold = torch.cat((largest(neg, min(k + 1, neg.shape[1])), pos), 1).topk(k + 1).values[:, -1:]
+        keep_pos, keep_neg = above(pos, threshold), above(neg, threshold)
+        keep_pos.scatter_(1, pos.argmax(1, keepdim=True), 1.0)
+    push, neg, neg_total = exponential_sum(neg, alpha, keep_neg)
+    pull, pos, pos_total = exponential_sum(pos, alpha, keep_pos)
+    margin = push + math.log(negative_weight) - pull
+    slope = alpha * margin.sigmoid()
+    return SideWeights(softplus(margin).squeeze(1), pos.mul_(-slope / pos_total), neg.mul_(slope / neg_total))
 
 
 @final
@@ -62,6 +81,7 @@ class KNNSoftmaxLoss(PairMatrixLoss):
         tensor(1.7737)
     """
 
+    closed_form = staticmethod(knn_softmax_weights)
     needs: ClassVar[Needs] = "both"
 
     def __init__(self, *, alpha: float = 16, k: int | None = 32, negative_weight: float = 1, **kwargs: Any) -> None:

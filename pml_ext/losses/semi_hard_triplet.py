@@ -9,6 +9,7 @@ from torch import Tensor
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss, StaticDivisorReducer
 from pml_ext.pairs import Counted, masked_sum
+from pml_ext.sides import ABSENT, Sides, SideWeights, above, have_equals
 
 
 def semi_hard_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: float) -> Counted:
@@ -23,6 +24,33 @@ def semi_hard_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: float) -
     first = m - neg.sum(-1, keepdim=True)
     chosen = ordered.gather(-1, before.clamp(min=first).clamp(max=m - 1))
     return Counted(masked_sum(torch.relu(chosen - sim + margin), pos), pos.sum(-1))
+
+
+def semi_hard_triplet_weights(sides: Sides, *, margin: float) -> SideWeights | None:
+    """Sums and pair weights of the positive pairs, positive by positive."""
+    if not sides.gathered or sides.pos.shape[1] > _FEW:
+        return None
+    neg, hits = sides.neg, torch.empty_like(sides.neg)
+    farthest = torch.where(neg > -ABSENT / 2, neg, ABSENT).min(1, keepdim=True)
+    columns, chosen = [], []
+    for positive in sides.pos.unbind(1):
+        torch.ge(neg, positive.unsqueeze(1), out=hits)
+        scores = torch.add(neg, hits, alpha=-ABSENT)
+        behind = scores.max(1, keepdim=True)
+        found = behind.values > -ABSENT / 2
+        columns.append(torch.where(found, behind.indices, farthest.indices))
+        chosen.append(torch.where(found, behind.values, farthest.values))
+        if have_equals(neg, chosen[-1]):
+            return None
+    present = sides.pos < ABSENT / 2
+    violation = torch.where(present, torch.cat(chosen, 1) - sides.pos + margin, 0.0)
+    slope = above(violation, 0)
+    counts = present.sum(1)
+    return SideWeights(violation.relu().sum(1), -slope, slope, counts=counts, neg_column=torch.cat(columns, 1))
+
+
+# With more positives than this, sorting the negatives is cheaper than comparing with each positive.
+_FEW = 16
 
 
 @final
@@ -61,6 +89,8 @@ class SemiHardTripletLoss(PairMatrixLoss):
         >>> SemiHardTripletLoss()(embeddings, labels)
         tensor(0.0900)
     """
+
+    closed_form = staticmethod(semi_hard_triplet_weights)
 
     def __init__(self, *, margin: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -10,6 +10,7 @@ from torch import Tensor
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss, StaticDivisorReducer
 from pml_ext.pairs import Counted, softplus
+from pml_ext.sides import ABSENT, Sides, SideWeights, above
 
 Normalization = Literal["anchor", "triplet", "legacy"]
 
@@ -94,7 +95,7 @@ _slopes.register_autograd(_curvature, setup_context=_save)
 def _kept_triplets(sim: Tensor, pos: Tensor, neg: Tensor, columns: slice, beta: float, threshold: float) -> Tensor:
     """beta (s_n - s_p) of the positives in these columns, [.., n, columns, m]; minus infinity for what is not kept."""
     # softplus(z) > threshold, solved for z; minus infinity for 0, which every softplus exceeds.
-    cut = threshold + math.log(-math.expm1(-threshold)) if threshold > 0 else -math.inf
+    cut = _cut(threshold)
     z = beta * (sim.unsqueeze(-2) - sim[..., columns].unsqueeze(-1))
     kept = pos[..., columns].unsqueeze(-1) & neg.unsqueeze(-2) & (z > cut)
     return z.masked_fill(~kept, -torch.inf)
@@ -108,6 +109,38 @@ def _blocks(sim: Tensor) -> list[slice]:
 
 
 _NUMBERS = 2**20
+
+
+def soft_triplet_weights(
+    sides: Sides, *, beta: float, threshold: float, normalization: Normalization
+) -> SideWeights | None:
+    """Soft triplet loss and pair weights, positive by positive."""
+    if not sides.gathered:
+        return None
+    neg = sides.neg
+    cut = max(_cut(threshold) / beta, -ABSENT / 2)
+    total, count = neg.new_zeros(len(neg)), neg.new_zeros(len(neg))
+    weights_neg, weights_pos = torch.zeros_like(neg), []
+    for positive in sides.pos.unbind(1):
+        gap = neg - positive.unsqueeze(1)
+        kept = above(gap, cut)
+        gap.mul_(beta)
+        total += torch.linalg.vecdot(softplus(gap), kept)
+        count += kept.sum(1)
+        slope = gap.sigmoid_().mul_(kept)
+        weights_neg.add_(slope, alpha=beta)
+        weights_pos.append(slope.sum(1).mul_(-beta))
+    weights = torch.stack(weights_pos, 1)
+    if normalization != "triplet":
+        share = 1 / count.clamp(min=1)
+        total, weights, weights_neg = total * share, weights * share.unsqueeze(1), weights_neg.mul_(share.unsqueeze(1))
+    divisor = (count > 0) if normalization == "anchor" else count
+    return SideWeights(total, weights, weights_neg, counts=divisor.long())
+
+
+def _cut(threshold: float) -> float:
+    """softplus(z) > threshold, solved for z; minus infinity for 0, which every softplus exceeds."""
+    return threshold + math.log(-math.expm1(-threshold)) if threshold > 0 else -math.inf
 
 
 @final
@@ -154,6 +187,8 @@ class SoftTripletLoss(PairMatrixLoss):
         >>> SoftTripletLoss()(embeddings, labels)
         tensor(1.0208)
     """
+
+    closed_form = staticmethod(soft_triplet_weights)
 
     def __init__(
         self,
