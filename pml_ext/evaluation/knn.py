@@ -97,10 +97,11 @@ class TorchKNN:
             reference_squares = reference.square().sum(dim=1)  # [m]
 
             chunk_size = self.chunk_size or max(1, DISTANCES_PER_CHUNK // m)
+            buffer = query.new_empty(min(n, chunk_size) * m)
             distances = query.new_empty(n, k)
             indices = torch.empty(n, k, dtype=torch.long, device=query.device)
             for start in range(0, n, chunk_size):
-                chunk = squared_distances(query[start : start + chunk_size], reference, reference_squares)
+                chunk = squared_distances(query[start : start + chunk_size], reference, reference_squares, buffer)
                 if ref_includes_query:
                     chunk.diagonal(offset=start).fill_(torch.inf)
                 distances[start : start + chunk_size], indices[start : start + chunk_size] = smallest(chunk, k)
@@ -116,9 +117,11 @@ def centered(query: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     return query - origin, reference - origin
 
 
-def squared_distances(query: Tensor, reference: Tensor, reference_squares: Tensor) -> Tensor:
-    """Return the distances [n, m] of ``query`` [n, d] to ``reference`` [m, d], whose squared norms [m] are given."""
-    distances = torch.addmm(reference_squares, query, reference.T, alpha=-2)
+def squared_distances(query: Tensor, reference: Tensor, reference_squares: Tensor, buffer: Tensor) -> Tensor:
+    """Return the distances [n, m], in the buffer, of ``query`` [n, d] to ``reference`` [m, d] of norms squared [m]."""
+    # Fresh memory for every chunk would cost as much as the product.
+    distances = buffer[: len(query) * len(reference)].view(len(query), len(reference))
+    torch.addmm(reference_squares, query, reference.T, alpha=-2, out=distances)
     # Rounding can leave a distance of zero slightly negative.
     return distances.add_(query.square().sum(dim=1, keepdim=True)).clamp_(min=0)
 

@@ -20,10 +20,10 @@ class RetrievalScores(NamedTuple):
 
 
 class _Matches(NamedTuple):
-    """Matches of some queries: each has a rank among all references and an order among the matches of its query."""
+    """Some matches of some queries: each has a rank among all references and an order among all of its query's."""
 
     rows: Tensor  # [r], which queries
-    first: Tensor  # [r], the rank of the nearest match
+    first: Tensor  # [r], the rank of the nearest match; m where it was not found
     ranks: Tensor  # [r, s], from 0; m where there is no match
     orders: Tensor  # [r, s] or [s], from 1
 
@@ -111,28 +111,39 @@ class _Data(NamedTuple):
 
 
 def _matches(data: _Data, rows: Tensor, matches: Tensor, depths: Tensor, tile_size: int | None) -> Iterator[_Matches]:
-    """Find the matches of the given queries, at least those nearer than the depth, by the faster of two ways."""
+    """Find the matches of the given queries, at least those nearer than the depth, by the faster of two ways.
+
+    The first match of every query is found; a query can be in two results, of which the second has it.
+    """
     m, d = data.reference.shape
     all_ranks = int(depths.sum()) > 0
-    is_counted = (matches <= _counting_limit(d, depths, m)) | (depths == 0)
-    counted = rows[is_counted[rows]]
-    searched = [rows[~is_counted[rows]]]
-    if len(counted):
+    is_small = (matches <= _counting_limit(d, depths, m)) | (depths == 0)
+    counted = [rows[is_small[rows]]]
+    for found in _searched(data, rows[~is_small[rows]], depths):
+        yield found
+        counted.append(found.rows[found.first == m])
+
+    counted_rows = torch.cat(counted)
+    tied = [counted_rows[:0]]
+    if len(counted_rows):
         for group in counted_ranks(
-            data.query[counted],
-            data.query_classes[counted],
+            data.query[counted_rows],
+            data.query_classes[counted_rows],
             data.reference,
             data.reference_classes,
-            counted if data.ref_includes_query else None,
-            matches[counted] if all_ranks else torch.ones_like(counted),
+            counted_rows if data.ref_includes_query else None,
+            torch.where(is_small & all_ranks, matches, 1)[counted_rows],
             tile_size,
         ):
             clear = ~group.tied
             ranks = group.ranks[clear]
             orders = torch.arange(1, 1 + ranks.shape[1], device=ranks.device)
-            yield _Matches(counted[group.rows[clear]], ranks[:, 0], ranks, orders)
-            searched.append(counted[group.rows[group.tied]])
-    yield from _searched(data, torch.cat(searched), depths)
+            yield _Matches(counted_rows[group.rows[clear]], ranks[:, 0], ranks, orders)
+            tied.append(counted_rows[group.rows[group.tied]])
+
+    # Most have a match among a few neighbours, and then need no further look at ties.
+    some = min(16, m - int(data.ref_includes_query))
+    yield from _searched(data, torch.cat(tied), depths.clamp(min=some), settle_first=True)
 
 
 def _counting_limit(d: int, depths: Tensor, m: int) -> Tensor:
@@ -140,26 +151,27 @@ def _counting_limit(d: int, depths: Tensor, m: int) -> Tensor:
     return 4 + d // 25 + 256 * depths // m
 
 
-def _searched(data: _Data, rows: Tensor, depths: Tensor) -> Iterator[_Matches]:
-    """Find the matches among the nearest references of the given queries, and the rank of the nearest match."""
+def _searched(data: _Data, rows: Tensor, depths: Tensor, *, settle_first: bool = False) -> Iterator[_Matches]:
+    """Find the matches among the nearest references of the given queries, if asked also the first one wherever."""
     if len(rows) == 0:
         return
     m = len(data.reference)
     squares = data.reference.square().sum(dim=1)
     rows = rows[depths[rows].argsort()]
     most = int(depths[rows[-1]])
-    for chunk in rows.split(max(1, DISTANCES_PER_CHUNK // (m + 8 * most))):
-        distances = squared_distances(data.query[chunk], data.reference, squares)
+    chunk_size = max(1, DISTANCES_PER_CHUNK // (m + 8 * most))
+    buffer = squares.new_empty(min(len(rows), chunk_size) * m)
+    for chunk in rows.split(chunk_size):
+        distances = squared_distances(data.query[chunk], data.reference, squares, buffer)
         if data.ref_includes_query:
             distances.scatter_(1, chunk[:, None], torch.inf)
         depth = int(depths[chunk[-1]])
-        nearest = smallest(distances, depth)[1] if depth else chunk.new_empty(len(chunk), 0)
+        nearest = smallest(distances, depth)[1]
         classes = data.query_classes[chunk, None]
         hits = data.reference_classes[nearest] == classes  # [r, depth]
         ranks = torch.where(hits, torch.arange(depth, device=hits.device), m)
-        first = ranks.amin(dim=1) if depth else torch.full_like(chunk, m)
-        missed = first == m
-        if missed.any():
+        first = ranks.amin(dim=1)
+        if settle_first and (missed := first == m).any():
             first[missed] = _first_match_rank(distances[missed], data.reference_classes == classes[missed])
         yield _Matches(chunk, first, ranks, hits.cumsum(dim=1))
 
