@@ -3,6 +3,7 @@
 from typing import Any, ClassVar, final
 
 import torch
+import torch.nn.functional as F
 from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
 
@@ -12,18 +13,23 @@ from pml_ext.base import BatchMatrixLoss
 
 def histogram(sim: Tensor, pos: Tensor, neg: Tensor, *, n_bins: int, center: float) -> Tensor:
     """Histogram loss of each batch: sim, pos, neg [.., n, m] -> [..]. See `HistogramLoss`."""
-    place = (sim - center + 1).clamp(0, 2) * (n_bins / 2)
-    node = place.detach().floor().clamp(max=n_bins - 1)
-    upper, node = place - node, node.long()
+    place = (sim - center + 1).clamp(0, 2).mul(n_bins / 2)
+    with torch.no_grad():
+        node = place.floor().clamp_(max=n_bins - 1)
+    upper = place - node
+    # Bins of the positives, then of the negatives, then one for all other pairs.
+    node = torch.where(pos, node, torch.where(neg, node + n_bins, 2 * n_bins)).long()
 
-    def density(mask: Tensor) -> Tensor:
+    def per_bin(values: Tensor) -> Tensor:
         # Per anchor first: the sum of millions of shares in one number would lose them in float32.
-        count = mask.sum((-2, -1)).clamp(min=1).unsqueeze(-1)  # [.., 1]
-        rows = sim.new_zeros(*sim.shape[:-1], n_bins + 1)
-        rows = rows.scatter_add(-1, node, torch.where(mask, 1 - upper, 0.0))
-        return rows.scatter_add(-1, node + 1, torch.where(mask, upper, 0.0)).sum(-2) / count
+        rows = sim.new_zeros(*sim.shape[:-1], 2 * n_bins + 1).scatter_add(-1, node, values)
+        return rows.sum(-2)[..., :-1].unflatten(-1, (2, n_bins))  # [.., positives and negatives, bins]
 
-    return (density(neg) * density(pos).cumsum(-1)).sum(-1)
+    numbers, uppers = per_bin(torch.ones_like(sim)), per_bin(upper)
+    # What a bin does not give to its upper node it gives to its lower one.
+    nodes = F.pad(uppers, (1, 0)) + F.pad(numbers - uppers, (0, 1))
+    of_pos, of_neg = (nodes / numbers.sum(-1, keepdim=True).clamp(min=1)).unbind(-2)
+    return (of_neg * of_pos.cumsum(-1)).sum(-1)
 
 
 @final
