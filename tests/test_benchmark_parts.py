@@ -240,7 +240,7 @@ def test_projection_has_a_panel_per_loss_and_a_name_per_class(tmp_path: Path) ->
 def test_all_pictures_of_an_experiment(tmp_path: Path) -> None:
     out = tmp_path / "out"
     Experiment(losses=("RAW",), dataset="digits", epochs=1, steps=1, out=str(out), device="cpu").run()
-    names = ["gallery.png", "learning_curves.png", "projection.png", "recall_at_k.png"]
+    names = ["gallery.png", "health.png", "learning_curves.png", "projection.png", "recall_at_k.png"]
     assert sorted(path.name for path in (out / "plots").iterdir()) == names
     for name in names:
         with Image.open(out / "plots" / name) as image:

@@ -19,6 +19,7 @@ from torch import nn
 from pml_ext import catalog, losses, wrappers
 from pml_ext.analysis import EmbeddingHealth, Health, pair_weights
 from pml_ext.analysis.health import measure
+from pml_ext.benchmark import Experiment, checkpoint, plots, records, training
 from pml_ext.datasets import Digits, Glyphs
 from pml_ext.miners import HardNegativePairMiner, InverseDensityMiner
 from pml_ext.testing import Batch
@@ -274,6 +275,33 @@ def test_in_the_trainer_of_pml_with_its_hooks_and_its_record_keeper(loss, pairs,
         numbers = {k: v for k, v in vars(measured).items() if k not in ("failure", *_WITHOUT_PAIRS * (not pairs))}
         assert {k: row[k] for k in numbers} == numbers
         assert pairs or all(row[name] is None for name in _WITHOUT_PAIRS)
+
+
+@pytest.mark.parametrize("name", ["DistWeightBinDeviance", "EnsembleDWNeighbour"])
+def test_the_benchmark_records_it_and_has_the_same_results_without_it(name, tmp_path, monkeypatch):
+    class NotLooking(EmbeddingHealth):
+        def before_call(self, loss, args, kwargs):
+            pass
+
+    def run(folder):
+        monkeypatch.setattr(plots, "draw", lambda *_: [])
+        settings = {"losses": (name,), "dataset": "digits", "epochs": 2, "steps": 3, "device": "cpu"}
+        experiment = Experiment(**settings, out=str(tmp_path / folder))
+        _untrained, result = experiment.run()
+        saved = checkpoint.load(tmp_path / folder / f"{name}-seed0", torch.device("cpu"))
+        return result, [weight for model in saved["models"].values() for weight in model.values()]
+
+    monkeypatch.setattr(training, "HEALTH_EVERY", 2)
+    result, weights = run("with")
+    assert result.failure == ""
+    recorded = records.series(tmp_path / "with" / f"{name}-seed0", "embedding_health", ("pull", "spread"))
+    assert recorded["step"] == [0, 2, 4]
+    assert min(recorded["pull"] + recorded["spread"]) > 0
+    monkeypatch.setattr(training, "EmbeddingHealth", NotLooking)
+    other, other_weights = run("without")
+    assert not records.series(tmp_path / "without" / f"{name}-seed0", "embedding_health", ("pull",))
+    assert other.metrics == result.metrics
+    assert all(torch.equal(a, b) for a, b in zip(weights, other_weights, strict=True))
 
 
 def train_on_glyphs(loss, *, learning_rate, steps, classes, every=10):

@@ -311,8 +311,10 @@ class EmbeddingHealth:
         if not (self._due and torch.is_grad_enabled()):
             return
         self._due = False
-        call = inspect.signature(loss.forward).bind(*args, **kwargs).arguments
         names = ("embeddings", "labels", "indices_tuple", "ref_emb", "ref_labels")
+        parameters = inspect.signature(loss.forward).parameters.values()
+        own = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        call = dict(zip((*own, *names[len(own) :]), args, strict=False)) | kwargs
         first = next(iter(self.history.values()), None)
         self._measured = measure(loss, **{name: call[name] for name in names if name in call}, first=first)
 

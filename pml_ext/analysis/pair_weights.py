@@ -117,20 +117,16 @@ def pair_weights(
     arguments.batch(embeddings, labels, ref_emb, ref_labels)
     x = embeddings.detach().requires_grad_()
     references = x if ref_emb is embeddings else None if ref_emb is None else ref_emb.detach()
-    call = {
-        "embeddings": x,
-        "labels": labels,
-        "indices_tuple": indices_tuple,
-        "ref_emb": references,
-        "ref_labels": ref_labels,
-    }
+    given_first, named = [x, labels, indices_tuple], {"ref_emb": references, "ref_labels": ref_labels}
     # Not every loss takes all five, a memory for example.
-    call = {name: value for name, value in call.items() if value is not None}
+    while given_first[-1] is None:
+        given_first.pop()
+    named = {name: value for name, value in named.items() if value is not None}
     name = type(loss).__name__
     loss = _copied(loss)
     devices = [embeddings.device] if embeddings.is_cuda else []
-    with torch.random.fork_rng(devices=devices), torch.enable_grad(), _recorded(loss, call) as calls:
-        value = loss(**call)
+    with torch.random.fork_rng(devices=devices), torch.enable_grad(), _recorded(loss) as calls:
+        value = loss(*given_first, **named)
     if not calls:
         raise NoPairWeightsError(f"{name} never compares embeddings through its distance, so it has no pair weights")
     if not isinstance(value, Tensor) or value.numel() != 1:
@@ -192,10 +188,10 @@ class Call(NamedTuple):
 
 
 @contextmanager
-def _recorded(loss: nn.Module, outermost: dict[str, Any]) -> Iterator[list[Call]]:
+def _recorded(loss: nn.Module) -> Iterator[list[Call]]:
     """Make every matrix that a distance of the loss returns a leaf, and note it with the relation of its pairs."""
     calls: list[Call] = []
-    inputs = [outermost]
+    inputs: list[dict[str, Any]] = [{}]
     in_regularizer: list[bool] = []
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricL
 from pytorch_metric_learning.reducers import SumReducer
 from torch import Tensor, nn
 
-from pml_ext.analysis.health import Health
+from pml_ext.analysis.health import COLLAPSED_SPREAD, Health
 from pml_ext.analysis.pair_weights import PairWeights, pair_weights
 
 if TYPE_CHECKING:
@@ -224,12 +224,18 @@ def budget(history: Mapping[int, Health], *, title: str = "") -> "Figure":
         (2, "spread", "spread of the directions", GREY, "-"),
     )
     for panel, name, label, colour, style in lines:
-        values = [getattr(health, name) for health in measured]
+        # Embeddings that are all the same have a spread of 0, which no logarithm shows.
+        values = [max(getattr(health, name), 1e-7 if name == "spread" else 0) for health in measured]
         panels[panel].plot(iterations, values, style, color=colour, linewidth=2, marker="o", markersize=3, label=label)
-    for axis, label in zip(panels, ("sum of pair weights", "number", "0: all alike"), strict=True):
+    for axis, label in zip(panels, ("sum of pair weights", "number", "spread, 0..1"), strict=True):
         _plain(axis)
         axis.set_ylabel(label)
-        axis.set_ylim(bottom=0)
+        if axis is panels[2]:
+            axis.set_yscale("log")
+            axis.set_ylim(min([*values, COLLAPSED_SPREAD]) / 2, 1.2)
+            axis.axhline(COLLAPSED_SPREAD, color=PUSH, linestyle=":", label="collapsed below")
+        else:
+            axis.set_ylim(bottom=0)
         # Beside the lines, which may run anywhere.
         axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
         for i, health in enumerate(measured):

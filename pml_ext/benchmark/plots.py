@@ -1,8 +1,9 @@
-"""The pictures of an experiment: learning curves, recall at k, retrievals, a map of the embeddings, hardness."""
+"""The pictures of an experiment: learning curves, recall at k, retrievals, a map of embeddings, health, hardness."""
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -12,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from pml_ext.analysis.health import COLLAPSED_SPREAD
 from pml_ext.benchmark import files, records
 from pml_ext.benchmark.checkpoint import UNTRAINED, run_folder
 from pml_ext.benchmark.data import Data
@@ -27,6 +29,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 DASHES = ("-", "--", ":", "-.")
 GREY = "#777777"
 PICTURED = 3  # trained losses in the gallery and the map
+HEALTH = ("pull", "push", "effective_pairs", "effective_rank", "spread")
 HARDNESS = ("lam", "mixing_weight", "hardness_real", "hardness_synthetic", "hardness_regenerated")
 
 
@@ -43,6 +46,9 @@ def draw(experiment: Experiment, data: Data, out: Path, results: Sequence[Result
         _save(gallery(data.test, embeddings), folder / "gallery.png"),
         _save(projection(data.test, embeddings), folder / "projection.png"),
     ]
+    healths = {name: runs for name in by_loss(results) if (runs := _healths(out, name, results))}
+    if healths:
+        drawn.append(_save(health_curves(healths), folder / "health.png"))
     schedules = {name: runs for name in by_loss(results) if (runs := _schedules(out, name, results))}
     if schedules:
         drawn.append(_save(hardness_curves(schedules), folder / "hardness.png"))
@@ -131,6 +137,57 @@ def hardness_curves(schedules: Mapping[str, Sequence[Mapping[str, Sequence[float
     panels[0].legend(frameon=False, fontsize=8)
     panels[2].legend(frameon=False, fontsize=7)
     return figure
+
+
+def health_curves(healths: Mapping[str, Sequence[Mapping[str, Sequence[float | None]]]]) -> Figure:
+    """What the losses do to pairs and how the embeddings look, by step: every loss a line, the mean of its seeds.
+
+    Args:
+        healths: of each loss, the recorded columns of its runs: "step" and the names in `HEALTH`.
+    """
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    titles = (
+        "budget: the negatives' share of all pair weights",
+        "effective pairs: on how many an anchor's gradient rests",
+        "effective rank: dimensions of the embedding in use",
+        "spread of the embeddings' directions, 0: collapsed",
+    )
+    panels = figure.subplots(2, 2, sharex=True).flatten()
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    for (name, runs), style in zip(healths.items(), _styles(len(healths)), strict=True):
+        columns = [_health_lines(run) for run in runs]
+        for axes, seeds in zip(panels, zip(*columns, strict=True), strict=True):
+            middle = [mean(values) for values in zip(*seeds, strict=False)]
+            axes.plot(
+                runs[0]["step"][: len(middle)], middle, label=name, linewidth=1.8, marker="o", markersize=3, **style
+            )
+    for axes in panels[2:]:
+        axes.set_xlabel("step")
+    for axes in panels[:3]:
+        axes.set_ylim(bottom=0)
+    panels[0].set_ylim(top=1)
+    panels[3].set_yscale("log")
+    panels[3].axhline(COLLAPSED_SPREAD, color=GREY, linestyle=":")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8, ncols=1 + len(labels) // 24)
+    return figure
+
+
+def _health_lines(run: Mapping[str, Sequence[float | None]]) -> list[list[float]]:
+    # A number that a loss does not have was recorded as nothing.
+    column = {name: [math.nan if value is None else value for value in run[name]] for name in HEALTH}
+    budget = zip(column["pull"], column["push"], strict=True)
+    share = [push / (pull + push) if pull + push else math.nan for pull, push in budget]
+    spread = [max(value, 1e-7) for value in column["spread"]]
+    return [share, column["effective_pairs"], column["effective_rank"], spread]
+
+
+def _healths(out: Path, name: str, results: Sequence[Result]) -> list[dict[str, list[float]]]:
+    seeds = [result.seed for result in results if result.loss == name]
+    return [run for seed in seeds if (run := records.series(run_folder(out, name, seed), "embedding_health", HEALTH))]
 
 
 def _schedules(out: Path, name: str, results: Sequence[Result]) -> list[dict[str, list[float]]]:

@@ -28,6 +28,8 @@ class Result:
         history: the same after each epoch, with the seconds of training that it took.
         seconds_per_epoch: mean seconds of training per epoch, testing not counted; None if untrained.
         arguments: the arguments of the experiment.
+        failure: what was wrong with the embeddings when they were last looked at, in one line, "collapsed: ..." say; ""
+            if nothing was.
         date: when the run ended, UTC.
         hardware: what it ran on.
         commit: the git commit of `pml_ext`, if it ran from a checkout.
@@ -40,6 +42,7 @@ class Result:
     history: list[dict[str, float]]
     seconds_per_epoch: float | None
     arguments: dict[str, Any]
+    failure: str = ""
     date: str = field(default_factory=_now)
     hardware: dict[str, Any] = field(default_factory=environment.hardware)
     commit: str | None = field(default_factory=environment.commit)
@@ -55,7 +58,7 @@ def read(path: Path) -> list[Result]:
     results = []
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
+            record = {"failure": ""} | json.loads(line)
             results.append(Result(**{f.name: record[f.name] for f in fields(Result)}))
         except (ValueError, KeyError, TypeError):
             raise BenchmarkError(f"{path}, line {number} is not a result; remove it to run it again") from None

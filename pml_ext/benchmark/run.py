@@ -101,9 +101,11 @@ def _one(experiment: Experiment, data: Data, name: str, seed: int, where: Path, 
     if name == UNTRAINED:
         metrics = test_untrained(experiment, data, seed, where, progress)
         return Result(name, seed, metrics, [], None, experiment.arguments())
-    history = Run(experiment, data, name, seed, where, progress).train()
+    run = Run(experiment, data, name, seed, where, progress)
+    history = run.train()
     metrics = {metric: value for metric, value in history[-1].items() if metric != "seconds"}
-    return Result(name, seed, metrics, history, mean(epoch["seconds"] for epoch in history), experiment.arguments())
+    seconds = mean(epoch["seconds"] for epoch in history)
+    return Result(name, seed, metrics, history, seconds, experiment.arguments(), run.failure)
 
 
 def _plan(experiment: Experiment, data: Data, out: Path) -> list[str]:

@@ -10,12 +10,16 @@ import torch
 from pytorch_metric_learning.samplers import MPerClassSampler
 from pytorch_metric_learning.trainers import BaseTrainer, MetricLossOnly
 
+from pml_ext.analysis import EmbeddingHealth
 from pml_ext.benchmark import checkpoint, losses, randomness, records
 from pml_ext.benchmark.data import Data
 from pml_ext.benchmark.experiment import Experiment
 from pml_ext.benchmark.progress import Progress
 from pml_ext.benchmark.testing import Metrics, metrics_of, new_network, new_tester
 from pml_ext.trainers.methods import methods
+
+# Steps between two looks at the health of a run: they take about a hundredth of the training time.
+HEALTH_EVERY = 20
 
 
 class Diverged(Exception):  # noqa: N818 - an outcome of a run, not a mistake of the caller
@@ -63,8 +67,16 @@ class Run:
             end_of_iteration_hook=self._end_of_iteration,
             end_of_epoch_hook=self._end_of_epoch,
         )
+        # The loss of a method of its own is not called with embeddings and labels.
+        loss = None if name in methods else self.trainer.loss_funcs["metric_loss"]
+        self.health = None if loss is None else EmbeddingHealth(loss, every=HEALTH_EVERY)
         # Again, since building a loss may have drawn numbers: every loss gets the same batches.
         randomness.seed_everything(seed)
+
+    @property
+    def failure(self) -> str:
+        """What was wrong with the embeddings when they were last looked at; "" if nothing was."""
+        return "" if self.health is None else self.health.failure
 
     def train(self) -> list[Metrics]:
         """Train from where the run stands to its last epoch; return what was measured after each epoch.
@@ -77,6 +89,8 @@ class Run:
             records.rewind(self.folder, saved["records"])
         with records.keeping(self.folder) as self.keeper:
             self.hooks = records.hooks(self.keeper)
+            if self.health is not None:
+                self.health.record_keeper = self.keeper
             self.tester.end_of_testing_hook = self.hooks.end_of_testing_hook
             self.test_and_record = self.hooks.end_of_epoch_hook(self.tester, {"test": self.data.test}, self.folder)
             if saved is not None:
@@ -97,6 +111,8 @@ class Run:
             where = f"epoch {trainer.epoch}, step {trainer.iteration + 1}"
             raise Diverged(f"{self.name}, seed {self.seed}: the loss is {float(total)} at {where}")
         self.hooks.end_of_iteration_hook(trainer)
+        if self.health is not None:
+            self.health.end_of_iteration_hook(trainer)
         # PML formats it for its bar, and torch warns of formatting a tensor that requires a gradient.
         trainer.losses["total_loss"] = total
 
@@ -126,6 +142,7 @@ class Run:
             # MPerClassSampler shuffles its labels in place, epoch after epoch.
             "sampler": [int(label) for label in self.sampler.labels],
             "records": records.lengths(self.folder, self.keeper),
+            "health": None if self.health is None else self.health.state_dict(),
         }
         checkpoint.save(self.folder, parts | rest)
 
@@ -135,6 +152,8 @@ class Run:
                 part.load_state_dict(saved[kind][name])
         self.history = saved["history"]
         self.sampler.labels = saved["sampler"]
+        if self.health is not None and saved.get("health"):  # a checkpoint of before there was one has none
+            self.health.load_state_dict(saved["health"])
         randomness.restore(saved["random"])
 
 
