@@ -338,8 +338,8 @@ def test_warp_of_something_else():
         RandomWarp()(torch.rand(8, 8))
 
 
-def test_warp_is_a_transform_of_digits():
-    image, _ = Digits("train", transform=RandomWarp())[0]
+def test_warp_is_a_transform_too():
+    image, _ = Digits("train", transform=RandomWarp(), warp=None)[0]
     assert image.shape == (1, 8, 8)
 
 
@@ -350,7 +350,14 @@ def test_digits_sizes():
     train, test = Digits("train"), Digits("test")
     assert (len(train), len(test)) == (901, 896)
     assert test.classes == {digit: str(digit) for digit in range(5, 10)}
-    assert images_of(train).max() == 1
+    clean = images_of(Digits("train", warp=None))
+    assert clean.max() == 1
+    assert not torch.equal(images_of(train), clean)
+
+
+def test_digits_of_the_test_are_warped_once():
+    assert torch.equal(images_of(Digits("test")), images_of(Digits("test")))
+    assert not torch.equal(images_of(Digits("test")), images_of(Digits("test", warp=None)))
 
 
 # ---- optional dependencies ----

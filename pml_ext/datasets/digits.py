@@ -9,15 +9,24 @@ import torch
 from torch import Tensor
 
 from pml_ext.datasets.in_memory import InMemoryDataset, check_split
+from pml_ext.datasets.warp import RandomWarp
+
+WARP = RandomWarp()
 
 
 class Digits(InMemoryDataset):
     """Scikit-learn's handwritten digits, 8 x 8 grey: train on the digits 0 to 4, test on the unseen 5 to 9.
 
+    Training images are warped anew at every access; test images are warped once, from a fixed seed. As they are, with
+    `warp=None`, the nearest neighbour of an untrained network is right for 93 % of them, and training on five classes
+    can only lose.
+
     Args:
         split: "train" (901 images, labels 0 to 4) or "test" (896 images, labels 5 to 9). Default "train".
-        transform: applied to each image, [1, 8, 8]. Default: none.
+        transform: applied to each image, [1, 8, 8], after the warp. Default: none.
         target_transform: applied to each label. Default: none.
+        warp: what bends the images of either split, and how much; None for the images as they are. Default
+            `RandomWarp()`.
 
     Shape:
         a sample is (image [1, 8, 8], float32 in [0, 1]; label, int).
@@ -46,6 +55,8 @@ class Digits(InMemoryDataset):
         split: str = "train",
         transform: Callable[[Tensor], Any] | None = None,
         target_transform: Callable[[int], Any] | None = None,
+        *,
+        warp: RandomWarp | None = WARP,
     ) -> None:
         check_split(split, ("train", "test"))
         try:
@@ -60,6 +71,8 @@ class Digits(InMemoryDataset):
             images[mine],
             labels[mine],
             {digit: str(digit) for digit in (range(5) if split == "train" else range(5, 10))},
+            warp=warp,
+            split=split,
             transform=transform,
             target_transform=target_transform,
         )

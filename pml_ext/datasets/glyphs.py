@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pml_ext.datasets.in_memory import InMemoryDataset, check_split
+from pml_ext.datasets.in_memory import SEED, InMemoryDataset, check_split
 from pml_ext.datasets.warp import RandomWarp
 
 FACES = (
@@ -35,7 +35,6 @@ FACES = (
 SIDE = 32  # pixels
 EM = 21  # font size, pixels: the largest at which the widest glyph keeps a black border around it
 OVERSAMPLING = 4  # without it, hinting moves the strokes to whole pixels
-SEED = 0
 WARP = RandomWarp()
 
 
@@ -90,14 +89,12 @@ class Glyphs(InMemoryDataset):
         images, names = render()
         half = len(names) // 2
         labels = range(half) if split == "train" else range(half, len(names))
-        images = images[labels.start : labels.stop].flatten(0, 1)
-        if split == "test" and warp is not None:
-            images = warp(images, torch.Generator().manual_seed(SEED))
         super().__init__(
-            images,
+            images[labels.start : labels.stop].flatten(0, 1),
             torch.tensor(labels).repeat_interleave(len(FACES)),
             {label: names[label] for label in labels},
-            warp=warp if split == "train" else None,
+            warp=warp,
+            split=split,
             transform=transform,
             target_transform=target_transform,
         )

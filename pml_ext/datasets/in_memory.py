@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pml_ext.datasets.warp import RandomWarp
+
+SEED = 0
+
 
 class InMemoryDataset(Dataset[tuple[Any, Any]]):
     """A labelled image set held as one tensor; a DataLoader fetches it a batch at a time.
@@ -17,7 +21,9 @@ class InMemoryDataset(Dataset[tuple[Any, Any]]):
         images: [n, c, h, w], in [0, 1].
         labels: [n], int64.
         classes: the name of each label.
-        warp: applied to the fetched images, all at once, at every access. Default: none.
+        warp: what bends the images, and how much; None leaves them as they are.
+        split: "train", whose images are warped anew at every access, drawing from torch's global generator; or "test",
+            whose images are warped once, from a fixed seed, and are the same in every run.
         transform: applied to each image after that. Default: none.
         target_transform: applied to each label. Default: none.
     """
@@ -28,10 +34,13 @@ class InMemoryDataset(Dataset[tuple[Any, Any]]):
         labels: Tensor,
         classes: Mapping[int, str],
         *,
-        warp: Callable[[Tensor], Tensor] | None = None,
+        warp: RandomWarp | None,
+        split: str,
         transform: Callable[[Tensor], Any] | None = None,
         target_transform: Callable[[int], Any] | None = None,
     ) -> None:
+        if split == "test" and warp is not None:
+            images, warp = warp(images, torch.Generator().manual_seed(SEED)), None
         self._images = images
         self._warp = warp
         self.labels = labels
