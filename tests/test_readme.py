@@ -12,14 +12,15 @@ def test_tables_are_fresh() -> None:
     assert catalog.with_tables(README) == README, "run: python -m pml_ext.catalog README.md"
 
 
-def test_quickstart_runs_and_is_short() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(code.strip().splitlines()) <= 10
-    scope: dict[str, object] = {}
-    exec(code, scope)
-    gradient = scope["embeddings"].grad  # type: ignore[attr-defined]
-    assert gradient.isfinite().all()
-    assert gradient.abs().sum() > 0
+def test_quickstart_runs_and_is_short_and_so_does_all_other_code() -> None:
+    quickstart, *others = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(quickstart.strip().splitlines()) <= 10
+    for code in (quickstart, *others):
+        scope: dict[str, object] = {}
+        exec(code, scope)
+        gradient = scope["embeddings"].grad  # type: ignore[attr-defined]
+        assert gradient.isfinite().all()
+        assert gradient.abs().sum() > 0
 
 
 def test_the_two_commands() -> None:
