@@ -213,21 +213,18 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
             "reference_labels": reference_labels,
             "ref_includes_query": ref_includes_query,
         }
-        per_query: dict[str, Tensor] = {}
+        accuracies: dict[str, Any] = {}
         if needing_knn := metrics.intersection(self.requires_knn()):
             kwargs |= self._matches(query_labels, reference_labels, ref_includes_query)
             if self._can_count(needing_knn):
-                per_query = self._scores(needing_knn, **kwargs)
+                accuracies = self._rank_metrics(needing_knn, **kwargs)
             else:
                 kwargs |= self._neighbours(**kwargs)
         if metrics.intersection(self.requires_clustering()):
             kwargs["cluster_labels"] = self.get_cluster_labels(**kwargs)
-        others = {name: function for name, function in self.curr_function_dict.items() if name not in per_query}
-        accuracies = dict(self._get_accuracy(others, **kwargs))
-        return {
-            name: self._average(per_query[name], **kwargs) if name in per_query else accuracies[name]
-            for name in self.curr_function_dict
-        }
+        others = {name: function for name, function in self.curr_function_dict.items() if name not in accuracies}
+        accuracies |= self._get_accuracy(others, **kwargs)
+        return {name: accuracies[name] for name in self.curr_function_dict}
 
     def _can_count(self, names: set[str]) -> bool:
         """Tell whether all these metrics are functions of the ranks of the matches."""
@@ -252,7 +249,7 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
             )
         return {"label_counts": label_counts, "lone_query_labels": lone_labels, "not_lone_query_mask": not_lone}
 
-    def _scores(
+    def _rank_metrics(
         self,
         names: set[str],
         *,
@@ -264,11 +261,11 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
         label_counts: tuple[Tensor, Tensor],
         not_lone_query_mask: Tensor,
         **_: Any,
-    ) -> dict[str, Tensor]:
-        """Compute metrics of every query [n] from the ranks of its matches."""
+    ) -> dict[str, float | list[float]]:
+        """Compute metrics from the ranks of the matches of each query."""
         if not not_lone_query_mask.any():
             _warn_of_no_match()
-            return dict.fromkeys(names, query.new_full((len(query),), torch.nan))
+            return dict.fromkeys(names, pml.nan_accuracy(label_counts[0], self.return_per_class))
         k = self.determine_k(label_counts[1], len(reference), ref_includes_query)
         scores = retrieval_scores(
             query,
@@ -281,15 +278,21 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
             at_k="mean_average_precision" in names,
         )
         first = scores.first_match_rank
-        per_query = {
-            "precision_at_1": (first < 1).double(),
-            "mean_reciprocal_rank": torch.where(first < k, 1 / (first.double() + 1), 0),
-            "r_precision": scores.r_precision,
-            "mean_average_precision_at_r": scores.average_precision_at_r,
-            "mean_average_precision": scores.average_precision,
-            **{_metric_name(recall_k): (first < recall_k).double() for recall_k in self.recall_at},
+        # Functions, since a list of a thousand k would make as many tensors.
+        per_query: dict[str, Callable[[], Tensor | None]] = {
+            "precision_at_1": lambda: first < 1,
+            "mean_reciprocal_rank": lambda: torch.where(first < k, 1 / (first.double() + 1), 0),
+            "r_precision": lambda: scores.r_precision,
+            "mean_average_precision_at_r": lambda: scores.average_precision_at_r,
+            "mean_average_precision": lambda: scores.average_precision,
+            **{_metric_name(recall_k): partial(torch.lt, first, recall_k) for recall_k in self.recall_at},
         }
-        return {name: value for name, value in per_query.items() if name in names and value is not None}
+        averages = {}
+        for name in names:
+            values = per_query[name]()
+            assert values is not None
+            averages[name] = self._average(values, query_labels, not_lone_query_mask, label_counts)
+        return averages
 
     def _neighbours(
         self,
@@ -330,24 +333,27 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
         needs = {name: recall_at.get(name, k) for name in self.requires_knn()}
         return min(available, max(needs[name] for name in self.curr_function_dict if name in needs))
 
-    def _recall(self, k: int, *, first_match_rank: Tensor, **kwargs: Any) -> float | list[float]:
-        """Return the fraction of queries whose first match has rank (from 0) less than k."""
-        return self._average((first_match_rank < k).double(), **kwargs)
-
-    def _average(
+    def _recall(
         self,
-        per_query: Tensor,
+        k: int,
         *,
+        first_match_rank: Tensor,
         query_labels: Tensor,
         not_lone_query_mask: Tensor,
         label_counts: tuple[Tensor, Tensor],
         **_: Any,
     ) -> float | list[float]:
+        """Return the fraction of queries whose first match has rank (from 0) less than k."""
+        return self._average(first_match_rank < k, query_labels, not_lone_query_mask, label_counts)
+
+    def _average(
+        self, per_query: Tensor, query_labels: Tensor, not_lone_query_mask: Tensor, label_counts: tuple[Tensor, Tensor]
+    ) -> float | list[float]:
         """Average over the queries that have a match, or over those of each class; NaN if there is none."""
         if not not_lone_query_mask.any():
             nan: float | list[float] = pml.nan_accuracy(label_counts[0], self.return_per_class)
             return nan
-        values, labels = per_query[not_lone_query_mask], query_labels[not_lone_query_mask]
+        values, labels = per_query[not_lone_query_mask].double(), query_labels[not_lone_query_mask]
         if not (self.avg_of_avgs or self.return_per_class):
             return float(values.mean())
         # PML's function for this takes n numbers for each class.

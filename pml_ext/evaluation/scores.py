@@ -148,7 +148,7 @@ def _matches(data: _Data, rows: Tensor, matches: Tensor, depths: Tensor, tile_si
 
 def _counting_limit(d: int, depths: Tensor, m: int) -> Tensor:
     """Estimate up to how many matches counting, with half of the products, is faster than the product and a search."""
-    return 4 + d // 25 + 256 * depths // m
+    return 8 + d // 64 + 256 * depths // m
 
 
 def _searched(data: _Data, rows: Tensor, depths: Tensor, *, settle_first: bool = False) -> Iterator[_Matches]:
