@@ -231,6 +231,20 @@ def test_copies_of_a_watched_loss_are_not_watched():
     assert health.step(0) is not None
 
 
+def test_a_compiled_loss_is_measured():
+    loss = torch.compile(losses.RAWLoss(), backend="aot_eager")
+    health = EmbeddingHealth(loss, every=1)
+    loss(healthy_batch().requires_grad_(), LABELS)
+    assert health.step(0) == measure(losses.RAWLoss(), healthy_batch(), LABELS)
+
+
+def test_statistics_of_a_distance_stay_as_they_are():
+    loss = pml.AngularLoss(distance=distances.LpDistance(collect_stats=True), collect_stats=True)
+    before = vars(loss.distance).copy()
+    measure(loss, healthy_batch(), LABELS)
+    assert vars(loss.distance) == before
+
+
 def test_errors():
     with pytest.raises(ValueError, match="every must be at least 1, got 0"):
         EmbeddingHealth(losses.RAWLoss(), every=0)

@@ -1,5 +1,6 @@
 """Whether a run is learning, from the loss and the embeddings at hand, and the name of what is wrong if it is not."""
 
+import copy
 import inspect
 import math
 from collections.abc import Callable
@@ -120,7 +121,7 @@ def measure(
 
 def _samples(loss: nn.Module, embeddings: Tensor, labels: Tensor | None) -> PairWeights | None:
     """The scores of the samples with one another, without weights."""
-    distance = getattr(loss, "distance", None)
+    distance = copy.deepcopy(getattr(loss, "distance", None))  # it may keep statistics
     if distance is None or labels is None or not embeddings.isfinite().all():
         return None
     with torch.no_grad():
