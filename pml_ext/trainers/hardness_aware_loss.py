@@ -106,6 +106,14 @@ class HardnessAwareLoss(nn.Module):
     with the parameters of trunk, embedder and `metric_loss` in the first optimiser, those of the generator in the
     second and those of the classifier in the third. `state_dict` holds the averages, and all three networks.
 
+    The defaults of alpha, beta and soft_factor belong to the scales of the paper: features of 1024 dimensions, some 100
+    classes, a triplet loss summed over 40 triplets. J_recon is a sum, so it grows with the batch and the features, and
+    J_soft does not: with small features J_soft drowns it, the generator no longer recovers anything, and J_syn has
+    gradients that are larger than those of J_m and unrelated to them. Before trusting a schedule, look at the records:
+    `j_recon` should fall below 0.5 (1 - soft_share) times the sum of the features' squared deviations from their mean,
+    `mixing_weight` be near 1 while it has not, and `lam` be neither 0 nor 1. To rescale, choose soft_factor such that
+    `j_soft` and `j_recon` are alike, then beta a tenth of their sum at the beginning, and alpha about the metric loss.
+
     Args:
         embedder: g, from features to embeddings. It runs a second time, on the synthetic features.
         generator: i, from embeddings to features, `FeatureGenerator` for one. It runs twice, on the same numbers:
