@@ -244,12 +244,16 @@ def crossing(sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
     gradient flows through it.
     """
     with torch.no_grad():
-        (mean_pos, std_pos), (mean_neg, std_neg) = _mean_std(sim, pos), _mean_std(sim, neg)
-        spread = std_pos + std_neg
-        # Equal scores that were rounded differently have no spread.
-        has_spread = spread > torch.finfo(sim.dtype).eps ** 0.75
-        weighted = (std_neg * mean_pos + std_pos * mean_neg) / torch.where(has_spread, spread, 1.0)
-        return torch.where(has_spread, weighted, (mean_pos + mean_neg) / 2)
+        return crossing_point(*_mean_std(sim, pos), *_mean_std(sim, neg))
+
+
+def crossing_point(mean_pos: Tensor, std_pos: Tensor, mean_neg: Tensor, std_neg: Tensor) -> Tensor:
+    """Where two densities of these means and standard deviations are equally many deviations away, elementwise."""
+    spread = std_pos + std_neg
+    # Equal scores that were rounded differently have no spread.
+    has_spread = spread > torch.finfo(spread.dtype).eps ** 0.75
+    weighted = (std_neg * mean_pos + std_pos * mean_neg) / torch.where(has_spread, spread, 1.0)
+    return torch.where(has_spread, weighted, (mean_pos + mean_neg) / 2)
 
 
 def _mean_std(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pml_ext.pairs import softplus
+from pml_ext.pairs import crossing_point, largest, softplus
 
 # Score of a pair that is not there: a positive infinitely close, a negative (with a minus) infinitely far. Neither
 # costs anything. Finite, because its product with 0 must be 0.
@@ -86,6 +86,20 @@ def below(x: Tensor, level: Tensor | float) -> Tensor:
     return torch.lt(x, level, out=torch.empty_like(x))
 
 
+def keep_nearest(pos: Tensor, neg: Tensor, k: int | None) -> tuple[Tensor | None, Tensor | None]:
+    """Which scores are above the (k+1)-th largest of both sides, as numbers, with the nearest positive always kept.
+
+    Absent positives are infinitely far here (`near`). None and None if all are kept.
+    """
+    if k is None or k >= neg.shape[1]:
+        return None, None
+    best = torch.cat((largest(neg, k + 1), pos), 1)
+    threshold = best.topk(k + 1, sorted=False).values.amin(1, keepdim=True)
+    keep_pos = above(pos, threshold)
+    keep_pos.scatter_(1, pos.argmax(1, keepdim=True), 1.0)
+    return keep_pos, above(neg, threshold)
+
+
 def exponential_sum(scores: Tensor, slope: float, keep: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Log of the sum over each row of exp(slope * score), the terms up to a factor, and their sum; overwrites scores.
 
@@ -107,3 +121,18 @@ def soft_side(scores: Tensor, slope: float, keep: Tensor | None = None) -> tuple
     log_sum, terms, total = exponential_sum(scores, slope, keep)
     weights = terms.mul_(math.copysign(1, slope) * torch.sigmoid(log_sum) / total)
     return softplus(log_sum) / abs(slope), weights
+
+
+def crossing_of(sides: Sides) -> Tensor:
+    """`pml_ext.pairs.crossing` of the two sides, [b, 1]."""
+    mean_pos, std_pos = _mean_std(sides.pos, below(sides.pos, ABSENT / 2), sides.pos_count)
+    mean_neg, std_neg = _mean_std(sides.neg, above(sides.neg, -ABSENT / 2), sides.neg_count)
+    return crossing_point(mean_pos, std_pos, mean_neg, std_neg)
+
+
+def _mean_std(scores: Tensor, there: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    count = count.clamp(min=1)
+    known = scores * there
+    mean = known.sum(1, keepdim=True) / count
+    deviation = known.sub_(mean).mul_(there)
+    return mean, (deviation.square_().sum(1, keepdim=True) / count).sqrt()

@@ -2,12 +2,14 @@
 
 from typing import Any, ClassVar, final
 
+import torch
 from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss
 from pml_ext.pairs import crossing, masked_mean, masked_min, softplus
+from pml_ext.sides import Sides, SideWeights, above, crossing_of
 
 
 def adaptive_binomial_deviance(
@@ -28,6 +30,21 @@ def adaptive_binomial_deviance(
     pull = masked_mean(softplus(-alpha * (sim - level)), pos) / alpha
     push = masked_mean(softplus(beta * (sim - level)), neg) / beta
     return (scale * (pull + push)).where(neg.any(-1), 0.0)
+
+
+def adaptive_binomial_deviance_weights(
+    sides: Sides, *, alpha: float, beta: float, epsilon: float, base: float, adaptivity: float, scale: float
+) -> SideWeights:
+    """Loss and pair weights in closed form."""
+    level = adaptivity * crossing_of(sides) + (1 - adaptivity) * base
+    kept = above(sides.neg, sides.pos.amin(1, keepdim=True) - epsilon)
+    number = kept.sum(1, keepdim=True)
+    pos, neg = sides.pos.sub_(level).mul_(-alpha), sides.neg.sub_(level).mul_(beta)
+    pull = scale * (number > 0) / sides.pos_count.clamp(min=1)
+    push = scale / number.clamp(min=1)
+    pushed = torch.linalg.vecdot(softplus(neg), kept).unsqueeze(1)
+    losses = softplus(pos).sum(1, keepdim=True) * pull / alpha + pushed * push / beta
+    return SideWeights(losses.squeeze(1), pos.sigmoid_().mul_(-pull), neg.sigmoid_().mul_(kept).mul_(push))
 
 
 @final
@@ -78,6 +95,7 @@ class AdaptiveBinomialDevianceLoss(PairMatrixLoss):
         tensor(0.1929)
     """
 
+    closed_form = staticmethod(adaptive_binomial_deviance_weights)
     levels: ClassVar[tuple[str, ...]] = ("base",)
 
     def __init__(

@@ -2,12 +2,14 @@
 
 from typing import Any, ClassVar, final
 
+import torch
 from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss
 from pml_ext.pairs import Needs, masked_logsumexp, masked_mean, neighbors
+from pml_ext.sides import Sides, SideWeights, exponential_sum, keep_nearest, near
 
 
 def decoupled_nca(sim: Tensor, pos: Tensor, neg: Tensor, *, alpha: float, beta: float, k: int | None) -> Tensor:
@@ -17,6 +19,20 @@ def decoupled_nca(sim: Tensor, pos: Tensor, neg: Tensor, *, alpha: float, beta: 
     weight = (push - masked_logsumexp(alpha * sim, pos)).sigmoid().detach()
     pull = masked_mean(sim, pos) - 1 if beta == 0 else masked_logsumexp(beta * sim, pos) / beta
     return (weight * (push - alpha * pull)).where(neg.any(-1), 0.0)
+
+
+def decoupled_nca_weights(sides: Sides, *, alpha: float, beta: float, k: int | None) -> SideWeights | None:
+    """Decoupled NCA loss and pair weights in closed form."""
+    if not sides.gathered or beta == 0:
+        return None
+    pos, neg = near(sides.pos), sides.neg
+    keep_pos, keep_neg = keep_nearest(pos, neg, k)
+    push, neg_terms, neg_total = exponential_sum(neg, alpha, keep_neg)
+    weight = (push - exponential_sum(pos.clone(), alpha, keep_pos)[0]).sigmoid()
+    pull, pos_terms, pos_total = exponential_sum(pos, beta, keep_pos)
+    losses = torch.where(weight > 0, weight * (push - alpha * pull / beta), 0.0)
+    slope = alpha * weight
+    return SideWeights(losses.squeeze(1), pos_terms.mul_(-slope / pos_total), neg_terms.mul_(slope / neg_total))
 
 
 @final
@@ -62,6 +78,7 @@ class DecoupledNCALoss(PairMatrixLoss):
         tensor(2.6196)
     """
 
+    closed_form = staticmethod(decoupled_nca_weights)
     needs: ClassVar[Needs] = "both"
 
     def __init__(self, *, alpha: float = 40, beta: float = 10, k: int | None = 64, **kwargs: Any) -> None:

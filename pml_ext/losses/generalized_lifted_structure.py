@@ -9,6 +9,7 @@ from torch import Tensor
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss
 from pml_ext.pairs import masked_logsumexp
+from pml_ext.sides import Sides, SideWeights, above, exponential_sum
 
 
 def generalized_lifted_structure(
@@ -18,6 +19,15 @@ def generalized_lifted_structure(
     pull = masked_logsumexp(pos_margin - sim, pos)
     push = masked_logsumexp(sim - neg_margin, neg)
     return torch.relu(pull + push)
+
+
+def generalized_lifted_structure_weights(sides: Sides, *, neg_margin: float, pos_margin: float) -> SideWeights:
+    """Generalised lifted structure loss and pair weights in closed form."""
+    pull, pos, pos_total = exponential_sum(sides.pos.sub_(pos_margin), -1)
+    push, neg, neg_total = exponential_sum(sides.neg.sub_(neg_margin), 1)
+    total = pull + push
+    active = above(total, 0)
+    return SideWeights(total.relu().squeeze(1), pos.mul_(-active / pos_total), neg.mul_(active / neg_total))
 
 
 @final
@@ -57,6 +67,7 @@ class GeneralizedLiftedStructureLoss(PairMatrixLoss):
         tensor(1.2413)
     """
 
+    closed_form = staticmethod(generalized_lifted_structure_weights)
     levels: ClassVar[tuple[str, ...]] = ("neg_margin", "pos_margin")
 
     def __init__(self, *, neg_margin: float = 1, pos_margin: float = 0, **kwargs: Any) -> None:

@@ -3,14 +3,13 @@
 import math
 from typing import Any, ClassVar, final
 
-import torch
 from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss
-from pml_ext.pairs import Needs, largest, masked_logsumexp, neighbors, softplus
-from pml_ext.sides import Sides, SideWeights, above, exponential_sum, near
+from pml_ext.pairs import Needs, masked_logsumexp, neighbors, softplus
+from pml_ext.sides import Sides, SideWeights, exponential_sum, keep_nearest, near
 
 
 def knn_softmax(
@@ -27,11 +26,7 @@ def knn_softmax_weights(sides: Sides, *, alpha: float, k: int | None, negative_w
     if not sides.gathered:
         return None
     pos, neg = near(sides.pos), sides.neg
-    keep_pos = keep_neg = None
-    if k is not None and k < neg.shape[1]:
-        threshold = torch.cat((largest(neg, min(k + 1, neg.shape[1])), pos), 1).topk(k + 1).values[:, -1:]
-        keep_pos, keep_neg = above(pos, threshold), above(neg, threshold)
-        keep_pos.scatter_(1, pos.argmax(1, keepdim=True), 1.0)
+    keep_pos, keep_neg = keep_nearest(pos, neg, k)
     push, neg, neg_total = exponential_sum(neg, alpha, keep_neg)
     pull, pos, pos_total = exponential_sum(pos, alpha, keep_pos)
     margin = push + math.log(negative_weight) - pull

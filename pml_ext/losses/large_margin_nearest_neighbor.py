@@ -2,12 +2,14 @@
 
 from typing import Any, final
 
+import torch
 from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss
 from pml_ext.pairs import masked_mean, masked_min, nearest
+from pml_ext.sides import ABSENT, Sides, SideWeights, above, near
 
 
 def large_margin_nearest_neighbor(sim: Tensor, pos: Tensor, neg: Tensor, *, k: int | None, margin: float) -> Tensor:
@@ -16,6 +18,26 @@ def large_margin_nearest_neighbor(sim: Tensor, pos: Tensor, neg: Tensor, *, k: i
     impostors = neg & (sim > masked_min(sim, targets) - margin)
     gap = masked_mean(sim, impostors) - masked_mean(sim, targets) + margin
     return gap.where(impostors.any(-1), 0.0)
+
+
+def large_margin_nearest_neighbor_weights(sides: Sides, *, k: int | None, margin: float) -> SideWeights | None:
+    """LMNN loss and pair weights in closed form."""
+    if not sides.gathered:
+        return None
+    targets = near(sides.pos)
+    if k is not None and k < targets.shape[1]:
+        best = targets.topk(k)
+        targets = torch.full_like(targets, -ABSENT).scatter_(1, best.indices, best.values)
+    there = above(targets, -ABSENT / 2)
+    count = there.sum(1, keepdim=True).clamp_(min=1)
+    farthest = torch.where(there > 0, targets, ABSENT).amin(1, keepdim=True)
+    impostors = above(sides.neg, farthest - margin)
+    number = impostors.sum(1, keepdim=True)
+    share = 1 / number.clamp(min=1)
+    push = torch.linalg.vecdot(impostors, sides.neg).unsqueeze(1) * share
+    pull = torch.linalg.vecdot(there, targets).unsqueeze(1) / count
+    losses = torch.where(number > 0, push - pull + margin, 0.0)
+    return SideWeights(losses.squeeze(1), there.mul_(above(number, 0).neg_() / count), impostors.mul_(share))
 
 
 @final
@@ -59,6 +81,8 @@ class LargeMarginNearestNeighborLoss(PairMatrixLoss):
         >>> LargeMarginNearestNeighborLoss()(embeddings, labels)
         tensor(0.1155)
     """
+
+    closed_form = staticmethod(large_margin_nearest_neighbor_weights)
 
     def __init__(self, *, k: int | None = 1, margin: float = 0.1, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -2,12 +2,14 @@
 
 from typing import Any, ClassVar, final
 
+import torch
 from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss
 from pml_ext.pairs import crossing, masked_max, masked_mean, masked_min, softplus
+from pml_ext.sides import Sides, SideWeights, above, below, crossing_of
 
 
 def linear_pull_deviance(
@@ -28,6 +30,22 @@ def linear_pull_deviance(
     pull = masked_mean(level - sim, pos)
     push = masked_mean(softplus(beta * (sim - level)), neg) / beta
     return (pull + balance * push).where(neg.any(-1), 0.0)
+
+
+def linear_pull_deviance_weights(
+    sides: Sides, *, beta: float, epsilon: float, base: float, adaptivity: float, balance: float
+) -> SideWeights:
+    """Loss and pair weights in closed form."""
+    level = adaptivity * crossing_of(sides) + (1 - adaptivity) * base
+    hardest_neg = sides.neg.amax(1, keepdim=True)
+    kept = above(sides.neg, sides.pos.amin(1, keepdim=True) - epsilon)
+    number = kept.sum(1, keepdim=True)
+    pulled = below(sides.pos, hardest_neg + epsilon).mul_(number > 0)
+    pull, push = 1 / pulled.sum(1, keepdim=True).clamp(min=1), balance / number.clamp(min=1)
+    pos, neg = sides.pos.sub_(level), sides.neg.sub_(level).mul_(beta)
+    pushed = torch.linalg.vecdot(softplus(neg), kept).unsqueeze(1)
+    losses = pushed * push / beta - torch.linalg.vecdot(pos, pulled).unsqueeze(1) * pull
+    return SideWeights(losses.squeeze(1), pulled.mul_(-pull), neg.sigmoid_().mul_(kept).mul_(push))
 
 
 @final
@@ -78,6 +96,7 @@ class LinearPullDevianceLoss(PairMatrixLoss):
         tensor(0.1211)
     """
 
+    closed_form = staticmethod(linear_pull_deviance_weights)
     levels: ClassVar[tuple[str, ...]] = ("base",)
 
     def __init__(

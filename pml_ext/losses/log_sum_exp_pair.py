@@ -8,6 +8,7 @@ from torch import Tensor
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss
 from pml_ext.pairs import masked_logsumexp, softplus
+from pml_ext.sides import Sides, SideWeights, exponential_sum
 
 
 def log_sum_exp_pair(
@@ -28,6 +29,27 @@ def log_sum_exp_pair(
     if bounded:
         pull, push = softplus(pull), softplus(push)
     return scale * (pull / alpha + push / beta)
+
+
+def log_sum_exp_pair_weights(
+    sides: Sides,
+    *,
+    alpha: float,
+    beta: float,
+    pos_base: float,
+    neg_base: float,
+    scale: float,
+    bounded: bool,
+) -> SideWeights:
+    """Log-sum-exp pair loss and pair weights in closed form."""
+    pull, pos, pos_total = exponential_sum(sides.pos.sub_(pos_base), -alpha)
+    push, neg, neg_total = exponential_sum(sides.neg.sub_(neg_base), beta)
+    pos_slope, neg_slope = scale / pos_total, scale / neg_total
+    if bounded:
+        pos_slope, neg_slope = pos_slope * pull.sigmoid(), neg_slope * push.sigmoid()
+        pull, push = softplus(pull), softplus(push)
+    losses = scale * (pull / alpha + push / beta)
+    return SideWeights(losses.squeeze(1), pos.mul_(-pos_slope), neg.mul_(neg_slope))
 
 
 @final
@@ -76,6 +98,7 @@ class LogSumExpPairLoss(PairMatrixLoss):
         tensor(1.8733)
     """
 
+    closed_form = staticmethod(log_sum_exp_pair_weights)
     levels: ClassVar[tuple[str, ...]] = ("pos_base", "neg_base")
 
     def __init__(
