@@ -9,7 +9,7 @@ from torch import Tensor
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss
 from pml_ext.pairs import masked_mean, masked_min, nearest
-from pml_ext.sides import ABSENT, Sides, SideWeights, above, near
+from pml_ext.sides import ABSENT, Sides, SideWeights, above, have_equals, near
 
 
 def large_margin_nearest_neighbor(sim: Tensor, pos: Tensor, neg: Tensor, *, k: int | None, margin: float) -> Tensor:
@@ -27,6 +27,8 @@ def large_margin_nearest_neighbor_weights(sides: Sides, *, k: int | None, margin
     targets = near(sides.pos)
     if k is not None and k < targets.shape[1]:
         best = targets.topk(k)
+        if have_equals(targets, best.values[:, -1:].contiguous()):
+            return None
         targets = torch.full_like(targets, -ABSENT).scatter_(1, best.indices, best.values)
     there = above(targets, -ABSENT / 2)
     count = there.sum(1, keepdim=True).clamp_(min=1)
