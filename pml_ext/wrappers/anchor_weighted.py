@@ -1,5 +1,7 @@
 """Any loss, with every anchor weighted by how far its nearest negative is ahead of its nearest positive."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -9,7 +11,8 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import IndicesTuple, PairMatrixLoss
-from pml_ext.pairs import masked_logsumexp
+from pml_ext.pairs import Counted, masked_logsumexp
+from pml_ext.sides import Sides, SideWeights, exponential_sum, near
 from pml_ext.wrappers.base import LossWrapper
 
 
@@ -17,6 +20,19 @@ def anchor_weight(sim: Tensor, pos: Tensor, neg: Tensor, *, alpha: float) -> Ten
     """Weight of each anchor, without a gradient: sim, pos, neg [.., n, m] -> [.., n]. See `AnchorWeightedLoss`."""
     scores = alpha * sim.detach()
     return torch.sigmoid(masked_logsumexp(scores, neg) - masked_logsumexp(scores, pos))
+
+
+def weighted_sides(sides: Sides, *, loss: Callable[[Sides], SideWeights | None], alpha: float) -> SideWeights | None:
+    """The closed form of a loss with each row times the weight of its anchor."""
+    log_neg, *_ = exponential_sum(sides.neg.clone(), alpha)
+    log_pos, *_ = exponential_sum(near(sides.pos), alpha)
+    there = (sides.pos_count > 0) & (sides.neg_count > 0)
+    weight = torch.where(there, torch.sigmoid(log_neg - log_pos), 0.0)  # [b, 1]
+    found = loss(sides)
+    if found is None:
+        return None
+    losses, pos, neg = found.losses * weight.squeeze(1), found.pos * weight, found.neg * weight
+    return found._replace(losses=losses, pos=pos, neg=neg)
 
 
 @final
@@ -30,6 +46,30 @@ class _AnchorWeights(PairMatrixLoss):
     def per_anchor(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
         """Weight of each anchor."""
         return anchor_weight(sim, pos, neg, **self.hyperparameters())
+
+
+@final
+class _WeightedRows(PairMatrixLoss):
+    """A row loss of ours with its weights, from the same scores: they are computed once."""
+
+    def __init__(self, loss: PairMatrixLoss, *, alpha: float) -> None:
+        super().__init__(distance=loss.distance, chunk_size=loss.chunk_size)
+        self.rows = (loss,)  # not a module: the wrapper has it
+        self.alpha = alpha
+        self.needs = loss.needs  # type: ignore[misc]
+        closed_form = loss.closed_form
+        if closed_form is not None:
+            form = partial(closed_form, **loss.hyperparameters())
+            self.closed_form = partial(weighted_sides, loss=form, alpha=alpha)  # type: ignore[misc]
+
+    def per_anchor(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Counted:
+        """Weighted loss of each anchor, and what the loss counts."""
+        (loss,) = self.rows
+        result = loss.per_anchor(sim, pos, neg)
+        there = pos.any(-1) & neg.any(-1)
+        losses, counts = result if isinstance(result, Counted) else (result, torch.ones_like(there, dtype=torch.long))
+        weight = torch.where(there, anchor_weight(sim, pos, neg, alpha=self.alpha), 0.0)
+        return Counted(losses * weight, counts)
 
 
 @final
@@ -110,6 +150,10 @@ class AnchorWeightedLoss(LossWrapper):
         """The loss dict of the inner loss, weighted."""
         batch = embeddings, labels, indices_tuple, ref_emb, ref_labels
         self.loss.reset_stats()
+        if _is_row_loss(self.loss):
+            loss_dict = _WeightedRows(self.loss, alpha=self.alpha).compute_loss(*batch)
+            self.loss.add_embedding_regularization_to_loss_dict(loss_dict, embeddings)
+            return loss_dict
         with torch.no_grad():
             weights = self.weights.compute_loss(*batch)["loss"]["losses"]
         loss_dict = {
@@ -135,3 +179,11 @@ class AnchorWeightedLoss(LossWrapper):
             weight = weights[anchors].to(losses.dtype)
             weights = weight.view(-1, *[1] * (losses.ndim - 1))  # some of PML's losses are [.., 1]
         return part | {"losses": losses * weights}
+
+
+def _is_row_loss(loss: BaseMetricLossFunction) -> bool:
+    """Whether the loss is one of rows as the shell computes them: not with scores, say, of its own making."""
+    kind = type(loss)
+    return isinstance(loss, PairMatrixLoss) and all(
+        getattr(kind, name) is getattr(PairMatrixLoss, name) for name in ("compute_loss", "similarity")
+    )
