@@ -135,7 +135,9 @@ def cases(draw, smallest_label=-2):
 recall_lists = st.lists(st.integers(1, 30), min_size=1, max_size=4, unique=True)
 
 
-@pytest.mark.parametrize("knn_func", [TorchKNN(), TorchKNN(chunk_size=3), None], ids=["torch", "chunks", "default"])
+@pytest.mark.parametrize(
+    "knn_func", [TorchKNN(), TorchKNN(chunk_size=3), FaissKNN(), None], ids=["torch", "chunks", "faiss", "counted"]
+)
 @given(case=cases(), recall_at=recall_lists, avg=st.sampled_from(["queries", "classes", "per_class"]))
 def test_equals_oracle(knn_func, case, recall_at, avg):
     calculator = RetrievalAccuracyCalculator(
@@ -565,7 +567,7 @@ def model():
         return torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 6))
 
 
-@pytest.mark.parametrize("knn_func", [None, TorchKNN()], ids=["faiss", "torch"])
+@pytest.mark.parametrize("knn_func", [None, FaissKNN(), TorchKNN()], ids=["counted", "faiss", "torch"])
 @pytest.mark.parametrize(
     ("query", "references"),
     [

@@ -131,6 +131,20 @@ def test_any_selection_of_metrics(search, include):
     assert_equal_accuracies(actual, {name: everything[name] for name in include})
 
 
+def test_first_matches_beyond_the_searched_depth():
+    """Large classes, of which only one neighbour is searched, and most first matches are farther away."""
+    generator = torch.Generator().manual_seed(0)
+    embeddings, labels = torch.randn(400, 8, generator=generator), torch.arange(400) % 20
+    expected, actual = (
+        RetrievalAccuracyCalculator((1, 2, 5, 20), include=METRICS, device=CPU, k=1, knn_func=f).get_accuracy(
+            embeddings, labels
+        )
+        for f in (TorchKNN(), None)
+    )
+    assert expected["recall_at_1"] < 0.2 < expected["recall_at_20"]
+    assert_equal_accuracies(actual, expected)
+
+
 def long_tail(seed=0, d=16):
     """Classes of 1 to 90, shuffled."""
     generator = torch.Generator().manual_seed(seed)
@@ -220,6 +234,16 @@ def test_collapsed_embeddings():
         for f in (TorchKNN(), None)
     )
     assert_equal_accuracies(actual, expected)
+
+
+@pytest.mark.parametrize("m", [96, 97, 99])
+def test_grouped_search_finds_every_column(m, monkeypatch):
+    monkeypatch.setattr(knn, "GROUP_SIZE", 4)
+    line = torch.arange(float(m))[torch.randperm(m)][:, None]
+    distances, indices = TorchKNN()(line, 4, line)
+    assert torch.equal(indices[:, 0], torch.arange(m))
+    assert torch.equal((line[indices] - line[:, None]).square()[..., 0], distances)
+    assert distances[:, :2].tolist() == [[0.0, 1.0]] * m
 
 
 @given(search=searches(), k=st.integers(1, 8))
