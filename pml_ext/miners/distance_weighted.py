@@ -22,9 +22,10 @@ def distance_weighted_log_weights(
         # The uniform distribution over all negatives, where none is near: every weight is that of one distance.
         dist = torch.where(has_near, dist, cutoff)
     dist = dist.clamp(cutoff, _LARGEST)
-    # 1 - d^2/4 as a product: its second factor is small and exact where the distance is near 2.
-    log_area = torch.log1p(dist / 2) + torch.log1p(-dist / 2)
-    return (2 - dimension) * dist.log() - (dimension - 3) / 2 * log_area, neg
+    # 1 - d^2/4 as a product: its first factor is small and exact where the distance is near 2.
+    half = dist / 2
+    log_area = (1 - half).mul_(half.add_(1)).log_()
+    return dist.log_().mul_(2 - dimension).sub_(log_area, alpha=(dimension - 3) / 2), neg
 
 
 # Two points of the unit sphere are never farther apart; at 2 itself the density is 0 and its inverse infinite.
@@ -124,6 +125,9 @@ class DistanceWeightedMiner(SamplingMiner):
         """All positives, and as many drawn negatives."""
         dimension = self.dimension or self.embedding_size or _USUAL
         is_cosine = isinstance(self.distance, DotProductSimilarity)
-        dist = (2 - 2 * sim).clamp(min=0).sqrt() if is_cosine else (-sim) ** (1 / self.distance.power)
+        if is_cosine:
+            dist = (2 - 2 * sim).clamp_(min=0).sqrt_()
+        else:
+            dist = -sim if self.distance.power == 1 else (-sim) ** (1 / self.distance.power)
         values = self.hyperparameters() | {"dimension": dimension}
         return distance_weighted(dist, pos, neg, generator=self.generator(sim.device), **values)
