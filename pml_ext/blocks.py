@@ -40,6 +40,11 @@ def engine_runs() -> bool:
     return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
 
 
+def looks_are_free(numbers: Tensor) -> bool:
+    """Whether to look at the numbers of a tensor waits for nothing: on the CPU, and neither traced nor fake."""
+    return engine_runs() and type(numbers) is Tensor and numbers.device.type == "cpu"
+
+
 class LabelSides(NamedTuple):
     """The two sides of any block, from labels: no boolean matrix, no index matrix but that of the positives.
 
@@ -64,8 +69,7 @@ class LabelSides(NamedTuple):
         rank = torch.zeros_like(order)
         rank[1:] = (ordered[1:] != ordered[:-1]).cumsum(0)
         ids = torch.empty_like(rank).scatter_(0, order, rank)
-        # A fake tensor, or one on a device, has no numbers to look at.
-        own = _members(ids, order, rank) if same and type(ids) is Tensor and ids.device.type == "cpu" else None
+        own = _members(ids, order, rank) if same and looks_are_free(ids) else None
         numbers = ids.to(dtype)
         return LabelSides(numbers[:n, None], (numbers if same else numbers[n:])[None, :], own, same)
 

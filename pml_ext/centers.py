@@ -300,6 +300,16 @@ def first_of_group(member: Tensor) -> Tensor:
     return member.long().argmax(-1) if len(member) else member.new_zeros(0, dtype=torch.long)
 
 
+def first_of_class(labels: Tensor) -> Tensor:
+    """The number of the first sample of each sample's class, [n]."""
+    ordered, order = labels.sort(stable=True)
+    place = torch.arange(len(labels), device=labels.device)
+    begins = torch.ones_like(place, dtype=torch.bool)
+    begins[1:] = ordered[1:] != ordered[:-1]
+    start = torch.where(begins, place, 0).cummax(0).values
+    return torch.empty_like(order).scatter_(0, order, order[start])
+
+
 def group_means(embeddings: Tensor, group: Tensor, size: int) -> Tensor:
     """The mean of the embeddings [n, d] of each group 0..size - 1, by group [n]: [size, d], 0 for an empty one."""
     sums = embeddings.new_zeros(size, embeddings.shape[1]).index_add(0, group, embeddings)

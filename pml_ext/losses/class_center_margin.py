@@ -9,20 +9,20 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import SampleLoss
-from pml_ext.centers import first_of_group, group_means
-from pml_ext.pairs import Counted, label_masks, masked_max, masked_min
+from pml_ext.blocks import geometry_of, looks_are_free
+from pml_ext.centers import first_of_class, group_means
+from pml_ext.pairs import Counted, label_masks, masked_max
 
 
 def class_center_margin(
-    center_sim: Tensor, sample_sim: Tensor, member: Tensor, other: Tensor, *, center_margin: float, sample_margin: float
+    center_sim: Tensor, other: Tensor, farthest: Tensor, *, center_margin: float, sample_margin: float
 ) -> Tensor:
     """Loss of each class. See `ClassCenterMarginLoss`.
 
-    center_sim [.., c, c] of each centre and every centre, other [.., c, c] where that is another class, sample_sim
-    [.., c, n] of each centre and every sample, member [.., c, n] where that is a sample of the class -> [.., c].
+    center_sim [.., c, c] of each centre and every centre, other [.., c, c] where that is another class, farthest
+    [.., c] of each centre and the farthest sample of its class -> [.., c].
     """
     nearest = masked_max(center_sim, other).squeeze(-1)
-    farthest = masked_min(sample_sim, member).squeeze(-1)
     return (nearest - center_margin).relu() + (sample_margin - farthest).relu()
 
 
@@ -86,21 +86,34 @@ class ClassCenterMarginLoss(SampleLoss):
         n = len(labels)
         if n == 0:
             return embeddings.sum(-1)
-        member, other = label_masks(labels, labels)
-        # A class goes by the number of its first sample: the shapes do not depend on the data.
-        first = first_of_group(member)
+        # A class goes by the number of its first sample: the shapes need not depend on the data.
+        first = first_of_class(labels)
         is_class = first == torch.arange(n, device=labels.device)
-        centers = group_means(embeddings, first, n)[first]  # [n, d]: that of its class for every sample
-        losses = class_center_margin(
-            self._scores(centers, centers),
-            self._scores(embeddings, centers).mT,
-            member,
-            other & is_class,
-            **self.hyperparameters(),
-        )
+        means = group_means(embeddings, first, n)
+        own = self._own_scores(embeddings, means[first])
+        farthest = torch.full_like(own, torch.inf).scatter_reduce(0, first, own, "amin")
+        if looks_are_free(is_class):
+            classes = is_class.nonzero().squeeze(1)
+            other = ~torch.eye(len(classes), dtype=torch.bool)
+            losses = self._losses(means[classes], other, farthest[classes])
+            return Counted(own.new_zeros(n).index_put((classes,), losses), is_class.long())
+        other = label_masks(labels, labels).neg & is_class
+        losses = self._losses(means[first], other, torch.where(is_class, farthest, 0.0))
         return Counted(torch.where(is_class, losses, 0.0), is_class.long())
+
+    def _losses(self, centers: Tensor, other: Tensor, farthest: Tensor) -> Tensor:
+        return class_center_margin(self._scores(centers, centers), other, farthest, **self.hyperparameters())
 
     def _scores(self, embeddings: Tensor, centers: Tensor) -> Tensor:
         """Larger is closer, and nothing is normalised: the samples are already, and means are not to be."""
         matrix: Tensor = self.distance.compute_mat(embeddings, centers) ** self.distance.power
         return matrix if self.distance.is_inverted else -matrix
+
+    def _own_scores(self, embeddings: Tensor, centers: Tensor) -> Tensor:
+        """The score of each embedding with the centre in the same row, [n]."""
+        geometry = geometry_of(self.distance)
+        if geometry is None:
+            return self._scores(embeddings, centers).diagonal()
+        if geometry.euclidean:
+            return torch.linalg.vector_norm(embeddings - centers, dim=1).pow(geometry.power).neg()
+        return (embeddings * centers).sum(1)

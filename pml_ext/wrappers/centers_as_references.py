@@ -8,7 +8,7 @@ from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor
 
 from pml_ext.base import IndicesTuple
-from pml_ext.blocks import engine_runs
+from pml_ext.blocks import looks_are_free
 from pml_ext.centers import Centers, CenterSource, leave_one_out
 from pml_ext.pairs import DisjointMasks, label_masks
 from pml_ext.wrappers.base import LossWrapper, takes_masks
@@ -121,10 +121,8 @@ class CentersAsReferences(LossWrapper):
         if len(samples) == 0:
             return dict(self.zero_losses())
         has_masks = takes_masks(self.loss)
-        # Repetitions cost a column each. Elsewhere than on the CPU to leave them out would wait for the device, and a
-        # fake tensor, or one that is traced, has no numbers to look at.
-        is_free = engine_runs() and type(centers.group) is Tensor and centers.group.device.type == "cpu"
-        if is_free or not has_masks:
+        # Repetitions cost a column each.
+        if looks_are_free(centers.group) or not has_masks:
             centers = centers.compact()
         points, classes, masks = centers.points, centers.labels, None
         if self.leave_one_out:
