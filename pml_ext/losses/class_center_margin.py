@@ -115,5 +115,6 @@ class ClassCenterMarginLoss(SampleLoss):
         if geometry is None:
             return self._scores(embeddings, centers).diagonal()
         if geometry.euclidean:
-            return torch.linalg.vector_norm(embeddings - centers, dim=1).pow(geometry.power).neg()
+            distances: Tensor = torch.linalg.vector_norm(embeddings - centers, dim=1)
+            return -distances.pow(geometry.power)
         return (embeddings * centers).sum(1)
