@@ -23,7 +23,8 @@ def histogram(sim: Tensor, pos: Tensor, neg: Tensor, *, n_bins: int, center: flo
     def per_bin(values: Tensor) -> Tensor:
         # Per anchor first: the sum of millions of shares in one number would lose them in float32.
         rows = sim.new_zeros(*sim.shape[:-1], 2 * n_bins + 1).scatter_add(-1, node, values)
-        return rows.sum(-2)[..., :-1].unflatten(-1, (2, n_bins))  # [.., positives and negatives, bins]
+        bins: Tensor = rows.sum(-2)[..., :-1].unflatten(-1, (2, n_bins))
+        return bins  # [.., positives and negatives, bins]
 
     numbers, uppers = per_bin(torch.ones_like(sim)), per_bin(upper)
     # What a bin does not give to its upper node it gives to its lower one.
