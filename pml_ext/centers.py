@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pml_ext import arguments
-from pml_ext.pairs import label_masks
 
 
 class Centers(NamedTuple):
@@ -88,7 +87,8 @@ class GroupCenters(CenterSource):
     def forward(self, embeddings: Tensor, labels: Tensor) -> Centers:
         """The means of the groups of the batch."""
         groups = self.groups(embeddings, labels).to(labels.device)
-        group = first_of_group(label_masks(labels, labels).pos & label_masks(groups, groups).pos)
+        # Both numbers are below n, so that a pair of them is one number.
+        group = first_of_class(first_of_class(labels) * len(labels) + first_of_class(groups))
         points = group_means(embeddings.detach() if self.detach else embeddings, group, len(labels))[group]
         return Centers(points, labels, group, group == torch.arange(len(labels), device=labels.device))
 
@@ -293,11 +293,6 @@ class LearnedCenters(CenterSource):
             group = numbers * self.centers_per_class + nearest
         classes = torch.arange(self.num_classes, device=points.device)
         return Centers(points, classes.repeat_interleave(self.centers_per_class), group)
-
-
-def first_of_group(member: Tensor) -> Tensor:
-    """The number of the first sample of each sample's group: member [n, n], whether two are in the same -> [n]."""
-    return member.long().argmax(-1) if len(member) else member.new_zeros(0, dtype=torch.long)
 
 
 def first_of_class(labels: Tensor) -> Tensor:
