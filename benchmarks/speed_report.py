@@ -155,6 +155,10 @@ def table(lines: Lines, command: str) -> str:
     ]
     main = MAIN if any(setting == MAIN for _, setting in lines.found) else lines.settings()[-1]
     parts += [f"## {_words(main)}", _main_table(lines, main)]
+    peers = {line["job"].removesuffix(", stock"): line["what"] for line in lines.all if line["family"] == "stock"}
+    if peers:
+        said = "; ".join(f"{name}: {what}" for name, what in peers.items())
+        parts += [f"What PML has. {said}."]
     parts += ["## Ratio to F, by n x d / per class", _ratio_table(lines, "ratio", "{:.2f}")]
     parts += ["## Memory in MB, by n x d / per class", _ratio_table(lines, "peak_mb", "{:.0f}")]
     if lines.linear:
