@@ -153,12 +153,13 @@ class _Space:
         if not self.geometry.euclidean:
             weighed = rows.weigh(a @ self.r.t(), start)
             return weighed, weighed.weights if keep else None
+        if self.geometry.power == 2:
+            sim = torch.addmm(self.r_square.neg(), a, self.r.t(), alpha=2).sub_(self.a_square[start:stop])
+            weighed = rows.weigh(sim.clamp_max_(0), start)
+            return weighed, _scaled(weighed.weights, 2.0) if keep else None
         square = torch.addmm(self.r_square, a, self.r.t(), alpha=-2).add_(self.a_square[start:stop])
         # Compared into numbers: a product with booleans is thirty times slower.
         square.mul_(torch.gt(square, self.smallest[start:stop], out=torch.empty_like(square)))
-        if self.geometry.power == 2:
-            weighed = rows.weigh(-square, start)
-            return weighed, _scaled(weighed.weights, 2.0) if keep else None
         distance = square.sqrt()
         weighed = rows.weigh(-distance, start)
         if not keep:

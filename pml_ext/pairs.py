@@ -156,22 +156,21 @@ def neighbors(sim: Tensor, pos: Tensor, neg: Tensor, k: int | None) -> tuple[Ten
     return near_pos | (first_max(sim, pos) & ~near_pos.any(-1, keepdim=True)), neg & near
 
 
-def largest(x: Tensor, k: int) -> Tensor:
-    """The k largest numbers of each row in any order: x [.., m] -> [.., k].
+def largest(x: Tensor, k: int, more: Tensor | None = None) -> Tensor:
+    """The k largest numbers of each row in any order: x [.., m] and more [.., j] -> [.., k].
 
-    They are among the k groups with the largest maxima: two small selections instead of one large one.
+    Those of x are among its k groups with the largest maxima: two small selections instead of one large one.
     """
-    m = x.shape[-1]
-    groups = m // _GROUP
-    if groups < 2 * k:
-        return x.topk(k, dim=-1, sorted=False).values
-    grouped = x[..., : groups * _GROUP].unflatten(-1, (_GROUP, groups))
-    best = grouped.amax(-2).topk(k, dim=-1, sorted=False).indices
-    candidates = grouped.gather(-1, best.unsqueeze(-2).expand(*grouped.shape[:-1], k)).flatten(-2)
-    return torch.cat((candidates, x[..., groups * _GROUP :]), -1).topk(k, dim=-1, sorted=False).values
+    groups = x.shape[-1] // _GROUP
+    if groups >= 2 * k:
+        grouped = x[..., : groups * _GROUP].unflatten(-1, (_GROUP, groups))
+        best = grouped.amax(-2).topk(k, dim=-1, sorted=False).indices
+        candidates = grouped.gather(-1, best.unsqueeze(-2).expand(*grouped.shape[:-1], k)).flatten(-2)
+        x = torch.cat((candidates, x[..., groups * _GROUP :]), -1)
+    return (x if more is None else torch.cat((x, more), -1)).topk(k, dim=-1, sorted=False).values
 
 
-_GROUP = 6
+_GROUP = 4
 
 
 def top_mask(x: Tensor, mask: Tensor, k: Tensor) -> Tensor:

@@ -93,8 +93,7 @@ def keep_nearest(pos: Tensor, neg: Tensor, k: int | None) -> tuple[Tensor | None
     """
     if k is None or k >= neg.shape[1]:
         return None, None
-    best = torch.cat((largest(neg, k + 1), pos), 1)
-    threshold = best.topk(k + 1, sorted=False).values.amin(1, keepdim=True)
+    threshold = largest(neg, k + 1, pos).amin(1, keepdim=True)
     keep_pos = above(pos, threshold)
     keep_pos.scatter_(1, pos.argmax(1, keepdim=True), 1.0)
     return keep_pos, above(neg, threshold)
