@@ -178,9 +178,44 @@ def top_mask(x: Tensor, mask: Tensor, k: Tensor) -> Tensor:
 
     Entries equal to the k-th largest all count: draw keys without ties where exactly k are wanted.
     """
-    ordered = x.masked_fill(~mask, -torch.inf).sort(-1, descending=True).values
-    kth = ordered.gather(-1, (k - 1).clamp(0, x.shape[-1] - 1))
-    return mask & (x >= kth) & (k > 0)
+    # By arithmetic: to fill where a mask without a pattern says so takes seven times as long.
+    x = torch.minimum(x, mask.to(x.dtype).sub_(0.5).mul_(torch.inf))
+    return mask & (x >= kth_largest(x, k.minimum(mask.sum(-1, keepdim=True)))) & (k > 0)
+
+
+def kth_largest(x: Tensor, k: Tensor) -> Tensor:
+    """The k-th largest number of each row, [..., 1]: x [..., m] of float32 or float64, k [..., 1] from 1 on.
+
+    A constant to the gradient, and anything for k < 1. Where k differs from row to row there is no `topk`, and no need
+    to sort: the numbers that a float can be are as many as its integers, in the same order, so the bits of the k-th
+    largest are found one by one, by counting.
+    """
+    x = x.detach()
+    if x.shape[-1] <= _SORTED:
+        return x.sort(-1, descending=True).values.gather(-1, (k - 1).clamp(0, x.shape[-1] - 1))
+    integers = torch.int64 if x.dtype == torch.float64 else torch.int32
+    largest = torch.iinfo(integers).max
+    # float32 counts to 2^24.
+    count_dtype = torch.float32 if x.shape[-1] < 1 << 24 else torch.float64
+    hits, wanted = torch.empty_like(x), k.to(count_dtype)
+
+    def number(bits: Tensor) -> Tensor:
+        return torch.where(bits < 0, bits ^ largest, bits).view(x.dtype)
+
+    found = torch.full_like(k, torch.iinfo(integers).min, dtype=integers)
+    for bit in range(torch.iinfo(integers).bits - 1, -1, -1):
+        # The first bit is the sign: all that is not negative is above all that is.
+        step = torch.iinfo(integers).min if bit == torch.iinfo(integers).bits - 1 else 1 << bit
+        higher = found ^ step
+        enough = torch.ge(x, number(higher), out=hits).sum(-1, keepdim=True, dtype=count_dtype) >= wanted
+        found = torch.where(enough, higher, found)
+    result = number(found)
+    # Below minus infinity there are integers that are no numbers.
+    return torch.where(result.isnan(), -torch.inf, result)
+
+
+# Up to this length sorting a row is cheaper than counting 32 times.
+_SORTED = 128
 
 
 def sample(log_weights: Tensor, mask: Tensor, k: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -193,8 +228,15 @@ def sample(log_weights: Tensor, mask: Tensor, k: Tensor, generator: torch.Genera
 
 
 def gumbel_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Independent standard Gumbel noise of the shape of x."""
-    return torch.empty_like(x).exponential_(generator=generator).log_().neg_()
+    """Independent standard Gumbel noise of the shape of x, of float32 or float64.
+
+    The logarithm of an exponential one, made from random integers: `exponential_` takes five times as long.
+    """
+    integers, bits = (torch.int64, 63) if x.dtype == torch.float64 else (torch.int32, 31)
+    noise = torch.empty(x.shape, dtype=integers, device=x.device).random_(generator=generator)
+    # Minus a number in (0, 1), finest at 0, where the largest noise comes from. The factor undoes a rounding to 1.
+    uniform = noise.to(x.dtype).add_(0.5).mul_(-(2.0**-bits) * (1 - torch.finfo(x.dtype).eps))
+    return uniform.log1p_().neg_().log_().neg_()
 
 
 # Counting triplets needs several index matrices of 8 bytes a number: so many rows at a time bound their size.

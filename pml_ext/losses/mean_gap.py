@@ -8,20 +8,38 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import BatchMatrixLoss
-from pml_ext.pairs import masked_mean
+from pml_ext.pairs import kth_largest
 
 
 def mean_gap(sim: Tensor, pos: Tensor, neg: Tensor, *, fraction: float) -> Tensor:
     """Mean gap loss of each batch: sim, pos, neg [.., n, m] -> [..]. See `MeanGapLoss`."""
     sim, pos, neg = (x.flatten(-2) for x in (sim, pos, neg))
     # Not quite an integer where the fraction is 1/5, say: 0.2 * 15 may fall short of 3.
-    kept = (pos.sum(-1, keepdim=True).double() * fraction + 1e-6).floor()
-    rank = torch.arange(sim.shape[-1], device=sim.device)
-    pos_sim, neg_sim = (sim.masked_fill(~x, -torch.inf).sort(-1, descending=True).values for x in (pos, neg))
-    near_pos, near_neg = (rank < kept.minimum(x.sum(-1, keepdim=True)) for x in (pos, neg))
-    pull = near_pos & (pos_sim < masked_mean(neg_sim, near_neg).unsqueeze(-1))
-    push = near_neg & (neg_sim > masked_mean(pos_sim, near_pos).unsqueeze(-1))
-    return masked_mean(neg_sim, push) - masked_mean(pos_sim, pull)
+    kept = (pos.sum(-1, keepdim=True).double() * fraction + 1e-6).floor().long()
+    near_pos, near_neg = _closest(sim, pos, kept), _closest(sim, neg, kept)  # [.., n * m] each
+    pull = near_pos * (sim < _mean(sim, near_neg).unsqueeze(-1))
+    push = near_neg * (sim > _mean(sim, near_pos).unsqueeze(-1))
+    return _mean(sim, push) - _mean(sim, pull)
+
+
+def _closest(sim: Tensor, mask: Tensor, k: Tensor) -> Tensor:
+    """1 for the k largest entries in the mask, 0 for the others; entries equal to the k-th largest share what is left.
+
+    If there are fewer than k, 1 for all; k is one integer per row, [.., 1].
+    """
+    with torch.no_grad():
+        k = k.minimum(mask.sum(-1, keepdim=True))
+        scores = sim.masked_fill(~mask, -torch.inf)
+        last = kth_largest(scores, k)
+        above, equal = scores > last, (scores == last) & mask
+        share = (k - above.sum(-1, keepdim=True)) / equal.sum(-1, keepdim=True).clamp(min=1)
+        return torch.where(k > 0, above + equal * share.to(sim.dtype), 0.0)
+
+
+def _mean(sim: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean, [..]; 0 if there are no weights."""
+    total = weights.sum(-1)
+    return torch.where(weights > 0, sim, 0.0).mul(weights).sum(-1) / torch.where(total > 0, total, 1.0)
 
 
 @final
