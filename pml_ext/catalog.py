@@ -64,6 +64,7 @@ from pml_ext.wrappers import (
     MinedLoss,
     RandomSliceLoss,
 )
+from pml_ext.wrappers.mined import mined_pairs
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,8 @@ class Recipe:
 
     def __call__(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Mine, then compute the loss: embeddings [n, d], labels [n] -> a scalar."""
-        indices_tuple = None if self.miner is None else self.miner(embeddings, labels)
-        loss: Tensor = self.loss(embeddings, labels, indices_tuple)
+        pairs = None if self.miner is None else mined_pairs(self.miner, self.loss, embeddings, labels)
+        loss: Tensor = self.loss(embeddings, labels, pairs)
         return loss
 
 

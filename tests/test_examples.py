@@ -41,7 +41,7 @@ def test_hardness_aware(capsys: pytest.CaptureFixture[str]) -> None:
     results = load("hardness_aware").main(epochs=1)
     for first, last, recall in results.values():
         assert last < first == 1
-        assert recall > 0.5
+        assert recall > 0.3  # five classes: chance is 0.2
     assert "nan" not in capsys.readouterr().out
 
 

@@ -7,6 +7,7 @@ from pytorch_metric_learning.miners import BaseMiner
 from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor
 
+from pml_ext import arguments
 from pml_ext.base import IndicesTuple, PairMiner
 from pml_ext.wrappers.base import LossWrapper, takes_masks
 
@@ -70,11 +71,23 @@ class MinedLoss(LossWrapper):
         c_f.indices_tuple_not_supported(indices_tuple)
         # PML knows self-pairs by the references not being given.
         references = (None, None) if ref_emb is embeddings else (ref_emb, ref_labels)
-        pairs: Any
-        if isinstance(self.miner, PairMiner):
-            pairs = self.miner.masks(embeddings, labels, ref_emb, ref_labels)
-            self.miner.output_assertion(pairs)
-            pairs = pairs if takes_masks(self.loss) else pairs.indices()
-        else:
-            pairs = self.miner(embeddings, labels, *references)
+        pairs = mined_pairs(self.miner, self.loss, embeddings, labels, *references)
         return self.reduced(self.loss(embeddings, labels, pairs, *references))
+
+
+def mined_pairs(
+    miner: BaseMiner,
+    loss: BaseMetricLossFunction,
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+) -> Any:
+    """What a miner finds, in the form that suits the loss: masks between a miner and a loss of ours."""
+    arguments.batch(embeddings, labels, ref_emb, ref_labels)
+    if not isinstance(miner, PairMiner):
+        return miner(embeddings, labels, ref_emb, ref_labels)
+    refs = (embeddings, labels) if ref_emb is None else (ref_emb, ref_labels)
+    pairs = miner.masks(embeddings, labels, *refs)
+    miner.output_assertion(pairs)
+    return pairs if takes_masks(loss) else pairs.indices()
