@@ -11,6 +11,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from pml_ext.analysis.health import COLLAPSED_SPREAD
@@ -111,7 +112,7 @@ def hardness_curves(schedules: Mapping[str, Sequence[Mapping[str, Sequence[float
     Args:
         schedules: of each method, the recorded columns of its runs: "step" and the names in `HARDNESS`.
     """
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
     titles = ("lambda: distance kept by synthetic negatives", "weight of the real tuples", "hardness: d(a,p) / d(a,n)")
     lines = (("lam",), ("mixing_weight",), ("hardness_real", "hardness_synthetic", "hardness_regenerated"))
     panels = figure.subplots(1, 3)
@@ -122,20 +123,23 @@ def hardness_curves(schedules: Mapping[str, Sequence[Mapping[str, Sequence[float
         axes.spines[["top", "right"]].set_visible(False)
         for (name, runs), style in zip(schedules.items(), _styles(len(schedules)), strict=True):
             for column, dashes in zip(columns, ("-", ":", "--"), strict=False):
-                which = column.removeprefix("hardness_") if len(columns) > 1 else ""
                 # Runs of the same steps, so that a mean over seeds makes sense.
                 middle = [mean(values) for values in zip(*(run[column] for run in runs), strict=True)]
                 axes.plot(
                     runs[0]["step"],
                     middle,
-                    label=f"{name} {which}".strip(),
+                    label=name,
                     color=style["color"],
                     linestyle=dashes,
                     linewidth=1.6,
                 )
         axes.set_ylim(bottom=0)
-    panels[0].legend(frameon=False, fontsize=8)
-    panels[2].legend(frameon=False, fontsize=7)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9
+    )
+    # The colours are those of the methods, whichever negatives a line shows.
+    kinds = [Line2D([], [], color=GREY, linestyle=dashes) for dashes in ("-", ":", "--")]
+    panels[2].legend(kinds, ["real", "synthetic", "regenerated"], loc="lower left", frameon=False, fontsize=8)
     return figure
 
 
