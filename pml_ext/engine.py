@@ -11,6 +11,7 @@ with A and R the (normalised) embeddings and references. V is W for inner produc
 D^2 = |a|^2 + |r|^2 - 2 <a, r>, it carries the derivative of the score by the inner product, and a row sum is added.
 """
 
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -77,7 +78,7 @@ class _RowLosses(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, ref: Tensor | None, geometry: Geometry, rows: Rows, chunk_size: int | None, learns: bool
     ) -> tuple[Tensor, Tensor]:
-        space = _Space(x, ref, geometry)
+        space = _Space(geometry, *_vectors(x, ref, geometry))
         keep = chunk_size is None and learns and any(ctx.needs_input_grad[:2])
         losses, counts, kept = [], [], _Kept(len(space.a), len(space.r))
         for start, stop in space.blocks(chunk_size):
@@ -86,28 +87,29 @@ class _RowLosses(torch.autograd.Function):
             counts.append(weighed.counts)
             if v is not None:
                 kept.put(v, start, stop)
-        ctx.save_for_backward(x, ref)
+        # Saved, not put into ctx: so the backward pass frees them, however long the loss itself is kept.
+        ctx.save_for_backward(x, ref, *((*space.vectors, *kept.tensors()) if keep else ()))
         ctx.job = geometry, rows, chunk_size
-        ctx.done = (space, kept) if keep else None
         output = torch.cat(losses), torch.cat(counts)
         ctx.mark_non_differentiable(output[1])
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        x, ref = ctx.saved_tensors
+        x, ref, *done = ctx.saved_tensors
         geometry, rows, chunk_size = ctx.job
         needed = ctx.needs_input_grad[:2]
         if torch.is_grad_enabled():  # a second derivative is wanted
+            # By names of their own: the references may have been made of the embeddings, whose gradient is autograd's.
+            x, ref = x.view_as(x), None if ref is None else ref.view_as(ref)
             inputs = [vectors for vectors, wanted in zip((x, ref), needed, strict=True) if wanted]
             found = iter(torch.autograd.grad(rows.plain(x, ref), inputs, grad, create_graph=True))
             return *(next(found) if wanted else None for wanted in needed), None, None, None, None
         with torch.autocast(x.device.type, enabled=False):
-            if ctx.done is None:
-                gradients = _Space(x, ref, geometry).recomputed(rows, grad, chunk_size)
+            if done:
+                gradients = _Space(geometry, *done[:4]).gradients(done[4:], grad, needed)
             else:
-                space, kept = ctx.done
-                gradients = space.gradients(kept, grad, needed)
+                gradients = _Space(geometry, *_vectors(x, ref, geometry)).recomputed(rows, grad, chunk_size)
         return *gradients, None, None, None, None
 
 
@@ -117,30 +119,46 @@ class _Kept:
     def __init__(self, n: int, m: int) -> None:
         self.shape = n, m
         self.dense: Tensor | None = None
-        self.few: list[Sparse] = []
+        self.few: list[tuple[int, Sparse]] = []
 
     def put(self, v: Tensor | Sparse, start: int, stop: int) -> None:
         if isinstance(v, Sparse):
-            self.few.append(v)
+            self.few.append((start, v))
             return
         if self.dense is None:
             self.dense = v.new_empty(self.shape)
         self.dense[start:stop] = v
 
+    def tensors(self) -> list[Tensor]:
+        """V, or its columns and weights if all blocks have few."""
+        if self.dense is None:
+            return [torch.cat(parts) for parts in zip(*(few for _, few in self.few), strict=True)]
+        for start, few in self.few:
+            self.dense[start : start + len(few.columns)].zero_().scatter_add_(1, few.columns, few.weights)
+        return [self.dense]
+
 
 class _Space:
     """Vectors in the form in which they are multiplied, their scores, and the way back from V to a gradient."""
 
-    def __init__(self, x: Tensor, ref: Tensor | None, geometry: Geometry) -> None:
+    def __init__(
+        self, geometry: Geometry, a: Tensor, a_norm: Tensor | None, r: Tensor | None, r_norm: Tensor | None
+    ) -> None:
         self.geometry = geometry
-        self.same = ref is None
-        self.a, self.a_norm = _normalised(x, geometry.normalize)
-        self.r, self.r_norm = (self.a, self.a_norm) if ref is None else _normalised(ref, geometry.normalize)
-        if geometry.euclidean:
-            self.a_square = self.a.square().sum(1, keepdim=True)
-            self.r_square = (self.a_square if ref is None else self.r.square().sum(1, keepdim=True)).t()
-            # A squared distance below rounding error is 0, and has a gradient of 0.
-            self.smallest = 8 * torch.finfo(x.dtype).eps * (self.a_square + self.r_square.amax())
+        self.vectors = a, a_norm, r, r_norm
+        self.same = r is None
+        self.a, self.a_norm = a, a_norm
+        self.r, self.r_norm = (a, a_norm) if r is None else (r, r_norm)
+
+    @cached_property
+    def squares(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Squared lengths [n, 1] and [1, m], and which squared distances of each row are no more than rounding error.
+
+        These are 0, and have a gradient of 0.
+        """
+        of_a = self.a.square().sum(1, keepdim=True)
+        of_r = (of_a if self.same else self.r.square().sum(1, keepdim=True)).t()
+        return of_a, of_r, 8 * torch.finfo(of_a.dtype).eps * (of_a + of_r.amax())
 
     def blocks(self, chunk_size: int | None) -> list[tuple[int, int]]:
         n, m = len(self.a), len(self.r)
@@ -153,13 +171,14 @@ class _Space:
         if not self.geometry.euclidean:
             weighed = rows.weigh(a @ self.r.t(), start)
             return weighed, weighed.weights if keep else None
+        a_square, r_square, smallest = self.squares
         if self.geometry.power == 2:
-            sim = torch.addmm(self.r_square.neg(), a, self.r.t(), alpha=2).sub_(self.a_square[start:stop])
+            sim = torch.addmm(r_square.neg(), a, self.r.t(), alpha=2).sub_(a_square[start:stop])
             weighed = rows.weigh(sim.clamp_max_(0), start)
             return weighed, _scaled(weighed.weights, 2.0) if keep else None
-        square = torch.addmm(self.r_square, a, self.r.t(), alpha=-2).add_(self.a_square[start:stop])
+        square = torch.addmm(r_square, a, self.r.t(), alpha=-2).add_(a_square[start:stop])
         # Compared into numbers: a product with booleans is thirty times slower.
-        square.mul_(torch.gt(square, self.smallest[start:stop], out=torch.empty_like(square)))
+        square.mul_(torch.gt(square, smallest[start:stop], out=torch.empty_like(square)))
         distance = square.sqrt()
         weighed = rows.weigh(-distance, start)
         if not keep:
@@ -168,16 +187,19 @@ class _Space:
         slope = distance.div_(square.clamp_min_(torch.finfo(square.dtype).tiny))
         return weighed, _scaled(weighed.weights, slope)
 
-    def gradients(self, kept: _Kept, grad: Tensor, needed: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
-        """Of sum_i grad_i L_i, by embeddings and references."""
+    def gradients(
+        self, kept: list[Tensor], grad: Tensor, needed: tuple[bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Of sum_i grad_i L_i, by embeddings and references; from V as it was kept."""
         grad = grad.unsqueeze(1)
-        if kept.dense is None:
-            few = Sparse(*(torch.cat(parts) for parts in zip(*kept.few, strict=True)))
-            return self._of_few(few.columns, few.weights * grad)
+        if len(kept) == 2:
+            columns, weights = kept
+            return self._of_few(columns, weights * grad)
+        (dense,) = kept
         if self.same:
-            both = torch.empty_like(kept.dense).copy_(kept.dense.t()).mul_(grad.t()).addcmul_(kept.dense, grad)
+            both = torch.empty_like(dense).copy_(dense.t()).mul_(grad.t()).addcmul_(dense, grad)
             return self._back(self._moved(both @ self.a, both, 1, self.a)), None
-        v = kept.dense * grad
+        v = dense * grad
         ga = self._back(self._moved(v @ self.r, v, 1, self.a)) if needed[0] else None
         gr = self._back_ref(self._moved(v.t() @ self.a, v, 0, self.r)) if needed[1] else None
         return ga, gr
@@ -228,6 +250,14 @@ def _scaled(weights: Tensor | Sparse, slope: Tensor | float) -> Tensor | Sparse:
         factor = slope.gather(1, weights.columns) if isinstance(slope, Tensor) else slope
         return Sparse(weights.columns, weights.weights * factor)
     return weights.mul_(slope)
+
+
+def _vectors(
+    x: Tensor, ref: Tensor | None, geometry: Geometry
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """What a `_Space` is made of: the (normalised) vectors and their norms, of references None if there are none."""
+    of_ref = (None, None) if ref is None else _normalised(ref, geometry.normalize)
+    return *_normalised(x, geometry.normalize), *of_ref
 
 
 def _normalised(x: Tensor, normalize: bool) -> tuple[Tensor, Tensor | None]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss
 from pml_ext.pairs import Needs, masked_logsumexp
-from pml_ext.sides import ABSENT, Sides, SideWeights, above, below, exponential_sum
+from pml_ext.sides import ABSENT, Sides, SideWeights, exponential_sum
 
 
 def clamped_nca(sim: Tensor, pos: Tensor, neg: Tensor, *, pos_base: float, neg_base: float) -> Tensor:
@@ -20,13 +20,13 @@ def clamped_nca(sim: Tensor, pos: Tensor, neg: Tensor, *, pos_base: float, neg_b
 def clamped_nca_weights(sides: Sides, *, pos_base: float, neg_base: float) -> SideWeights:
     """Clamped NCA loss and pair weights in closed form."""
     pos, neg = sides.pos, sides.neg
-    # Clamped, absent pairs would cost something, so here they are left out one by one.
-    has_pos, has_neg = below(pos, ABSENT / 2), above(neg, -ABSENT / 2)
+    # Clamped, absent pairs would cost something, so here they are infinitely far, whatever the clamp says.
+    no_pos, no_neg = pos >= ABSENT / 2, neg <= -ABSENT / 2
     # A clamp lets the gradient of its own level through.
     moves_pos = torch.le(pos, pos_base, out=torch.empty_like(pos))
     moves_neg = torch.ge(neg, neg_base, out=torch.empty_like(neg))
-    pull, pos, pos_total = exponential_sum(pos.clamp_max_(pos_base), 1, has_pos)
-    push, neg, neg_total = exponential_sum(neg.clamp_min_(neg_base), 1, has_neg)
+    pull, pos, pos_total = exponential_sum(pos.clamp_max_(pos_base).masked_fill_(no_pos, -ABSENT), 1)
+    push, neg, neg_total = exponential_sum(neg.clamp_min_(neg_base).masked_fill_(no_neg, -ABSENT), 1)
     losses = (push - pull).squeeze(1)
     return SideWeights(losses, pos.mul_(moves_pos).div_(-pos_total), neg.mul_(moves_neg).div_(neg_total))
 

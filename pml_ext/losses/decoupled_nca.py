@@ -30,7 +30,7 @@ def decoupled_nca_weights(sides: Sides, *, alpha: float, beta: float, k: int | N
     push, neg_terms, neg_total = exponential_sum(neg, alpha, keep_neg)
     weight = (push - exponential_sum(pos.clone(), alpha, keep_pos)[0]).sigmoid()
     pull, pos_terms, pos_total = exponential_sum(pos, beta, keep_pos)
-    losses = torch.where(weight > 0, weight * (push - alpha * pull / beta), 0.0)
+    losses = torch.where(weight == 0, 0.0, weight * (push - alpha * pull / beta))
     slope = alpha * weight
     return SideWeights(losses.squeeze(1), pos_terms.mul_(-slope / pos_total), neg_terms.mul_(slope / neg_total))
 

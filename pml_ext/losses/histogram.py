@@ -15,7 +15,8 @@ def histogram(sim: Tensor, pos: Tensor, neg: Tensor, *, n_bins: int, center: flo
     """Histogram loss of each batch: sim, pos, neg [.., n, m] -> [..]. See `HistogramLoss`."""
     place = (sim - center + 1).clamp(0, 2).mul(n_bins / 2)
     with torch.no_grad():
-        node = place.floor().clamp_(max=n_bins - 1)
+        # The bin of a NaN is any; its share of the upper node is NaN.
+        node = place.floor().clamp_(max=n_bins - 1).nan_to_num_(0.0)
     upper = place - node
     # Bins of the positives, then of the negatives, then one for all other pairs.
     node = torch.where(pos, node, torch.where(neg, node + n_bins, 2 * n_bins)).long()

@@ -42,7 +42,7 @@ def semi_hard_triplet_weights(sides: Sides, *, margin: float) -> SideWeights | N
         chosen.append(torch.where(found, behind.values, farthest.values))
         if have_equals(neg, chosen[-1]):
             return None
-    present = sides.pos < ABSENT / 2
+    present = ~(sides.pos >= ABSENT / 2)  # true of NaN, which must stay visible
     violation = torch.where(present, torch.cat(chosen, 1) - sides.pos + margin, 0.0)
     slope = above(violation, 0)
     counts = present.sum(1)
