@@ -186,6 +186,15 @@ def _check_positive_int(name: str, value: int) -> None:
 @contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
     """Switch off whatever lets a float32 matrix product run in fewer bits."""
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # before torch 2.9
+        precision_before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            with torch.autocast(device.type, enabled=False):
+                yield
+        finally:
+            torch.set_float32_matmul_precision(precision_before)
+        return
     backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]
     try:
