@@ -413,7 +413,8 @@ def needs(name: str) -> tuple[str, ...]:
 
 def _entry(name: str) -> Entry:
     if name not in recipes:
-        near = get_close_matches(name, recipes, n=3, cutoff=0.5)
+        by_lower = {each.lower(): each for each in recipes}
+        near = [by_lower[each] for each in get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
         hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(sorted(recipes))}"
         raise ValueError(f"no recipe is called {name!r}: {hint}")
     return recipes[name]

@@ -165,6 +165,8 @@ def test_explain_on_the_command_line(name, ending, capsys):
 def test_explain_says_what_is_wrong(capsys):
     assert main(["explain", "RAWW", "--out", "x.png"]) == 2
     assert capsys.readouterr().err == "error: no recipe is called 'RAWW': did you mean RAW?\n"
+    assert main(["explain", "raw"]) == 2
+    assert capsys.readouterr().err == "error: no recipe is called 'raw': did you mean RAW?\n"
     assert main(["explain", "RAW", "--out", "no/such/folder/x.png"]) == 2
     assert "no/such/folder" in capsys.readouterr().err
     with pytest.raises(SystemExit):

@@ -80,9 +80,9 @@ def signature(part: nn.Module) -> str:
 
 
 def _written(value: Any) -> str:
-    if isinstance(value, nn.Module) and not isinstance(value, nn.ModuleList):
+    if isinstance(value, nn.Module):
         return type(value).__name__
-    if isinstance(value, nn.ModuleList) or (isinstance(value, (list, tuple)) and value):
+    if isinstance(value, (list, tuple)) and value:
         return f"[{', '.join(map(_written, value))}]"
     if isinstance(value, Tensor):
         return f"{value.item():g}" if value.numel() == 1 else ""

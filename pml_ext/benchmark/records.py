@@ -7,7 +7,6 @@ will take again, so a checkpoint notes how long each log was and a resumed run c
 from __future__ import annotations
 
 import os
-import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -22,18 +21,9 @@ Lengths = dict[str, dict[str, int]]
 @contextmanager
 def keeping(folder: Path) -> Iterator[Any]:
     """Open a record-keeper that writes CSV files and `logs.db` (SQLite), and TensorBoard events, under `folder`."""
-    from record_keeper import RecordKeeper  # an extra, which `run` has checked for
-
-    class Keeper(RecordKeeper):  # type: ignore[misc, unused-ignore]
-        def append_data(self, group_name: str, *rest: Any) -> None:
-            # The part of a loss in a ModuleList is called "0_..." after its place, which is no name of an SQLite table.
-            super().append_data(re.sub(r"^(?=\d)", "part_", group_name), *rest)
-
-    preset, writer, tensorboard = logging_presets.get_record_keeper(
-        str(folder / "records"), str(folder / "tensorboard")
-    )
+    keeper, _, tensorboard = logging_presets.get_record_keeper(str(folder / "records"), str(folder / "tensorboard"))
     try:
-        yield Keeper(tensorboard, writer, preset.attributes_to_search_for)
+        yield keeper
     finally:
         # On a full disk closing fails like the write before it, which is the error worth showing.
         with suppress(OSError):

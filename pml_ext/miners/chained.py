@@ -1,9 +1,8 @@
 """Miners one after another."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, final
 
-import torch
 from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
 
@@ -57,7 +56,14 @@ class ChainedMiner(PairMiner):
                     f"the miners of a chain must have its distance {self.distance}: {type(miner).__name__} has "
                     f"{miner.distance}; give distance= to the miner or to the chain"
                 )
-        self.miners = torch.nn.ModuleList(miners)
+        # By name: of a ModuleList record-keeper would make tables called "0_...", which SQLite refuses.
+        for place, miner in enumerate(miners):
+            self.add_module(f"miner{place}", miner)
+
+    @property
+    def miners(self) -> tuple[PairMiner, ...]:
+        """The miners in their order."""
+        return tuple(part for part in self._modules.values() if isinstance(part, PairMiner))
 
     @property
     def is_random(self) -> bool:
@@ -70,8 +76,7 @@ class ChainedMiner(PairMiner):
 
     def select(self, sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
         """What the last miner leaves."""
-        miners: Iterable[Any] = self.miners
-        for miner in miners:
+        for miner in self.miners:
             miner.embedding_size = self.embedding_size
             pos, neg = miner.select(sim, pos, neg)
         return pos, neg
