@@ -582,6 +582,8 @@ def test_chain_has_one_distance() -> None:
         ChainedMiner(miners=[HardNegativePairMiner()])
     with pytest.raises(TypeError, match="PairMiner"):
         ChainedMiner(miners=[PMLDistanceWeightedMiner()])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="a sequence of miners, got KNearestPositiveMiner"):
+        ChainedMiner(miners=KNearestPositiveMiner())  # type: ignore[arg-type]
     ChainedMiner(miners=[HardNegativePairMiner()], distance=CosineSimilarity())
 
 

@@ -1,6 +1,6 @@
 """Miners one after another."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, final
 
 from pytorch_metric_learning.distances import LpDistance
@@ -48,6 +48,9 @@ class ChainedMiner(PairMiner):
 
     def __init__(self, *, miners: Sequence[PairMiner] = (), **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if not isinstance(miners, Iterable):
+            raise TypeError(f"miners must be a sequence of miners, got {type(miners).__name__}")
+        miners = tuple(miners)
         for miner in miners:
             if not isinstance(miner, PairMiner):
                 raise TypeError(f"miners must be miners of this package (PairMiner), got {type(miner).__name__}")
