@@ -147,8 +147,15 @@ class _Space:
         self.geometry = geometry
         self.vectors = a, a_norm, r, r_norm
         self.same = r is None
-        self.a, self.a_norm = a, a_norm
-        self.r, self.r_norm = (a, a_norm) if r is None else (r, r_norm)
+        refs = a if r is None else r
+        if geometry.euclidean and len(refs):
+            # Distances do not change with the origin, but their rounding errors do: of a batch that has all but
+            # collapsed, far from 0, nothing else would be left.
+            origin = refs.mean(0)
+            self.a = a - origin
+            self.r = self.a if r is None else r - origin
+        else:
+            self.a, self.r = a, refs
 
     @cached_property
     def squares(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -225,7 +232,7 @@ class _Space:
         for column, weight in zip(columns.t(), v.t(), strict=True):
             gr.index_add_(0, column, self.a * weight.unsqueeze(1))
             col_sum.index_add_(0, column, weight.unsqueeze(1))
-        if self.geometry.euclidean and not self.geometry.normalize:
+        if self.geometry.euclidean:
             ga = ga.addcmul_(v.sum(1, keepdim=True), self.a, value=-1)
             gr = gr.addcmul_(col_sum, self.r, value=-1)
         if self.same:
@@ -233,16 +240,19 @@ class _Space:
         return self._back(ga), self._back_ref(gr)
 
     def _moved(self, product: Tensor, v: Tensor, dim: int, own: Tensor) -> Tensor:
-        """V R, less the rows' own share for distances; a normalisation removes that share by itself."""
-        if self.geometry.euclidean and not self.geometry.normalize:
+        """V R, less the rows' own share for distances."""
+        if self.geometry.euclidean:
             product.addcmul_(v.sum(dim).unsqueeze(1), own, value=-1)
         return product
 
     def _back(self, grad: Tensor) -> Tensor:
-        return _denormalised(grad, self.a, self.a_norm)
+        a, a_norm, *_ = self.vectors
+        return _denormalised(grad, a, a_norm)
 
     def _back_ref(self, grad: Tensor) -> Tensor:
-        return _denormalised(grad, self.r, self.r_norm)
+        *_, r, r_norm = self.vectors
+        assert r is not None
+        return _denormalised(grad, r, r_norm)
 
 
 def _scaled(weights: Tensor | Sparse, slope: Tensor | float) -> Tensor | Sparse:

@@ -72,3 +72,17 @@ def test_nan_in_an_embedding_is_seen_in_the_loss(name):
     embeddings = torch.randn(24, 4)
     embeddings[5, 2] = torch.nan
     assert getattr(losses, name)()(embeddings, torch.arange(24) // 4).isnan()
+
+
+@pytest.mark.parametrize(("spread", "normalize"), [(1e-3, True), (1e-4, True), (1e-2, False)])
+@pytest.mark.parametrize("name", ["BatchAllTripletLoss", "BatchHardTripletLoss", "BinomialDevianceLoss"])
+def test_gradient_of_a_batch_that_has_all_but_collapsed(name, spread, normalize):
+    """Far from the origin and close together, where products of float32 vectors alone keep no distance."""
+    torch.manual_seed(0)
+    labels = torch.arange(64) // 4
+    embeddings = (1 if normalize else 10) + spread * torch.randn(64, 32)
+    loss = getattr(losses, name)(distance=LpDistance(normalize_embeddings=normalize))
+    expected = gradient(by_autograd(loss), embeddings.double(), labels)
+    torch.testing.assert_close(
+        gradient(loss, embeddings, labels).double(), expected, rtol=1e-2, atol=1e-3 * expected.abs().max().item()
+    )
