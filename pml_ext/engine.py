@@ -80,19 +80,20 @@ class _RowLosses(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         space = _Space(geometry, *_vectors(x, ref, geometry))
         keep = chunk_size is None and learns and any(ctx.needs_input_grad[:2])
-        losses, counts, kept = [], [], _Kept(len(space.a), len(space.r))
+        kept = _Kept(len(space.a), len(space.r))
+        # Written into one tensor each: small results kept between large temporaries would pin these in the heap.
+        losses, counts = x.new_empty(len(x)), x.new_empty(len(x), dtype=torch.long)
         for start, stop in space.blocks(chunk_size):
             weighed, v = space.weigh(rows, start, stop, keep)
-            losses.append(weighed.losses)
-            counts.append(weighed.counts)
+            losses[start:stop], counts[start:stop] = weighed.losses, weighed.counts
+            del weighed
             if v is not None:
                 kept.put(v, start, stop)
         # Saved, not put into ctx: so the backward pass frees them, however long the loss itself is kept.
         ctx.save_for_backward(x, ref, *((*space.vectors, *kept.tensors()) if keep else ()))
         ctx.job = geometry, rows, chunk_size
-        output = torch.cat(losses), torch.cat(counts)
-        ctx.mark_non_differentiable(output[1])
-        return output
+        ctx.mark_non_differentiable(counts)
+        return losses, counts
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
