@@ -149,7 +149,9 @@ class _Space:
         self.vectors = a, a_norm, r, r_norm
         self.same = r is None
         refs = a if r is None else r
-        if geometry.euclidean and len(refs):
+        # Squares of unit vectors' distances are exact enough as they are: nothing is divided by them.
+        self.centred = geometry.euclidean and not (geometry.normalize and geometry.power == 2)
+        if self.centred and len(refs):
             # Distances do not change with the origin, but their rounding errors do: of a batch that has all but
             # collapsed, far from 0, nothing else would be left.
             origin = refs.mean(0)
@@ -233,7 +235,7 @@ class _Space:
         for column, weight in zip(columns.t(), v.t(), strict=True):
             gr.index_add_(0, column, self.a * weight.unsqueeze(1))
             col_sum.index_add_(0, column, weight.unsqueeze(1))
-        if self.geometry.euclidean:
+        if self.centred:
             ga = ga.addcmul_(v.sum(1, keepdim=True), self.a, value=-1)
             gr = gr.addcmul_(col_sum, self.r, value=-1)
         if self.same:
@@ -241,8 +243,8 @@ class _Space:
         return self._back(ga), self._back_ref(gr)
 
     def _moved(self, product: Tensor, v: Tensor, dim: int, own: Tensor) -> Tensor:
-        """V R, less the rows' own share for distances."""
-        if self.geometry.euclidean:
+        """V R, less the rows' own share for distances; a normalisation removes that share by itself."""
+        if self.centred:
             product.addcmul_(v.sum(dim).unsqueeze(1), own, value=-1)
         return product
 
