@@ -48,12 +48,15 @@ def count(name: str, value: int | None, *, optional: bool = False) -> int | None
     return value
 
 
-def holds(condition: Tensor, message: str) -> None:
-    """Raise a ValueError if a boolean tensor is false. On a GPU nothing waits for it: an assertion on the device."""
+def holds(condition: Tensor, message: str, values: Tensor | None = None) -> None:
+    """Raise a ValueError if a boolean tensor is not true throughout; it names the first of the values where it is not.
+
+    On a GPU nothing waits for it: it is an assertion on the device, which cannot name the value.
+    """
     if condition.is_cuda or torch.compiler.is_compiling():
-        torch._assert_async(condition, message)
-    elif not condition:
-        raise ValueError(message)
+        torch._assert_async(condition.all(), message)
+    elif not condition.all():
+        raise ValueError(message if values is None else f"{message}, got {values[~condition][0].item()}")
 
 
 def batch(embeddings: Any, labels: Any, ref_emb: Any, ref_labels: Any) -> None:

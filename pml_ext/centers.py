@@ -333,7 +333,7 @@ def _class_numbers(labels: Tensor, num_classes: int) -> Tensor:
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise TypeError(f"labels must be integers, got {labels.dtype}")
     valid = (labels >= 0) & (labels < num_classes)
-    arguments.holds(valid.all(), f"labels must be in 0..{num_classes - 1}, the numbers of the classes")
+    arguments.holds(valid, f"labels must be in 0..{num_classes - 1}, the numbers of the classes", labels)
     return labels.long()
 
 
