@@ -37,8 +37,8 @@ def explain(error: OSError | sqlite3.Error) -> str:
 
     >>> explain(OSError(28, "No space left on device", "runs/a/results.jsonl"))
     'the disk is full (runs/a/results.jsonl)'
-    >>> explain(PermissionError(13, "Permission denied", "/root/a"))
-    'cannot write to /root/a: Permission denied'
+    >>> explain(PermissionError(13, "Permission denied", "/data/a"))
+    'cannot write to /data/a: Permission denied'
     """
     if isinstance(error, sqlite3.Error):
         full = "is full" in str(error)
