@@ -134,7 +134,8 @@ def peak_megabytes(key: str, setting: Setting, device: str, chunk_size: int | No
 
 def _send_peak(sender, key: str, setting: Setting, device: str, chunk_size: int | None) -> None:
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
+    # PML's own code warns about itself.
+    warnings.filterwarnings("ignore", module="pytorch_metric_learning")
     try:
         sender.send(_peak_of_step(key, setting, device, chunk_size))
     except Exception as error:

@@ -208,6 +208,7 @@ def test_glyph_training_images_are_warped_anew_and_reproducibly():
     assert not torch.equal(one_batch[0][0], one_batch[1][0])
 
 
+# Worker processes, as above.
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 def test_loader_workers_warp_differently():
