@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pml_ext import arguments
-from pml_ext.blocks import ClosedForm, LabelSides, LossRows, MaskSides, engine_runs, geometry_of
+from pml_ext.blocks import ClosedForm, LossRows, MaskSides, Sided, engine_runs, geometry_of, label_sides
 from pml_ext.engine import Geometry, row_losses
 from pml_ext.pairs import Counted, DisjointMasks, Needs, PairMasks, index_masks, label_masks, not_self, substitute
 
@@ -208,9 +208,9 @@ class PairMatrixLoss(MatrixLoss):
         if embeddings.dtype in HALF:
             embeddings = embeddings.float()
         refs = None if ref_emb is None else ref_emb.to(embeddings.dtype)
-        sides: LabelSides | MaskSides | None = None
+        sides: Sided | None = None
         if self.closed_form is not None and indices_tuple is None and labels is not None and ref_labels is not None:
-            sides = LabelSides.of(labels, ref_labels, ref_emb is None, embeddings.dtype)
+            sides = label_sides(labels, ref_labels, ref_emb is None, embeddings.dtype)
         elif self.closed_form is not None:
             sides = MaskSides(masks)
         rows = LossRows(
