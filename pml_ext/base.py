@@ -23,7 +23,17 @@ from torch.utils.checkpoint import checkpoint
 from pml_ext import arguments
 from pml_ext.blocks import ClosedForm, LossRows, MaskSides, Sided, engine_runs, geometry_of, label_sides
 from pml_ext.engine import Geometry, row_losses
-from pml_ext.pairs import Counted, DisjointMasks, Needs, PairMasks, index_masks, label_masks, not_self, substitute
+from pml_ext.pairs import (
+    Counted,
+    DisjointMasks,
+    Needs,
+    PairMasks,
+    PrivateMasks,
+    index_masks,
+    label_masks,
+    not_self,
+    substitute,
+)
 
 IndicesTuple = PairMasks | tuple[Tensor, ...]
 Rows = Callable[[int, int], PairMasks]
@@ -181,6 +191,7 @@ class PairMatrixLoss(MatrixLoss):
     def plain(self, embeddings: Tensor, ref_emb: Tensor | None, masks: Rows) -> Counted:
         """Losses and counts by ordinary autograd, for any distance; in chunks under checkpointing."""
         n = embeddings.shape[0]
+        masks = wide(masks, n)
         if self.chunk_size is None or self.chunk_size >= n:
             return self.anchors(self.similarity(embeddings, ref_emb), *masks(0, n))
 
@@ -220,6 +231,7 @@ class PairMatrixLoss(MatrixLoss):
             per_anchor=self.anchors,
             plain=lambda x, ref: self.plain(x, ref, masks).losses,
             needs=self.needs,
+            private=isinstance(indices_tuple, PrivateMasks),
         )
         with torch.autocast(embeddings.device.type, enabled=False):
             return Counted(*row_losses(embeddings, refs, geometry, rows, self.chunk_size))
@@ -260,7 +272,8 @@ class BatchMatrixLoss(MatrixLoss):
         if self.is_empty(embeddings, ref_emb):
             return dict(self.zero_losses())
         sim = self.similarity(embeddings, None if ref_emb is embeddings else ref_emb)
-        pos, neg = masks(0, embeddings.shape[0])
+        n = embeddings.shape[0]
+        pos, neg = wide(masks, n)(0, n)
         # All pairs are one row here: a batch that is not defined keeps (0, 0) as its positive, (0, 1) as its negative.
         *pairs, defined = substitute(sim.flatten(), pos.flatten(), neg.flatten(), self.needs)
         loss = torch.where(defined, self.per_batch(*(x.view(sim.shape) for x in pairs)), 0.0)
@@ -459,18 +472,28 @@ def pair_relation(
     if indices_tuple is None:
         rows = _rows_of_labels(labels, ref_labels)
     elif isinstance(indices_tuple, PairMasks):
-        rows = _rows_of_masks(indices_tuple, (n, m))
+        rows = _rows_of_masks(indices_tuple, n, m)
     else:
         rows = _rows_of_indices(indices_tuple, n, m, embeddings.device)
 
     def masks(start: int, stop: int) -> PairMasks:
-        pos, neg = rows(start, stop)
-        if same:
-            other = not_self(start, stop, m, embeddings.device)
-            pos, neg = pos & other, neg & other
-        return PairMasks(pos, neg)
+        pos, neg = pairs = rows(start, stop)
+        if not same:
+            return pairs
+        other = not_self(start, stop, m, embeddings.device)
+        return PairMasks(pos & other, neg & other)
 
     return masks
+
+
+def wide(masks: Rows, n: int) -> Rows:
+    """The masks with a column for every reference, if some are private to one of the n anchors."""
+
+    def widened(start: int, stop: int) -> PairMasks:
+        pairs = masks(start, stop)
+        return pairs.wide(start, n) if isinstance(pairs, PrivateMasks) else pairs
+
+    return widened
 
 
 def _rows_of_labels(labels: Tensor | None, ref_labels: Tensor | None) -> Rows:
@@ -481,7 +504,9 @@ def _rows_of_labels(labels: Tensor | None, ref_labels: Tensor | None) -> Rows:
     return lambda start, stop: label_masks(labels[start:stop], ref_labels)
 
 
-def _rows_of_masks(masks: PairMasks, shape: tuple[int, int]) -> Rows:
+def _rows_of_masks(masks: PairMasks, n: int, m: int) -> Rows:
+    kind = PrivateMasks if isinstance(masks, PrivateMasks) else PairMasks
+    shape = (n, m - n + 1 if kind is PrivateMasks else m)
     for name, mask in zip(masks._fields, masks, strict=True):
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             raise TypeError(f"PairMasks.{name} must be a boolean tensor, got {getattr(mask, 'dtype', mask)}")
@@ -490,7 +515,7 @@ def _rows_of_masks(masks: PairMasks, shape: tuple[int, int]) -> Rows:
     if not isinstance(masks, DisjointMasks):
         disjoint = ~(masks.pos & masks.neg).any()
         arguments.holds(disjoint, "PairMasks must be disjoint: a pair is both positive and negative")
-    return lambda start, stop: PairMasks(masks.pos[start:stop], masks.neg[start:stop])
+    return lambda start, stop: kind(masks.pos[start:stop], masks.neg[start:stop])
 
 
 def _rows_of_indices(indices_tuple: tuple[Tensor, ...], n: int, m: int, device: torch.device) -> Rows:

@@ -211,10 +211,10 @@ class LossRows:
         per_anchor: losses and counts of rows from scores and masks, by operations that autograd follows.
         plain: all losses from embeddings and references (None: the batch), by ordinary autograd.
         needs: which pairs define an anchor.
+        private: whether the last n references belong to one anchor each, as in `PrivateMasks`.
     """
 
     together = False
-    private = False
 
     def __init__(
         self,
@@ -224,9 +224,10 @@ class LossRows:
         per_anchor: Callable[[Tensor, Tensor, Tensor], Counted],
         plain: Callable[[Tensor, Tensor | None], Tensor],
         needs: Needs,
+        private: bool,
     ) -> None:
         self.masks, self.sides, self.closed_form = masks, sides, closed_form
-        self.per_anchor, self.plain, self.needs = per_anchor, plain, needs
+        self.per_anchor, self.plain, self.needs, self.private = per_anchor, plain, needs, private
 
     def weigh(self, sim: Tensor, start: int) -> Weighed:
         """Losses and pair weights of the rows start, start + 1, ... with scores sim [b, m]."""
