@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pml_ext import arguments
-from pml_ext.blocks import ClosedForm, LossRows, MaskSides, Sided, engine_runs, geometry_of, label_sides
+from pml_ext.blocks import ClosedForm, LossRows, MaskSides, Sided, engine_runs, geometry_of, label_sides, normalized
 from pml_ext.engine import Geometry, row_losses
 from pml_ext.pairs import (
     Counted,
@@ -324,7 +324,9 @@ class SampleLoss(PairModule, BaseMetricLossFunction):
         samples = embeddings.float() if embeddings.dtype in (torch.float16, torch.bfloat16) else embeddings
         with torch.autocast(samples.device.type, enabled=False):
             # An empty batch too: in several processes the others wait for this one.
-            result = self.per_sample(self.distance.maybe_normalize(samples), labels)
+            if self.distance.normalize_embeddings:
+                samples = normalized(self.distance, samples)
+            result = self.per_sample(samples, labels)
         if embeddings.shape[0] == 0:
             return dict(self.zero_losses())
         losses, counts = result if isinstance(result, Counted) else (result, torch.ones_like(labels))

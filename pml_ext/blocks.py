@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity, LpDistance
 from torch import Tensor
 
-from pml_ext.engine import Geometry, Sparse, Weighed
+from pml_ext.engine import Geometry, Sparse, Weighed, unit_vectors
 from pml_ext.pairs import Counted, Needs, PairMasks
 from pml_ext.sides import ABSENT, Sides, SideWeights
 
@@ -39,6 +40,17 @@ def geometry_of(distance: Any) -> Geometry | None:
 def engine_runs() -> bool:
     """Whether a hand-written gradient can be used here: not while tracing, nor under a function transform."""
     return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+
+
+def unit(x: Tensor) -> Tensor:
+    """Vectors [n, d] of unit length, and of length 0 if they are 0."""
+    return unit_vectors(x) if engine_runs() else F.normalize(x, dim=1)
+
+
+def normalized(distance: Any, x: Tensor) -> Tensor:
+    """Vectors [n, d] as a PML distance normalises them."""
+    by_distance: Tensor = distance.normalize(x) if geometry_of(distance) is None else unit(x)
+    return by_distance
 
 
 def looks_are_free(numbers: Tensor) -> bool:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pml_ext import arguments
+from pml_ext.blocks import unit
 
 
 class Centers(NamedTuple):
@@ -285,7 +286,7 @@ class LearnedCenters(CenterSource):
         """The centres of all classes, class by class."""
         numbers = _class_numbers(labels, self.num_classes)
         _check_dimension(embeddings, self.centers)
-        points, group = F.normalize(self.centers) if self.normalize else self.centers, numbers
+        points, group = unit(self.centers) if self.normalize else self.centers, numbers
         if self.centers_per_class > 1:
             with torch.no_grad():
                 own = points.view(self.num_classes, self.centers_per_class, -1)[numbers]  # [n, per class, d]

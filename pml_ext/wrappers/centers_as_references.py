@@ -8,7 +8,7 @@ from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor
 
 from pml_ext.base import IndicesTuple
-from pml_ext.blocks import looks_are_free
+from pml_ext.blocks import looks_are_free, normalized
 from pml_ext.centers import Centers, CenterSource, leave_one_out
 from pml_ext.pairs import DisjointMasks, PairMasks, PrivateMasks, label_masks
 from pml_ext.wrappers.base import LossWrapper, takes_masks
@@ -114,7 +114,7 @@ class CentersAsReferences(LossWrapper):
         c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
         samples = embeddings.float() if embeddings.dtype in (torch.float16, torch.bfloat16) else embeddings
         if self._normalizes():
-            samples = self.distance.normalize(samples)
+            samples = normalized(self.distance, samples)
         centers = self.centers(samples, labels)
         centers = centers._replace(points=centers.points.to(samples.dtype))
         # Not before: in several processes the others wait for the centres of this one.
