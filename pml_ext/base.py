@@ -21,7 +21,18 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pml_ext import arguments
-from pml_ext.blocks import ClosedForm, LossRows, MaskSides, Sided, engine_runs, geometry_of, label_sides, normalized
+from pml_ext.blocks import (
+    BatchRows,
+    ClosedForm,
+    GatheredSides,
+    LossRows,
+    MaskSides,
+    Sided,
+    engine_runs,
+    geometry_of,
+    label_sides,
+    normalized,
+)
 from pml_ext.engine import Geometry, row_losses
 from pml_ext.pairs import (
     Counted,
@@ -84,16 +95,20 @@ class PairModule(ABC):
         Half precision is computed in float32, also under autocast: exponents follow, and PML's `LpDistance` would
         build n * m * d numbers for float16.
         """
-        if embeddings.dtype in HALF:
-            embeddings = embeddings.float()
-        if ref_emb is not None:
-            ref_emb = ref_emb.to(embeddings.dtype)
+        embeddings, ref_emb = _in_full(embeddings, ref_emb)
         if torch.is_autocast_enabled(embeddings.device.type):
             with torch.autocast(embeddings.device.type, enabled=False):
                 matrix: Tensor = self.distance(embeddings, ref_emb)
         else:
             matrix = self.distance(embeddings, ref_emb)
         return matrix if self.distance.is_inverted else -matrix
+
+
+def _in_full(embeddings: Tensor, ref_emb: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Both sets of vectors in the precision in which they are computed, that of the embeddings but at least float32."""
+    if embeddings.dtype in HALF:
+        embeddings = embeddings.float()
+    return embeddings, None if ref_emb is None else ref_emb.to(embeddings.dtype)
 
 
 class MatrixLoss(PairModule, BaseMetricLossFunction):
@@ -124,6 +139,11 @@ class MatrixLoss(PairModule, BaseMetricLossFunction):
         arguments.batch(embeddings, labels, ref_emb, ref_labels)
         loss: Tensor = super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         return loss
+
+    def geometry(self) -> Geometry | None:
+        """How the engine computes the scores, or None if it cannot: they are of one's own making, say."""
+        usual = type(self).similarity is PairModule.similarity and engine_runs()
+        return geometry_of(self.distance) if usual else None
 
     def is_empty(self, embeddings: Tensor, ref_emb: Tensor) -> bool:
         """Whether no anchor can be defined: no anchor at all, or fewer than two references."""
@@ -172,9 +192,7 @@ class PairMatrixLoss(MatrixLoss):
         if self.is_empty(embeddings, ref_emb):
             return dict(self.zero_losses())
         refs = None if ref_emb is embeddings else ref_emb
-        # Scores of one's own making are not the engine's.
-        usual = type(self).similarity is PairModule.similarity and engine_runs()
-        geometry = geometry_of(self.distance) if usual else None
+        geometry = self.geometry()
         if geometry is None:
             losses, counts = self.plain(embeddings, refs, masks)
         else:
@@ -216,9 +234,7 @@ class PairMatrixLoss(MatrixLoss):
         ref_labels: Tensor | None,
     ) -> Counted:
         """Losses and counts through the engine: the same values and gradients as `plain`."""
-        if embeddings.dtype in HALF:
-            embeddings = embeddings.float()
-        refs = None if ref_emb is None else ref_emb.to(embeddings.dtype)
+        embeddings, refs = _in_full(embeddings, ref_emb)
         sides: Sided | None = None
         if self.closed_form is not None and indices_tuple is None and labels is not None and ref_labels is not None:
             sides = label_sides(labels, ref_labels, ref_emb is None, embeddings.dtype)
@@ -251,9 +267,12 @@ class BatchMatrixLoss(MatrixLoss):
 
     Attributes:
         needs: the pairs without which the batch has no loss: "both", "positives", "negatives" or "either".
+        closed_form: None, or the loss and the pair weights from the two sides of a batch compared with itself and the
+            columns of its positives; pairs (i, j) and (j, i) may share their weight in any way.
     """
 
     needs: ClassVar[Needs] = "both"
+    closed_form: ClassVar[ClosedForm | None] = None
 
     @abstractmethod
     def per_batch(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
@@ -271,13 +290,43 @@ class BatchMatrixLoss(MatrixLoss):
         masks = pair_relation(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         if self.is_empty(embeddings, ref_emb):
             return dict(self.zero_losses())
-        sim = self.similarity(embeddings, None if ref_emb is embeddings else ref_emb)
-        n = embeddings.shape[0]
-        pos, neg = wide(masks, n)(0, n)
+        masks, refs = wide(masks, len(embeddings)), None if ref_emb is embeddings else ref_emb
+        geometry = self.geometry()
+        if geometry is None:
+            loss = self.plain(embeddings, refs, masks)
+        else:
+            of_batch = refs is None and indices_tuple is None
+            loss = self.fast(embeddings, refs, masks, geometry, labels if of_batch else None)
+        return {"loss": {"losses": loss, "indices": None, "reduction_type": "already_reduced"}}
+
+    def plain(self, embeddings: Tensor, ref_emb: Tensor | None, masks: Rows) -> Tensor:
+        """The loss by ordinary autograd, for any distance."""
+        return self.of_scores(self.similarity(embeddings, ref_emb), *masks(0, len(embeddings)))
+
+    def fast(
+        self, embeddings: Tensor, ref_emb: Tensor | None, masks: Rows, geometry: Geometry, labels: Tensor | None
+    ) -> Tensor:
+        """The loss through the engine; with labels if it compares all pairs of a batch."""
+        embeddings, refs = _in_full(embeddings, ref_emb)
+        sides = None
+        if self.closed_form is not None and labels is not None:
+            sides = label_sides(labels, labels, True, embeddings.dtype)
+        rows = BatchRows(
+            masks=masks,
+            sides=sides if isinstance(sides, GatheredSides) else None,
+            closed_form=self.closed_form and partial(self.closed_form, **self.hyperparameters()),
+            per_batch=self.of_scores,
+            plain=lambda x, ref: self.plain(x, ref, masks),
+        )
+        with torch.autocast(embeddings.device.type, enabled=False):
+            losses, _ = row_losses(embeddings, refs, geometry, rows, None)
+        return losses.sum()
+
+    def of_scores(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
+        """The loss of all pairs from their scores and masks [n, m]; 0 if it is not defined."""
         # All pairs are one row here: a batch that is not defined keeps (0, 0) as its positive, (0, 1) as its negative.
         *pairs, defined = substitute(sim.flatten(), pos.flatten(), neg.flatten(), self.needs)
-        loss = torch.where(defined, self.per_batch(*(x.view(sim.shape) for x in pairs)), 0.0)
-        return {"loss": {"losses": loss, "indices": None, "reduction_type": "already_reduced"}}
+        return torch.where(defined, self.per_batch(*(x.view(sim.shape) for x in pairs)), 0.0)
 
 
 class SampleLoss(PairModule, BaseMetricLossFunction):

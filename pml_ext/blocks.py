@@ -266,14 +266,69 @@ class LossRows:
         return Weighed(losses, weights, 1 if counts is None else counts)
 
     def _differentiated(self, sim: Tensor, start: int) -> Weighed:
-        with torch.enable_grad():
-            leaf = sim.detach().requires_grad_()
-            losses, counts = self.per_anchor(leaf, *self.masks(start, start + sim.shape[0]))
-            total = losses.sum()
-        if not total.requires_grad:
-            return Weighed(losses, torch.zeros_like(sim), counts)
-        (weights,) = torch.autograd.grad(total, leaf)
-        return Weighed(losses.detach(), weights, counts)
+        counts: list[Tensor] = []
+
+        def losses(leaf: Tensor) -> Tensor:
+            found = self.per_anchor(leaf, *self.masks(start, start + sim.shape[0]))
+            counts.append(found.counts)
+            return found.losses
+
+        return Weighed(*_differentiated(sim, losses), *counts)
+
+
+class BatchRows:
+    """A loss of all pairs at once as the engine sees it: n rows of which each has the n-th part of it.
+
+    Args:
+        masks: boolean masks of all rows.
+        sides: the two sides by the labels of a batch with itself, or None if the loss has no closed form.
+        closed_form: the loss and its pair weights from the two sides, and the columns of the positives.
+        per_batch: the loss from scores and masks, by operations that autograd follows.
+        plain: the loss from embeddings and references (None: the batch), by ordinary autograd.
+    """
+
+    together, private = True, False
+
+    def __init__(
+        self,
+        masks: Callable[[int, int], PairMasks],
+        sides: GatheredSides | None,
+        closed_form: Callable[[Sides, Tensor], SideWeights | None] | None,
+        per_batch: Callable[[Tensor, Tensor, Tensor], Tensor],
+        plain: Callable[[Tensor, Tensor | None], Tensor],
+    ) -> None:
+        self.masks, self.sides, self.closed_form = masks, sides, closed_form
+        self.per_batch, self.of_batch = per_batch, plain
+
+    def weigh(self, sim: Tensor, start: int) -> Weighed:
+        """The loss in equal parts, and its derivative by the scores [n, m]."""
+        if self.closed_form is not None and self.sides is not None:
+            columns = self.sides.members.columns
+            found = self.closed_form(self.sides(sim, start), columns)
+            if found is not None:
+                return Weighed(_parts(found.losses, len(sim)), found.neg.scatter_add_(1, columns, found.pos), 1)
+        loss, weights = _differentiated(sim, lambda leaf: self.per_batch(leaf, *self.masks(0, len(sim))))
+        return Weighed(_parts(loss, len(sim)), weights, 1)
+
+    def plain(self, embeddings: Tensor, references: Tensor | None) -> Tensor:
+        """The same parts by ordinary autograd."""
+        return _parts(self.of_batch(embeddings, references), len(embeddings))
+
+
+def _parts(loss: Tensor, n: int) -> Tensor:
+    return (loss / n).expand(n)
+
+
+def _differentiated(sim: Tensor, function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Value of a function of scores, and the derivative of its sum by them."""
+    with torch.enable_grad():
+        leaf = sim.detach().requires_grad_()
+        values = function(leaf)
+        total = values.sum()
+    if not total.requires_grad:
+        return values, torch.zeros_like(sim)
+    (weights,) = torch.autograd.grad(total, leaf)
+    return values.detach(), weights
 
 
 def _defined(sides: Sides, needs: Needs) -> Tensor:
