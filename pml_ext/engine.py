@@ -104,7 +104,7 @@ class _UnitVectors(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         x, *vectors = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is wanted
-            (again,) = torch.autograd.grad(F.normalize(x), x, grad, create_graph=True)
+            again: Tensor = torch.autograd.grad(F.normalize(x), x, grad, create_graph=True)[0]
             return again
         return _Vectors(*vectors).back(grad.clone())
 
@@ -338,10 +338,10 @@ class _Space:
         (dense,) = kept
         if self.r is None:
             both = torch.empty_like(dense).copy_(dense.t()).mul_(grad.t()).addcmul_(dense, grad)
-            ga = both @ self.shared
+            of_batch = both @ self.shared
             if self.centred:
-                ga.addcmul_(both.sum(1, keepdim=True), self.shared, value=-1)
-            return self.a.back(ga), None
+                of_batch.addcmul_(both.sum(1, keepdim=True), self.shared, value=-1)
+            return self.a.back(of_batch), None
         ga, gr = self._empty(needed)
         self._add(dense * grad, 0, ga, gr)
         return self._back(ga, gr)
@@ -405,7 +405,8 @@ class _Space:
     def _back(self, ga: Tensor | None, gr: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Gradients by the vectors that were given; those by the batch and by itself are one."""
         if self.r is None:
-            assert ga is not None and gr is not None
+            assert ga is not None
+            assert gr is not None
             return self.a.back(ga.add_(gr)), None
         return None if ga is None else self.a.back(ga), None if gr is None else self.r.back(gr)
 

@@ -32,9 +32,10 @@ def _closest(sim: Tensor, mask: Tensor, k: Tensor) -> Tensor:
         k = k.minimum(mask.sum(-1, keepdim=True))
         scores = sim.masked_fill(~mask, -torch.inf)
         last = kth_largest(scores, k)
-        above, equal = scores > last, (scores == last) & mask
-        share = (k - above.sum(-1, keepdim=True)) / equal.sum(-1, keepdim=True).clamp(min=1)
-        return torch.where(k > 0, above + equal * share.to(sim.dtype), 0.0)
+        is_above, equal = scores > last, (scores == last) & mask
+        # Not as integers, whose quotient would be a float32.
+        left, number = (k - is_above.sum(-1, keepdim=True)).to(sim.dtype), equal.sum(-1, keepdim=True).clamp(min=1)
+        return torch.where(k > 0, is_above + equal * (left / number), 0.0)
 
 
 def _mean(sim: Tensor, weights: Tensor) -> Tensor:
@@ -65,8 +66,9 @@ def _shares(scores: Tensor, nearest: Tensor) -> Tensor:
     last = nearest.amin()
     kept = above(scores, last)
     equal = scores == last
-    left = len(nearest) - (nearest > last).sum()
-    return kept.add_(equal, alpha=float(left / equal.sum()))
+    left = len(nearest) - int((nearest > last).sum())
+    # Of NaN there is none that is equal.
+    return kept.add_(equal, alpha=left / max(int(equal.sum()), 1))
 
 
 @final
