@@ -10,7 +10,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
@@ -27,6 +27,7 @@ from pml_ext.blocks import (
     GatheredSides,
     LossRows,
     MaskSides,
+    Relation,
     Sided,
     engine_runs,
     geometry_of,
@@ -49,6 +50,16 @@ from pml_ext.pairs import (
 IndicesTuple = PairMasks | tuple[Tensor, ...]
 Rows = Callable[[int, int], PairMasks]
 HALF = (torch.float16, torch.bfloat16)
+
+
+class Selected(NamedTuple):
+    """All pairs but for those that a selection drops, for a row loss that makes it among its own scores.
+
+    Args:
+        select: scores, positives and negatives of some rows -> the pairs of them to keep, the same in every call.
+    """
+
+    select: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class StaticDivisorReducer(DivisorReducer):
@@ -88,6 +99,11 @@ class PairModule(ABC):
             name: sign * getattr(self, name) if name in self.levels else getattr(self, name)
             for name in self._hyperparameter_names
         }
+
+    def geometry(self) -> Geometry | None:
+        """How the engine computes the scores, or None if it cannot: they are of one's own making, say."""
+        usual = type(self).similarity is PairModule.similarity and engine_runs()
+        return geometry_of(self.distance) if usual else None
 
     def similarity(self, embeddings: Tensor, ref_emb: Tensor | None) -> Tensor:
         """Scores [n, m], larger is closer; None for the references means the embeddings themselves.
@@ -140,11 +156,6 @@ class MatrixLoss(PairModule, BaseMetricLossFunction):
         loss: Tensor = super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         return loss
 
-    def geometry(self) -> Geometry | None:
-        """How the engine computes the scores, or None if it cannot: they are of one's own making, say."""
-        usual = type(self).similarity is PairModule.similarity and engine_runs()
-        return geometry_of(self.distance) if usual else None
-
     def is_empty(self, embeddings: Tensor, ref_emb: Tensor) -> bool:
         """Whether no anchor can be defined: no anchor at all, or fewer than two references."""
         return embeddings.shape[0] == 0 or ref_emb.shape[0] < 2
@@ -183,7 +194,7 @@ class PairMatrixLoss(MatrixLoss):
         self,
         embeddings: Tensor,
         labels: Tensor | None,
-        indices_tuple: IndicesTuple | None,
+        indices_tuple: IndicesTuple | Selected | None,
         ref_emb: Tensor,
         ref_labels: Tensor | None,
     ) -> dict[str, Any]:
@@ -194,7 +205,7 @@ class PairMatrixLoss(MatrixLoss):
         refs = None if ref_emb is embeddings else ref_emb
         geometry = self.geometry()
         if geometry is None:
-            losses, counts = self.plain(embeddings, refs, masks)
+            losses, counts = self.plain(embeddings, refs, masks, indices_tuple)
         else:
             losses, counts = self.fast(embeddings, refs, masks, geometry, labels, indices_tuple, ref_labels)
         return {
@@ -206,15 +217,19 @@ class PairMatrixLoss(MatrixLoss):
             }
         }
 
-    def plain(self, embeddings: Tensor, ref_emb: Tensor | None, masks: Rows) -> Counted:
+    def plain(
+        self, embeddings: Tensor, ref_emb: Tensor | None, masks: Rows, indices_tuple: IndicesTuple | Selected | None
+    ) -> Counted:
         """Losses and counts by ordinary autograd, for any distance; in chunks under checkpointing."""
         n = embeddings.shape[0]
-        masks = wide(masks, n)
-        if self.chunk_size is None or self.chunk_size >= n:
-            return self.anchors(self.similarity(embeddings, ref_emb), *masks(0, n))
+        relation = relation_of(wide(masks, n), indices_tuple)
 
-        def block(rows: Tensor, refs: Tensor, start: int) -> Counted:
-            return self.anchors(self.similarity(rows, refs), *masks(start, start + rows.shape[0]))
+        def block(rows: Tensor, refs: Tensor | None, start: int) -> Counted:
+            sim = self.similarity(rows, refs)
+            return self.anchors(sim, *relation(sim, start))
+
+        if self.chunk_size is None or self.chunk_size >= n:
+            return block(embeddings, ref_emb, 0)
 
         refs = embeddings if ref_emb is None else ref_emb
         blocks = [
@@ -230,22 +245,23 @@ class PairMatrixLoss(MatrixLoss):
         masks: Rows,
         geometry: Geometry,
         labels: Tensor | None,
-        indices_tuple: IndicesTuple | None,
+        indices_tuple: IndicesTuple | Selected | None,
         ref_labels: Tensor | None,
     ) -> Counted:
         """Losses and counts through the engine: the same values and gradients as `plain`."""
         embeddings, refs = _in_full(embeddings, ref_emb)
+        relation = relation_of(masks, indices_tuple)
         sides: Sided | None = None
         if self.closed_form is not None and indices_tuple is None and labels is not None and ref_labels is not None:
             sides = label_sides(labels, ref_labels, ref_emb is None, embeddings.dtype)
         elif self.closed_form is not None:
-            sides = MaskSides(masks)
+            sides = MaskSides(relation)
         rows = LossRows(
-            masks=masks,
+            relation=relation,
             sides=sides,
             closed_form=self.closed_form and partial(self.closed_form, **self.hyperparameters()),
             per_anchor=self.anchors,
-            plain=lambda x, ref: self.plain(x, ref, masks).losses,
+            plain=lambda x, ref: self.plain(x, ref, masks, indices_tuple).losses,
             needs=self.needs,
             private=isinstance(indices_tuple, PrivateMasks),
         )
@@ -396,6 +412,7 @@ class PairMiner(PairModule, BaseMiner):
 
     Attributes:
         embedding_size: the dimension of the embeddings of the last call, for a selection that depends on it.
+        is_random: whether the selection draws at random.
 
     Args:
         as_masks: return `PairMasks` instead, which our losses take without a detour over index tensors.
@@ -403,6 +420,7 @@ class PairMiner(PairModule, BaseMiner):
     """
 
     embedding_size: int | None = None
+    is_random: bool = False
 
     def __init__(self, *, as_masks: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -510,17 +528,19 @@ class SamplingMiner(Seeded, PairMiner):
         kwargs: `seed` as in `Seeded`; those of `PairMiner`.
     """
 
+    is_random: bool = True
+
 
 def pair_relation(
     embeddings: Tensor,
     labels: Tensor | None,
-    indices_tuple: IndicesTuple | None,
+    indices_tuple: IndicesTuple | Selected | None,
     ref_emb: Tensor,
     ref_labels: Tensor | None,
 ) -> Rows:
     """The masks, as a function of a range of rows. Self-pairs are dropped if the references are the batch itself."""
     same, n, m = ref_emb is embeddings, embeddings.shape[0], ref_emb.shape[0]
-    if indices_tuple is None:
+    if indices_tuple is None or isinstance(indices_tuple, Selected):
         rows = _rows_of_labels(labels, ref_labels)
     elif isinstance(indices_tuple, PairMasks):
         rows = _rows_of_masks(indices_tuple, n, m)
@@ -535,6 +555,19 @@ def pair_relation(
         return PairMasks(pos & other, neg & other)
 
     return masks
+
+
+def relation_of(masks: Rows, indices_tuple: IndicesTuple | Selected | None) -> Relation:
+    """The masks as a function of a block of scores and its first row, narrowed by a selection among them."""
+
+    def relation(sim: Tensor, start: int) -> PairMasks:
+        pairs = masks(start, start + sim.shape[0])
+        if not isinstance(indices_tuple, Selected):
+            return pairs
+        with torch.no_grad():
+            return PairMasks(*indices_tuple.select(sim.detach(), *pairs))
+
+    return relation
 
 
 def wide(masks: Rows, n: int) -> Rows:

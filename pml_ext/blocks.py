@@ -18,6 +18,8 @@ from pml_ext.pairs import Counted, Needs, PairMasks
 from pml_ext.sides import ABSENT, Sides, SideWeights
 
 ClosedForm = Callable[..., SideWeights | None]
+# The masks of a block of scores [b, m] that begins at a row.
+Relation = Callable[[Tensor, int], PairMasks]
 # Positives are gathered to few columns if they are at most this share of all columns.
 GATHERED_SHARE = 0.25
 
@@ -191,12 +193,12 @@ class MaskSides:
 
     complete = False
 
-    def __init__(self, masks: Callable[[int, int], PairMasks]) -> None:
-        self.masks = masks
+    def __init__(self, relation: Relation) -> None:
+        self.relation = relation
 
     def __call__(self, sim: Tensor, start: int) -> Sides:
         """The sides of the block of scores [b, m] that begins at a row."""
-        pos, neg = self.masks(start, start + sim.shape[0])
+        pos, neg = self.relation(sim, start)
         return Sides(
             sim.masked_fill(~pos, ABSENT),
             sim.masked_fill(~neg, -ABSENT),
@@ -217,7 +219,7 @@ class LossRows:
     """A loss as the engine sees it.
 
     Args:
-        masks: boolean masks of a range of rows.
+        relation: boolean masks of a block.
         sides: the two sides of a block, or None if the loss has no closed form.
         closed_form: losses and pair weights from the two sides.
         per_anchor: losses and counts of rows from scores and masks, by operations that autograd follows.
@@ -230,7 +232,7 @@ class LossRows:
 
     def __init__(
         self,
-        masks: Callable[[int, int], PairMasks],
+        relation: Relation,
         sides: Sided | None,
         closed_form: Callable[[Sides], SideWeights | None] | None,
         per_anchor: Callable[[Tensor, Tensor, Tensor], Counted],
@@ -238,7 +240,7 @@ class LossRows:
         needs: Needs,
         private: bool,
     ) -> None:
-        self.masks, self.sides, self.closed_form = masks, sides, closed_form
+        self.relation, self.sides, self.closed_form = relation, sides, closed_form
         self.per_anchor, self.plain, self.needs, self.private = per_anchor, plain, needs, private
 
     def weigh(self, sim: Tensor, start: int) -> Weighed:
@@ -269,7 +271,7 @@ class LossRows:
         counts: list[Tensor] = []
 
         def losses(leaf: Tensor) -> Tensor:
-            found = self.per_anchor(leaf, *self.masks(start, start + sim.shape[0]))
+            found = self.per_anchor(leaf, *self.relation(sim, start))
             counts.append(found.counts)
             return found.losses
 

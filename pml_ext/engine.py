@@ -334,7 +334,7 @@ class _Space:
         """Of sum_i grad_i L_i, by embeddings and references; from V as it was kept."""
         grad = (grad * self.factor).unsqueeze(1)
         if len(kept) == 2:
-            return self._of_few(kept[0], kept[1] * grad, needed)
+            return self._of_few(kept[0], kept[1] * grad)
         (dense,) = kept
         if self.r is None:
             both = torch.empty_like(dense).copy_(dense.t()).mul_(grad.t()).addcmul_(dense, grad)
@@ -385,11 +385,7 @@ class _Space:
             if self.private is not None:
                 gr[m:][rows].addcmul_(of_private, a - self.private[rows] if self.centred else a)
 
-    def _of_few(self, columns: Tensor, v: Tensor, needed: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
-        if self.private is not None:
-            ga, gr = self._empty(needed)
-            self._add(_scattered(Sparse(columns, v), v.new_empty(len(v), len(self.shared) + 1)), 0, ga, gr)
-            return self._back(ga, gr)
+    def _of_few(self, columns: Tensor, v: Tensor) -> tuple[Tensor | None, Tensor | None]:
         a, r, m, k = self.a.points, self.shared, len(self.shared), v.shape[1]
         ga = F.embedding_bag(columns, r, per_sample_weights=v, mode="sum")
         # The same from the other end: the entries of each column one after another.
