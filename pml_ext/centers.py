@@ -4,8 +4,8 @@ Every source is a module called with embeddings [n, d] and labels [n] that retur
 its buffers and parameters, so it is in the `state_dict` and follows `.to(device)` of the loss that holds it.
 """
 
-import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import ClassVar, NamedTuple, final
 
 import torch
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pml_ext import arguments
+from pml_ext.kmeans import kmeans
 
 
 class Centers(NamedTuple):
@@ -113,7 +114,7 @@ class BatchCenters(GroupCenters):
 
 @final
 class KMeansCenters(GroupCenters):
-    r"""The means of clusters of the batch, found anew in every call by k-means, seeded, on the CPU.
+    r"""The means of clusters of the batch, found anew in every call by k-means, seeded.
 
     By default all samples are clustered at once, by embedding and class: k-means runs on [x_i, w onehot(y_i)], and a
     group is what a class and a cluster have in common.
@@ -124,10 +125,12 @@ class KMeansCenters(GroupCenters):
         label_weight: the w above, at least 0: two classes are sqrt(2) w apart. Has no influence if `per_class`.
         per_class: cluster each class by itself.
         detach: treat the centres as constants. The choice of the clusters is one in any case.
-        seed: of the k-means.
+        seed: of the k-means++ that k-means begins with.
+        max_iterations: how often k-means assigns the samples at most; on a GPU, always. After 10 times the sum of
+            squares is within 0.1 % of what it ends with.
 
-    Raises:
-        ImportError: scikit-learn is not installed.
+    The clusters are found where the embeddings are. On a GPU nothing waits for them, unless `per_class`: then the sizes
+    of the classes are waited for.
 
     Example:
         >>> embeddings = torch.tensor([[1.0, 0.0], [0.9, 0.0], [0.0, 1.0], [0.0, 0.9]])
@@ -143,6 +146,7 @@ class KMeansCenters(GroupCenters):
         per_class: bool = False,
         detach: bool = False,
         seed: int = 0,
+        max_iterations: int = 10,
     ) -> None:
         super().__init__(detach=detach)
         arguments.count("n_clusters", n_clusters)
@@ -150,34 +154,30 @@ class KMeansCenters(GroupCenters):
         self.label_weight = arguments.non_negative("label_weight", label_weight)
         self.per_class = per_class
         self.seed = seed
+        arguments.count("max_iterations", max_iterations)
+        self.max_iterations = max_iterations
 
     @torch.no_grad()
     def groups(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """The cluster of each sample."""
-        points = embeddings.to("cpu", torch.promote_types(embeddings.dtype, torch.float32))
-        names, classes = labels.cpu().unique(return_inverse=True)
         if not self.per_class:
-            one_hot = F.one_hot(classes, max(len(names), 1))
-            return self._clusters(torch.cat([points, self.label_weight * one_hot], dim=1))
-        clusters = torch.zeros_like(classes)
-        for number in range(len(names)):
-            clusters[classes == number] = self._clusters(points[classes == number])
+            present = torch.ones_like(labels, dtype=torch.bool).unsqueeze(0)
+            return self._clusters(embeddings.unsqueeze(0), present, first_of_class(labels).unsqueeze(0)).squeeze(0)
+        clusters = torch.zeros_like(labels, dtype=torch.long)
+        for members, present in _classes(labels):
+            clusters[members[present]] = self._clusters(embeddings[members], present)[present]
         return clusters
 
-    def _clusters(self, points: Tensor) -> Tensor:
-        try:
-            from sklearn.cluster import KMeans
-            from sklearn.exceptions import ConvergenceWarning
-        except ImportError as error:
-            raise ImportError('k-means needs scikit-learn: pip install "pml_ext[benchmark]"') from error
-        n_clusters = min(self.n_clusters, len(points.unique(dim=0)))
-        if n_clusters <= 1:
-            return torch.zeros(len(points), dtype=torch.long)
-        with warnings.catch_warnings():
-            # Points that differ by a rounding error only may end up in one cluster: fewer clusters, as intended.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            found = KMeans(n_clusters, n_init=1, random_state=self.seed).fit_predict(points.numpy())
-        return torch.from_numpy(found).long()
+    def _clusters(self, points: Tensor, present: Tensor, classes: Tensor | None = None) -> Tensor:
+        return kmeans(
+            points,
+            present,
+            self.n_clusters,
+            generator=torch.Generator().manual_seed(self.seed),
+            classes=classes,
+            class_weight=self.label_weight,
+            max_iterations=self.max_iterations,
+        )
 
 
 @final
@@ -303,6 +303,21 @@ def first_of_class(labels: Tensor) -> Tensor:
     begins[1:] = ordered[1:] != ordered[:-1]
     start = torch.where(begins, place, 0).cummax(0).values
     return torch.empty_like(order).scatter_(0, order, order[start])
+
+
+def _classes(labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The samples of each class: their numbers [classes, size], and where there are so many.
+
+    Classes of a similar size come together: the padding is at most three times as large as what is padded.
+    """
+    _, sizes = (ordered := labels.sort(stable=True)).values.unique_consecutive(return_counts=True)
+    first = sizes.cumsum(0) - sizes
+    level = torch.bucketize(sizes, 4 ** torch.arange(1, 16, device=sizes.device))
+    for each in level.unique().tolist():
+        size, start = sizes[level == each].unsqueeze(1), first[level == each].unsqueeze(1)
+        place = torch.arange(int(size.max()), device=sizes.device)
+        present = place < size
+        yield ordered.indices[start + place * present], present
 
 
 def group_means(embeddings: Tensor, group: Tensor, size: int) -> Tensor:
