@@ -37,7 +37,8 @@ class Centers(NamedTuple):
             return self
         number = self.used.cumsum(0) - 1
         group = torch.where(self.group >= 0, number[self.group], -1)
-        return Centers(self.points[self.used], self.labels[self.used], group)
+        rows = self.used.nonzero().squeeze(1)
+        return Centers(self.points.index_select(0, rows), self.labels[rows], group)
 
 
 class CenterSource(nn.Module, ABC):
@@ -87,10 +88,10 @@ class GroupCenters(CenterSource):
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Centers:
         """The means of the groups of the batch."""
-        groups = self.groups(embeddings, labels).to(labels.device)
-        # Both numbers are below n, so that a pair of them is one number.
-        group = first_of_class(first_of_class(labels) * len(labels) + first_of_class(groups))
-        points = group_means(embeddings.detach() if self.detach else embeddings, group, len(labels))[group]
+        group = first_of_class(labels, self.groups(embeddings, labels).to(labels.device))
+        means = group_means(embeddings.detach() if self.detach else embeddings, group, len(labels))
+        # Its gradient adds up rows in their order; that of indexing sorts them first.
+        points = means.index_select(0, group)
         return Centers(points, labels, group, group == torch.arange(len(labels), device=labels.device))
 
 
@@ -295,12 +296,20 @@ class LearnedCenters(CenterSource):
         return Centers(points, classes.repeat_interleave(self.centers_per_class), group)
 
 
-def first_of_class(labels: Tensor) -> Tensor:
-    """The number of the first sample of each sample's class, [n]."""
-    ordered, order = labels.sort(stable=True)
+def first_of_class(labels: Tensor, groups: Tensor | None = None) -> Tensor:
+    """The number of the first sample of each sample's class, [n], or of its class and group."""
+    if groups is None:
+        ordered, order = labels.sort(stable=True)
+        differs = ordered[1:] != ordered[:-1]
+    else:
+        inner = groups.argsort(stable=True)
+        ordered, outer = labels[inner].sort(stable=True)
+        order = inner[outer]
+        grouped = groups[order]
+        differs = (ordered[1:] != ordered[:-1]).logical_or_(grouped[1:] != grouped[:-1])
     place = torch.arange(len(labels), device=labels.device)
     begins = torch.ones_like(place, dtype=torch.bool)
-    begins[1:] = ordered[1:] != ordered[:-1]
+    begins[1:] = differs
     start = torch.where(begins, place, 0).cummax(0).values
     return torch.empty_like(order).scatter_(0, order, order[start])
 
