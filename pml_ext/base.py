@@ -68,8 +68,7 @@ class StaticDivisorReducer(DivisorReducer):
     def sum_and_divide(self, losses: Tensor, embeddings: Tensor, divisor: Tensor | float) -> Tensor:
         """Sum of the losses over the divisor; 0 where the divisor is 0."""
         divisor = torch.as_tensor(divisor, device=losses.device)
-        total = losses.sum()
-        return torch.where(divisor != 0, total / torch.where(divisor != 0, divisor, 1), total * 0)
+        return losses.sum() / torch.where(divisor == 0, torch.inf, divisor)
 
 
 class PairModule(ABC):

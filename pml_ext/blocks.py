@@ -67,14 +67,14 @@ class Members(NamedTuple):
         columns: of each anchor's positives [n, k]; what fills up a row that has fewer is no negative of it either.
         absent: which of them fill up [n, k], or None if none does.
         excluded: columns that are no negatives of the anchor [n, k or k + 1].
-        sizes: number of references of each anchor's class, itself included [n, 1].
+        sizes: number of references of each anchor's class, itself included, an array [n, 1].
         complete: whether every anchor has a positive and a negative.
     """
 
     columns: Tensor
     absent: Tensor | None
     excluded: Tensor
-    sizes: Tensor
+    sizes: Any
     complete: bool
 
     @staticmethod
@@ -107,7 +107,7 @@ class Members(NamedTuple):
             torch.from_numpy(columns),
             None if absent is None else torch.from_numpy(absent),
             torch.from_numpy(excluded),
-            torch.from_numpy(sizes).unsqueeze(1),
+            sizes[:, None],
             smallest > int(same) and largest < len(refs),
         )
 
@@ -122,8 +122,9 @@ class GatheredSides:
 
     def __init__(self, members: Members, m: int, same: bool, dtype: torch.dtype) -> None:
         self.members = members
-        sizes = members.sizes.to(dtype)
-        self.pos_count, self.neg_count = sizes - int(same), m - sizes
+        self.pos_count, self.neg_count = (
+            torch.from_numpy(number).to(dtype) for number in (members.sizes - int(same), m - members.sizes)
+        )
         self.complete = members.complete
 
     def __call__(self, sim: Tensor, start: int) -> Sides:

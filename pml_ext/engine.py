@@ -264,8 +264,8 @@ class _Space:
 
         A squared distance no larger than that is no more than rounding error; it is 0, and has a gradient of 0.
         """
-        of_a = self.a.points.square().sum(1).div_(2)
-        of_r = of_a if self.r is None else self.r.points.square().sum(1).div_(2)
+        of_a = _half_square(self.a.points)
+        of_r = of_a if self.r is None else _half_square(self.r.points)
         return of_a.unsqueeze(1), of_r, (8 * torch.finfo(of_a.dtype).eps * (of_a + of_r.amax())).unsqueeze(1)
 
     @property
@@ -411,6 +411,12 @@ def _is_centred(geometry: Geometry) -> bool:
     # Squares of unit vectors' distances are exact enough as they are: nothing is divided by them, and a normalisation
     # removes the share that a vector has in its own gradient by itself.
     return geometry.euclidean and not (geometry.normalize and geometry.power == 2)
+
+
+def _half_square(points: Tensor) -> Tensor:
+    # Without the squares in between, an [n, d] of its own.
+    norm: Tensor = torch.linalg.vector_norm(points, dim=1)
+    return norm.square_().div_(2)
 
 
 def _inverse(scores: Tensor) -> Tensor:
