@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import BatchMatrixLoss
+from pml_ext.sides import Sides, SideWeights
 
 
 def histogram(sim: Tensor, pos: Tensor, neg: Tensor, *, n_bins: int, center: float) -> Tensor:
@@ -32,6 +33,61 @@ def histogram(sim: Tensor, pos: Tensor, neg: Tensor, *, n_bins: int, center: flo
     nodes = F.pad(uppers, (1, 0)) + F.pad(numbers - uppers, (0, 1))
     of_pos, of_neg = (nodes / numbers.sum(-1, keepdim=True).clamp(min=1)).unbind(-2)
     return (of_neg * of_pos.cumsum(-1)).sum(-1)
+
+
+def histogram_weights(sides: Sides, columns: Tensor, *, n_bins: int, center: float) -> SideWeights:
+    """Histogram loss of a batch and its pair weights in closed form.
+
+    What a score in bin b gives to node b + 1 it takes from node b: its weight is the derivative by their difference.
+    """
+    n_pos, n_neg = sides.pos_count.sum().clamp(min=1), sides.neg_count.sum().clamp(min=1)
+    # What is absent lies at the end of the range, the positives' at the upper one.
+    of_pos = _nodes(sides.pos, n_bins, center, sides.pos.numel() - sides.pos_count.sum(), n_bins) / n_pos
+    of_neg = _nodes(sides.neg, n_bins, center, sides.neg.numel() - sides.neg_count.sum(), 0) / n_neg
+    loss = (of_neg * of_pos.cumsum(0)).sum().to(sides.neg.dtype)
+    pos = _of_bins(sides.pos, of_neg[:-1] * (-n_bins / 2 / n_pos), center)
+    return SideWeights(loss, pos, _of_bins(sides.neg, of_pos[1:] * (n_bins / 2 / n_neg), center))
+
+
+def _nodes(scores: Tensor, n_bins: int, center: float, absent: Tensor, at: int) -> Tensor:
+    """The scores' sums at the n_bins + 1 nodes, less those that are absent, at one of these."""
+    numbers, uppers = scores.new_zeros(2, n_bins, dtype=torch.float64)
+    for block in _blocks(scores):
+        bins, upper, _ = _places(block, n_bins, center)
+        for total, values in ((numbers, torch.ones_like(upper)), (uppers, upper)):
+            # Per anchor first: the sum of millions of shares in one number would lose them in float32.
+            total += upper.new_zeros(len(block), n_bins).scatter_add_(1, bins, values).sum(0, dtype=torch.float64)
+    nodes = F.pad(uppers, (1, 0)) + F.pad(numbers - uppers, (0, 1))
+    nodes[at] -= absent
+    return nodes
+
+
+def _of_bins(scores: Tensor, slopes: Tensor, center: float) -> Tensor:
+    """For each score the slope in its bin, 0 beyond the range; overwrites the scores."""
+    slopes = slopes.to(scores.dtype)
+    for block in _blocks(scores):
+        bins, _, inside = _places(block, len(slopes), center)
+        block.copy_(slopes.index_select(0, bins.flatten()).view_as(block).mul_(inside))
+    return scores
+
+
+def _places(scores: Tensor, n_bins: int, center: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The bin of each score as an integer, the share of its upper node, and 1 for scores in the range, 0 beyond."""
+    reach = scores.sub(center - 1)
+    place = reach.clamp(0, 2)
+    inside = torch.eq(reach, place, out=reach)
+    # The bin of a NaN is any; its share of the upper node is NaN.
+    node = place.mul_(n_bins / 2).floor().clamp_(max=n_bins - 1).nan_to_num_(0.0)
+    return node.long(), place.sub_(node), inside
+
+
+def _blocks(scores: Tensor) -> tuple[Tensor, ...]:
+    """Rows whose temporaries stay in a core's cache."""
+    blocks: tuple[Tensor, ...] = scores.split(max(1, _BLOCK // scores.shape[1]))
+    return blocks
+
+
+_BLOCK = 1 << 16
 
 
 @final
@@ -73,6 +129,7 @@ class HistogramLoss(BatchMatrixLoss):
         tensor(0.2500)
     """
 
+    closed_form = staticmethod(histogram_weights)
     levels: ClassVar[tuple[str, ...]] = ("center",)
 
     def __init__(self, *, n_bins: int = 100, center: float = 0, **kwargs: Any) -> None:
