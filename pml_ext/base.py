@@ -24,6 +24,7 @@ from pml_ext import arguments
 from pml_ext.blocks import ClosedForm, LabelSides, LossRows, MaskSides, engine_runs, geometry_of
 from pml_ext.engine import Geometry, row_losses
 from pml_ext.pairs import Counted, DisjointMasks, Needs, PairMasks, index_masks, label_masks, not_self, substitute
+from pml_ext.scores import scores
 
 IndicesTuple = PairMasks | tuple[Tensor, ...]
 Rows = Callable[[int, int], PairMasks]
@@ -388,8 +389,21 @@ class PairMiner(PairModule, BaseMiner):
         if n == 0 or m == 0:
             return PairMasks(pos, neg)
         self.embedding_size = embeddings.shape[1]
-        sim = self.similarity(embeddings, None if ref_emb is embeddings else ref_emb)
+        sim = self.scores(embeddings, None if ref_emb is embeddings else ref_emb)
         return DisjointMasks(*self.select(sim, pos, neg))
+
+    def scores(self, embeddings: Tensor, ref_emb: Tensor | None) -> Tensor:
+        """What `similarity` gives, without a gradient and with less work where the engine knows the distance."""
+        # Scores of one's own making are not the engine's.
+        usual = type(self).similarity is PairModule.similarity and engine_runs()
+        geometry = geometry_of(self.distance) if usual else None
+        if geometry is None:
+            return self.similarity(embeddings, ref_emb)
+        if embeddings.dtype in HALF:
+            embeddings = embeddings.float()
+        refs = None if ref_emb is None else ref_emb.to(embeddings.dtype)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return scores(embeddings, refs, geometry)
 
     def output_assertion(self, output: IndicesTuple) -> None:
         """PML's check of what was mined, with the number of pairs as a statistic for `PairMasks` too."""

@@ -30,6 +30,7 @@ LAYERS = (
     ("losses", "miners"),
     ("centers", "weightings"),
     ("base",),
+    ("scores",),
     ("blocks",),
     ("engine",),
     ("sides",),
