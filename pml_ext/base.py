@@ -402,6 +402,8 @@ class PairMiner(PairModule, BaseMiner):
         if embeddings.dtype in HALF:
             embeddings = embeddings.float()
         refs = None if ref_emb is None else ref_emb.to(embeddings.dtype)
+        if not torch.is_autocast_enabled(embeddings.device.type):
+            return scores(embeddings, refs, geometry)
         with torch.autocast(embeddings.device.type, enabled=False):
             return scores(embeddings, refs, geometry)
 
