@@ -87,6 +87,12 @@ def has_any(mask: Tensor) -> Tensor:
     return mask.view(torch.uint8).amax(-1, keepdim=True).bool() if mask.shape[-1] else mask.any(-1, keepdim=True)
 
 
+def of_rows(mask: Tensor, rows: Tensor) -> Tensor:
+    """The mask in the rows [..., 1] that are true, and nothing in the others."""
+    # As booleans they would be combined one by one.
+    return (mask.view(torch.uint8) & rows.view(torch.uint8)).view(torch.bool)
+
+
 def in_row_blocks(
     select: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]], sim: Tensor, pos: Tensor, neg: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -263,7 +269,7 @@ def top_mask(x: Tensor, mask: Tensor, k: Tensor) -> Tensor:
     """
     # By arithmetic: to fill where a mask without a pattern says so takes seven times as long.
     x = torch.minimum(x, as_numbers(mask, x.dtype).sub_(0.5).mul_(torch.inf))
-    return mask & (x >= kth_largest(x, k.minimum(mask.sum(-1, keepdim=True)))) & (k > 0)
+    return of_rows(mask & (x >= kth_largest(x, k.minimum(mask.sum(-1, keepdim=True)))), k > 0)
 
 
 def kth_largest(x: Tensor, k: Tensor) -> Tensor:
@@ -307,7 +313,9 @@ def sample(log_weights: Tensor, mask: Tensor, k: Tensor, generator: torch.Genera
     Each draw takes an entry with probability proportional to the exponential of its log-weight among those that are
     left; never one with a log-weight of minus infinity. k is an integer per row, [..., 1].
     """
-    if not looks_are_free(log_weights) or not mask.numel():
+    if not mask.numel():
+        return mask
+    if not looks_are_free(log_weights):
         # The order of the log-weights after independent Gumbel noise was added to them.
         return top_mask(log_weights + gumbel_like(log_weights, generator), mask, k) & (log_weights > -torch.inf)
     if mask.ndim > 2:
@@ -331,7 +339,7 @@ def _sample_rows(log_weights: Tensor, mask: Tensor, k: Tensor, generator: torch.
         drawn = _sample_by_search(log_weights, mask, k, most, generator)
     else:
         drawn = top_mask(log_weights + gumbel_like(log_weights, generator), mask, k) & (log_weights > -torch.inf)
-    return drawn | (mask & all_taken & (log_weights > -torch.inf)) if some else drawn
+    return drawn | (of_rows(mask, all_taken) & (log_weights > -torch.inf)) if some else drawn
 
 
 # Among so few entries noise and order cost no more than a search.

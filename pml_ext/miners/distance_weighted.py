@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import SamplingMiner
-from pml_ext.pairs import as_numbers, compared, count, has_any, in_row_blocks, sample
+from pml_ext.pairs import as_numbers, compared, count, has_any, in_row_blocks, of_rows, sample
 
 
 def distance_weighted_log_weights(
@@ -23,7 +23,7 @@ def distance_weighted_log_weights(
     if nonzero_loss_cutoff is not None:
         near = neg & compared(torch.lt, dist, nonzero_loss_cutoff)
         has_near = has_any(near)
-        neg = near | (neg & ~has_near)
+        neg = near | of_rows(neg, ~has_near)
         # The uniform distribution over all negatives, where none is near.
         log_weights.mul_(as_numbers(has_near, dist.dtype))
     return log_weights, neg

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import PairMiner
-from pml_ext.pairs import FAR, compared, has_any, in_row_blocks, only
+from pml_ext.pairs import FAR, compared, has_any, in_row_blocks, of_rows, only
 
 
 def hard_negative_pair(sim: Tensor, pos: Tensor, neg: Tensor, *, epsilon: float) -> tuple[Tensor, Tensor]:
     """All positives of anchors with a hard negative, and these: sim, pos, neg [.., n, m] -> narrowed pos, neg."""
     hardest_pos = only(sim, pos, FAR).amin(-1, keepdim=True)  # [.., n, 1]
     neg = neg & compared(torch.gt, sim, hardest_pos - epsilon)
-    return pos & has_any(neg), neg
+    return of_rows(pos, has_any(neg)), neg
 
 
 @final
