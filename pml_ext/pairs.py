@@ -333,17 +333,17 @@ def _sample_rows(log_weights: Tensor, mask: Tensor, k: Tensor, generator: torch.
     most = int(k.max())
     if most == 0:
         drawn = torch.zeros_like(mask)
-    elif len(mask[0]) < _SEARCHED:
+    elif mask.numel() < _SEARCHED:
         drawn = _sample_by_order(log_weights, mask, k, most, generator)
-    elif most * most <= len(mask[0]):
+    elif most * most <= mask.shape[1]:
         drawn = _sample_by_search(log_weights, mask, k, most, generator)
     else:
         drawn = top_mask(log_weights + gumbel_like(log_weights, generator), mask, k) & (log_weights > -torch.inf)
     return drawn | (of_rows(mask, all_taken) & (log_weights > -torch.inf)) if some else drawn
 
 
-# Among so few entries noise and order cost no more than a search.
-_SEARCHED = 32
+# For fewer numbers than these noise and order cost no more than a search.
+_SEARCHED = 1 << 15
 
 
 def _sample_by_order(
@@ -371,7 +371,7 @@ def _sample_by_search(
     # Rounding may point beside the weights that are not 0.
     new = weights.gather(1, columns) > 0
     if most > 1:
-        new &= ~_repeated(columns)
+        new &= ~_repeated(columns, mask.shape[1])
     rank = new.cumsum(1)
     drawn = _mask_of(columns, new & (rank <= k), mask.shape[1])
     missing = k - rank[:, -1:]
@@ -390,11 +390,12 @@ def _mask_of(columns: Tensor, kept: Tensor, m: int) -> Tensor:
     return mask.scatter_(1, torch.where(kept, columns, m), True)[:, :m]
 
 
-def _repeated(names: Tensor) -> Tensor:
-    """Which entries of a row [b, t] stand in it before already."""
-    names = names.double()
-    equal = torch.eq(names.unsqueeze(2), names.unsqueeze(1), out=names.new_empty(*names.shape, names.shape[1]))
-    return equal.tril_(-1).amax(2).bool()
+def _repeated(columns: Tensor, m: int) -> Tensor:
+    """Which of the columns, below m, stand in their row [b, t] before already."""
+    turn = torch.arange(columns.shape[1], dtype=torch.int32)
+    first = torch.empty(len(columns), m, dtype=torch.int32)
+    first.scatter_reduce_(1, columns, turn.expand_as(columns), "amin", include_self=False)
+    return first.gather(1, columns) < turn
 
 
 def _search(weights: Tensor, draws: int, generator: torch.Generator | None) -> Tensor:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from pml_ext.blocks import looks_are_free
 from pml_ext.engine import Geometry, _Space, _vectors
+from pml_ext.pairs import looks_are_free
 
 # Rows of a band: few, so that bands that begin at the diagonal are hardly more than a triangle; enough for a product
 # at full speed.

@@ -69,7 +69,7 @@ def looks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(pairs, "looks_are_free", lambda numbers: False)
 
 
-# Few columns are drawn from by order, more by a search, many by a search in groups of them.
+# Few numbers are drawn from by order, more by a search, in many columns by a search in groups of them.
 WIDTHS = [6, 40, 600]
 PLACES = {6: [0, 1, 2, 4, 5], 40: [0, 7, 8, 30, 39], 600: [0, 23, 24, 300, 599]}
 
@@ -94,7 +94,7 @@ def test_draws_are_one_after_another(m: int, k: int, weights: list[float]) -> No
         assert_frequencies(drawn_sets(weights, k, m, dtype), subset_probabilities(weights, k))
 
 
-@pytest.mark.parametrize("m", [33, 512, 600, 1001])
+@pytest.mark.parametrize("m", [40, 512, 600, 1001])
 def test_any_column_is_drawn_as_often_as_its_weight_says(m: int) -> None:
     weights = torch.rand(m, generator=torch.Generator().manual_seed(m)).add_(0.3)
     rows = 30 * m
@@ -144,10 +144,10 @@ def test_what_has_no_weight_is_never_drawn(m: int, k: int) -> None:
 def test_weights_may_differ_by_any_factor(m: int) -> None:
     """So that each has all of what is left: the draws are the largest in their order."""
     generator = torch.Generator().manual_seed(0)
-    log_weights = 500.0 * torch.stack([torch.randperm(m, generator=generator) for _ in range(50)])
-    mask = torch.rand(50, m, generator=generator) < 0.5
+    log_weights = 500.0 * torch.stack([torch.randperm(m, generator=generator) for _ in range(200)])
+    mask = torch.rand(200, m, generator=generator) < 0.5
     for k in (1, 3, 5):
-        wanted = torch.full((50, 1), k)
+        wanted = torch.full((200, 1), k)
         assert torch.equal(sample(log_weights - 1e5, mask, wanted, generator), top_mask(log_weights, mask, wanted))
 
 
