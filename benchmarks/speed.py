@@ -55,7 +55,8 @@ MANY_PER_CLASS = ("RAW", "BatchAll", "BatchHard", "SemiHard", "NCA")
 MEMORY_AT = (SMALL.n, 512, MAIN.n, LARGE.n)
 # What is tried grows as this power of n, at a guess.
 GROWTH = 2.5
-LINEAR = Setting(32768, 128, 4)
+# With a chunk size: two batches, to see how memory grows between them.
+LINEAR = (Setting(8192, 128, 4), Setting(32768, 128, 4))
 LINEAR_SMALL = Setting(1024, 128, 4)
 LINEAR_SOME = ("RAW", "BatchAll", "NCA")
 
@@ -246,29 +247,23 @@ def measure_linear(record: Record, options: argparse.Namespace) -> None:
     if options.large == "some":
         jobs = [job for job in jobs if job.name in (options.entries or LINEAR_SOME)]
     for job in jobs:
-        if record.has(job.key, LINEAR, "linear"):
+        if all(record.has(job.key, setting, "linear") for setting in LINEAR):
             continue
         value, gradient = chunked_difference(job, options.chunk_size, options.device)
-        setting, chunk_size = LINEAR, options.chunk_size
-        peak = peak_megabytes(job.key, setting, options.device, chunk_size)
-        step = job.step(setting, *batch(setting, options.device), chunk_size=chunk_size)
-        spent = seconds(step, 1, options.device)
-        record.add(
-            job.key,
-            job.family,
-            job.what,
-            setting,
-            "linear",
-            chunk_size=chunk_size,
-            peak_mb=peak,
-            seconds=spent,
-            value_difference=value,
-            gradient_difference=gradient,
-        )
+        for setting in LINEAR:
+            peak = peak_megabytes(job.key, setting, options.device, options.chunk_size)
+            step = job.step(setting, *batch(setting, options.device), chunk_size=options.chunk_size)
+            values = {
+                "chunk_size": options.chunk_size,
+                "peak_mb": peak,
+                "seconds": seconds(step, 1, options.device),
+                "value_difference": value,
+                "gradient_difference": gradient,
+            }
+            record.add(job.key, job.family, job.what, setting, "linear", **values)
+            print(f"    {job.key:36} n = {setting.n:6} {peak:6.0f} MB {values['seconds']:6.1f} s", flush=True)
         print(
-            f"    {job.key:36} n = {setting.n}, chunk_size={chunk_size}: {peak:.0f} MB, {spent:.1f} s; "
-            f"differences at n = {LINEAR_SMALL.n}: value {value:.1e}, gradient {gradient:.1e}",
-            flush=True,
+            f"    {'':36} differences at n = {LINEAR_SMALL.n}: value {value:.1e}, gradient {gradient:.1e}", flush=True
         )
 
 

@@ -31,7 +31,8 @@ STOCK_SPEEDUPS: Sequence[tuple[str, Setting, float]] = (
 )
 MANY_TRIPLETS_MEGABYTES = 300.0
 TIME_POWER, MEMORY_POWER = 2.1, 2.0
-LINEAR_MEGABYTES = 2000.0
+# Of the largest batch with a chunk size; and linear, with a little for what is measured.
+LINEAR_MEGABYTES, LINEAR_POWER = 2000.0, 1.1
 
 
 class Goal(NamedTuple):
@@ -66,7 +67,7 @@ class Lines:
     def __init__(self, lines: Iterable[Mapping[str, Any]]) -> None:
         self.all = list(lines)
         self.found = {(line["job"], self.setting(line)): line for line in self.all if line["mode"] == "full"}
-        self.linear = {line["job"]: line for line in self.all if line["mode"] == "linear"}
+        self.linear = {(line["job"], self.setting(line)): line for line in self.all if line["mode"] == "linear"}
 
     @staticmethod
     def setting(line: Mapping[str, Any]) -> Setting:
@@ -122,9 +123,16 @@ def goals(lines: Lines) -> Iterator[Goal]:
         for name in dict.fromkeys([*FLOORS, *rows]):
             what = f"growth of the {word} of {name} from n = {small.n} to {LARGE.n}, the power of n"
             yield Goal(what, lines.power(name, small, LARGE, field), bound, True, "")
-    for name, line in lines.linear.items():
-        what = f"memory of {name} with chunk_size={line['chunk_size']}, {_words(Lines.setting(line))}"
-        yield Goal(what, line.get("peak_mb"), LINEAR_MEGABYTES, True, " MB")
+    for name in dict.fromkeys(job for job, _ in lines.linear):
+        found = {setting: line for (job, setting), line in lines.linear.items() if job == name}
+        few, many = min(found), max(found)
+        what = f"memory of {name} with chunk_size={found[many]['chunk_size']}"
+        yield Goal(f"{what}, {_words(many)}", found[many]["peak_mb"], LINEAR_MEGABYTES, True, " MB")
+        if few < many:
+            power = math.log(found[many]["peak_mb"] / found[few]["peak_mb"]) / math.log(many.n / few.n)
+            yield Goal(
+                f"growth of the {what} from n = {few.n} to {many.n}, the power of n", power, LINEAR_POWER, True, ""
+            )
 
 
 def checklist(lines: Lines) -> str:
@@ -204,7 +212,7 @@ def _ratio_table(lines: Lines, field: str, form: str) -> str:
 
 def _linear_table(lines: Lines) -> str:
     rows = ["| method | n | d | chunk_size | MB | s |", "|---|---|---|---|---|---|"]
-    for name, line in lines.linear.items():
+    for (name, _), line in lines.linear.items():
         peak, spent = _number(line.get("peak_mb")), _number(line.get("seconds"), "{:.1f}")
         rows.append(f"| {name} | {line['n']} | {line['d']} | {line['chunk_size']} | {peak} | {spent} |")
     return "\n".join(rows)

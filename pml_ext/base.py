@@ -10,7 +10,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
@@ -21,14 +21,46 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pml_ext import arguments
-from pml_ext.blocks import ClosedForm, LabelSides, LossRows, MaskSides, engine_runs, geometry_of
+from pml_ext.blocks import (
+    BatchRows,
+    ClosedForm,
+    GatheredSides,
+    LossRows,
+    MaskSides,
+    Relation,
+    Sided,
+    engine_runs,
+    geometry_of,
+    label_sides,
+    normalized,
+)
 from pml_ext.engine import Geometry, row_losses
-from pml_ext.pairs import Counted, DisjointMasks, Needs, PairMasks, index_masks, label_masks, not_self, substitute
+from pml_ext.pairs import (
+    Counted,
+    DisjointMasks,
+    Needs,
+    PairMasks,
+    PrivateMasks,
+    index_masks,
+    label_masks,
+    not_self,
+    substitute,
+)
 from pml_ext.scores import scores
 
 IndicesTuple = PairMasks | tuple[Tensor, ...]
 Rows = Callable[[int, int], PairMasks]
 HALF = (torch.float16, torch.bfloat16)
+
+
+class Selected(NamedTuple):
+    """All pairs but for those that a selection drops, for a row loss that makes it among its own scores.
+
+    Args:
+        select: scores, positives and negatives of some rows -> the pairs of them to keep, the same in every call.
+    """
+
+    select: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class StaticDivisorReducer(DivisorReducer):
@@ -37,8 +69,7 @@ class StaticDivisorReducer(DivisorReducer):
     def sum_and_divide(self, losses: Tensor, embeddings: Tensor, divisor: Tensor | float) -> Tensor:
         """Sum of the losses over the divisor; 0 where the divisor is 0."""
         divisor = torch.as_tensor(divisor, device=losses.device)
-        total = losses.sum()
-        return torch.where(divisor != 0, total / torch.where(divisor != 0, divisor, 1), total * 0)
+        return losses.sum() / torch.where(divisor == 0, torch.inf, divisor)
 
 
 class PairModule(ABC):
@@ -69,22 +100,31 @@ class PairModule(ABC):
             for name in self._hyperparameter_names
         }
 
+    def geometry(self) -> Geometry | None:
+        """How the engine computes the scores, or None if it cannot: they are of one's own making, say."""
+        usual = type(self).similarity is PairModule.similarity and engine_runs()
+        return geometry_of(self.distance) if usual else None
+
     def similarity(self, embeddings: Tensor, ref_emb: Tensor | None) -> Tensor:
         """Scores [n, m], larger is closer; None for the references means the embeddings themselves.
 
         Half precision is computed in float32, also under autocast: exponents follow, and PML's `LpDistance` would
         build n * m * d numbers for float16.
         """
-        if embeddings.dtype in HALF:
-            embeddings = embeddings.float()
-        if ref_emb is not None:
-            ref_emb = ref_emb.to(embeddings.dtype)
+        embeddings, ref_emb = _in_full(embeddings, ref_emb)
         if torch.is_autocast_enabled(embeddings.device.type):
             with torch.autocast(embeddings.device.type, enabled=False):
                 matrix: Tensor = self.distance(embeddings, ref_emb)
         else:
             matrix = self.distance(embeddings, ref_emb)
         return matrix if self.distance.is_inverted else -matrix
+
+
+def _in_full(embeddings: Tensor, ref_emb: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Both sets of vectors in the precision in which they are computed, that of the embeddings but at least float32."""
+    if embeddings.dtype in HALF:
+        embeddings = embeddings.float()
+    return embeddings, None if ref_emb is None else ref_emb.to(embeddings.dtype)
 
 
 class MatrixLoss(PairModule, BaseMetricLossFunction):
@@ -154,7 +194,7 @@ class PairMatrixLoss(MatrixLoss):
         self,
         embeddings: Tensor,
         labels: Tensor | None,
-        indices_tuple: IndicesTuple | None,
+        indices_tuple: IndicesTuple | Selected | None,
         ref_emb: Tensor,
         ref_labels: Tensor | None,
     ) -> dict[str, Any]:
@@ -163,11 +203,9 @@ class PairMatrixLoss(MatrixLoss):
         if self.is_empty(embeddings, ref_emb):
             return dict(self.zero_losses())
         refs = None if ref_emb is embeddings else ref_emb
-        # Scores of one's own making are not the engine's.
-        usual = type(self).similarity is PairModule.similarity and engine_runs()
-        geometry = geometry_of(self.distance) if usual else None
+        geometry = self.geometry()
         if geometry is None:
-            losses, counts = self.plain(embeddings, refs, masks)
+            losses, counts = self.plain(embeddings, refs, masks, indices_tuple)
         else:
             losses, counts = self.fast(embeddings, refs, masks, geometry, labels, indices_tuple, ref_labels)
         return {
@@ -179,14 +217,19 @@ class PairMatrixLoss(MatrixLoss):
             }
         }
 
-    def plain(self, embeddings: Tensor, ref_emb: Tensor | None, masks: Rows) -> Counted:
+    def plain(
+        self, embeddings: Tensor, ref_emb: Tensor | None, masks: Rows, indices_tuple: IndicesTuple | Selected | None
+    ) -> Counted:
         """Losses and counts by ordinary autograd, for any distance; in chunks under checkpointing."""
         n = embeddings.shape[0]
-        if self.chunk_size is None or self.chunk_size >= n:
-            return self.anchors(self.similarity(embeddings, ref_emb), *masks(0, n))
+        relation = relation_of(wide(masks, n), indices_tuple)
 
-        def block(rows: Tensor, refs: Tensor, start: int) -> Counted:
-            return self.anchors(self.similarity(rows, refs), *masks(start, start + rows.shape[0]))
+        def block(rows: Tensor, refs: Tensor | None, start: int) -> Counted:
+            sim = self.similarity(rows, refs)
+            return self.anchors(sim, *relation(sim, start))
+
+        if self.chunk_size is None or self.chunk_size >= n:
+            return block(embeddings, ref_emb, 0)
 
         refs = embeddings if ref_emb is None else ref_emb
         blocks = [
@@ -202,25 +245,25 @@ class PairMatrixLoss(MatrixLoss):
         masks: Rows,
         geometry: Geometry,
         labels: Tensor | None,
-        indices_tuple: IndicesTuple | None,
+        indices_tuple: IndicesTuple | Selected | None,
         ref_labels: Tensor | None,
     ) -> Counted:
         """Losses and counts through the engine: the same values and gradients as `plain`."""
-        if embeddings.dtype in HALF:
-            embeddings = embeddings.float()
-        refs = None if ref_emb is None else ref_emb.to(embeddings.dtype)
-        sides: LabelSides | MaskSides | None = None
+        embeddings, refs = _in_full(embeddings, ref_emb)
+        relation = relation_of(masks, indices_tuple)
+        sides: Sided | None = None
         if self.closed_form is not None and indices_tuple is None and labels is not None and ref_labels is not None:
-            sides = LabelSides.of(labels, ref_labels, ref_emb is None, embeddings.dtype)
+            sides = label_sides(labels, ref_labels, ref_emb is None, embeddings.dtype)
         elif self.closed_form is not None:
-            sides = MaskSides(masks)
+            sides = MaskSides(relation)
         rows = LossRows(
-            masks=masks,
+            relation=relation,
             sides=sides,
             closed_form=self.closed_form and partial(self.closed_form, **self.hyperparameters()),
             per_anchor=self.anchors,
-            plain=lambda x, ref: self.plain(x, ref, masks).losses,
+            plain=lambda x, ref: self.plain(x, ref, masks, indices_tuple).losses,
             needs=self.needs,
+            private=isinstance(indices_tuple, PrivateMasks),
         )
         with torch.autocast(embeddings.device.type, enabled=False):
             return Counted(*row_losses(embeddings, refs, geometry, rows, self.chunk_size))
@@ -240,9 +283,12 @@ class BatchMatrixLoss(MatrixLoss):
 
     Attributes:
         needs: the pairs without which the batch has no loss: "both", "positives", "negatives" or "either".
+        closed_form: None, or the loss and the pair weights from the two sides of a batch compared with itself and the
+            columns of its positives; pairs (i, j) and (j, i) may share their weight in any way.
     """
 
     needs: ClassVar[Needs] = "both"
+    closed_form: ClassVar[ClosedForm | None] = None
 
     @abstractmethod
     def per_batch(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
@@ -260,12 +306,43 @@ class BatchMatrixLoss(MatrixLoss):
         masks = pair_relation(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         if self.is_empty(embeddings, ref_emb):
             return dict(self.zero_losses())
-        sim = self.similarity(embeddings, None if ref_emb is embeddings else ref_emb)
-        pos, neg = masks(0, embeddings.shape[0])
+        masks, refs = wide(masks, len(embeddings)), None if ref_emb is embeddings else ref_emb
+        geometry = self.geometry()
+        if geometry is None:
+            loss = self.plain(embeddings, refs, masks)
+        else:
+            of_batch = refs is None and indices_tuple is None
+            loss = self.fast(embeddings, refs, masks, geometry, labels if of_batch else None)
+        return {"loss": {"losses": loss, "indices": None, "reduction_type": "already_reduced"}}
+
+    def plain(self, embeddings: Tensor, ref_emb: Tensor | None, masks: Rows) -> Tensor:
+        """The loss by ordinary autograd, for any distance."""
+        return self.of_scores(self.similarity(embeddings, ref_emb), *masks(0, len(embeddings)))
+
+    def fast(
+        self, embeddings: Tensor, ref_emb: Tensor | None, masks: Rows, geometry: Geometry, labels: Tensor | None
+    ) -> Tensor:
+        """The loss through the engine; with labels if it compares all pairs of a batch."""
+        embeddings, refs = _in_full(embeddings, ref_emb)
+        sides = None
+        if self.closed_form is not None and labels is not None:
+            sides = label_sides(labels, labels, True, embeddings.dtype)
+        rows = BatchRows(
+            masks=masks,
+            sides=sides if isinstance(sides, GatheredSides) else None,
+            closed_form=self.closed_form and partial(self.closed_form, **self.hyperparameters()),
+            per_batch=self.of_scores,
+            plain=lambda x, ref: self.plain(x, ref, masks),
+        )
+        with torch.autocast(embeddings.device.type, enabled=False):
+            losses, _ = row_losses(embeddings, refs, geometry, rows, None)
+        return losses.sum()
+
+    def of_scores(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
+        """The loss of all pairs from their scores and masks [n, m]; 0 if it is not defined."""
         # All pairs are one row here: a batch that is not defined keeps (0, 0) as its positive, (0, 1) as its negative.
         *pairs, defined = substitute(sim.flatten(), pos.flatten(), neg.flatten(), self.needs)
-        loss = torch.where(defined, self.per_batch(*(x.view(sim.shape) for x in pairs)), 0.0)
-        return {"loss": {"losses": loss, "indices": None, "reduction_type": "already_reduced"}}
+        return torch.where(defined, self.per_batch(*(x.view(sim.shape) for x in pairs)), 0.0)
 
 
 class SampleLoss(PairModule, BaseMetricLossFunction):
@@ -312,7 +389,9 @@ class SampleLoss(PairModule, BaseMetricLossFunction):
         samples = embeddings.float() if embeddings.dtype in (torch.float16, torch.bfloat16) else embeddings
         with torch.autocast(samples.device.type, enabled=False):
             # An empty batch too: in several processes the others wait for this one.
-            result = self.per_sample(self.distance.maybe_normalize(samples), labels)
+            if self.distance.normalize_embeddings:
+                samples = normalized(self.distance, samples)
+            result = self.per_sample(samples, labels)
         if embeddings.shape[0] == 0:
             return dict(self.zero_losses())
         losses, counts = result if isinstance(result, Counted) else (result, torch.ones_like(labels))
@@ -333,6 +412,7 @@ class PairMiner(PairModule, BaseMiner):
 
     Attributes:
         embedding_size: the dimension of the embeddings of the last call, for a selection that depends on it.
+        is_random: whether the selection draws at random.
 
     Args:
         as_masks: return `PairMasks` instead, which our losses take without a detour over index tensors.
@@ -340,6 +420,7 @@ class PairMiner(PairModule, BaseMiner):
     """
 
     embedding_size: int | None = None
+    is_random: bool = False
 
     def __init__(self, *, as_masks: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -394,18 +475,14 @@ class PairMiner(PairModule, BaseMiner):
 
     def scores(self, embeddings: Tensor, ref_emb: Tensor | None) -> Tensor:
         """What `similarity` gives, without a gradient and with less work where the engine knows the distance."""
-        # Scores of one's own making are not the engine's.
-        usual = type(self).similarity is PairModule.similarity and engine_runs()
-        geometry = geometry_of(self.distance) if usual else None
+        geometry = self.geometry()
         if geometry is None:
             return self.similarity(embeddings, ref_emb)
-        if embeddings.dtype in HALF:
-            embeddings = embeddings.float()
-        refs = None if ref_emb is None else ref_emb.to(embeddings.dtype)
+        embeddings, ref_emb = _in_full(embeddings, ref_emb)
         if not torch.is_autocast_enabled(embeddings.device.type):
-            return scores(embeddings, refs, geometry)
+            return scores(embeddings, ref_emb, geometry)
         with torch.autocast(embeddings.device.type, enabled=False):
-            return scores(embeddings, refs, geometry)
+            return scores(embeddings, ref_emb, geometry)
 
     def output_assertion(self, output: IndicesTuple) -> None:
         """PML's check of what was mined, with the number of pairs as a statistic for `PairMasks` too."""
@@ -462,31 +539,56 @@ class SamplingMiner(Seeded, PairMiner):
         kwargs: `seed` as in `Seeded`; those of `PairMiner`.
     """
 
+    is_random: bool = True
+
 
 def pair_relation(
     embeddings: Tensor,
     labels: Tensor | None,
-    indices_tuple: IndicesTuple | None,
+    indices_tuple: IndicesTuple | Selected | None,
     ref_emb: Tensor,
     ref_labels: Tensor | None,
 ) -> Rows:
     """The masks, as a function of a range of rows. Self-pairs are dropped if the references are the batch itself."""
     same, n, m = ref_emb is embeddings, embeddings.shape[0], ref_emb.shape[0]
-    if indices_tuple is None:
+    if indices_tuple is None or isinstance(indices_tuple, Selected):
         rows = _rows_of_labels(labels, ref_labels)
     elif isinstance(indices_tuple, PairMasks):
-        rows = _rows_of_masks(indices_tuple, (n, m))
+        rows = _rows_of_masks(indices_tuple, n, m)
     else:
         rows = _rows_of_indices(indices_tuple, n, m, embeddings.device)
 
     def masks(start: int, stop: int) -> PairMasks:
-        pos, neg = rows(start, stop)
-        if same:
-            other = not_self(start, stop, m, embeddings.device)
-            pos, neg = pos & other, neg & other
-        return PairMasks(pos, neg)
+        pos, neg = pairs = rows(start, stop)
+        if not same:
+            return pairs
+        other = not_self(start, stop, m, embeddings.device)
+        return PairMasks(pos & other, neg & other)
 
     return masks
+
+
+def relation_of(masks: Rows, indices_tuple: IndicesTuple | Selected | None) -> Relation:
+    """The masks as a function of a block of scores and its first row, narrowed by a selection among them."""
+
+    def relation(sim: Tensor, start: int) -> PairMasks:
+        pairs = masks(start, start + sim.shape[0])
+        if not isinstance(indices_tuple, Selected):
+            return pairs
+        with torch.no_grad():
+            return PairMasks(*indices_tuple.select(sim.detach(), *pairs))
+
+    return relation
+
+
+def wide(masks: Rows, n: int) -> Rows:
+    """The masks with a column for every reference, if some are private to one of the n anchors."""
+
+    def widened(start: int, stop: int) -> PairMasks:
+        pairs = masks(start, stop)
+        return pairs.wide(start, n) if isinstance(pairs, PrivateMasks) else pairs
+
+    return widened
 
 
 def _rows_of_labels(labels: Tensor | None, ref_labels: Tensor | None) -> Rows:
@@ -497,7 +599,9 @@ def _rows_of_labels(labels: Tensor | None, ref_labels: Tensor | None) -> Rows:
     return lambda start, stop: label_masks(labels[start:stop], ref_labels)
 
 
-def _rows_of_masks(masks: PairMasks, shape: tuple[int, int]) -> Rows:
+def _rows_of_masks(masks: PairMasks, n: int, m: int) -> Rows:
+    kind = PrivateMasks if isinstance(masks, PrivateMasks) else PairMasks
+    shape = (n, m - n + 1 if kind is PrivateMasks else m)
     for name, mask in zip(masks._fields, masks, strict=True):
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             raise TypeError(f"PairMasks.{name} must be a boolean tensor, got {getattr(mask, 'dtype', mask)}")
@@ -506,7 +610,7 @@ def _rows_of_masks(masks: PairMasks, shape: tuple[int, int]) -> Rows:
     if not isinstance(masks, DisjointMasks):
         disjoint = ~(masks.pos & masks.neg).any()
         arguments.holds(disjoint, "PairMasks must be disjoint: a pair is both positive and negative")
-    return lambda start, stop: PairMasks(masks.pos[start:stop], masks.neg[start:stop])
+    return lambda start, stop: kind(masks.pos[start:stop], masks.neg[start:stop])
 
 
 def _rows_of_indices(indices_tuple: tuple[Tensor, ...], n: int, m: int, device: torch.device) -> Rows:

@@ -270,7 +270,8 @@ recipes: Mapping[str, Entry] = MappingProxyType(
                     MinedLoss,
                     {
                         "loss": Part(KNNSoftmaxLoss, {"alpha": 16, "k": None}),
-                        "miner": Part(KNearestNegativeMiner, {"k": 32}),
+                        # The same as by the distance, from the scores that the loss has.
+                        "miner": Part(KNearestNegativeMiner, {"k": 32, "distance": Part(LpDistance, {"power": 2})}),
                     },
                 ),
                 "centers": Part(LearnedCenters, {"centers_per_class": 3}),

@@ -4,15 +4,17 @@ Every source is a module called with embeddings [n, d] and labels [n] that retur
 its buffers and parameters, so it is in the `state_dict` and follows `.to(device)` of the loss that holds it.
 """
 
-import warnings
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple, final
+from collections.abc import Iterator
+from typing import Any, ClassVar, NamedTuple, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pml_ext import arguments
+from pml_ext.blocks import engine_runs, unit
+from pml_ext.kmeans import kmeans
 
 
 class Centers(NamedTuple):
@@ -36,7 +38,8 @@ class Centers(NamedTuple):
             return self
         number = self.used.cumsum(0) - 1
         group = torch.where(self.group >= 0, number[self.group], -1)
-        return Centers(self.points[self.used], self.labels[self.used], group)
+        rows = self.used.nonzero().squeeze(1)
+        return Centers(self.points.index_select(0, rows), self.labels[rows], group)
 
 
 class CenterSource(nn.Module, ABC):
@@ -86,10 +89,10 @@ class GroupCenters(CenterSource):
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Centers:
         """The means of the groups of the batch."""
-        groups = self.groups(embeddings, labels).to(labels.device)
-        # Both numbers are below n, so that a pair of them is one number.
-        group = first_of_class(first_of_class(labels) * len(labels) + first_of_class(groups))
-        points = group_means(embeddings.detach() if self.detach else embeddings, group, len(labels))[group]
+        group = first_of_class(labels, self.groups(embeddings, labels).to(labels.device))
+        means = group_means(embeddings.detach() if self.detach else embeddings, group, len(labels))
+        # Its gradient adds up rows in their order; that of indexing sorts them first.
+        points = means.index_select(0, group)
         return Centers(points, labels, group, group == torch.arange(len(labels), device=labels.device))
 
 
@@ -113,7 +116,7 @@ class BatchCenters(GroupCenters):
 
 @final
 class KMeansCenters(GroupCenters):
-    r"""The means of clusters of the batch, found anew in every call by k-means, seeded, on the CPU.
+    r"""The means of clusters of the batch, found anew in every call by k-means, seeded.
 
     By default all samples are clustered at once, by embedding and class: k-means runs on [x_i, w onehot(y_i)], and a
     group is what a class and a cluster have in common.
@@ -124,10 +127,12 @@ class KMeansCenters(GroupCenters):
         label_weight: the w above, at least 0: two classes are sqrt(2) w apart. Has no influence if `per_class`.
         per_class: cluster each class by itself.
         detach: treat the centres as constants. The choice of the clusters is one in any case.
-        seed: of the k-means.
+        seed: of the k-means++ that k-means begins with.
+        max_iterations: how often k-means assigns the samples at most; on a GPU, always. After 10 times the sum of
+            squares is within 0.1 % of what it ends with.
 
-    Raises:
-        ImportError: scikit-learn is not installed.
+    The clusters are found where the embeddings are. On a GPU nothing waits for them, unless `per_class`: then the sizes
+    of the classes are waited for.
 
     Example:
         >>> embeddings = torch.tensor([[1.0, 0.0], [0.9, 0.0], [0.0, 1.0], [0.0, 0.9]])
@@ -143,6 +148,7 @@ class KMeansCenters(GroupCenters):
         per_class: bool = False,
         detach: bool = False,
         seed: int = 0,
+        max_iterations: int = 10,
     ) -> None:
         super().__init__(detach=detach)
         arguments.count("n_clusters", n_clusters)
@@ -150,34 +156,30 @@ class KMeansCenters(GroupCenters):
         self.label_weight = arguments.non_negative("label_weight", label_weight)
         self.per_class = per_class
         self.seed = seed
+        arguments.count("max_iterations", max_iterations)
+        self.max_iterations = max_iterations
 
     @torch.no_grad()
     def groups(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """The cluster of each sample."""
-        points = embeddings.to("cpu", torch.promote_types(embeddings.dtype, torch.float32))
-        names, classes = labels.cpu().unique(return_inverse=True)
         if not self.per_class:
-            one_hot = F.one_hot(classes, max(len(names), 1))
-            return self._clusters(torch.cat([points, self.label_weight * one_hot], dim=1))
-        clusters = torch.zeros_like(classes)
-        for number in range(len(names)):
-            clusters[classes == number] = self._clusters(points[classes == number])
+            present = torch.ones_like(labels, dtype=torch.bool).unsqueeze(0)
+            return self._clusters(embeddings.unsqueeze(0), present, first_of_class(labels).unsqueeze(0)).squeeze(0)
+        clusters = torch.zeros_like(labels, dtype=torch.long)
+        for members, present in _classes(labels):
+            clusters[members[present]] = self._clusters(embeddings[members], present)[present]
         return clusters
 
-    def _clusters(self, points: Tensor) -> Tensor:
-        try:
-            from sklearn.cluster import KMeans
-            from sklearn.exceptions import ConvergenceWarning
-        except ImportError as error:
-            raise ImportError('k-means needs scikit-learn: pip install "pml_ext[benchmark]"') from error
-        n_clusters = min(self.n_clusters, len(points.unique(dim=0)))
-        if n_clusters <= 1:
-            return torch.zeros(len(points), dtype=torch.long)
-        with warnings.catch_warnings():
-            # Points that differ by a rounding error only may end up in one cluster: fewer clusters, as intended.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            found = KMeans(n_clusters, n_init=1, random_state=self.seed).fit_predict(points.numpy())
-        return torch.from_numpy(found).long()
+    def _clusters(self, points: Tensor, present: Tensor, classes: Tensor | None = None) -> Tensor:
+        return kmeans(
+            points,
+            present,
+            self.n_clusters,
+            generator=torch.Generator().manual_seed(self.seed),
+            classes=classes,
+            class_weight=self.label_weight,
+            max_iterations=self.max_iterations,
+        )
 
 
 @final
@@ -285,24 +287,49 @@ class LearnedCenters(CenterSource):
         """The centres of all classes, class by class."""
         numbers = _class_numbers(labels, self.num_classes)
         _check_dimension(embeddings, self.centers)
-        points, group = F.normalize(self.centers) if self.normalize else self.centers, numbers
+        points, group = unit(self.centers) if self.normalize else self.centers, numbers
         if self.centers_per_class > 1:
             with torch.no_grad():
-                own = points.view(self.num_classes, self.centers_per_class, -1)[numbers]  # [n, per class, d]
-                nearest = (embeddings.unsqueeze(1) - own).square().sum(-1).argmin(-1)
+                known = points.to(embeddings.dtype)
+                own = known.view(self.num_classes, self.centers_per_class, -1)[numbers]  # [n, per class, d]
+                half_squares = known.square().sum(-1).div(2).view(self.num_classes, -1)[numbers]
+                nearest = (half_squares - (own @ embeddings.unsqueeze(-1)).squeeze(-1)).argmin(-1)
             group = numbers * self.centers_per_class + nearest
         classes = torch.arange(self.num_classes, device=points.device)
         return Centers(points, classes.repeat_interleave(self.centers_per_class), group)
 
 
-def first_of_class(labels: Tensor) -> Tensor:
-    """The number of the first sample of each sample's class, [n]."""
-    ordered, order = labels.sort(stable=True)
+def first_of_class(labels: Tensor, groups: Tensor | None = None) -> Tensor:
+    """The number of the first sample of each sample's class, [n], or of its class and group."""
+    if groups is None:
+        ordered, order = labels.sort(stable=True)
+        differs = ordered[1:] != ordered[:-1]
+    else:
+        inner = groups.argsort(stable=True)
+        ordered, outer = labels[inner].sort(stable=True)
+        order = inner[outer]
+        grouped = groups[order]
+        differs = (ordered[1:] != ordered[:-1]).logical_or_(grouped[1:] != grouped[:-1])
     place = torch.arange(len(labels), device=labels.device)
     begins = torch.ones_like(place, dtype=torch.bool)
-    begins[1:] = ordered[1:] != ordered[:-1]
+    begins[1:] = differs
     start = torch.where(begins, place, 0).cummax(0).values
     return torch.empty_like(order).scatter_(0, order, order[start])
+
+
+def _classes(labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The samples of each class: their numbers [classes, size], and where there are so many.
+
+    Classes of a similar size come together: the padding is at most three times as large as what is padded.
+    """
+    _, sizes = (ordered := labels.sort(stable=True)).values.unique_consecutive(return_counts=True)
+    first = sizes.cumsum(0) - sizes
+    level = torch.bucketize(sizes, 4 ** torch.arange(1, 16, device=sizes.device))
+    for each in level.unique().tolist():
+        size, start = sizes[level == each].unsqueeze(1), first[level == each].unsqueeze(1)
+        place = torch.arange(int(size.max()), device=sizes.device)
+        present = place < size
+        yield ordered.indices[start + place * present], present
 
 
 def group_means(embeddings: Tensor, group: Tensor, size: int) -> Tensor:
@@ -323,9 +350,29 @@ def leave_one_out(embeddings: Tensor, centers: Centers) -> tuple[Tensor, Tensor]
     """
     if not centers.points.requires_grad:
         embeddings = embeddings.detach()
-    size = group_sizes(centers.group, len(centers.points))[centers.group].unsqueeze(-1)
-    others = (size * centers.points[centers.group] - embeddings) / (size - 1).clamp(min=1)
-    return torch.where(size > 1, others, 0.0), size.squeeze(-1) > 1
+    size = group_sizes(centers.group, len(centers.points))[centers.group]
+    share = torch.where(size > 1, 1 / (size - 1).clamp(min=1).to(embeddings.dtype), 0.0).unsqueeze(-1)
+    others = _Others.apply if engine_runs() else _others
+    return others(embeddings, centers.group, share), size > 1
+
+
+def _others(x: Tensor, group: Tensor, share: Tensor) -> Tensor:
+    """The sum of the others of each one's group [n, d] times its share [n, 1], which is the same in a group."""
+    sums = x.new_zeros(x.shape).index_add(0, group, x)
+    return (sums.index_select(0, group) - x) * share
+
+
+class _Others(torch.autograd.Function):
+    """The same map is also its own adjoint, so it is its gradient, too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Tensor, share: Tensor) -> Tensor:
+        ctx.save_for_backward(group, share)
+        return _others(x, group, share)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _Others.apply(grad, *ctx.saved_tensors), None, None
 
 
 def _class_numbers(labels: Tensor, num_classes: int) -> Tensor:

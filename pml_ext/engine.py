@@ -9,16 +9,22 @@ the cache; the backward pass scales row i of W by the incoming g_i and multiplie
 
 with A and R the (normalised) embeddings and references. V is W for inner products; for distances, as
 D^2 = |a|^2 + |r|^2 - 2 <a, r>, it carries the derivative of the score by the inner product, and a row sum is added.
+The scores of a batch with itself are symmetric: half of them are computed, and the others copied.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-# So many scores are computed at a time: a block of them and its temporaries stay in a core's cache.
-BLOCK = 1 << 17
+# So many scores are computed at a time: on a CPU a block of them and its temporaries stay in a core's cache, a GPU is
+# to be kept busy.
+BLOCK_CPU, BLOCK_GPU = 1 << 17, 1 << 26
+# Rows of the blocks above the diagonal of symmetric scores: long enough for the product, few enough to waste little.
+SYMMETRIC_ROWS = 96
 
 
 class Geometry(NamedTuple):
@@ -37,18 +43,26 @@ class Sparse(NamedTuple):
 
 
 class Weighed(NamedTuple):
-    """Losses [b], their derivative by the scores, [b, m] or a few of each row, and the rows' part of the divisor."""
+    """Losses [b], their derivative by the scores, [b, m] or a few of each row, and what each adds to the divisor."""
 
     losses: Tensor
     weights: Tensor | Sparse
-    counts: Tensor
+    counts: Tensor | int
 
 
 class Rows(Protocol):
-    """What the engine asks of a loss."""
+    """What the engine asks of a loss.
+
+    Attributes:
+        together: whether the rows are to be asked for all at once, because they depend on one another.
+        private: whether the last n references belong to one row each, and are the last of its scores: [b, m - n + 1].
+    """
+
+    together: bool
+    private: bool
 
     def weigh(self, sim: Tensor, start: int) -> Weighed:
-        """Losses and pair weights of the rows start, start + 1, ... with scores sim [b, m]."""
+        """Losses and pair weights of the rows start, start + 1, ... with scores sim [b, m], not to be written to."""
         ...
 
     def plain(self, embeddings: Tensor, references: Tensor | None) -> Tensor:
@@ -73,24 +87,48 @@ def row_losses(
     return losses, counts
 
 
+def unit_vectors(x: Tensor) -> Tensor:
+    """The vectors [n, d] at unit length: `F.normalize`, at a fifth of the time that autograd takes for it."""
+    unit: Tensor = _UnitVectors.apply(x)
+    return unit
+
+
+class _UnitVectors(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        vectors = _Vectors.of(x, normalize=True)
+        ctx.save_for_backward(x, *vectors)
+        return vectors.points
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        x, *vectors = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is wanted
+            again: Tensor = torch.autograd.grad(F.normalize(x), x, grad, create_graph=True)[0]
+            return again
+        return _Vectors(*vectors).back(grad.clone())
+
+
 class _RowLosses(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, ref: Tensor | None, geometry: Geometry, rows: Rows, chunk_size: int | None, learns: bool
     ) -> tuple[Tensor, Tensor]:
-        space = _Space(geometry, *_vectors(x, ref, geometry))
+        space = _Space.of(geometry, x, ref, rows.private)
         keep = chunk_size is None and learns and any(ctx.needs_input_grad[:2])
-        kept = _Kept(len(space.a), len(space.r))
+        scores = space.symmetric_scores() if keep and space.is_symmetric else None
+        kept = _Kept(scores)
         # Written into one tensor each: small results kept between large temporaries would pin these in the heap.
         losses, counts = x.new_empty(len(x)), x.new_empty(len(x), dtype=torch.long)
-        for start, stop in space.blocks(chunk_size):
-            weighed, v = space.weigh(rows, start, stop, keep)
+        for start, stop in space.blocks(chunk_size, rows.together):
+            sim = space.scores(start, stop) if scores is None else scores[start:stop]
+            weighed = rows.weigh(sim, start)
             losses[start:stop], counts[start:stop] = weighed.losses, weighed.counts
-            del weighed
-            if v is not None:
-                kept.put(v, start, stop)
+            if keep:
+                kept.put(space.by_products(weighed.weights, sim), start, len(x))
+            del weighed, sim
         # Saved, not put into ctx: so the backward pass frees them, however long the loss itself is kept.
-        ctx.save_for_backward(x, ref, *((*space.vectors, *kept.tensors()) if keep else ()))
+        ctx.save_for_backward(x, ref, *((*space.tensors(), *kept.tensors()) if keep else ()))
         ctx.job = geometry, rows, chunk_size
         ctx.mark_non_differentiable(counts)
         return losses, counts
@@ -108,181 +146,284 @@ class _RowLosses(torch.autograd.Function):
             return *(next(found) if wanted else None for wanted in needed), None, None, None, None
         with torch.autocast(x.device.type, enabled=False):
             if done:
-                gradients = _Space(geometry, *done[:4]).gradients(done[4:], grad, needed)
+                space = _Space.from_tensors(geometry, done[:6], rows.private)
+                gradients = space.gradients(done[6:], grad, needed)
             else:
-                gradients = _Space(geometry, *_vectors(x, ref, geometry)).recomputed(rows, grad, chunk_size)
+                gradients = _Space.of(geometry, x, ref, rows.private).recomputed(rows, grad, chunk_size, needed)
         return *gradients, None, None, None, None
 
 
 class _Kept:
-    """V of all rows, dense or sparse, put together block by block."""
+    """V of all rows, dense or sparse, put together block by block.
 
-    def __init__(self, n: int, m: int) -> None:
-        self.shape = n, m
-        self.dense: Tensor | None = None
+    Args:
+        dense: None, or where to put it together: scores that nobody needs once there are weights.
+    """
+
+    def __init__(self, dense: Tensor | None) -> None:
+        self.dense = dense
+        self.is_dense = False
         self.few: list[tuple[int, Sparse]] = []
 
-    def put(self, v: Tensor | Sparse, start: int, stop: int) -> None:
+    def put(self, v: Tensor | Sparse, start: int, n: int) -> None:
         if isinstance(v, Sparse):
             self.few.append((start, v))
             return
+        self.is_dense = True
+        if len(v) == n:
+            self.dense = v
+            return
         if self.dense is None:
-            self.dense = v.new_empty(self.shape)
-        self.dense[start:stop] = v
+            self.dense = v.new_empty(n, v.shape[1])
+        self.dense[start : start + len(v)] = v
 
     def tensors(self) -> list[Tensor]:
         """V, or its columns and weights if all blocks have few."""
-        if self.dense is None:
+        if not self.is_dense:
             return [torch.cat(parts) for parts in zip(*(few for _, few in self.few), strict=True)]
+        assert self.dense is not None
         for start, few in self.few:
-            self.dense[start : start + len(few.columns)].zero_().scatter_add_(1, few.columns, few.weights)
+            _scattered(few, self.dense[start : start + len(few.columns)])
         return [self.dense]
 
 
-class _Space:
-    """Vectors in the form in which they are multiplied, their scores, and the way back from V to a gradient."""
+class _Vectors(NamedTuple):
+    """Vectors as they are multiplied, and the way back from there to those that were given.
 
-    def __init__(
-        self, geometry: Geometry, a: Tensor, a_norm: Tensor | None, r: Tensor | None, r_norm: Tensor | None
-    ) -> None:
-        self.geometry = geometry
-        self.vectors = a, a_norm, r, r_norm
-        self.same = r is None
-        refs = a if r is None else r
-        # Squares of unit vectors' distances are exact enough as they are: nothing is divided by them.
-        self.centred = geometry.euclidean and not (geometry.normalize and geometry.power == 2)
-        if self.centred and len(refs):
+    Args:
+        points: [n, d], normalised or not, about an origin.
+        unit: the same about 0 if they are normalised, else None.
+        norm: lengths of those that were given [n, 1] if they are normalised, else None.
+    """
+
+    points: Tensor
+    unit: Tensor | None
+    norm: Tensor | None
+
+    @staticmethod
+    def of(x: Tensor, normalize: bool) -> "_Vectors":
+        if not normalize:
+            return _Vectors(x, None, None)
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min_(1e-12)  # the epsilon of F.normalize
+        unit = x / norm
+        return _Vectors(unit, unit, norm)
+
+    def about(self, origin: Tensor) -> "_Vectors":
+        return self._replace(points=self.points - origin)
+
+    def back(self, grad: Tensor) -> Tensor:
+        """The gradient by the vectors that were given from that by the points; overwrites it."""
+        if self.unit is None or self.norm is None:
+            return grad
+        radial = torch.linalg.vecdot(grad, self.unit).unsqueeze(1)
+        return grad.addcmul_(self.unit, radial, value=-1).div_(self.norm)
+
+
+class _Space:
+    """Vectors in the form in which they are multiplied, their scores, and the way back from V to a gradient.
+
+    Args:
+        geometry: how scores come from them.
+        a: the embeddings.
+        r: the references, None for the embeddings.
+        private: whether the last n references belong to one row each.
+    """
+
+    def __init__(self, geometry: Geometry, a: _Vectors, r: _Vectors | None, private: bool) -> None:
+        self.geometry, self.a, self.r = geometry, a, r
+        references = (a if r is None else r).points
+        m = len(references) - len(a.points) if private else len(references)
+        self.shared, self.private = references[:m], references[m:] if private else None
+        self.centred = _is_centred(geometry)
+
+    @staticmethod
+    def of(geometry: Geometry, x: Tensor, ref: Tensor | None, private: bool) -> "_Space":
+        """The space of vectors as they are given."""
+        a = _Vectors.of(x, geometry.normalize)
+        r = None if ref is None else _Vectors.of(ref, geometry.normalize)
+        references = (a if r is None else r).points
+        if _is_centred(geometry) and len(references):
             # Distances do not change with the origin, but their rounding errors do: of a batch that has all but
             # collapsed, far from 0, nothing else would be left.
-            origin = refs.mean(0)
-            self.a = a - origin
-            self.r = self.a if r is None else r - origin
-        else:
-            self.a, self.r = a, refs
+            origin = references.mean(0)
+            a, r = a.about(origin), None if r is None else r.about(origin)
+        return _Space(geometry, a, r, private)
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """What it consists of, six for `from_tensors`."""
+        return (*self.a, *((None, None, None) if self.r is None else self.r))
+
+    @staticmethod
+    def from_tensors(geometry: Geometry, tensors: Sequence[Any], private: bool) -> "_Space":
+        """The space again."""
+        return _Space(geometry, _Vectors(*tensors[:3]), None if tensors[3] is None else _Vectors(*tensors[3:]), private)
 
     @cached_property
-    def squares(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Squared lengths [n, 1] and [1, m], and which squared distances of each row are no more than rounding error.
+    def half_squares(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Half the squared lengths [n, 1] and [m], and half the squared distances of each row that are 0 [n, 1].
 
-        These are 0, and have a gradient of 0.
+        A squared distance no larger than that is no more than rounding error; it is 0, and has a gradient of 0.
         """
-        of_a = self.a.square().sum(1, keepdim=True)
-        of_r = (of_a if self.same else self.r.square().sum(1, keepdim=True)).t()
-        return of_a, of_r, 8 * torch.finfo(of_a.dtype).eps * (of_a + of_r.amax())
+        of_a = _half_square(self.a.points)
+        of_r = of_a if self.r is None else _half_square(self.r.points)
+        return of_a.unsqueeze(1), of_r, (8 * torch.finfo(of_a.dtype).eps * (of_a + of_r.amax())).unsqueeze(1)
 
-    def blocks(self, chunk_size: int | None) -> list[tuple[int, int]]:
-        n, m = len(self.a), len(self.r)
-        size = min(chunk_size or n, max(32, BLOCK // m))
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether half of the scores are to be computed: not on a GPU, where many small products take longer."""
+        return self.r is None and self.shared.device.type == "cpu"
+
+    def blocks(self, chunk_size: int | None, together: bool) -> list[tuple[int, int]]:
+        """Ranges of rows that are computed at a time."""
+        n, m = len(self.a.points), len(self.shared)
+        block = BLOCK_CPU if self.shared.device.type == "cpu" else BLOCK_GPU
+        size = n if together else min(chunk_size or n, max(32, block // max(m, 1)))
         return [(start, min(start + size, n)) for start in range(0, n, size)]
 
-    def weigh(self, rows: Rows, start: int, stop: int, keep: bool) -> tuple[Weighed, Tensor | Sparse | None]:
-        """What the loss makes of some rows, and their V if it is to be kept."""
-        a = self.a[start:stop]
+    def scores(self, start: int, stop: int, first: int = 0) -> Tensor:
+        """Scores of some rows, with the references from the first on."""
+        a = self.a.points[start:stop]
+        scores = a @ self.shared[first:].t()
+        if self.private is not None:
+            scores = torch.cat((scores, torch.linalg.vecdot(a, self.private[start:stop]).unsqueeze(1)), 1)
         if not self.geometry.euclidean:
-            weighed = rows.weigh(a @ self.r.t(), start)
-            return weighed, weighed.weights if keep else None
-        a_square, r_square, smallest = self.squares
+            return scores
+        m = len(self.shared)
+        of_a, of_r, smallest = self.half_squares
+        of_columns = of_r[first:m]
+        if self.private is not None:
+            of_columns = torch.cat((of_columns.expand(len(a), -1), of_r[m + start : m + stop].unsqueeze(1)), 1)
+        scores.sub_(of_columns).sub_(of_a[start:stop])  # -D^2 / 2
         if self.geometry.power == 2:
-            sim = torch.addmm(r_square.neg(), a, self.r.t(), alpha=2).sub_(a_square[start:stop])
-            weighed = rows.weigh(sim.clamp_max_(0), start)
-            return weighed, _scaled(weighed.weights, 2.0) if keep else None
-        square = torch.addmm(r_square, a, self.r.t(), alpha=-2).add_(a_square[start:stop])
+            return scores.mul_(2).clamp_max_(0)
         # Compared into numbers: a product with booleans is thirty times slower.
-        square.mul_(torch.gt(square, smallest[start:stop], out=torch.empty_like(square)))
-        distance = square.sqrt()
-        weighed = rows.weigh(-distance, start)
-        if not keep:
-            return weighed, None
-        # d(-D) / d<a, r> = 1 / D, and 0 where D is.
-        slope = distance.div_(square.clamp_min_(torch.finfo(square.dtype).tiny))
-        return weighed, _scaled(weighed.weights, slope)
+        is_some = torch.lt(scores, -smallest[start:stop], out=torch.empty_like(scores))
+        return scores.mul_(is_some.mul_(-2)).sqrt_().neg_()
+
+    def symmetric_scores(self) -> Tensor:
+        """Scores of the batch with itself [n, n]: blocks of rows from the diagonal on, mirrored."""
+        n = len(self.shared)
+        if n < 3 * SYMMETRIC_ROWS:
+            return self.scores(0, n)
+        scores = self.shared.new_empty(n, n)
+        for start in range(0, n, SYMMETRIC_ROWS):
+            stop = min(start + SYMMETRIC_ROWS, n)
+            upper = self.scores(start, stop, start)
+            scores[start:stop, start:] = upper
+            scores[stop:, start:stop] = upper[:, stop - start :].t()
+        return scores
+
+    def by_products(self, weights: Tensor | Sparse, sim: Tensor) -> Tensor | Sparse:
+        """The derivative by the inner products, up to `factor`, from that by the scores, which it overwrites."""
+        if not self.geometry.euclidean or self.geometry.power == 2:
+            return weights
+        if isinstance(weights, Sparse):
+            return Sparse(weights.columns, weights.weights * _inverse(sim.gather(1, weights.columns)))
+        return weights.mul_(_inverse(sim))
+
+    @property
+    def factor(self) -> float:
+        """What V lacks: d(-D^2) / d<a, r> = 2;  d(-D) / d<a, r> = 1 / D, of which it has 1 / -D."""
+        if not self.geometry.euclidean:
+            return 1.0
+        return 2.0 if self.geometry.power == 2 else -1.0
 
     def gradients(
-        self, kept: list[Tensor], grad: Tensor, needed: tuple[bool, bool]
+        self, kept: Sequence[Tensor], grad: Tensor, needed: Sequence[bool]
     ) -> tuple[Tensor | None, Tensor | None]:
         """Of sum_i grad_i L_i, by embeddings and references; from V as it was kept."""
-        grad = grad.unsqueeze(1)
+        grad = (grad * self.factor).unsqueeze(1)
         if len(kept) == 2:
-            columns, weights = kept
-            return self._of_few(columns, weights * grad)
+            return self._of_few(kept[0], kept[1] * grad)
         (dense,) = kept
-        if self.same:
+        if self.r is None:
             both = torch.empty_like(dense).copy_(dense.t()).mul_(grad.t()).addcmul_(dense, grad)
-            return self._back(self._moved(both @ self.a, both, 1, self.a)), None
-        v = dense * grad
-        ga = self._back(self._moved(v @ self.r, v, 1, self.a)) if needed[0] else None
-        gr = self._back_ref(self._moved(v.t() @ self.a, v, 0, self.r)) if needed[1] else None
+            of_batch = both @ self.shared
+            if self.centred:
+                of_batch.addcmul_(both.sum(1, keepdim=True), self.shared, value=-1)
+            return self.a.back(of_batch), None
+        ga, gr = self._empty(needed)
+        self._add(dense * grad, 0, ga, gr)
+        return self._back(ga, gr)
+
+    def recomputed(
+        self, rows: Rows, grad: Tensor, chunk_size: int | None, needed: Sequence[bool]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The same, with V computed again block by block: memory grows with a block, not with n * m."""
+        ga, gr = self._empty((True, True) if self.r is None else needed)
+        grad = (grad * self.factor).unsqueeze(1)
+        for start, stop in self.blocks(chunk_size, rows.together):
+            sim = self.scores(start, stop)
+            v = self.by_products(rows.weigh(sim, start).weights, sim)
+            if isinstance(v, Sparse):
+                v = _scattered(v, torch.empty_like(sim))
+            self._add(v * grad[start:stop], start, ga, gr)
+        return self._back(ga, gr)
+
+    def _empty(self, needed: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
+        references = self.a if self.r is None else self.r
+        ga, gr = (
+            torch.zeros_like(each.points) if wanted else None
+            for each, wanted in zip((self.a, references), needed, strict=True)
+        )
         return ga, gr
 
-    def recomputed(self, rows: Rows, grad: Tensor, chunk_size: int) -> tuple[Tensor, Tensor | None]:
-        """The same, with V computed again block by block: memory grows with a block, not with n * m."""
-        ga, gr = torch.zeros_like(self.a), torch.zeros_like(self.r)
-        for start, stop in self.blocks(chunk_size):
-            v = self.weigh(rows, start, stop, keep=True)[1]
-            if isinstance(v, Sparse):
-                v = grad.new_zeros(stop - start, len(self.r)).scatter_add_(1, v.columns, v.weights)
-            assert v is not None
-            v = v * grad[start:stop, None]
-            ga[start:stop] = self._moved(v @ self.r, v, 1, self.a[start:stop])
-            gr += self._moved(v.t() @ self.a[start:stop], v, 0, self.r)
-        if self.same:
-            return self._back(ga.add_(gr)), None
-        return self._back(ga), self._back_ref(gr)
+    def _add(self, v: Tensor, start: int, ga: Tensor | None, gr: Tensor | None) -> None:
+        """Add what V [b, ..] of the rows from a start on does to both sets of points."""
+        rows, m = slice(start, start + len(v)), len(self.shared)
+        a, of_shared, of_private = self.a.points[rows], v[:, :m], v[:, m:]
+        if ga is not None:
+            ga[rows].addmm_(of_shared, self.shared)
+            if self.private is not None:
+                ga[rows].addcmul_(of_private, self.private[rows])
+            if self.centred:
+                ga[rows].addcmul_(v.sum(1, keepdim=True), a, value=-1)
+        if gr is not None:
+            gr[:m].addmm_(of_shared.t(), a)
+            if self.centred:
+                gr[:m].addcmul_(of_shared.sum(0).unsqueeze(1), self.shared, value=-1)
+            if self.private is not None:
+                gr[m:][rows].addcmul_(of_private, a - self.private[rows] if self.centred else a)
 
-    def _of_few(self, columns: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
-        ga = torch.nn.functional.embedding_bag(columns, self.r, per_sample_weights=v, mode="sum")
-        gr, col_sum = torch.zeros_like(self.r), v.new_zeros(len(self.r), 1)
-        for column, weight in zip(columns.t(), v.t(), strict=True):
-            gr.index_add_(0, column, self.a * weight.unsqueeze(1))
-            col_sum.index_add_(0, column, weight.unsqueeze(1))
+    def _of_few(self, columns: Tensor, v: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        a, r, m, k = self.a.points, self.shared, len(self.shared), v.shape[1]
+        ga = F.embedding_bag(columns, r, per_sample_weights=v, mode="sum")
+        # The same from the other end: the entries of each column one after another.
+        of_column, order = columns.flatten().sort(stable=True)
+        begins = torch.searchsorted(of_column, torch.arange(m, device=v.device))
+        rows, flat = order.div(k, rounding_mode="floor"), v.flatten()
+        gr = F.embedding_bag(rows, a, begins, per_sample_weights=flat[order], mode="sum")
         if self.centred:
-            ga = ga.addcmul_(v.sum(1, keepdim=True), self.a, value=-1)
-            gr = gr.addcmul_(col_sum, self.r, value=-1)
-        if self.same:
-            return self._back(ga.add_(gr)), None
-        return self._back(ga), self._back_ref(gr)
+            ga.addcmul_(v.sum(1, keepdim=True), a, value=-1)
+            gr.addcmul_(v.new_zeros(m).index_add_(0, columns.flatten(), flat).unsqueeze(1), r, value=-1)
+        return self._back(ga, gr)
 
-    def _moved(self, product: Tensor, v: Tensor, dim: int, own: Tensor) -> Tensor:
-        """V R, less the rows' own share for distances; a normalisation removes that share by itself."""
-        if self.centred:
-            product.addcmul_(v.sum(dim).unsqueeze(1), own, value=-1)
-        return product
-
-    def _back(self, grad: Tensor) -> Tensor:
-        a, a_norm, *_ = self.vectors
-        return _denormalised(grad, a, a_norm)
-
-    def _back_ref(self, grad: Tensor) -> Tensor:
-        *_, r, r_norm = self.vectors
-        assert r is not None
-        return _denormalised(grad, r, r_norm)
+    def _back(self, ga: Tensor | None, gr: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients by the vectors that were given; those by the batch and by itself are one."""
+        if self.r is None:
+            assert ga is not None
+            assert gr is not None
+            return self.a.back(ga.add_(gr)), None
+        return None if ga is None else self.a.back(ga), None if gr is None else self.r.back(gr)
 
 
-def _scaled(weights: Tensor | Sparse, slope: Tensor | float) -> Tensor | Sparse:
-    if isinstance(weights, Sparse):
-        factor = slope.gather(1, weights.columns) if isinstance(slope, Tensor) else slope
-        return Sparse(weights.columns, weights.weights * factor)
-    return weights.mul_(slope)
+def _is_centred(geometry: Geometry) -> bool:
+    # Squares of unit vectors' distances are exact enough as they are: nothing is divided by them, and a normalisation
+    # removes the share that a vector has in its own gradient by itself.
+    return geometry.euclidean and not (geometry.normalize and geometry.power == 2)
 
 
-def _vectors(
-    x: Tensor, ref: Tensor | None, geometry: Geometry
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """What a `_Space` is made of: the (normalised) vectors and their norms, of references None if there are none."""
-    of_ref = (None, None) if ref is None else _normalised(ref, geometry.normalize)
-    return *_normalised(x, geometry.normalize), *of_ref
+def _half_square(points: Tensor) -> Tensor:
+    # Without the squares in between, an [n, d] of its own.
+    norm: Tensor = torch.linalg.vector_norm(points, dim=1)
+    return norm.square_().div_(2)
 
 
-def _normalised(x: Tensor, normalize: bool) -> tuple[Tensor, Tensor | None]:
-    if not normalize:
-        return x, None
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min_(1e-12)  # the epsilon of F.normalize
-    return x / norm, norm
+def _inverse(scores: Tensor) -> Tensor:
+    """1 / score, and 0 for 0."""
+    square = scores.square().clamp_min_(torch.finfo(scores.dtype).tiny)
+    return torch.div(scores, square, out=square)
 
 
-def _denormalised(grad: Tensor, unit: Tensor, norm: Tensor | None) -> Tensor:
-    """The gradient by the vectors from that by their normalised form; overwrites it."""
-    if norm is None:
-        return grad
-    radial = torch.linalg.vecdot(grad, unit).unsqueeze(1)
-    return grad.addcmul_(unit, radial, value=-1).div_(norm)
+def _scattered(few: Sparse, out: Tensor) -> Tensor:
+    return out.zero_().scatter_add_(1, few.columns, few.weights)

@@ -41,6 +41,18 @@ class DisjointMasks(PairMasks):
     """`PairMasks` that are disjoint by construction, those of a miner: no check that waits for the device."""
 
 
+class PrivateMasks(DisjointMasks):
+    """Masks of anchors that have a reference each for themselves, after the m that they share: [b, m + 1].
+
+    There are m + n references, of which the last n are private: no anchor is compared with that of another one.
+    """
+
+    def wide(self, start: int, n: int) -> PairMasks:
+        """The same relation with a column for every reference, of the b anchors from a start on: [b, m + n]."""
+        own = ~not_self(start, start + len(self.pos), n, self.pos.device)
+        return PairMasks(*(torch.cat((mask[:, :-1], mask[:, -1:] & own), 1) for mask in self))
+
+
 class Counted(NamedTuple):
     """One loss per anchor [..., n], and what the anchor adds to the divisor of the batch, an integer [..., n]."""
 

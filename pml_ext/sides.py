@@ -59,21 +59,18 @@ def near(pos: Tensor) -> Tensor:
     return torch.where(pos < ABSENT / 2, pos, -ABSENT)
 
 
-def only_max(sides: Sides) -> torch.return_types.max | None:
+def only_max(sides: Sides) -> tuple[Tensor, Tensor] | None:
     """The nearest negative of each row with its column [b, 1] each; None where equals would have to share."""
     if not sides.gathered:
         return None
-    top = sides.neg.max(1, keepdim=True)
-    return None if have_equals(sides.neg, top.values) else top
-
-
-def have_equals(scores: Tensor, value: Tensor) -> bool:
-    """Whether some row [b, m] holds its value [b, 1] more than once. Not for absent pairs.
-
-    Only for gathered sides, which are real numbers on the CPU: to look at them waits for nothing.
-    """
-    times = torch.eq(scores, value, out=torch.empty_like(scores)).sum(1, keepdim=True)
-    return bool(((times > 1) & (value.abs() < ABSENT / 2)).any())
+    # A maximum with its index takes four times as long as this.
+    top = sides.neg.amax(1, keepdim=True)
+    equal = torch.eq(sides.neg, top, out=torch.empty_like(sides.neg))
+    # Gathered sides are real numbers on the CPU: to look at them waits for nothing.
+    if ((equal.sum(1, keepdim=True) > 1) & (top > -ABSENT / 2)).any():
+        return None
+    numbers = torch.arange(equal.shape[1], dtype=equal.dtype)
+    return top, equal.mul_(numbers).amax(1, keepdim=True).long()
 
 
 def above(x: Tensor, level: Tensor | float) -> Tensor:

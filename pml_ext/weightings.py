@@ -18,7 +18,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from pml_ext.pairs import Needs, active_triplets, informative, masked_logsumexp, softplus
+from pml_ext.pairs import Needs, active_triplets, informative, masked_logsumexp
 
 W = TypeVar("W", bound=Callable[..., Tensor])
 
@@ -109,10 +109,7 @@ def multi_similarity(
 
     The loss is `MultiSimilarityLoss`.
     """
-    pull, push = -alpha * (sim - base), beta * (sim - base)
-    of_pos = softplus(masked_logsumexp(pull, pos)).unsqueeze(-1)
-    of_neg = softplus(masked_logsumexp(push, neg)).unsqueeze(-1)
-    return torch.where(pos, pull - of_pos, push - of_neg).clamp(max=0).exp()
+    return torch.where(pos, _softmax(-alpha * (sim - base), pos), _softmax(beta * (sim - base), neg))
 
 
 @weighting(levels=("gamma",), positive=("alpha", "beta"), non_negative=("epsilon",))
@@ -129,3 +126,11 @@ def raw(
     """`multi_similarity` on the informative pairs, 0 on the others. The loss is `RAWLoss`."""
     pos, neg = informative(sim, pos, neg, epsilon)
     return multi_similarity(sim, pos, neg, alpha=alpha, beta=beta, base=gamma) * (pos | neg)
+
+
+def _softmax(x: Tensor, mask: Tensor) -> Tensor:
+    """exp(x) / (1 + sum over the mask exp(x)) of the entries in the mask, [.., n, m]; 0 of the others."""
+    x = x.masked_fill(~mask, torch.finfo(x.dtype).min)
+    top = x.amax(-1, keepdim=True).clamp(min=0)
+    terms = (x - top).exp()
+    return terms / (terms.sum(-1, keepdim=True) + (-top).exp())

@@ -531,10 +531,20 @@ def test_more_clusters_than_samples(per_class):
     assert source(X6[[0, 0, 0, 3, 3, 3]] * (1 + 1e-16 * torch.arange(6)).unsqueeze(1), Y6).used.sum() >= 2
 
 
-def test_without_scikit_learn(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
-    with pytest.raises(ImportError, match=r'pip install "pml_ext\[benchmark\]"'):
-        KMeansCenters(n_clusters=2)(X6, Y6)
+def test_k_means_of_each_class_is_that_of_the_class_alone():
+    """Classes of very different sizes, in no order, whatever they are called."""
+    x, y = batch((1, 3, 17, 70, 4, 5, 300, 1), 3)
+    source = KMeansCenters(n_clusters=3, per_class=True)
+    clusters = source.groups(x, 7 - y)
+    for k in range(8):
+        assert torch.equal(clusters[y == k], source.groups(x[y == k], y[y == k]))
+
+
+def test_k_means_takes_the_class_as_columns():
+    x, y = batch((10, 10, 5), 3)
+    columns = torch.cat([x, 0.7 * torch.nn.functional.one_hot(y)], dim=1)
+    expected = KMeansCenters(n_clusters=4, label_weight=0).groups(columns, y)
+    assert torch.equal(KMeansCenters(n_clusters=4, label_weight=0.7).groups(x, y - 1), expected)
 
 
 def test_running_centers_follow_the_rule():
@@ -691,6 +701,7 @@ def test_clamps_have_a_zero_gradient_beyond():
         (lambda: LearnedCenters(2, 2, centers_per_class=0), ValueError, "centers_per_class"),
         (lambda: KMeansCenters(n_clusters=0), ValueError, "n_clusters"),
         (lambda: KMeansCenters(label_weight=-1), ValueError, "label_weight"),
+        (lambda: KMeansCenters(max_iterations=0), ValueError, "max_iterations"),
         (lambda: CenterLoss(2, 2, centers="batch"), ValueError, "got 'batch'"),
         (lambda: CenterLoss(2, 2, distance=CosineSimilarity()), ValueError, "got CosineSimilarity"),
         (lambda: CenterLoss(2, 2)(X6, Y6 + 1), ValueError, "in 0..1"),

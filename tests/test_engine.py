@@ -4,12 +4,15 @@ import gc
 
 import pytest
 import torch
-from pytorch_metric_learning.distances import LpDistance
+from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity, LpDistance
 
-from pml_ext import losses
+from pml_ext import losses, miners
+from pml_ext.blocks import GatheredSides, LabelSides, MaskSides, label_sides
 from pml_ext.centers import BatchCenters
+from pml_ext.engine import SYMMETRIC_ROWS, unit_vectors
+from pml_ext.pairs import PairMasks, PrivateMasks, label_masks, not_self
 from pml_ext.testing.law import by_autograd
-from pml_ext.wrappers import CentersAsReferences
+from pml_ext.wrappers import BranchLoss, CentersAsReferences, MinedLoss
 
 SPARSE = ("BatchHardTripletLoss", "EasyPositiveTripletLoss", "SemiHardTripletLoss")
 
@@ -86,3 +89,174 @@ def test_gradient_of_a_batch_that_has_all_but_collapsed(name, spread, normalize)
     torch.testing.assert_close(
         gradient(loss, embeddings, labels).double(), expected, rtol=1e-2, atol=1e-3 * expected.abs().max().item()
     )
+
+
+DISTANCES = {
+    "cosine": CosineSimilarity(),
+    "product": DotProductSimilarity(normalize_embeddings=False),
+    "distance": LpDistance(),
+    "distance of vectors as they are": LpDistance(normalize_embeddings=False),
+    "square": LpDistance(power=2),
+    "square of vectors as they are": LpDistance(power=2, normalize_embeddings=False),
+}
+
+
+@pytest.mark.parametrize("distance", DISTANCES.values(), ids=DISTANCES)
+@pytest.mark.parametrize("name", ["MultiSimilarityLoss", "BatchAllTripletLoss", "SemiHardTripletLoss"])
+def test_mirrored_scores_are_those_of_all_pairs(name, distance):
+    """A batch of several blocks on either side of the diagonal, the last one shorter."""
+    torch.manual_seed(0)
+    n = 4 * SYMMETRIC_ROWS + 7
+    labels, embeddings = torch.randint(n // 5, (n,)), torch.randn(n, 6, dtype=torch.float64)
+    loss = getattr(losses, name)(distance=distance)
+    plain = by_autograd(loss)
+    torch.testing.assert_close(loss(embeddings, labels), plain(embeddings, labels))
+    torch.testing.assert_close(gradient(loss, embeddings, labels), gradient(plain, embeddings, labels))
+
+
+def a_batch_with_private_references():
+    torch.manual_seed(0)
+    n, m = 9, 5
+    x, refs = (torch.randn(k, 3, dtype=torch.float64, requires_grad=True) for k in (n, m + n))
+    kind = torch.randint(3, (n, m + 1))
+    return x, refs, PrivateMasks(kind == 0, kind == 1)
+
+
+@pytest.mark.parametrize("distance", DISTANCES.values(), ids=DISTANCES)
+@pytest.mark.parametrize("name", ["MultiSimilarityLoss", "SemiHardTripletLoss", "BatchHardTripletLoss"])
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_private_references_are_columns_that_only_one_anchor_sees(name, distance, chunk_size):
+    x, refs, masks = a_batch_with_private_references()
+    labels, ref_labels = torch.zeros(len(x)), torch.zeros(len(refs))
+    loss = getattr(losses, name)(distance=distance, chunk_size=chunk_size)
+    expected = loss(x, labels, masks.wide(0, len(x)), refs, ref_labels)
+    for each in (loss, by_autograd(loss)):
+        value = each(x, labels, masks, refs, ref_labels)
+        torch.testing.assert_close(value, expected)
+        for found, wanted in zip(
+            torch.autograd.grad(value, (x, refs)),
+            torch.autograd.grad(expected, (x, refs), retain_graph=True),
+            strict=True,
+        ):
+            torch.testing.assert_close(found, wanted)
+
+
+def test_gradients_by_private_references_can_be_differentiated_again():
+    x, refs, masks = a_batch_with_private_references()
+    labels, ref_labels = torch.zeros(len(x)), torch.zeros(len(refs))
+    loss = losses.MultiSimilarityLoss()
+    assert torch.autograd.gradgradcheck(lambda a, r: loss(a, labels, masks, r, ref_labels), (x, refs))
+
+
+def test_private_masks_must_have_one_column_more_than_shared_references():
+    x, refs, masks = a_batch_with_private_references()
+    with pytest.raises(ValueError, match=r"must have shape \(9, 6\), got \(9, 5\)"):
+        losses.MultiSimilarityLoss()(
+            x, torch.zeros(9), PrivateMasks(*(mask[:, 1:] for mask in masks)), refs, torch.zeros(14)
+        )
+
+
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.bfloat16, torch.bool])
+def test_sides_by_labels_and_by_masks_are_the_same(same, dtype):
+    torch.manual_seed(0)
+    for n, classes in ((1, 1), (2, 1), (7, 3), (40, 12), (40, 40), (33, 2)):
+        labels = torch.randint(1 if dtype == torch.bool else classes, (n,)).to(dtype)
+        refs = labels if same else labels[torch.randperm(n)].repeat(2)
+        sim = torch.randn(n, len(refs), dtype=torch.float64)
+        pos, neg = label_masks(labels, refs)
+        if same:
+            pos = pos & not_self(0, n, n, pos.device)
+        wanted = MaskSides(lambda sim, start, pos=pos, neg=neg: PairMasks(pos, neg))(sim, 0)
+        sides = label_sides(labels, refs, same, sim.dtype)
+        for each in (sides, LabelSides(labels, refs, same, sim.dtype)):
+            found = each(sim, 0)
+            for kind in ("pos_count", "neg_count"):
+                torch.testing.assert_close(getattr(found, kind), getattr(wanted, kind))
+            in_order = [found.pos.sort(1).values, found.neg]
+            expected = [wanted.pos.sort(1).values[:, : found.pos.shape[1]], wanted.neg]
+            for values, others in zip(in_order, expected, strict=True):
+                # Absent scores need only be out of reach.
+                torch.testing.assert_close(values.clamp(-1e9, 1e9), others.clamp(-1e9, 1e9))
+        if isinstance(sides, GatheredSides):
+            everyone = bool((pos.any(1) & neg.any(1)).all())
+            assert sides.complete == everyone
+
+
+def test_unit_vectors_are_normalised_ones_with_all_their_derivatives():
+    torch.manual_seed(0)
+    x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(unit_vectors(x), torch.nn.functional.normalize(x))
+    assert torch.autograd.gradcheck(unit_vectors, x)
+    assert torch.autograd.gradgradcheck(unit_vectors, x)
+    zero = torch.zeros(1, 3, requires_grad=True)
+    expected = torch.autograd.grad(torch.nn.functional.normalize(zero).sum(), zero)
+    torch.testing.assert_close(torch.autograd.grad(unit_vectors(zero).sum(), zero), expected)
+
+
+@pytest.mark.parametrize("name", ["LiftedStructureLoss", "HistogramLoss", "MeanGapLoss"])
+@pytest.mark.parametrize(
+    "labels", [[0] * 4 + [1] * 3 + [2] + [3] * 2, [0] * 5 + [1] * 5, [0] * 10, list(range(10))], ids=str
+)
+def test_a_loss_of_the_whole_batch_through_the_engine(name, labels):
+    torch.manual_seed(0)
+    labels, embeddings = torch.tensor(labels), torch.randn(10, 4, dtype=torch.float64)
+    loss = getattr(losses, name)()
+    plain = by_autograd(loss)
+    torch.testing.assert_close(loss(embeddings, labels), plain(embeddings, labels))
+    torch.testing.assert_close(gradient(loss, embeddings, labels), gradient(plain, embeddings, labels))
+    # Of torch.cdist there is no second derivative.
+    loss = getattr(losses, name)(distance=CosineSimilarity())
+    assert torch.autograd.gradgradcheck(lambda x: loss(x, labels), embeddings.requires_grad_())
+
+
+def mined(loss, miner):
+    """The two without anything in common."""
+    return lambda x, y: loss(x, y, miner.masks(x, y, x, y))
+
+
+SELECTIONS = [
+    miners.HardNegativePairMiner(),
+    miners.KNearestNegativeMiner(k=5, distance=CosineSimilarity()),
+    miners.ChainedMiner(
+        distance=CosineSimilarity(),
+        miners=[miners.KNearestPositiveMiner(k=1, distance=CosineSimilarity()), miners.HardNegativePairMiner()],
+    ),
+]
+
+
+@pytest.mark.parametrize("miner", SELECTIONS, ids=lambda miner: type(miner).__name__)
+@pytest.mark.parametrize("chunk_size", [None, 7])
+@pytest.mark.parametrize("wrap", [lambda loss: loss, lambda loss: BranchLoss(loss, 2)], ids=["whole", "slices"])
+def test_a_loss_makes_the_selection_of_a_miner_among_its_own_scores(monkeypatch, miner, chunk_size, wrap):
+    torch.manual_seed(0)
+    labels, embeddings = torch.randint(6, (30,)), torch.randn(30, 6, dtype=torch.float64)
+    loss = losses.BinomialDevianceLoss(chunk_size=chunk_size)
+    parts = [embeddings] if wrap(loss) is loss else list(embeddings.split(3, dim=1))
+    expected = torch.stack([mined(loss, miner)(x, labels) for x in parts]).mean()
+    wanted = torch.cat([gradient(mined(loss, miner), x, labels) for x in parts], 1) / len(parts)
+    joined = wrap(MinedLoss(loss, miner))
+    monkeypatch.setattr(miner, "masks", None)
+    torch.testing.assert_close(joined(embeddings, labels), expected)
+    torch.testing.assert_close(gradient(joined, embeddings, labels), wanted)
+    torch.testing.assert_close(gradient(joined, embeddings, labels, create_graph=True), wanted)
+
+
+@pytest.mark.parametrize(
+    "miner",
+    [
+        miners.InverseDensityMiner(distance=CosineSimilarity()),
+        miners.HardNegativePairMiner(distance=LpDistance()),
+        miners.HardNegativePairMiner(collect_stats=True),
+        miners.ChainedMiner(
+            distance=CosineSimilarity(), miners=[miners.InverseDensityMiner(distance=CosineSimilarity())]
+        ),
+    ],
+    ids=["random", "another distance", "statistics", "a chain with a random link"],
+)
+def test_a_miner_that_has_scores_of_its_own_or_is_watched_mines_by_itself(monkeypatch, miner):
+    calls = []
+    masks = miner.masks
+    monkeypatch.setattr(miner, "masks", lambda *batch: calls.append(1) or masks(*batch))
+    MinedLoss(losses.BinomialDevianceLoss(), miner)(torch.randn(12, 4), torch.arange(12) // 3)
+    assert calls

@@ -29,6 +29,7 @@ LAYERS = (
     ("wrappers",),
     ("losses", "miners"),
     ("centers", "weightings"),
+    ("kmeans",),
     ("base",),
     ("blocks", "scores"),
     ("engine",),

@@ -13,7 +13,7 @@ from pytorch_metric_learning.regularizers import BaseRegularizer
 from torch import Tensor, nn
 
 from pml_ext import arguments
-from pml_ext.base import IndicesTuple, PairMatrixLoss, pair_relation
+from pml_ext.base import IndicesTuple, PairMatrixLoss, pair_relation, wide
 from pml_ext.pairs import PairMasks
 
 
@@ -236,7 +236,8 @@ def _relation(inputs: dict[str, Any], query_emb: Tensor, ref_emb: Tensor | None 
         return None
     if indices is None and (labels is None or reference_labels is None):
         return None
-    return pair_relation(embeddings, labels, indices, references, reference_labels)(0, len(embeddings))
+    n = len(embeddings)
+    return wide(pair_relation(embeddings, labels, indices, references, reference_labels), n)(0, n)
 
 
 def _same(compared: Tensor, given: Tensor) -> bool:

@@ -21,17 +21,18 @@ def batch_hard_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: float |
 def batch_hard_triplet_weights(sides: Sides, *, margin: float | None) -> SideWeights | None:
     """Batch-hard loss and its few pair weights of each anchor."""
     hardest_pos = sides.pos.amin(1, keepdim=True)
-    hardest_neg = only_max(sides)
-    if hardest_neg is None:
+    found = only_max(sides)
+    if found is None:
         return None
-    violation = hardest_neg.values - hardest_pos
+    hardest_neg, column = found
+    violation = hardest_neg - hardest_pos
     if margin is None:
         losses, slope = softplus(violation), violation.sigmoid()
     else:
         losses, slope = torch.relu(violation + margin), above(violation + margin, 0)
     equal = (sides.pos == hardest_pos).to(slope.dtype)
     pos = equal.mul_(-slope / equal.sum(1, keepdim=True))
-    return SideWeights(losses.squeeze(1), pos, slope, neg_column=hardest_neg.indices)
+    return SideWeights(losses.squeeze(1), pos, slope, neg_column=column)
 
 
 @final

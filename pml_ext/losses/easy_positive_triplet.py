@@ -19,16 +19,17 @@ def easy_positive_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: floa
 
 def easy_positive_triplet_weights(sides: Sides, *, margin: float) -> SideWeights | None:
     """Easy positive triplet loss and its few pair weights of each anchor."""
-    hardest_neg = only_max(sides)
-    if hardest_neg is None:
+    found = only_max(sides)
+    if found is None:
         return None
+    hardest_neg, column = found
     pos = near(sides.pos)
     easiest_pos = pos.amax(1, keepdim=True)
-    violation = hardest_neg.values - easiest_pos + margin
+    violation = hardest_neg - easiest_pos + margin
     slope = above(violation, 0)
     equal = (pos == easiest_pos).to(slope.dtype)
     weights = equal.mul_(-slope / equal.sum(1, keepdim=True))
-    return SideWeights(torch.relu(violation).squeeze(1), weights, slope, neg_column=hardest_neg.indices)
+    return SideWeights(torch.relu(violation).squeeze(1), weights, slope, neg_column=column)
 
 
 @final

@@ -9,7 +9,7 @@ from torch import Tensor
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss
 from pml_ext.pairs import masked_mean, masked_min, nearest
-from pml_ext.sides import ABSENT, Sides, SideWeights, above, have_equals, near
+from pml_ext.sides import ABSENT, Sides, SideWeights, above, near
 
 
 def large_margin_nearest_neighbor(sim: Tensor, pos: Tensor, neg: Tensor, *, k: int | None, margin: float) -> Tensor:
@@ -27,7 +27,7 @@ def large_margin_nearest_neighbor_weights(sides: Sides, *, k: int | None, margin
     targets = near(sides.pos)
     if k is not None and k < targets.shape[1]:
         best = targets.topk(k)
-        if have_equals(targets, best.values[:, -1:].contiguous()):
+        if _have_equals(targets, best.values[:, -1:].contiguous()):
             return None
         targets = torch.full_like(targets, -ABSENT).scatter_(1, best.indices, best.values)
     there = above(targets, -ABSENT / 2)
@@ -40,6 +40,12 @@ def large_margin_nearest_neighbor_weights(sides: Sides, *, k: int | None, margin
     pull = torch.linalg.vecdot(there, targets).unsqueeze(1) / count
     losses = torch.where(number > 0, push - pull + margin, 0.0)
     return SideWeights(losses.squeeze(1), there.mul_(above(number, 0).neg_() / count), impostors.mul_(share))
+
+
+def _have_equals(scores: Tensor, value: Tensor) -> bool:
+    """Whether some row [b, m] of gathered sides, which are on the CPU, holds its value [b, 1] more than once."""
+    times = torch.eq(scores, value, out=torch.empty_like(scores)).sum(1, keepdim=True)
+    return bool(((times > 1) & (value.abs() < ABSENT / 2)).any())
 
 
 @final

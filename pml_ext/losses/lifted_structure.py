@@ -9,6 +9,7 @@ from torch import Tensor
 from pml_ext import arguments
 from pml_ext.base import BatchMatrixLoss
 from pml_ext.pairs import masked_logsumexp, masked_mean
+from pml_ext.sides import Sides, SideWeights, exponential_sum
 
 
 def lifted_structure(sim: Tensor, pos: Tensor, neg: Tensor, *, neg_margin: float, pos_margin: float) -> Tensor:
@@ -18,6 +19,23 @@ def lifted_structure(sim: Tensor, pos: Tensor, neg: Tensor, *, neg_margin: float
     of_positive = masked_logsumexp(push.mT, neg.mT).unsqueeze(-2)  # [.., 1, m]
     terms = torch.relu(pos_margin - sim + torch.logaddexp(of_anchor, of_positive)).square() / 2
     return masked_mean(terms.flatten(-2), pos.flatten(-2))
+
+
+def lifted_structure_weights(
+    sides: Sides, columns: Tensor, *, neg_margin: float, pos_margin: float
+) -> SideWeights | None:
+    """Lifted structure loss of a batch and its pair weights in closed form.
+
+    The negatives of a column are those of the row of the same number, so a row gets what both of its ends owe to them.
+    """
+    number = sides.pos_count.sum()
+    log_sum, terms, total = exponential_sum(sides.neg.sub_(neg_margin), 1)
+    of_positive = log_sum.squeeze(1)[columns]  # [n, k]
+    violation = torch.relu(pos_margin - sides.pos + torch.logaddexp(log_sum, of_positive))
+    pull = violation / number.clamp(min=1)
+    push = 2 * pull.mul(torch.sigmoid(log_sum - of_positive)).sum(1, keepdim=True)
+    loss = violation.square().sum() / (2 * number.clamp(min=1))
+    return SideWeights(loss, pull.neg_(), terms.mul_(push / total))
 
 
 @final
@@ -62,6 +80,7 @@ class LiftedStructureLoss(BatchMatrixLoss):
         tensor(1.9703)
     """
 
+    closed_form = staticmethod(lifted_structure_weights)
     levels: ClassVar[tuple[str, ...]] = ("neg_margin", "pos_margin")
 
     def __init__(self, *, neg_margin: float = 1, pos_margin: float = 0, **kwargs: Any) -> None:

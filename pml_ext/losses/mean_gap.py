@@ -8,7 +8,8 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import BatchMatrixLoss
-from pml_ext.pairs import kth_largest
+from pml_ext.pairs import kth_largest, largest
+from pml_ext.sides import Sides, SideWeights, above, below, near
 
 
 def mean_gap(sim: Tensor, pos: Tensor, neg: Tensor, *, fraction: float) -> Tensor:
@@ -31,15 +32,43 @@ def _closest(sim: Tensor, mask: Tensor, k: Tensor) -> Tensor:
         k = k.minimum(mask.sum(-1, keepdim=True))
         scores = sim.masked_fill(~mask, -torch.inf)
         last = kth_largest(scores, k)
-        above, equal = scores > last, (scores == last) & mask
-        share = (k - above.sum(-1, keepdim=True)) / equal.sum(-1, keepdim=True).clamp(min=1)
-        return torch.where(k > 0, above + equal * share.to(sim.dtype), 0.0)
+        is_above, equal = scores > last, (scores == last) & mask
+        # Not as integers, whose quotient would be a float32.
+        left, number = (k - is_above.sum(-1, keepdim=True)).to(sim.dtype), equal.sum(-1, keepdim=True).clamp(min=1)
+        return torch.where(k > 0, is_above + equal * (left / number), 0.0)
 
 
 def _mean(sim: Tensor, weights: Tensor) -> Tensor:
     """Weighted mean, [..]; 0 if there are no weights."""
     total = weights.sum(-1)
     return torch.where(weights > 0, sim, 0.0).mul(weights).sum(-1) / torch.where(total > 0, total, 1.0)
+
+
+def mean_gap_weights(sides: Sides, columns: Tensor, *, fraction: float) -> SideWeights:
+    """Mean gap loss of a batch and its pair weights in closed form."""
+    # The sides are on the CPU: to count their pairs waits for nothing.
+    n_pos, n_neg = int(sides.pos_count.sum()), int(sides.neg_count.sum())
+    kept = int(n_pos * fraction + 1e-6)
+    pos, neg = near(sides.pos), sides.neg
+    if kept == 0 or n_neg == 0:
+        return SideWeights(neg.new_zeros(()), torch.zeros_like(pos), torch.zeros_like(neg))
+    near_pos, near_neg = largest(pos.flatten(), kept), largest(neg.flatten(), min(kept, n_neg))
+    is_pulled, is_pushed = below(near_pos, near_neg.mean()), above(near_neg, near_pos.mean())
+    pulled, pushed = is_pulled.sum().clamp(min=1), is_pushed.sum().clamp(min=1)
+    loss = (near_neg * is_pushed).sum() / pushed - (near_pos * is_pulled).sum() / pulled
+    pull = _shares(pos, near_pos).mul_(below(pos, near_neg.mean())).div_(-pulled)
+    push = _shares(neg, near_neg).mul_(above(neg, near_pos.mean())).div_(pushed)
+    return SideWeights(loss, pull, push)
+
+
+def _shares(scores: Tensor, nearest: Tensor) -> Tensor:
+    """1 for the scores that are among the nearest [k]; those equal to the last of these share what is left."""
+    last = nearest.amin()
+    kept = above(scores, last)
+    equal = scores == last
+    left = len(nearest) - int((nearest > last).sum())
+    # Of NaN there is none that is equal.
+    return kept.add_(equal, alpha=left / max(int(equal.sum()), 1))
 
 
 @final
@@ -76,6 +105,8 @@ class MeanGapLoss(BatchMatrixLoss):
         >>> MeanGapLoss(fraction=1)(embeddings, labels)
         tensor(-0.6325)
     """
+
+    closed_form = staticmethod(mean_gap_weights)
 
     def __init__(self, *, fraction: float = 0.2, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -10,6 +10,7 @@ from torch import Tensor
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss
 from pml_ext.pairs import masked_mean, softplus
+from pml_ext.sides import ABSENT, Sides, SideWeights, near
 
 
 def ranked_pull_deviance(
@@ -31,6 +32,27 @@ def ranked_pull_deviance(
     pull = masked_mean(torch.stack(costs, dim=-1), there)
     push = masked_mean(softplus(beta * (sim - base)), neg) / beta
     return pull + push
+
+
+def ranked_pull_deviance_weights(
+    sides: Sides, *, margins: Sequence[float], alphas: Sequence[float], beta: float, base: float, sharp: bool
+) -> SideWeights | None:
+    """Loss and pair weights in closed form."""
+    ranks = min(len(margins), sides.pos.shape[1])
+    ranked, columns = near(sides.pos).topk(min(ranks + 1, sides.pos.shape[1]), dim=1)  # nearest first
+    if sides.gathered and ((ranked[:, 1:] == ranked[:, :-1]) & (ranked[:, 1:] > -ABSENT / 2)).any():
+        return None  # which of equals comes first depends on where they stand
+    ranked, columns = ranked[:, :ranks], columns[:, :ranks]
+    margin, alpha = ranked.new_tensor(margins[:ranks]), ranked.new_tensor(alphas[:ranks])
+    steepness = alpha if sharp else torch.ones_like(alpha)
+    there = torch.gt(ranked, -ABSENT / 2, out=torch.empty_like(ranked))
+    share = there / there.sum(1, keepdim=True).clamp_min(1)
+    violation = steepness * (base + margin - ranked * there)
+    pull = (softplus(violation) / alpha * share).sum(1, keepdim=True)
+    neg = sides.neg.sub_(base).mul_(beta)
+    push = softplus(neg).sum(1, keepdim=True) / (beta * sides.neg_count.clamp(min=1))
+    pos = torch.zeros_like(sides.pos).scatter_(1, columns, violation.sigmoid() * (-steepness / alpha) * share)
+    return SideWeights((pull + push).squeeze(1), pos, neg.sigmoid_().div_(sides.neg_count.clamp(min=1)))
 
 
 @final
@@ -78,6 +100,7 @@ class RankedPullDevianceLoss(PairMatrixLoss):
         tensor(0.2435)
     """
 
+    closed_form = staticmethod(ranked_pull_deviance_weights)
     levels: ClassVar[tuple[str, ...]] = ("base",)
 
     def __init__(

@@ -9,7 +9,7 @@ from torch import Tensor
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss, StaticDivisorReducer
 from pml_ext.pairs import Counted, masked_sum
-from pml_ext.sides import ABSENT, Sides, SideWeights, above, have_equals
+from pml_ext.sides import ABSENT, Sides, SideWeights, above
 
 
 def semi_hard_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: float) -> Counted:
@@ -19,7 +19,8 @@ def semi_hard_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: float) -
     behind it; if there is none, the first negative of the order is the farthest of all.
     """
     m = sim.shape[-1]
-    ordered = sim.masked_fill(~neg, -torch.inf).sort(-1).values
+    # Stable: of equal negatives the last column is the nearest, the first one the farthest.
+    ordered = sim.masked_fill(~neg, -torch.inf).sort(stable=True, dim=-1).values
     before = torch.searchsorted(ordered.detach(), sim.detach()) - 1
     first = m - neg.sum(-1, keepdim=True)
     chosen = ordered.gather(-1, before.clamp(min=first).clamp(max=m - 1))
@@ -31,22 +32,29 @@ def semi_hard_triplet_weights(sides: Sides, *, margin: float) -> SideWeights | N
     if not sides.gathered or sides.pos.shape[1] > _FEW:
         return None
     neg, hits = sides.neg, torch.empty_like(sides.neg)
-    farthest = torch.where(neg > -ABSENT / 2, neg, ABSENT).min(1, keepdim=True)
+    numbers = torch.arange(neg.shape[1], dtype=neg.dtype)
     columns, chosen = [], []
     for positive in sides.pos.unbind(1):
-        torch.ge(neg, positive.unsqueeze(1), out=hits)
-        scores = torch.add(neg, hits, alpha=-ABSENT)
-        behind = scores.max(1, keepdim=True)
-        found = behind.values > -ABSENT / 2
-        columns.append(torch.where(found, behind.indices, farthest.indices))
-        chosen.append(torch.where(found, behind.values, farthest.values))
-        if have_equals(neg, chosen[-1]):
-            return None
+        # What is nearer than the positive is as far as what is absent.
+        behind = torch.ge(neg, positive.unsqueeze(1), out=hits).mul_(-2 * ABSENT).add_(neg)
+        nearest = behind.amax(1, keepdim=True)
+        chosen.append(nearest)
+        columns.append(torch.eq(neg, nearest, out=hits).mul_(numbers).amax(1, keepdim=True))
+    scores, column = torch.cat(chosen, 1), torch.cat(columns, 1)
+    none_behind = scores <= -ABSENT / 2
+    if none_behind.any():
+        # Absent ones infinitely near, to find the farthest and its first column.
+        there = above(neg, -ABSENT / 2)
+        farthest = torch.where(there > 0, neg, ABSENT).amin(1, keepdim=True)
+        from_the_end = torch.eq(neg, farthest, out=hits).mul_(len(numbers) - numbers).amax(1, keepdim=True)
+        scores = torch.where(none_behind, farthest, scores)
+        column = torch.where(none_behind, len(numbers) - from_the_end, column)
     present = ~(sides.pos >= ABSENT / 2)  # true of NaN, which must stay visible
-    violation = torch.where(present, torch.cat(chosen, 1) - sides.pos + margin, 0.0)
+    violation = torch.where(present, scores - sides.pos + margin, 0.0)
     slope = above(violation, 0)
-    counts = present.sum(1)
-    return SideWeights(violation.relu().sum(1), -slope, slope, counts=counts, neg_column=torch.cat(columns, 1))
+    # Of NaN there is no column; any will do.
+    column = column.clamp_(max=len(numbers) - 1).long()
+    return SideWeights(violation.relu().sum(1), -slope, slope, counts=present.sum(1), neg_column=column)
 
 
 # With more positives than this, sorting the negatives is cheaper than comparing with each positive.

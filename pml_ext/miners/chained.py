@@ -6,7 +6,7 @@ from typing import Any, final
 from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
 
-from pml_ext.base import PairMiner, SamplingMiner
+from pml_ext.base import PairMiner
 
 
 @final
@@ -62,16 +62,12 @@ class ChainedMiner(PairMiner):
         # By name: of a ModuleList record-keeper would make tables called "0_...", which SQLite refuses.
         for place, miner in enumerate(miners):
             self.add_module(f"miner{place}", miner)
+        self.is_random = any(miner.is_random for miner in miners)
 
     @property
     def miners(self) -> tuple[PairMiner, ...]:
         """The miners in their order."""
         return tuple(part for part in self._modules.values() if isinstance(part, PairMiner))
-
-    @property
-    def is_random(self) -> bool:
-        """Whether one of the miners draws at random."""
-        return any(isinstance(miner, SamplingMiner) or getattr(miner, "is_random", False) for miner in self.miners)
 
     def get_default_distance(self) -> LpDistance:
         """Euclidean distance of normalised embeddings."""

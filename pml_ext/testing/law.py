@@ -85,7 +85,7 @@ def is_matrix_loss(subject: Any) -> bool:
 
 def is_random(subject: Any) -> bool:
     """A miner that draws at random."""
-    return isinstance(subject, SamplingMiner) or getattr(subject, "is_random", False)
+    return bool(getattr(subject, "is_random", False))
 
 
 def law(subject: Subject, kind: Kind, applies: Callable[[Any], bool] = any_subject) -> Callable[[C], C]:

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any, final
 
 import torch
-import torch.nn.functional as F
 from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
 from torch import Tensor
 
 from pml_ext.base import IndicesTuple
+from pml_ext.blocks import unit
 from pml_ext.wrappers.base import LossWrapper, checked_sizes, slice_sizes
 
 
@@ -80,4 +80,4 @@ class BranchLoss(LossWrapper):
     def slices(self, embeddings: Tensor) -> list[Tensor]:
         """The slices of embeddings [n, d], each [n, its size]."""
         slices = embeddings.split(slice_sizes(self.sizes, embeddings.shape[1]), dim=1)
-        return [F.normalize(x, dim=1) if self.normalize else x for x in slices]
+        return [unit(x) if self.normalize else x for x in slices]

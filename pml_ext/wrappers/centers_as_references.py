@@ -8,9 +8,9 @@ from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor
 
 from pml_ext.base import IndicesTuple
-from pml_ext.blocks import looks_are_free
+from pml_ext.blocks import looks_are_free, normalized
 from pml_ext.centers import Centers, CenterSource, leave_one_out
-from pml_ext.pairs import DisjointMasks, label_masks
+from pml_ext.pairs import DisjointMasks, PairMasks, PrivateMasks, label_masks
 from pml_ext.wrappers.base import LossWrapper, takes_masks
 
 
@@ -20,16 +20,16 @@ def center_masks(labels: Tensor, centers: Centers) -> DisjointMasks:
     return DisjointMasks(pos, neg) if centers.used is None else DisjointMasks(pos & centers.used, neg & centers.used)
 
 
-def leave_one_out_masks(labels: Tensor, centers: Centers, has_others: Tensor) -> DisjointMasks:
+def leave_one_out_masks(labels: Tensor, centers: Centers, has_others: Tensor) -> PrivateMasks:
     """The relation of samples to references that are the c centres and, after them, a mean for each sample.
 
     The mean for sample i is that of its group without it; `has_others` [n] says whether there is one. Positives are the
-    other centres of the class and this mean in place of the own centre: labels [n] -> masks [n, c + n].
+    other centres of the class and this mean in place of the own centre: labels [n] -> masks [n, c + 1].
     """
     pos, neg = center_masks(labels, centers)
     own = centers.group.unsqueeze(-1) == torch.arange(len(centers.points), device=labels.device)
-    others = torch.diag(has_others)
-    return DisjointMasks(torch.cat([pos & ~own, others], dim=-1), torch.cat([neg, torch.zeros_like(others)], dim=-1))
+    others = has_others.unsqueeze(-1)
+    return PrivateMasks(torch.cat((pos & ~own, others), 1), torch.cat((neg, torch.zeros_like(others)), 1))
 
 
 @final
@@ -114,7 +114,7 @@ class CentersAsReferences(LossWrapper):
         c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
         samples = embeddings.float() if embeddings.dtype in (torch.float16, torch.bfloat16) else embeddings
         if self._normalizes():
-            samples = self.distance.normalize(samples)
+            samples = normalized(self.distance, samples)
         centers = self.centers(samples, labels)
         centers = centers._replace(points=centers.points.to(samples.dtype))
         # Not before: in several processes the others wait for the centres of this one.
@@ -124,11 +124,14 @@ class CentersAsReferences(LossWrapper):
         # Repetitions cost a column each.
         if looks_are_free(centers.group) or not has_masks:
             centers = centers.compact()
-        points, classes, masks = centers.points, centers.labels, None
+        points, classes = centers.points, centers.labels
+        masks: PairMasks | None = None
         if self.leave_one_out:
             means, has_others = leave_one_out(samples, centers)
             masks = leave_one_out_masks(labels, centers, has_others)
-            points, classes = torch.cat([points, means]), torch.cat([classes, labels])
+            points, classes = torch.cat((points, means)), torch.cat((classes, labels))
+            if not has_masks:
+                masks = masks.wide(0, len(labels))
         elif centers.used is not None:
             masks = center_masks(labels, centers)
         pairs: IndicesTuple | None = masks

@@ -8,7 +8,7 @@ from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import IndicesTuple, PairMiner
+from pml_ext.base import IndicesTuple, PairMatrixLoss, PairMiner, Selected
 from pml_ext.wrappers.base import LossWrapper, takes_masks
 
 
@@ -71,8 +71,24 @@ class MinedLoss(LossWrapper):
         c_f.indices_tuple_not_supported(indices_tuple)
         # PML knows self-pairs by the references not being given.
         references = (None, None) if ref_emb is embeddings else (ref_emb, ref_labels)
-        pairs = mined_pairs(self.miner, self.loss, embeddings, labels, *references)
+        pairs: Any
+        if isinstance(self.miner, PairMiner) and shares_scores(self.miner, self.loss):
+            self.miner.embedding_size = embeddings.shape[1]
+            pairs = Selected(self.miner.select)
+        else:
+            pairs = mined_pairs(self.miner, self.loss, embeddings, labels, *references)
         return self.reduced(self.loss(embeddings, labels, pairs, *references))
+
+
+def shares_scores(miner: PairMiner, loss: BaseMetricLossFunction) -> bool:
+    """Whether a loss can make a miner's selection among its own scores, and nobody would miss the miner's.
+
+    Not at random: the loss may compute its scores again.
+    """
+    geometry = loss.geometry() if isinstance(loss, PairMatrixLoss) else None
+    is_watched = miner.collect_stats or miner._forward_hooks or miner._forward_pre_hooks
+    is_usual = type(miner).masks is PairMiner.masks and not miner.is_random
+    return geometry is not None and geometry == miner.geometry() and is_usual and not is_watched
 
 
 def mined_pairs(
