@@ -46,6 +46,7 @@ from pml_ext.pairs import (
     not_self,
     substitute,
 )
+from pml_ext.scores import scores
 
 IndicesTuple = PairMasks | tuple[Tensor, ...]
 Rows = Callable[[int, int], PairMasks]
@@ -469,8 +470,19 @@ class PairMiner(PairModule, BaseMiner):
         if n == 0 or m == 0:
             return PairMasks(pos, neg)
         self.embedding_size = embeddings.shape[1]
-        sim = self.similarity(embeddings, None if ref_emb is embeddings else ref_emb)
+        sim = self.scores(embeddings, None if ref_emb is embeddings else ref_emb)
         return DisjointMasks(*self.select(sim, pos, neg))
+
+    def scores(self, embeddings: Tensor, ref_emb: Tensor | None) -> Tensor:
+        """What `similarity` gives, without a gradient and with less work where the engine knows the distance."""
+        geometry = self.geometry()
+        if geometry is None:
+            return self.similarity(embeddings, ref_emb)
+        embeddings, ref_emb = _in_full(embeddings, ref_emb)
+        if not torch.is_autocast_enabled(embeddings.device.type):
+            return scores(embeddings, ref_emb, geometry)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return scores(embeddings, ref_emb, geometry)
 
     def output_assertion(self, output: IndicesTuple) -> None:
         """PML's check of what was mined, with the number of pairs as a statistic for `PairMasks` too."""

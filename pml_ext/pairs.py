@@ -5,6 +5,8 @@ its shape. Rows are anchors, columns references. A reduction runs over the last 
 unless it says otherwise; an entry outside the mask has no influence and receives an exactly zero gradient.
 """
 
+import math
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -58,10 +60,87 @@ class Counted(NamedTuple):
     counts: Tensor
 
 
+def looks_are_free(numbers: Tensor) -> bool:
+    """Whether to look at the numbers of a tensor waits for nothing: on the CPU, and neither traced nor fake."""
+    hidden = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return not hidden and type(numbers) is Tensor and numbers.device.type == "cpu"
+
+
+# On the CPU a comparison into numbers and their conversion to booleans is four times as fast as one into booleans, and
+# booleans taken for the bytes that they are become numbers eight times as fast.
+
+
+def as_numbers(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """1 where the mask is true and 0 elsewhere."""
+    return mask.view(torch.uint8).to(dtype)
+
+
+def compared(comparison: Callable[..., Tensor], x: Tensor, level: Tensor | float) -> Tensor:
+    """The mask comparison(x, level), as torch.gt(x, level); x and level must not require a gradient."""
+    return comparison(x, level, out=torch.empty_like(x)).bool() if looks_are_free(x) else comparison(x, level)
+
+
+def only(x: Tensor, mask: Tensor, far: float) -> Tensor:
+    """The entries in the mask; to the others `far` is added: `FAR`, or minus `FAR`, which puts them beyond all."""
+    return torch.add(x, as_numbers(~mask, x.dtype), alpha=far)
+
+
+# Finite, because its product with 0 must be 0.
+FAR = 1e30
+
+
+def count(mask: Tensor) -> Tensor:
+    """How many entries are in the mask, [..., 1]."""
+    return mask.view(torch.uint8).sum(-1, keepdim=True, dtype=torch.int32)
+
+
+def has_any(mask: Tensor) -> Tensor:
+    """Whether any entry is in the mask, [..., 1]."""
+    return mask.view(torch.uint8).amax(-1, keepdim=True).bool() if mask.shape[-1] else mask.any(-1, keepdim=True)
+
+
+def of_rows(mask: Tensor, rows: Tensor) -> Tensor:
+    """The mask in the rows [..., 1] that are true, and nothing in the others."""
+    # As booleans they would be combined one by one.
+    return (mask.view(torch.uint8) & rows.view(torch.uint8)).view(torch.bool)
+
+
+def in_row_blocks(
+    select: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]], sim: Tensor, pos: Tensor, neg: Tensor
+) -> tuple[Tensor, Tensor]:
+    """select(sim, pos, neg) of some rows [n, m] at a time, one after another, so that its temporaries stay in a cache.
+
+    Row i of the result must depend on row i only.
+    """
+    rows = max(1, _BLOCK // max(1, sim.shape[-1]))
+    if sim.ndim != 2 or len(sim) <= 2 * rows or not looks_are_free(sim):
+        return select(sim, pos, neg)
+    blocks = zip(*(x.split(rows) for x in (sim, pos, neg)), strict=True)
+    kept_pos, kept_neg = zip(*(select(*block) for block in blocks), strict=True)
+    return torch.cat(kept_pos), torch.cat(kept_neg)
+
+
+# So many scores at a time.
+_BLOCK = 1 << 18
+
+
 def label_masks(labels: Tensor, ref_labels: Tensor) -> PairMasks:
     """Positives share the label, negatives do not. labels [n], ref_labels [m] -> masks [n, m]."""
-    pos = labels.unsqueeze(-1) == ref_labels.unsqueeze(-2)
+    rows, columns = labels.unsqueeze(-1), ref_labels.unsqueeze(-2)
+    if len(labels) * len(ref_labels) > _BLOCK // 8 and _fit_float32(labels) and _fit_float32(ref_labels):
+        alike = torch.empty(len(labels), len(ref_labels))
+        pos = torch.eq(rows.float(), columns.float(), out=alike).bool()
+    else:
+        pos = rows == columns
     return PairMasks(pos, ~pos)
+
+
+def _fit_float32(labels: Tensor) -> bool:
+    """Whether labels are known to be integers that float32 tells apart."""
+    if not looks_are_free(labels) or labels.dtype != torch.int64:
+        return False
+    least, greatest = labels.aminmax()
+    return max(-int(least), int(greatest)) < 1 << 24
 
 
 def index_masks(anchors: Tensor, others: Tensor, start: int, stop: int, m: int) -> Tensor:
@@ -79,8 +158,9 @@ def index_masks(anchors: Tensor, others: Tensor, start: int, stop: int, m: int) 
 
 def not_self(start: int, stop: int, m: int, device: torch.device) -> Tensor:
     """False where row and column are the same sample: rows start..stop of the negated identity, [stop - start, m]."""
-    rows = torch.arange(start, stop, device=device).unsqueeze(-1)
-    return rows != torch.arange(m, device=device)
+    other = torch.ones(stop - start, m, dtype=torch.bool, device=device)
+    other.diagonal(start).fill_(False)
+    return other
 
 
 def substitute(sim: Tensor, pos: Tensor, neg: Tensor, needs: Needs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -151,7 +231,16 @@ def first_max(x: Tensor, mask: Tensor) -> Tensor:
 
 def nearest(x: Tensor, mask: Tensor, k: int) -> Tensor:
     """Mask of the k largest entries in the mask, or of all if there are fewer; never more than k, also among equals."""
-    order = x.masked_fill(~mask, -torch.inf).topk(min(k, x.shape[-1]), dim=-1).indices
+    if k >= x.shape[-1]:
+        return mask
+    if looks_are_free(x) and mask.numel():
+        if int(count(mask).max()) <= k:
+            return mask
+        inside = only(x.detach(), mask, -FAR)
+        near = mask & compared(torch.ge, inside, largest(inside, k).amin(-1, keepdim=True))
+        if int(count(near).max()) <= k:
+            return near
+    order = x.masked_fill(~mask, -torch.inf).topk(k, dim=-1).indices
     return mask & torch.zeros_like(mask).scatter(-1, order, True)
 
 
@@ -191,8 +280,8 @@ def top_mask(x: Tensor, mask: Tensor, k: Tensor) -> Tensor:
     Entries equal to the k-th largest all count: draw keys without ties where exactly k are wanted.
     """
     # By arithmetic: to fill where a mask without a pattern says so takes seven times as long.
-    x = torch.minimum(x, mask.to(x.dtype).sub_(0.5).mul_(torch.inf))
-    return mask & (x >= kth_largest(x, k.minimum(mask.sum(-1, keepdim=True)))) & (k > 0)
+    x = torch.minimum(x, as_numbers(mask, x.dtype).sub_(0.5).mul_(torch.inf))
+    return of_rows(mask & (x >= kth_largest(x, k.minimum(mask.sum(-1, keepdim=True)))), k > 0)
 
 
 def kth_largest(x: Tensor, k: Tensor) -> Tensor:
@@ -234,9 +323,126 @@ def sample(log_weights: Tensor, mask: Tensor, k: Tensor, generator: torch.Genera
     """Mask of k entries of the mask, drawn one after another without replacement, or all if there are fewer.
 
     Each draw takes an entry with probability proportional to the exponential of its log-weight among those that are
-    left: this is the order of the log-weights after independent Gumbel noise was added to them. k is [..., 1].
+    left; never one with a log-weight of minus infinity. k is an integer per row, [..., 1].
     """
-    return top_mask(log_weights + gumbel_like(log_weights, generator), mask, k)
+    if not mask.numel():
+        return mask
+    if not looks_are_free(log_weights):
+        # The order of the log-weights after independent Gumbel noise was added to them.
+        return top_mask(log_weights + gumbel_like(log_weights, generator), mask, k) & (log_weights > -torch.inf)
+    if mask.ndim > 2:
+        log_weights, flat, k = log_weights.flatten(0, -2), mask.flatten(0, -2), k.flatten(0, -2)
+        return _sample_rows(log_weights, flat, k, generator).view(mask.shape)
+    return _sample_rows(log_weights, mask, k, generator)
+
+
+def _sample_rows(log_weights: Tensor, mask: Tensor, k: Tensor, generator: torch.Generator | None) -> Tensor:
+    """`sample` of [b, m] by looks at the numbers."""
+    all_taken = k >= count(mask)
+    some = bool(all_taken.any())
+    # Where all is taken there is nothing to draw.
+    k = k.masked_fill(all_taken, 0) if some else k
+    most = int(k.max())
+    if most == 0:
+        drawn = torch.zeros_like(mask)
+    elif mask.numel() < _SEARCHED:
+        drawn = _sample_by_order(log_weights, mask, k, most, generator)
+    elif most * most <= mask.shape[1]:
+        drawn = _sample_by_search(log_weights, mask, k, most, generator)
+    else:
+        drawn = top_mask(log_weights + gumbel_like(log_weights, generator), mask, k) & (log_weights > -torch.inf)
+    return drawn | (of_rows(mask, all_taken) & (log_weights > -torch.inf)) if some else drawn
+
+
+# For fewer numbers than these noise and order cost no more than a search.
+_SEARCHED = 1 << 15
+
+
+def _sample_by_order(
+    log_weights: Tensor, mask: Tensor, k: Tensor, most: int, generator: torch.Generator | None
+) -> Tensor:
+    """`sample` by the order of the log-weights after independent Gumbel noise was added to them; no k above `most`."""
+    keys = only(log_weights + gumbel_like(log_weights, generator), mask, -FAR)
+    top = keys.topk(most)
+    return _mask_of(top.indices, (torch.arange(most) < k) & (top.values > -FAR / 2), mask.shape[1])
+
+
+def _sample_by_search(
+    log_weights: Tensor, mask: Tensor, k: Tensor, most: int, generator: torch.Generator | None
+) -> Tensor:
+    """`sample` by looking up a few uniform numbers among the cumulative weights; no k above `most`.
+
+    Of draws with replacement the first k that differ are k draws without.
+    """
+    exponents = only(log_weights, mask, -FAR)
+    # A row in which nothing can be drawn has no weight at all.
+    exponents.sub_(exponents.amax(1, keepdim=True).clamp_min_(-FAR / 2)).mul_(1 / math.log(2))
+    weights = exponents.exp2_()
+    # More than is wanted, as some will be alike: to go on costs far more than to look up some in vain.
+    columns = _search(weights, 2 * most + 3 if most > 1 else 1, generator)
+    # Rounding may point beside the weights that are not 0.
+    new = weights.gather(1, columns) > 0
+    if most > 1:
+        new &= ~_repeated(columns, mask.shape[1])
+    rank = new.cumsum(1)
+    drawn = _mask_of(columns, new & (rank <= k), mask.shape[1])
+    missing = k - rank[:, -1:]
+    most = int(missing.max())
+    if most > 0:
+        # Their sequence goes on with what is left, as that of draws one after another does.
+        rows = (missing > 0).squeeze(1).nonzero().squeeze(1)
+        left = mask[rows] & ~drawn[rows]
+        drawn[rows] |= _sample_by_order(log_weights[rows], left, missing[rows], most, generator)
+    return drawn
+
+
+def _mask_of(columns: Tensor, kept: Tensor, m: int) -> Tensor:
+    """Mask [b, m] of the columns [b, t] that are kept."""
+    mask = torch.zeros(len(columns), m + 1, dtype=torch.bool)  # the others go to a spare column
+    return mask.scatter_(1, torch.where(kept, columns, m), True)[:, :m]
+
+
+def _repeated(columns: Tensor, m: int) -> Tensor:
+    """Which of the columns, below m, stand in their row [b, t] before already."""
+    turn = torch.arange(columns.shape[1], dtype=torch.int32)
+    first = torch.empty(len(columns), m, dtype=torch.int32)
+    first.scatter_reduce_(1, columns, turn.expand_as(columns), "amin", include_self=False)
+    return first.gather(1, columns) < turn
+
+
+def _search(weights: Tensor, draws: int, generator: torch.Generator | None) -> Tensor:
+    """Columns drawn with replacement in proportion to the weights: [b, m] -> [b, draws]."""
+    b, m = weights.shape
+    # Sums and numbers of 53 bits: of 24 bits there are no more than a few for each of many entries.
+    uniform = torch.rand(b, draws, dtype=torch.float64, generator=generator)
+    if m < _GROUPED:
+        upto = weights.cumsum(1, dtype=torch.float64)
+        return torch.searchsorted(upto, uniform.mul_(upto[:, -1:]), right=True).clamp_max_(m - 1)
+    # First the group of columns, then the column: a cumulative sum takes ten times as long as a sum.
+    size = math.isqrt(m)
+    weights = torch.nn.functional.pad(weights, (0, -m % size)) if m % size else weights
+    groups = weights.view(b, -1, size)
+    sums = groups.sum(2).double()
+    upto = sums.cumsum(1)
+    group = _place(upto.unsqueeze(1), uniform.mul_(upto[:, -1:]))
+    uniform.sub_(upto.gather(1, group)).add_(sums.gather(1, group))
+    first = torch.arange(0, sums.numel(), sums.shape[1]).unsqueeze(1)
+    inner = groups.view(-1, size)[group + first].cumsum(2, dtype=torch.float64)  # [b, draws, size]
+    return _place(inner, uniform).add_(group, alpha=size).clamp_max_(m - 1)
+
+
+def _place(upto: Tensor, x: Tensor) -> Tensor:
+    """The first place of a few where the cumulative sum is above x: [b, draws or 1, places], [b, draws] -> [b, draws].
+
+    By counting: a binary search for a random number is a series of surprises to the processor.
+    """
+    x = x.unsqueeze(2)
+    below = torch.le(upto, x, out=x.new_empty(*x.shape[:2], upto.shape[2]))
+    return below.sum(2).long().clamp_max_(upto.shape[2] - 1)
+
+
+# From so many columns on.
+_GROUPED = 512
 
 
 def gumbel_like(x: Tensor, generator: torch.Generator | None) -> Tensor:

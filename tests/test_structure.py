@@ -31,7 +31,7 @@ LAYERS = (
     ("centers", "weightings"),
     ("kmeans",),
     ("base",),
-    ("blocks",),
+    ("blocks", "scores"),
     ("engine",),
     ("sides",),
     ("pairs", "synthesis"),

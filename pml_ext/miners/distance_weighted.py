@@ -8,24 +8,25 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import SamplingMiner
-from pml_ext.pairs import sample
+from pml_ext.pairs import as_numbers, compared, count, has_any, in_row_blocks, of_rows, sample
 
 
 def distance_weighted_log_weights(
     dist: Tensor, neg: Tensor, *, dimension: int, cutoff: float, nonzero_loss_cutoff: float | None
 ) -> tuple[Tensor, Tensor]:
     """Log of the unnormalised probability of each negative, and which may be drawn: dist, neg [.., n, m] -> both."""
-    if nonzero_loss_cutoff is not None:
-        near = neg & (dist < nonzero_loss_cutoff)
-        has_near = near.any(-1, keepdim=True)
-        neg = torch.where(has_near, near, neg)
-        # The uniform distribution over all negatives, where none is near: every weight is that of one distance.
-        dist = torch.where(has_near, dist, cutoff)
-    dist = dist.clamp(cutoff, _LARGEST)
+    clamped = dist.clamp(cutoff, _LARGEST)
     # 1 - d^2/4 as a product: its first factor is small and exact where the distance is near 2.
-    half = dist / 2
+    half = clamped / 2
     log_area = (1 - half).mul_(half.add_(1)).log_()
-    return dist.log_().mul_(2 - dimension).sub_(log_area, alpha=(dimension - 3) / 2), neg
+    log_weights = clamped.log_().mul_(2 - dimension).sub_(log_area, alpha=(dimension - 3) / 2)
+    if nonzero_loss_cutoff is not None:
+        near = neg & compared(torch.lt, dist, nonzero_loss_cutoff)
+        has_near = has_any(near)
+        neg = near | of_rows(neg, ~has_near)
+        # The uniform distribution over all negatives, where none is near.
+        log_weights.mul_(as_numbers(has_near, dist.dtype))
+    return log_weights, neg
 
 
 # Two points of the unit sphere are never farther apart; at 2 itself the density is 0 and its inverse infinite.
@@ -47,7 +48,7 @@ def distance_weighted(
     log_weights, neg = distance_weighted_log_weights(
         dist, neg, dimension=dimension, cutoff=cutoff, nonzero_loss_cutoff=nonzero_loss_cutoff
     )
-    return pos, sample(log_weights, neg, pos.sum(-1, keepdim=True), generator)
+    return pos, sample(log_weights, neg, count(pos), generator)
 
 
 @final
@@ -124,10 +125,15 @@ class DistanceWeightedMiner(SamplingMiner):
     def select(self, sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
         """All positives, and as many drawn negatives."""
         dimension = self.dimension or self.embedding_size or _USUAL
-        is_cosine = isinstance(self.distance, DotProductSimilarity)
-        if is_cosine:
-            dist = (2 - 2 * sim).clamp_(min=0).sqrt_()
-        else:
-            dist = -sim if self.distance.power == 1 else (-sim) ** (1 / self.distance.power)
-        values = self.hyperparameters() | {"dimension": dimension}
-        return distance_weighted(dist, pos, neg, generator=self.generator(sim.device), **values)
+        values = self.hyperparameters() | {"dimension": dimension, "generator": self.generator(sim.device)}
+
+        def of_rows(sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
+            return distance_weighted(self._distances(sim), pos, neg, **values)
+
+        return in_row_blocks(of_rows, sim, pos, neg)
+
+    def _distances(self, sim: Tensor) -> Tensor:
+        """Euclidean distances from the scores."""
+        if isinstance(self.distance, DotProductSimilarity):
+            return (2 - 2 * sim).clamp_(min=0).sqrt_()
+        return -sim if self.distance.power == 1 else (-sim) ** (1 / self.distance.power)

@@ -1,5 +1,6 @@
 """Sampling of positives by the exponential of their scores."""
 
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import SamplingMiner
-from pml_ext.pairs import sample
+from pml_ext.pairs import in_row_blocks, sample
 
 
 def exponential_positive(
@@ -69,4 +70,5 @@ class ExponentialPositiveMiner(SamplingMiner):
 
     def select(self, sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
         """The drawn positives, and all negatives."""
-        return exponential_positive(sim, pos, neg, generator=self.generator(sim.device), **self.hyperparameters())
+        values = self.hyperparameters() | {"generator": self.generator(sim.device)}
+        return in_row_blocks(partial(exponential_positive, **values), sim, pos, neg)

@@ -1,19 +1,22 @@
 """Negatives that are harder than the hardest positive."""
 
+from functools import partial
 from typing import Any, final
 
+import torch
 from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import PairMiner
-from pml_ext.pairs import masked_min
+from pml_ext.pairs import FAR, compared, has_any, in_row_blocks, of_rows, only
 
 
 def hard_negative_pair(sim: Tensor, pos: Tensor, neg: Tensor, *, epsilon: float) -> tuple[Tensor, Tensor]:
     """All positives of anchors with a hard negative, and these: sim, pos, neg [.., n, m] -> narrowed pos, neg."""
-    neg = neg & (sim > masked_min(sim, pos) - epsilon)
-    return pos & neg.any(-1, keepdim=True), neg
+    hardest_pos = only(sim, pos, FAR).amin(-1, keepdim=True)  # [.., n, 1]
+    neg = neg & compared(torch.gt, sim, hardest_pos - epsilon)
+    return of_rows(pos, has_any(neg)), neg
 
 
 @final
@@ -61,4 +64,4 @@ class HardNegativePairMiner(PairMiner):
 
     def select(self, sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
         """All positives of anchors with a hard negative, and these."""
-        return hard_negative_pair(sim, pos, neg, **self.hyperparameters())
+        return in_row_blocks(partial(hard_negative_pair, **self.hyperparameters()), sim, pos, neg)

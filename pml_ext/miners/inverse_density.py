@@ -1,5 +1,6 @@
 """Sampling of negatives by the inverse of the density of their distances."""
 
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import SamplingMiner
-from pml_ext.pairs import masked_mean, sample
+from pml_ext.pairs import as_numbers, count, in_row_blocks, sample
 
 
 def inverse_density_log_weights(sim: Tensor, neg: Tensor, *, max_z: float | None = None) -> Tensor:
@@ -17,13 +18,14 @@ def inverse_density_log_weights(sim: Tensor, neg: Tensor, *, max_z: float | None
     z^2 / 2 with z the score standardised over the negatives of the anchor; the reciprocal of a Gaussian density fitted
     to them. All equal if the scores do not differ.
     """
-    mean = masked_mean(sim, neg).unsqueeze(-1)
-    deviation = torch.where(neg, sim - mean, 0.0)
-    variance = masked_mean(deviation.square(), neg).unsqueeze(-1)
-    z2 = torch.where(variance > 0, deviation.square() / torch.where(variance > 0, variance, 1.0), 0.0)
-    if max_z is not None:
-        z2 = z2.clamp(max=max_z**2)
-    return z2 / 2
+    there = as_numbers(neg, sim.dtype)
+    size = there.sum(-1, keepdim=True).clamp_(min=1)
+    mean = torch.linalg.vecdot(sim, there).unsqueeze(-1) / size
+    deviation = (sim - mean).mul_(there)
+    variance = torch.linalg.vecdot(deviation, deviation).unsqueeze(-1) / size
+    # Where the scores do not differ every deviation is 0, and so is what it is divided into.
+    half_z2: Tensor = deviation.square_().div_(variance.mul_(2).clamp_min_(torch.finfo(sim.dtype).tiny))
+    return half_z2 if max_z is None else half_z2.clamp_(max=max_z**2 / 2)
 
 
 def inverse_density(
@@ -39,7 +41,7 @@ def inverse_density(
     """All positives, and negatives drawn without replacement: sim, pos, neg [.., n, m] -> narrowed pos, neg."""
     if num_negatives is None and per_positive is None:
         per_positive = 1
-    k = (num_negatives or 0) + (per_positive or 0) * pos.sum(-1, keepdim=True)
+    k = (num_negatives or 0) + (per_positive or 0) * count(pos)
     return pos, sample(inverse_density_log_weights(sim, neg, max_z=max_z), neg, k, generator)
 
 
@@ -105,4 +107,5 @@ class InverseDensityMiner(SamplingMiner):
 
     def select(self, sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
         """All positives and the drawn negatives."""
-        return inverse_density(sim, pos, neg, generator=self.generator(sim.device), **self.hyperparameters())
+        values = self.hyperparameters() | {"generator": self.generator(sim.device)}
+        return in_row_blocks(partial(inverse_density, **values), sim, pos, neg)

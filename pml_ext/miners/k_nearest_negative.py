@@ -1,5 +1,6 @@
 """The nearest negatives of each anchor."""
 
+from functools import partial
 from typing import Any, final
 
 from pytorch_metric_learning.distances import LpDistance
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import PairMiner
-from pml_ext.pairs import nearest
+from pml_ext.pairs import in_row_blocks, nearest
 
 
 def k_nearest_negative(sim: Tensor, pos: Tensor, neg: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
@@ -57,4 +58,4 @@ class KNearestNegativeMiner(PairMiner):
 
     def select(self, sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
         """All positives, and the k nearest negatives."""
-        return k_nearest_negative(sim, pos, neg, **self.hyperparameters())
+        return in_row_blocks(partial(k_nearest_negative, **self.hyperparameters()), sim, pos, neg)

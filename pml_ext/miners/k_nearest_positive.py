@@ -1,5 +1,6 @@
 """The nearest positives of each anchor."""
 
+from functools import partial
 from typing import Any, final
 
 from pytorch_metric_learning.distances import LpDistance
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import PairMiner
-from pml_ext.pairs import nearest
+from pml_ext.pairs import in_row_blocks, nearest
 
 
 def k_nearest_positive(sim: Tensor, pos: Tensor, neg: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
@@ -57,4 +58,4 @@ class KNearestPositiveMiner(PairMiner):
 
     def select(self, sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
         """The k nearest positives, and all negatives."""
-        return k_nearest_positive(sim, pos, neg, **self.hyperparameters())
+        return in_row_blocks(partial(k_nearest_positive, **self.hyperparameters()), sim, pos, neg)
