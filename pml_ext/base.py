@@ -10,7 +10,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
@@ -27,40 +27,16 @@ from pml_ext.blocks import (
     GatheredSides,
     LossRows,
     MaskSides,
-    Relation,
     Sided,
-    engine_runs,
     geometry_of,
     label_sides,
     normalized,
 )
-from pml_ext.engine import Geometry, row_losses
-from pml_ext.pairs import (
-    Counted,
-    DisjointMasks,
-    Needs,
-    PairMasks,
-    PrivateMasks,
-    index_masks,
-    label_masks,
-    not_self,
-    substitute,
-)
-from pml_ext.scores import scores
+from pml_ext.engine import Geometry, all_scores, row_losses
+from pml_ext.pairs import Counted, DisjointMasks, Needs, PairMasks, PrivateMasks, is_eager, substitute
+from pml_ext.relations import IndicesTuple, Rows, Selected, pair_relation, relation_of, wide
 
-IndicesTuple = PairMasks | tuple[Tensor, ...]
-Rows = Callable[[int, int], PairMasks]
 HALF = (torch.float16, torch.bfloat16)
-
-
-class Selected(NamedTuple):
-    """All pairs but for those that a selection drops, for a row loss that makes it among its own scores.
-
-    Args:
-        select: scores, positives and negatives of some rows -> the pairs of them to keep, the same in every call.
-    """
-
-    select: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class StaticDivisorReducer(DivisorReducer):
@@ -102,7 +78,7 @@ class PairModule(ABC):
 
     def geometry(self) -> Geometry | None:
         """How the engine computes the scores, or None if it cannot: they are of one's own making, say."""
-        usual = type(self).similarity is PairModule.similarity and engine_runs()
+        usual = type(self).similarity is PairModule.similarity and is_eager()
         return geometry_of(self.distance) if usual else None
 
     def similarity(self, embeddings: Tensor, ref_emb: Tensor | None) -> Tensor:
@@ -480,9 +456,9 @@ class PairMiner(PairModule, BaseMiner):
             return self.similarity(embeddings, ref_emb)
         embeddings, ref_emb = _in_full(embeddings, ref_emb)
         if not torch.is_autocast_enabled(embeddings.device.type):
-            return scores(embeddings, ref_emb, geometry)
+            return all_scores(embeddings, ref_emb, geometry)
         with torch.autocast(embeddings.device.type, enabled=False):
-            return scores(embeddings, ref_emb, geometry)
+            return all_scores(embeddings, ref_emb, geometry)
 
     def output_assertion(self, output: IndicesTuple) -> None:
         """PML's check of what was mined, with the number of pairs as a statistic for `PairMasks` too."""
@@ -540,95 +516,3 @@ class SamplingMiner(Seeded, PairMiner):
     """
 
     is_random: bool = True
-
-
-def pair_relation(
-    embeddings: Tensor,
-    labels: Tensor | None,
-    indices_tuple: IndicesTuple | Selected | None,
-    ref_emb: Tensor,
-    ref_labels: Tensor | None,
-) -> Rows:
-    """The masks, as a function of a range of rows. Self-pairs are dropped if the references are the batch itself."""
-    same, n, m = ref_emb is embeddings, embeddings.shape[0], ref_emb.shape[0]
-    if indices_tuple is None or isinstance(indices_tuple, Selected):
-        rows = _rows_of_labels(labels, ref_labels)
-    elif isinstance(indices_tuple, PairMasks):
-        rows = _rows_of_masks(indices_tuple, n, m)
-    else:
-        rows = _rows_of_indices(indices_tuple, n, m, embeddings.device)
-
-    def masks(start: int, stop: int) -> PairMasks:
-        pos, neg = pairs = rows(start, stop)
-        if not same:
-            return pairs
-        other = not_self(start, stop, m, embeddings.device)
-        return PairMasks(pos & other, neg & other)
-
-    return masks
-
-
-def relation_of(masks: Rows, indices_tuple: IndicesTuple | Selected | None) -> Relation:
-    """The masks as a function of a block of scores and its first row, narrowed by a selection among them."""
-
-    def relation(sim: Tensor, start: int) -> PairMasks:
-        pairs = masks(start, start + sim.shape[0])
-        if not isinstance(indices_tuple, Selected):
-            return pairs
-        with torch.no_grad():
-            return PairMasks(*indices_tuple.select(sim.detach(), *pairs))
-
-    return relation
-
-
-def wide(masks: Rows, n: int) -> Rows:
-    """The masks with a column for every reference, if some are private to one of the n anchors."""
-
-    def widened(start: int, stop: int) -> PairMasks:
-        pairs = masks(start, stop)
-        return pairs.wide(start, n) if isinstance(pairs, PrivateMasks) else pairs
-
-    return widened
-
-
-def _rows_of_labels(labels: Tensor | None, ref_labels: Tensor | None) -> Rows:
-    if labels is None:
-        raise ValueError("the pairs are unknown: give labels or an indices_tuple, both are None")
-    if ref_labels is None:
-        raise ValueError("the pairs are unknown: ref_emb was given without ref_labels or an indices_tuple")
-    return lambda start, stop: label_masks(labels[start:stop], ref_labels)
-
-
-def _rows_of_masks(masks: PairMasks, n: int, m: int) -> Rows:
-    kind = PrivateMasks if isinstance(masks, PrivateMasks) else PairMasks
-    shape = (n, m - n + 1 if kind is PrivateMasks else m)
-    for name, mask in zip(masks._fields, masks, strict=True):
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            raise TypeError(f"PairMasks.{name} must be a boolean tensor, got {getattr(mask, 'dtype', mask)}")
-        if mask.shape != shape:
-            raise ValueError(f"PairMasks.{name} must have shape {shape}, got {tuple(mask.shape)}")
-    if not isinstance(masks, DisjointMasks):
-        disjoint = ~(masks.pos & masks.neg).any()
-        arguments.holds(disjoint, "PairMasks must be disjoint: a pair is both positive and negative")
-    return lambda start, stop: kind(masks.pos[start:stop], masks.neg[start:stop])
-
-
-def _rows_of_indices(indices_tuple: tuple[Tensor, ...], n: int, m: int, device: torch.device) -> Rows:
-    arguments.index_tuple(indices_tuple)
-    # An empty index tensor may be of any dtype and on any device, as PML's own are.
-    a, p, *rest = (index.to(device=device, dtype=torch.long) for index in indices_tuple)
-    a2, b = rest if len(rest) == 2 else (a, rest[0])
-    if not torch.compiler.is_compiling():
-        for name, index, size in (("anchor", a, n), ("positive", p, m), ("anchor", a2, n), ("negative", b, m)):
-            if len(index) and not 0 <= int(index.min()) <= int(index.max()) < size:
-                raise ValueError(
-                    f"indices_tuple has {name} indices {int(index.min())}..{int(index.max())}, allowed is 0..{size - 1}"
-                )
-
-    def rows(start: int, stop: int) -> PairMasks:
-        pos, neg = index_masks(a, p, start, stop, m), index_masks(a2, b, start, stop, m)
-        if not torch.compiler.is_compiling() and bool((pos & neg).any()):
-            raise ValueError("indices_tuple names a pair both as positive and as negative")
-        return PairMasks(pos, neg)
-
-    return rows

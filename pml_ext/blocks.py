@@ -14,12 +14,11 @@ from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimila
 from torch import Tensor
 
 from pml_ext.engine import Geometry, Sparse, Weighed, unit_vectors
-from pml_ext.pairs import Counted, Needs, PairMasks
+from pml_ext.pairs import Counted, Needs, is_eager, looks_are_free
+from pml_ext.relations import Relation, Rows
 from pml_ext.sides import ABSENT, Sides, SideWeights
 
 ClosedForm = Callable[..., SideWeights | None]
-# The masks of a block of scores [b, m] that begins at a row.
-Relation = Callable[[Tensor, int], PairMasks]
 # Positives are gathered to few columns if they are at most this share of all columns.
 GATHERED_SHARE = 0.25
 
@@ -39,25 +38,15 @@ def geometry_of(distance: Any) -> Geometry | None:
     return None
 
 
-def engine_runs() -> bool:
-    """Whether a hand-written gradient can be used here: not while tracing, nor under a function transform."""
-    return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
-
-
 def unit(x: Tensor) -> Tensor:
     """Vectors [n, d] of unit length, and of length 0 if they are 0."""
-    return unit_vectors(x) if engine_runs() else F.normalize(x, dim=1)
+    return unit_vectors(x) if is_eager() else F.normalize(x, dim=1)
 
 
 def normalized(distance: Any, x: Tensor) -> Tensor:
     """Vectors [n, d] as a PML distance normalises them."""
     by_distance: Tensor = distance.normalize(x) if geometry_of(distance) is None else unit(x)
     return by_distance
-
-
-def looks_are_free(numbers: Tensor) -> bool:
-    """Whether to look at the numbers of a tensor waits for nothing: on the CPU, and neither traced nor fake."""
-    return engine_runs() and type(numbers) is Tensor and numbers.device.type == "cpu"
 
 
 class Members(NamedTuple):
@@ -294,7 +283,7 @@ class BatchRows:
 
     def __init__(
         self,
-        masks: Callable[[int, int], PairMasks],
+        masks: Rows,
         sides: GatheredSides | None,
         closed_form: Callable[[Sides, Tensor], SideWeights | None] | None,
         per_batch: Callable[[Tensor, Tensor, Tensor], Tensor],

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pml_ext import arguments
-from pml_ext.blocks import engine_runs, unit
+from pml_ext.blocks import unit
 from pml_ext.kmeans import kmeans
+from pml_ext.pairs import is_eager
 
 
 class Centers(NamedTuple):
@@ -352,7 +353,7 @@ def leave_one_out(embeddings: Tensor, centers: Centers) -> tuple[Tensor, Tensor]
         embeddings = embeddings.detach()
     size = group_sizes(centers.group, len(centers.points))[centers.group]
     share = torch.where(size > 1, 1 / (size - 1).clamp(min=1).to(embeddings.dtype), 0.0).unsqueeze(-1)
-    others = _Others.apply if engine_runs() else _others
+    others = _Others.apply if is_eager() else _others
     return others(embeddings, centers.group, share), size > 1
 
 

@@ -87,6 +87,12 @@ def row_losses(
     return losses, counts
 
 
+def all_scores(embeddings: Tensor, references: Tensor | None, geometry: Geometry) -> Tensor:
+    """Scores of all pairs, without a gradient: embeddings [n, d], references [m, d] or None for the batch -> [n, m]."""
+    space = _Space.of(geometry, embeddings, references, private=False)
+    return space.symmetric_scores() if space.is_symmetric else space.scores(0, len(embeddings))
+
+
 def unit_vectors(x: Tensor) -> Tensor:
     """The vectors [n, d] at unit length: `F.normalize`, at a fifth of the time that autograd takes for it."""
     unit: Tensor = _UnitVectors.apply(x)

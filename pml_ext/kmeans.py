@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pml_ext.blocks import looks_are_free
+from pml_ext.pairs import looks_are_free
 
 # With at most so many points for each centre it is cheaper to begin with the distances between all of them.
 _FEW = 8

@@ -5,7 +5,6 @@ its shape. Rows are anchors, columns references. A reduction runs over the last 
 unless it says otherwise; an entry outside the mask has no influence and receives an exactly zero gradient.
 """
 
-import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -60,10 +59,14 @@ class Counted(NamedTuple):
     counts: Tensor
 
 
+def is_eager() -> bool:
+    """Whether operations run as they are called: neither traced nor under a function transform."""
+    return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+
+
 def looks_are_free(numbers: Tensor) -> bool:
     """Whether to look at the numbers of a tensor waits for nothing: on the CPU, and neither traced nor fake."""
-    hidden = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    return not hidden and type(numbers) is Tensor and numbers.device.type == "cpu"
+    return is_eager() and type(numbers) is Tensor and numbers.device.type == "cpu"
 
 
 # On the CPU a comparison into numbers and their conversion to booleans is four times as fast as one into booleans, and
@@ -274,16 +277,6 @@ def largest(x: Tensor, k: int, more: Tensor | None = None) -> Tensor:
 _GROUP = 4
 
 
-def top_mask(x: Tensor, mask: Tensor, k: Tensor) -> Tensor:
-    """Mask of the k largest entries in the mask, or of all if there are fewer; k is one integer per row, [..., 1].
-
-    Entries equal to the k-th largest all count: draw keys without ties where exactly k are wanted.
-    """
-    # By arithmetic: to fill where a mask without a pattern says so takes seven times as long.
-    x = torch.minimum(x, as_numbers(mask, x.dtype).sub_(0.5).mul_(torch.inf))
-    return of_rows(mask & (x >= kth_largest(x, k.minimum(mask.sum(-1, keepdim=True)))), k > 0)
-
-
 def kth_largest(x: Tensor, k: Tensor) -> Tensor:
     """The k-th largest number of each row, [..., 1]: x [..., m] of float32 or float64, k [..., 1] from 1 on.
 
@@ -317,144 +310,6 @@ def kth_largest(x: Tensor, k: Tensor) -> Tensor:
 
 # Up to this length sorting a row is cheaper than counting 32 times.
 _SORTED = 128
-
-
-def sample(log_weights: Tensor, mask: Tensor, k: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Mask of k entries of the mask, drawn one after another without replacement, or all if there are fewer.
-
-    Each draw takes an entry with probability proportional to the exponential of its log-weight among those that are
-    left; never one with a log-weight of minus infinity. k is an integer per row, [..., 1].
-    """
-    if not mask.numel():
-        return mask
-    if not looks_are_free(log_weights):
-        # The order of the log-weights after independent Gumbel noise was added to them.
-        return top_mask(log_weights + gumbel_like(log_weights, generator), mask, k) & (log_weights > -torch.inf)
-    if mask.ndim > 2:
-        log_weights, flat, k = log_weights.flatten(0, -2), mask.flatten(0, -2), k.flatten(0, -2)
-        return _sample_rows(log_weights, flat, k, generator).view(mask.shape)
-    return _sample_rows(log_weights, mask, k, generator)
-
-
-def _sample_rows(log_weights: Tensor, mask: Tensor, k: Tensor, generator: torch.Generator | None) -> Tensor:
-    """`sample` of [b, m] by looks at the numbers."""
-    all_taken = k >= count(mask)
-    some = bool(all_taken.any())
-    # Where all is taken there is nothing to draw.
-    k = k.masked_fill(all_taken, 0) if some else k
-    most = int(k.max())
-    if most == 0:
-        drawn = torch.zeros_like(mask)
-    elif mask.numel() < _SEARCHED:
-        drawn = _sample_by_order(log_weights, mask, k, most, generator)
-    elif most * most <= mask.shape[1]:
-        drawn = _sample_by_search(log_weights, mask, k, most, generator)
-    else:
-        drawn = top_mask(log_weights + gumbel_like(log_weights, generator), mask, k) & (log_weights > -torch.inf)
-    return drawn | (of_rows(mask, all_taken) & (log_weights > -torch.inf)) if some else drawn
-
-
-# For fewer numbers than these noise and order cost no more than a search.
-_SEARCHED = 1 << 15
-
-
-def _sample_by_order(
-    log_weights: Tensor, mask: Tensor, k: Tensor, most: int, generator: torch.Generator | None
-) -> Tensor:
-    """`sample` by the order of the log-weights after independent Gumbel noise was added to them; no k above `most`."""
-    keys = only(log_weights + gumbel_like(log_weights, generator), mask, -FAR)
-    top = keys.topk(most)
-    return _mask_of(top.indices, (torch.arange(most) < k) & (top.values > -FAR / 2), mask.shape[1])
-
-
-def _sample_by_search(
-    log_weights: Tensor, mask: Tensor, k: Tensor, most: int, generator: torch.Generator | None
-) -> Tensor:
-    """`sample` by looking up a few uniform numbers among the cumulative weights; no k above `most`.
-
-    Of draws with replacement the first k that differ are k draws without.
-    """
-    exponents = only(log_weights, mask, -FAR)
-    # A row in which nothing can be drawn has no weight at all.
-    exponents.sub_(exponents.amax(1, keepdim=True).clamp_min_(-FAR / 2)).mul_(1 / math.log(2))
-    weights = exponents.exp2_()
-    # More than is wanted, as some will be alike: to go on costs far more than to look up some in vain.
-    columns = _search(weights, 2 * most + 3 if most > 1 else 1, generator)
-    # Rounding may point beside the weights that are not 0.
-    new = weights.gather(1, columns) > 0
-    if most > 1:
-        new &= ~_repeated(columns, mask.shape[1])
-    rank = new.cumsum(1)
-    drawn = _mask_of(columns, new & (rank <= k), mask.shape[1])
-    missing = k - rank[:, -1:]
-    most = int(missing.max())
-    if most > 0:
-        # Their sequence goes on with what is left, as that of draws one after another does.
-        rows = (missing > 0).squeeze(1).nonzero().squeeze(1)
-        left = mask[rows] & ~drawn[rows]
-        drawn[rows] |= _sample_by_order(log_weights[rows], left, missing[rows], most, generator)
-    return drawn
-
-
-def _mask_of(columns: Tensor, kept: Tensor, m: int) -> Tensor:
-    """Mask [b, m] of the columns [b, t] that are kept."""
-    mask = torch.zeros(len(columns), m + 1, dtype=torch.bool)  # the others go to a spare column
-    return mask.scatter_(1, torch.where(kept, columns, m), True)[:, :m]
-
-
-def _repeated(columns: Tensor, m: int) -> Tensor:
-    """Which of the columns, below m, stand in their row [b, t] before already."""
-    turn = torch.arange(columns.shape[1], dtype=torch.int32)
-    first = torch.empty(len(columns), m, dtype=torch.int32)
-    first.scatter_reduce_(1, columns, turn.expand_as(columns), "amin", include_self=False)
-    return first.gather(1, columns) < turn
-
-
-def _search(weights: Tensor, draws: int, generator: torch.Generator | None) -> Tensor:
-    """Columns drawn with replacement in proportion to the weights: [b, m] -> [b, draws]."""
-    b, m = weights.shape
-    # Sums and numbers of 53 bits: of 24 bits there are no more than a few for each of many entries.
-    uniform = torch.rand(b, draws, dtype=torch.float64, generator=generator)
-    if m < _GROUPED:
-        upto = weights.cumsum(1, dtype=torch.float64)
-        return torch.searchsorted(upto, uniform.mul_(upto[:, -1:]), right=True).clamp_max_(m - 1)
-    # First the group of columns, then the column: a cumulative sum takes ten times as long as a sum.
-    size = math.isqrt(m)
-    weights = torch.nn.functional.pad(weights, (0, -m % size)) if m % size else weights
-    groups = weights.view(b, -1, size)
-    sums = groups.sum(2).double()
-    upto = sums.cumsum(1)
-    group = _place(upto.unsqueeze(1), uniform.mul_(upto[:, -1:]))
-    uniform.sub_(upto.gather(1, group)).add_(sums.gather(1, group))
-    first = torch.arange(0, sums.numel(), sums.shape[1]).unsqueeze(1)
-    inner = groups.view(-1, size)[group + first].cumsum(2, dtype=torch.float64)  # [b, draws, size]
-    return _place(inner, uniform).add_(group, alpha=size).clamp_max_(m - 1)
-
-
-def _place(upto: Tensor, x: Tensor) -> Tensor:
-    """The first place of a few where the cumulative sum is above x: [b, draws or 1, places], [b, draws] -> [b, draws].
-
-    By counting: a binary search for a random number is a series of surprises to the processor.
-    """
-    x = x.unsqueeze(2)
-    below = torch.le(upto, x, out=x.new_empty(*x.shape[:2], upto.shape[2]))
-    return below.sum(2).long().clamp_max_(upto.shape[2] - 1)
-
-
-# From so many columns on.
-_GROUPED = 512
-
-
-def gumbel_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Independent standard Gumbel noise of the shape of x, of float32 or float64.
-
-    The logarithm of an exponential one, made from random integers: `exponential_` takes five times as long.
-    """
-    integers, bits = (torch.int64, 63) if x.dtype == torch.float64 else (torch.int32, 31)
-    noise = torch.empty(x.shape, dtype=integers, device=x.device).random_(generator=generator)
-    # Minus a number in (0, 1), finest at 0, where the largest noise comes from. The factor undoes a rounding to 1.
-    uniform = noise.to(x.dtype).add_(0.5).mul_(-(2.0**-bits) * (1 - torch.finfo(x.dtype).eps))
-    return uniform.log1p_().neg_().log_().neg_()
 
 
 # Counting triplets needs several index matrices of 8 bytes a number: so many rows at a time bound their size.

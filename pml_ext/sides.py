@@ -11,11 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pml_ext.pairs import crossing_point, largest, softplus
+from pml_ext.pairs import FAR, crossing_point, largest, softplus
 
 # Score of a pair that is not there: a positive infinitely close, a negative (with a minus) infinitely far. Neither
-# costs anything. Finite, because its product with 0 must be 0.
-ABSENT = 1e30
+# costs anything.
+ABSENT = FAR
 
 
 class Sides(NamedTuple):

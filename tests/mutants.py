@@ -11,7 +11,8 @@ from pytorch_metric_learning import miners as pml_miners
 from pytorch_metric_learning.distances import CosineSimilarity
 
 from pml_ext.base import PairMatrixLoss, PairMiner, SamplingMiner
-from pml_ext.pairs import Counted, PairMasks, masked_mean, masked_min, nearest, sample, softplus
+from pml_ext.pairs import Counted, PairMasks, masked_mean, masked_min, nearest, softplus
+from pml_ext.sampling import sample
 from pml_ext.sides import SideWeights
 
 LOSS_MUTANTS, MINER_MUTANTS = {}, {}

@@ -17,7 +17,7 @@ from pytorch_metric_learning.miners import DistanceWeightedMiner as PMLDistanceW
 from pytorch_metric_learning.miners import distance_weighted_miner as pml_module
 from torch import Tensor
 
-from pml_ext import pairs
+from pml_ext import pairs, sampling
 from pml_ext.catalog import build
 from pml_ext.losses import (
     AdaptiveBinomialDevianceLoss,
@@ -51,7 +51,7 @@ Scores = Sequence[complex]
 @pytest.fixture
 def largest_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every draw without replacement takes the largest weights, and of equal ones the first."""
-    monkeypatch.setattr(pairs, "gumbel_like", lambda x, generator: -1e-9 * torch.arange(x.shape[-1]).expand_as(x))
+    monkeypatch.setattr(sampling, "gumbel_like", lambda x, generator: -1e-9 * torch.arange(x.shape[-1]).expand_as(x))
 
 
 def batch(sizes: Sequence[int], dimension: int = 3) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity, Do
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from pml_ext import pairs
+from pml_ext import pairs, sampling
 from pml_ext.base import PairMiner, SamplingMiner
 from pml_ext.catalog import all_miners
 from pml_ext.miners import (
@@ -18,7 +18,8 @@ from pml_ext.miners import (
     KNearestNegativeMiner,
     KNearestPositiveMiner,
 )
-from pml_ext.pairs import gumbel_like, in_row_blocks, kth_largest, label_masks, nearest, not_self, sample, top_mask
+from pml_ext.pairs import in_row_blocks, kth_largest, label_masks, nearest, not_self
+from pml_ext.sampling import gumbel_like, sample, top_mask
 from pml_ext.testing.sampling import assert_frequencies, subset_probabilities
 
 
@@ -66,7 +67,7 @@ def test_noise_has_the_distribution_of_gumbel(dtype: torch.dtype) -> None:
 def looks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is drawn from may be looked at, or not."""
     if request.param == "not looking":
-        monkeypatch.setattr(pairs, "looks_are_free", lambda numbers: False)
+        monkeypatch.setattr(sampling, "looks_are_free", lambda numbers: False)
 
 
 # Few numbers are drawn from by order, more by a search, in many columns by a search in groups of them.

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from pml_ext import arguments
 from pml_ext.analysis.pair_weights import NoPairWeightsError, PairWeights, pair_weights
-from pml_ext.base import IndicesTuple
 from pml_ext.pairs import label_masks, not_self
+from pml_ext.relations import IndicesTuple
 
 # Mean squared distance of the normalised embeddings from their mean, in 0..1: below, all point the same way. Runs that
 # collapse fall to 1e-4 and less in a few dozen steps; the least that a healthy one had was 3e-3, of a margin of 0.02.

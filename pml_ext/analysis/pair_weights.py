@@ -13,8 +13,9 @@ from pytorch_metric_learning.regularizers import BaseRegularizer
 from torch import Tensor, nn
 
 from pml_ext import arguments
-from pml_ext.base import IndicesTuple, PairMatrixLoss, pair_relation, wide
+from pml_ext.base import PairMatrixLoss
 from pml_ext.pairs import PairMasks
+from pml_ext.relations import IndicesTuple, pair_relation, wide
 
 
 class NoPairWeightsError(ValueError):

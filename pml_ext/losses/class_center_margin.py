@@ -9,9 +9,9 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import SampleLoss
-from pml_ext.blocks import geometry_of, looks_are_free
+from pml_ext.blocks import geometry_of
 from pml_ext.centers import first_of_class, group_means
-from pml_ext.pairs import Counted, label_masks, masked_max
+from pml_ext.pairs import Counted, label_masks, looks_are_free, masked_max
 
 
 def class_center_margin(

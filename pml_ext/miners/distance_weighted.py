@@ -8,7 +8,8 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import SamplingMiner
-from pml_ext.pairs import as_numbers, compared, count, has_any, in_row_blocks, of_rows, sample
+from pml_ext.pairs import as_numbers, compared, count, has_any, in_row_blocks, of_rows
+from pml_ext.sampling import sample
 
 
 def distance_weighted_log_weights(

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import SamplingMiner
-from pml_ext.pairs import in_row_blocks, sample
+from pml_ext.pairs import in_row_blocks
+from pml_ext.sampling import sample
 
 
 def exponential_positive(

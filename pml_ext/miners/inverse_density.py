@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import SamplingMiner
-from pml_ext.pairs import as_numbers, count, in_row_blocks, sample
+from pml_ext.pairs import as_numbers, count, in_row_blocks
+from pml_ext.sampling import sample
 
 
 def inverse_density_log_weights(sim: Tensor, neg: Tensor, *, max_z: float | None = None) -> Tensor:

@@ -12,8 +12,9 @@ from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import IndicesTuple, SamplingMiner
+from pml_ext.base import SamplingMiner
 from pml_ext.pairs import PairMasks
+from pml_ext.relations import IndicesTuple
 
 Triplets = tuple[Tensor, Tensor, Tensor]
 

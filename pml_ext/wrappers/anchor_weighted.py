@@ -10,8 +10,9 @@ from pytorch_metric_learning.reducers import BaseReducer
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import IndicesTuple, PairMatrixLoss
+from pml_ext.base import PairMatrixLoss
 from pml_ext.pairs import Counted, masked_logsumexp
+from pml_ext.relations import IndicesTuple
 from pml_ext.sides import Sides, SideWeights, exponential_sum, near
 from pml_ext.wrappers.base import LossWrapper
 

@@ -7,7 +7,8 @@ from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricL
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import IndicesTuple, MatrixLoss
+from pml_ext.base import MatrixLoss
+from pml_ext.relations import IndicesTuple
 
 
 class LossWrapper(BaseMetricLossFunction):

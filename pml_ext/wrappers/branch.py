@@ -7,8 +7,8 @@ import torch
 from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
 from torch import Tensor
 
-from pml_ext.base import IndicesTuple
 from pml_ext.blocks import unit
+from pml_ext.relations import IndicesTuple
 from pml_ext.wrappers.base import LossWrapper, checked_sizes, slice_sizes
 
 

@@ -7,10 +7,10 @@ from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricL
 from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor
 
-from pml_ext.base import IndicesTuple
-from pml_ext.blocks import looks_are_free, normalized
+from pml_ext.blocks import normalized
 from pml_ext.centers import Centers, CenterSource, leave_one_out
-from pml_ext.pairs import DisjointMasks, PairMasks, PrivateMasks, label_masks
+from pml_ext.pairs import DisjointMasks, PairMasks, PrivateMasks, label_masks, looks_are_free
+from pml_ext.relations import IndicesTuple
 from pml_ext.wrappers.base import LossWrapper, takes_masks
 
 

@@ -8,8 +8,9 @@ from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import Tensor, nn
 
 from pml_ext import arguments
-from pml_ext.base import IndicesTuple, PairMiner
+from pml_ext.base import PairMiner
 from pml_ext.pairs import DisjointMasks, PairMasks, label_masks, not_self
+from pml_ext.relations import IndicesTuple
 from pml_ext.wrappers.base import takes_masks, takes_references
 
 

@@ -8,7 +8,8 @@ from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import IndicesTuple, PairMatrixLoss, PairMiner, Selected
+from pml_ext.base import PairMatrixLoss, PairMiner
+from pml_ext.relations import IndicesTuple, Selected
 from pml_ext.wrappers.base import LossWrapper, takes_masks
 
 

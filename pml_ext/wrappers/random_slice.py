@@ -7,7 +7,8 @@ import torch
 from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
 from torch import Tensor
 
-from pml_ext.base import IndicesTuple, Seeded
+from pml_ext.base import Seeded
+from pml_ext.relations import IndicesTuple
 from pml_ext.wrappers.base import LossWrapper
 from pml_ext.wrappers.branch import BranchLoss
 

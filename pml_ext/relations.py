@@ -1,0 +1,118 @@
+"""Which pairs a loss or a miner is given: labels, index tuples or masks, as the masks of any range of rows."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pml_ext import arguments
+from pml_ext.pairs import DisjointMasks, PairMasks, PrivateMasks, index_masks, label_masks, not_self
+
+IndicesTuple = PairMasks | tuple[Tensor, ...]
+# The masks of a range of rows: from a start to before a stop.
+Rows = Callable[[int, int], PairMasks]
+# The masks of a block of scores [b, m] that begins at a row.
+Relation = Callable[[Tensor, int], PairMasks]
+
+
+class Selected(NamedTuple):
+    """All pairs but for those that a selection drops, for a row loss that makes it among its own scores.
+
+    Args:
+        select: scores, positives and negatives of some rows -> the pairs of them to keep, the same in every call.
+    """
+
+    select: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def pair_relation(
+    embeddings: Tensor,
+    labels: Tensor | None,
+    indices_tuple: IndicesTuple | Selected | None,
+    ref_emb: Tensor,
+    ref_labels: Tensor | None,
+) -> Rows:
+    """The masks, as a function of a range of rows. Self-pairs are dropped if the references are the batch itself."""
+    same, n, m = ref_emb is embeddings, embeddings.shape[0], ref_emb.shape[0]
+    if indices_tuple is None or isinstance(indices_tuple, Selected):
+        rows = _rows_of_labels(labels, ref_labels)
+    elif isinstance(indices_tuple, PairMasks):
+        rows = _rows_of_masks(indices_tuple, n, m)
+    else:
+        rows = _rows_of_indices(indices_tuple, n, m, embeddings.device)
+
+    def masks(start: int, stop: int) -> PairMasks:
+        pos, neg = pairs = rows(start, stop)
+        if not same:
+            return pairs
+        other = not_self(start, stop, m, embeddings.device)
+        return PairMasks(pos & other, neg & other)
+
+    return masks
+
+
+def relation_of(masks: Rows, indices_tuple: IndicesTuple | Selected | None) -> Relation:
+    """The masks as a function of a block of scores and its first row, narrowed by a selection among them."""
+
+    def relation(sim: Tensor, start: int) -> PairMasks:
+        pairs = masks(start, start + sim.shape[0])
+        if not isinstance(indices_tuple, Selected):
+            return pairs
+        with torch.no_grad():
+            return PairMasks(*indices_tuple.select(sim.detach(), *pairs))
+
+    return relation
+
+
+def wide(masks: Rows, n: int) -> Rows:
+    """The masks with a column for every reference, if some are private to one of the n anchors."""
+
+    def widened(start: int, stop: int) -> PairMasks:
+        pairs = masks(start, stop)
+        return pairs.wide(start, n) if isinstance(pairs, PrivateMasks) else pairs
+
+    return widened
+
+
+def _rows_of_labels(labels: Tensor | None, ref_labels: Tensor | None) -> Rows:
+    if labels is None:
+        raise ValueError("the pairs are unknown: give labels or an indices_tuple, both are None")
+    if ref_labels is None:
+        raise ValueError("the pairs are unknown: ref_emb was given without ref_labels or an indices_tuple")
+    return lambda start, stop: label_masks(labels[start:stop], ref_labels)
+
+
+def _rows_of_masks(masks: PairMasks, n: int, m: int) -> Rows:
+    kind = PrivateMasks if isinstance(masks, PrivateMasks) else PairMasks
+    shape = (n, m - n + 1 if kind is PrivateMasks else m)
+    for name, mask in zip(masks._fields, masks, strict=True):
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            raise TypeError(f"PairMasks.{name} must be a boolean tensor, got {getattr(mask, 'dtype', mask)}")
+        if mask.shape != shape:
+            raise ValueError(f"PairMasks.{name} must have shape {shape}, got {tuple(mask.shape)}")
+    if not isinstance(masks, DisjointMasks):
+        disjoint = ~(masks.pos & masks.neg).any()
+        arguments.holds(disjoint, "PairMasks must be disjoint: a pair is both positive and negative")
+    return lambda start, stop: kind(masks.pos[start:stop], masks.neg[start:stop])
+
+
+def _rows_of_indices(indices_tuple: tuple[Tensor, ...], n: int, m: int, device: torch.device) -> Rows:
+    arguments.index_tuple(indices_tuple)
+    # An empty index tensor may be of any dtype and on any device, as PML's own are.
+    a, p, *rest = (index.to(device=device, dtype=torch.long) for index in indices_tuple)
+    a2, b = rest if len(rest) == 2 else (a, rest[0])
+    if not torch.compiler.is_compiling():
+        for name, index, size in (("anchor", a, n), ("positive", p, m), ("anchor", a2, n), ("negative", b, m)):
+            if len(index) and not 0 <= int(index.min()) <= int(index.max()) < size:
+                raise ValueError(
+                    f"indices_tuple has {name} indices {int(index.min())}..{int(index.max())}, allowed is 0..{size - 1}"
+                )
+
+    def rows(start: int, stop: int) -> PairMasks:
+        pos, neg = index_masks(a, p, start, stop, m), index_masks(a2, b, start, stop, m)
+        if not torch.compiler.is_compiling() and bool((pos & neg).any()):
+            raise ValueError("indices_tuple names a pair both as positive and as negative")
+        return PairMasks(pos, neg)
+
+    return rows
