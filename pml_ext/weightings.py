@@ -12,6 +12,7 @@ Source: Wang et al., "Multi-Similarity Loss with General Pair Weighting for Deep
 1904.06627, who compare losses by these weights.
 """
 
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -132,5 +133,6 @@ def _softmax(x: Tensor, mask: Tensor) -> Tensor:
     """exp(x) / (1 + sum over the mask exp(x)) of the entries in the mask, [.., n, m]; 0 of the others."""
     x = x.masked_fill(~mask, torch.finfo(x.dtype).min)
     top = x.amax(-1, keepdim=True).clamp(min=0)
-    terms = (x - top).exp()
+    # Base 2: exp takes thirty times as long for what it makes 0.
+    terms = (x - top).mul_(1 / math.log(2)).exp2()
     return terms / (terms.sum(-1, keepdim=True) + (-top).exp())

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss
+from pml_ext.pairs import as_numbers
 
 
 def pair_weighted(sim: Tensor, pos: Tensor, neg: Tensor, *, weights: Tensor) -> Tensor:
     """Weighted scores of the negatives less those of the positives: all [.., n, m] -> [.., n]."""
-    signed = torch.where(neg, weights, 0.0) - torch.where(pos, weights, 0.0)
-    return torch.where(pos | neg, sim, 0.0).mul(signed.detach()).sum(-1)
+    sign = as_numbers(neg, sim.dtype) - as_numbers(pos, sim.dtype)
+    signed = torch.where(pos | neg, weights, 0.0).mul(sign)
+    return torch.linalg.vecdot(sim, signed.detach())
 
 
 @final
