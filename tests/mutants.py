@@ -10,10 +10,10 @@ from pytorch_metric_learning import losses as pml_losses
 from pytorch_metric_learning import miners as pml_miners
 from pytorch_metric_learning.distances import CosineSimilarity
 
-from pml_ext.base import PairMatrixLoss, PairMiner, SamplingMiner
+from pml_ext.base import BatchMatrixLoss, PairMatrixLoss, PairMiner, SamplingMiner
 from pml_ext.pairs import Counted, PairMasks, masked_mean, masked_min, nearest, softplus
 from pml_ext.sampling import sample
-from pml_ext.sides import SideWeights
+from pml_ext.sides import ABSENT, SideWeights, above
 
 LOSS_MUTANTS, MINER_MUTANTS = {}, {}
 
@@ -213,6 +213,20 @@ class HalfTheClosedForm(Sound):
         losses = softplus(pos).sum(1) / sides.pos_count.squeeze(1).clamp(min=1)
         losses = losses + softplus(neg).sum(1) / sides.neg_count.squeeze(1).clamp(min=1)
         return SideWeights(losses, 0 * pos, 5 * neg.sigmoid() / sides.neg_count.clamp(min=1))
+
+
+@breaks("hand_written_gradients_agree_with_autograd")
+class HalfTheClosedFormOfABatch(BatchMatrixLoss):
+    def per_batch(self, sim, pos, neg):
+        pos, neg = pos.flatten(-2), neg.flatten(-2)
+        return masked_mean(sim.flatten(-2), neg) - masked_mean(sim.flatten(-2), pos)
+
+    @staticmethod
+    def closed_form(sides, columns):
+        pos, neg = sides.pos_count.sum().clamp(min=1), sides.neg_count.sum().clamp(min=1)
+        there = above(sides.neg, -ABSENT / 2)
+        loss = (sides.neg * there).sum() / neg - (sides.pos * (sides.pos < ABSENT / 2)).sum() / pos
+        return SideWeights(loss, 0 * sides.pos, there / neg)
 
 
 @breaks("chunk_size_changes_nothing")

@@ -170,7 +170,7 @@ def negated_distance_agrees(loss: Any, case: Batch) -> None:
     assert_same(evaluate(negated, case.embeddings, case.labels), expected, "distance negated")
 
 
-@law("loss", "batch", is_row_loss)
+@law("loss", "batch", is_matrix_loss)
 def hand_written_gradients_agree_with_autograd(loss: Any, case: Batch) -> None:
     """The engine, and the closed form of a loss, have the value and the gradient of ordinary autograd."""
     if case.has_ties:
