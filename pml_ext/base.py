@@ -34,7 +34,7 @@ from pml_ext.blocks import (
 )
 from pml_ext.engine import Geometry, all_scores, row_losses
 from pml_ext.pairs import Counted, DisjointMasks, Needs, PairMasks, PrivateMasks, is_eager, substitute
-from pml_ext.relations import IndicesTuple, Rows, Selected, pair_relation, relation_of, wide
+from pml_ext.relations import IndicesTuple, RowMasks, Selected, pair_relation, relation_of, wide
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -45,7 +45,7 @@ class StaticDivisorReducer(DivisorReducer):
     def sum_and_divide(self, losses: Tensor, embeddings: Tensor, divisor: Tensor | float) -> Tensor:
         """Sum of the losses over the divisor; 0 where the divisor is 0."""
         divisor = torch.as_tensor(divisor, device=losses.device)
-        return losses.sum() / torch.where(divisor == 0, torch.inf, divisor)
+        return losses.sum() / torch.where(divisor == 0, 1, divisor) * (divisor != 0)
 
 
 class PairModule(ABC):
@@ -87,7 +87,7 @@ class PairModule(ABC):
         Half precision is computed in float32, also under autocast: exponents follow, and PML's `LpDistance` would
         build n * m * d numbers for float16.
         """
-        embeddings, ref_emb = _in_full(embeddings, ref_emb)
+        embeddings, ref_emb = in_full(embeddings, ref_emb)
         if torch.is_autocast_enabled(embeddings.device.type):
             with torch.autocast(embeddings.device.type, enabled=False):
                 matrix: Tensor = self.distance(embeddings, ref_emb)
@@ -96,7 +96,7 @@ class PairModule(ABC):
         return matrix if self.distance.is_inverted else -matrix
 
 
-def _in_full(embeddings: Tensor, ref_emb: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def in_full(embeddings: Tensor, ref_emb: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Both sets of vectors in the precision in which they are computed, that of the embeddings but at least float32."""
     if embeddings.dtype in HALF:
         embeddings = embeddings.float()
@@ -194,7 +194,7 @@ class PairMatrixLoss(MatrixLoss):
         }
 
     def plain(
-        self, embeddings: Tensor, ref_emb: Tensor | None, masks: Rows, indices_tuple: IndicesTuple | Selected | None
+        self, embeddings: Tensor, ref_emb: Tensor | None, masks: RowMasks, indices_tuple: IndicesTuple | Selected | None
     ) -> Counted:
         """Losses and counts by ordinary autograd, for any distance; in chunks under checkpointing."""
         n = embeddings.shape[0]
@@ -218,14 +218,14 @@ class PairMatrixLoss(MatrixLoss):
         self,
         embeddings: Tensor,
         ref_emb: Tensor | None,
-        masks: Rows,
+        masks: RowMasks,
         geometry: Geometry,
         labels: Tensor | None,
         indices_tuple: IndicesTuple | Selected | None,
         ref_labels: Tensor | None,
     ) -> Counted:
         """Losses and counts through the engine: the same values and gradients as `plain`."""
-        embeddings, refs = _in_full(embeddings, ref_emb)
+        embeddings, refs = in_full(embeddings, ref_emb)
         relation = relation_of(masks, indices_tuple)
         sides: Sided | None = None
         if self.closed_form is not None and indices_tuple is None and labels is not None and ref_labels is not None:
@@ -291,15 +291,15 @@ class BatchMatrixLoss(MatrixLoss):
             loss = self.fast(embeddings, refs, masks, geometry, labels if of_batch else None)
         return {"loss": {"losses": loss, "indices": None, "reduction_type": "already_reduced"}}
 
-    def plain(self, embeddings: Tensor, ref_emb: Tensor | None, masks: Rows) -> Tensor:
+    def plain(self, embeddings: Tensor, ref_emb: Tensor | None, masks: RowMasks) -> Tensor:
         """The loss by ordinary autograd, for any distance."""
         return self.of_scores(self.similarity(embeddings, ref_emb), *masks(0, len(embeddings)))
 
     def fast(
-        self, embeddings: Tensor, ref_emb: Tensor | None, masks: Rows, geometry: Geometry, labels: Tensor | None
+        self, embeddings: Tensor, ref_emb: Tensor | None, masks: RowMasks, geometry: Geometry, labels: Tensor | None
     ) -> Tensor:
         """The loss through the engine; with labels if it compares all pairs of a batch."""
-        embeddings, refs = _in_full(embeddings, ref_emb)
+        embeddings, refs = in_full(embeddings, ref_emb)
         sides = None
         if self.closed_form is not None and labels is not None:
             sides = label_sides(labels, labels, True, embeddings.dtype)
@@ -362,7 +362,7 @@ class SampleLoss(PairModule, BaseMetricLossFunction):
             raise ValueError(f"{type(self).__name__} needs labels, got None")
         c_f.indices_tuple_not_supported(indices_tuple)
         c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
-        samples = embeddings.float() if embeddings.dtype in (torch.float16, torch.bfloat16) else embeddings
+        samples, _ = in_full(embeddings, None)
         with torch.autocast(samples.device.type, enabled=False):
             # An empty batch too: in several processes the others wait for this one.
             if self.distance.normalize_embeddings:
@@ -389,6 +389,8 @@ class PairMiner(PairModule, BaseMiner):
     Attributes:
         embedding_size: the dimension of the embeddings of the last call, for a selection that depends on it.
         is_random: whether the selection draws at random.
+        is_row_function: whether `select` is a pure function of each row, and a loss may call it itself, again and block
+            by block; it is no such function unless its class says so.
 
     Args:
         as_masks: return `PairMasks` instead, which our losses take without a detour over index tensors.
@@ -397,6 +399,7 @@ class PairMiner(PairModule, BaseMiner):
 
     embedding_size: int | None = None
     is_random: bool = False
+    is_row_function: bool = False
 
     def __init__(self, *, as_masks: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -454,7 +457,7 @@ class PairMiner(PairModule, BaseMiner):
         geometry = self.geometry()
         if geometry is None:
             return self.similarity(embeddings, ref_emb)
-        embeddings, ref_emb = _in_full(embeddings, ref_emb)
+        embeddings, ref_emb = in_full(embeddings, ref_emb)
         if not torch.is_autocast_enabled(embeddings.device.type):
             return all_scores(embeddings, ref_emb, geometry)
         with torch.autocast(embeddings.device.type, enabled=False):
@@ -476,6 +479,8 @@ class Seeded:
             the same device; its position is in `state_dict`), or a `torch.Generator` on the embeddings' device.
         kwargs: those of the other base.
     """
+
+    is_random: bool = True
 
     def __init__(self, *, seed: int | torch.Generator | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -514,5 +519,3 @@ class SamplingMiner(Seeded, PairMiner):
     Args:
         kwargs: `seed` as in `Seeded`; those of `PairMiner`.
     """
-
-    is_random: bool = True

@@ -14,8 +14,8 @@ from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimila
 from torch import Tensor
 
 from pml_ext.engine import Geometry, Sparse, Weighed, unit_vectors
-from pml_ext.pairs import Counted, Needs, is_eager, looks_are_free
-from pml_ext.relations import Relation, Rows
+from pml_ext.pairs import Counted, Needs, defined_rows, is_eager, looks_are_free
+from pml_ext.relations import Relation, RowMasks
 from pml_ext.sides import ABSENT, Sides, SideWeights
 
 ClosedForm = Callable[..., SideWeights | None]
@@ -71,6 +71,8 @@ class Members(NamedTuple):
         """By numpy, whose calls take a fifth of the time; None where positives are too many, or an anchor has none."""
         own = _array(labels)
         refs = own if same else _array(ref_labels)
+        if refs.dtype.kind == "f" and (np.isnan(refs).any() or np.isnan(own).any()):
+            return None  # equal to nothing, not even to itself
         order = refs.argsort(kind="stable")
         ordered = refs[order]
         first = ordered.searchsorted(own)
@@ -283,7 +285,7 @@ class BatchRows:
 
     def __init__(
         self,
-        masks: Rows,
+        masks: RowMasks,
         sides: GatheredSides | None,
         closed_form: Callable[[Sides, Tensor], SideWeights | None] | None,
         per_batch: Callable[[Tensor, Tensor, Tensor], Tensor],
@@ -325,13 +327,4 @@ def _differentiated(sim: Tensor, function: Callable[[Tensor], Tensor]) -> tuple[
 
 def _defined(sides: Sides, needs: Needs) -> Tensor:
     """Which rows have the pairs that the loss needs, [b, 1] as booleans."""
-    has_pos, has_neg = sides.pos_count > 0, sides.neg_count > 0
-    match needs:
-        case "both":
-            return has_pos & has_neg
-        case "positives":
-            return has_pos
-        case "negatives":
-            return has_neg
-        case "either":
-            return has_pos | has_neg
+    return defined_rows(sides.pos_count > 0, sides.neg_count > 0, needs)

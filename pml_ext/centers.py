@@ -354,12 +354,12 @@ def leave_one_out(embeddings: Tensor, centers: Centers) -> tuple[Tensor, Tensor]
     size = group_sizes(centers.group, len(centers.points))[centers.group]
     share = torch.where(size > 1, 1 / (size - 1).clamp(min=1).to(embeddings.dtype), 0.0).unsqueeze(-1)
     others = _Others.apply if is_eager() else _others
-    return others(embeddings, centers.group, share), size > 1
+    return others(embeddings, centers.group, share, len(centers.points)), size > 1
 
 
-def _others(x: Tensor, group: Tensor, share: Tensor) -> Tensor:
+def _others(x: Tensor, group: Tensor, share: Tensor, number: int) -> Tensor:
     """The sum of the others of each one's group [n, d] times its share [n, 1], which is the same in a group."""
-    sums = x.new_zeros(x.shape).index_add(0, group, x)
+    sums = x.new_zeros(number, x.shape[1]).index_add(0, group, x)
     return (sums.index_select(0, group) - x) * share
 
 
@@ -367,13 +367,14 @@ class _Others(torch.autograd.Function):
     """The same map is also its own adjoint, so it is its gradient, too."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Tensor, share: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: Tensor, share: Tensor, number: int) -> Tensor:
         ctx.save_for_backward(group, share)
-        return _others(x, group, share)
+        ctx.number = number
+        return _others(x, group, share, number)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _Others.apply(grad, *ctx.saved_tensors), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return _Others.apply(grad, *ctx.saved_tensors, ctx.number), None, None, None
 
 
 def _class_numbers(labels: Tensor, num_classes: int) -> Tensor:

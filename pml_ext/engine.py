@@ -50,7 +50,7 @@ class Weighed(NamedTuple):
     counts: Tensor | int
 
 
-class Rows(Protocol):
+class Weighing(Protocol):
     """What the engine asks of a loss.
 
     Attributes:
@@ -71,7 +71,7 @@ class Rows(Protocol):
 
 
 def row_losses(
-    embeddings: Tensor, references: Tensor | None, geometry: Geometry, rows: Rows, chunk_size: int | None
+    embeddings: Tensor, references: Tensor | None, geometry: Geometry, rows: Weighing, chunk_size: int | None
 ) -> tuple[Tensor, Tensor]:
     """Losses and counts of all rows, [n] each; the losses are differentiable by both sets of vectors.
 
@@ -112,13 +112,20 @@ class _UnitVectors(torch.autograd.Function):
         if torch.is_grad_enabled():  # a second derivative is wanted
             again: Tensor = torch.autograd.grad(F.normalize(x), x, grad, create_graph=True)[0]
             return again
-        return _Vectors(*vectors).back(grad.clone())
+        with torch.autocast(x.device.type, enabled=False):
+            return _Vectors(*vectors).back(grad.clone())
 
 
 class _RowLosses(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, ref: Tensor | None, geometry: Geometry, rows: Rows, chunk_size: int | None, learns: bool
+        ctx: Any,
+        x: Tensor,
+        ref: Tensor | None,
+        geometry: Geometry,
+        rows: Weighing,
+        chunk_size: int | None,
+        learns: bool,
     ) -> tuple[Tensor, Tensor]:
         space = _Space.of(geometry, x, ref, rows.private)
         keep = chunk_size is None and learns and any(ctx.needs_input_grad[:2])
@@ -299,7 +306,8 @@ class _Space:
         of_columns = of_r[first:m]
         if self.private is not None:
             of_columns = torch.cat((of_columns.expand(len(a), -1), of_r[m + start : m + stop].unsqueeze(1)), 1)
-        scores.sub_(of_columns).sub_(of_a[start:stop])  # -D^2 / 2
+        # -D^2 / 2. Both squares at once: so a pair and its mirror image are rounded alike.
+        scores.sub_(of_columns + of_a[start:stop])
         if self.geometry.power == 2:
             return scores.mul_(2).clamp_max_(0)
         # Compared into numbers: a product with booleans is thirty times slower.
@@ -353,7 +361,7 @@ class _Space:
         return self._back(ga, gr)
 
     def recomputed(
-        self, rows: Rows, grad: Tensor, chunk_size: int | None, needed: Sequence[bool]
+        self, rows: Weighing, grad: Tensor, chunk_size: int | None, needed: Sequence[bool]
     ) -> tuple[Tensor | None, Tensor | None]:
         """The same, with V computed again block by block: memory grows with a block, not with n * m."""
         ga, gr = self._empty((True, True) if self.r is None else needed)

@@ -86,6 +86,7 @@ class Sets(NamedTuple):
     def of(points: Tensor, present: Tensor, k: int, classes: Tensor | None, class_weight: float) -> "Sets":
         """The sets of the points [b, s, d] that are present [b, s], for k centres."""
         points = points.to(torch.promote_types(points.dtype, torch.float32))
+        points = points.masked_fill(~present.unsqueeze(-1), 0.0)
         mask = present.to(points.dtype).unsqueeze(1)
         points = points - mask @ points / mask.sum(-1, keepdim=True).clamp_(min=1)
         sizes = points.norm(dim=-1).square_().div_(2).unsqueeze(1)

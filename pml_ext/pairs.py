@@ -51,6 +51,10 @@ class PrivateMasks(DisjointMasks):
         own = ~not_self(start, start + len(self.pos), n, self.pos.device)
         return PairMasks(*(torch.cat((mask[:, :-1], mask[:, -1:] & own), 1) for mask in self))
 
+    def indices(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The pairs of all n anchors as PML names them."""
+        return self.wide(0, len(self.pos)).indices()
+
 
 class Counted(NamedTuple):
     """One loss per anchor [..., n], and what the anchor adds to the divisor of the batch, an integer [..., n]."""
@@ -172,16 +176,7 @@ def substitute(sim: Tensor, pos: Tensor, neg: Tensor, needs: Needs) -> tuple[Ten
     Such a row gets scores of 0, column 0 as its only positive and column 1 as its only negative. The last value
     returned says which rows were left alone, [..., n].
     """
-    has_pos, has_neg = pos.any(-1), neg.any(-1)
-    match needs:
-        case "both":
-            defined = has_pos & has_neg
-        case "positives":
-            defined = has_pos
-        case "negatives":
-            defined = has_neg
-        case "either":
-            defined = has_pos | has_neg
+    defined = defined_rows(pos.any(-1), neg.any(-1), needs)
     keep = defined.unsqueeze(-1)
     column = torch.arange(sim.shape[-1], device=sim.device)
     return (
@@ -190,6 +185,19 @@ def substitute(sim: Tensor, pos: Tensor, neg: Tensor, needs: Needs) -> tuple[Ten
         torch.where(keep, neg, column == 1),
         defined,
     )
+
+
+def defined_rows(has_pos: Tensor, has_neg: Tensor, needs: Needs) -> Tensor:
+    """Which rows have the pairs in `needs`, from whether they have positives and negatives."""
+    match needs:
+        case "both":
+            return has_pos & has_neg
+        case "positives":
+            return has_pos
+        case "negatives":
+            return has_neg
+        case "either":
+            return has_pos | has_neg
 
 
 def softplus(x: Tensor) -> Tensor:

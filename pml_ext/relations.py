@@ -11,7 +11,7 @@ from pml_ext.pairs import DisjointMasks, PairMasks, PrivateMasks, index_masks, l
 
 IndicesTuple = PairMasks | tuple[Tensor, ...]
 # The masks of a range of rows: from a start to before a stop.
-Rows = Callable[[int, int], PairMasks]
+RowMasks = Callable[[int, int], PairMasks]
 # The masks of a block of scores [b, m] that begins at a row.
 Relation = Callable[[Tensor, int], PairMasks]
 
@@ -32,27 +32,28 @@ def pair_relation(
     indices_tuple: IndicesTuple | Selected | None,
     ref_emb: Tensor,
     ref_labels: Tensor | None,
-) -> Rows:
+) -> RowMasks:
     """The masks, as a function of a range of rows. Self-pairs are dropped if the references are the batch itself."""
     same, n, m = ref_emb is embeddings, embeddings.shape[0], ref_emb.shape[0]
+    device = embeddings.device  # not the embeddings, which would live as long as the function
     if indices_tuple is None or isinstance(indices_tuple, Selected):
         rows = _rows_of_labels(labels, ref_labels)
     elif isinstance(indices_tuple, PairMasks):
         rows = _rows_of_masks(indices_tuple, n, m)
     else:
-        rows = _rows_of_indices(indices_tuple, n, m, embeddings.device)
+        rows = _rows_of_indices(indices_tuple, n, m, device)
 
     def masks(start: int, stop: int) -> PairMasks:
         pos, neg = pairs = rows(start, stop)
         if not same:
             return pairs
-        other = not_self(start, stop, m, embeddings.device)
+        other = not_self(start, stop, m, device)
         return PairMasks(pos & other, neg & other)
 
     return masks
 
 
-def relation_of(masks: Rows, indices_tuple: IndicesTuple | Selected | None) -> Relation:
+def relation_of(masks: RowMasks, indices_tuple: IndicesTuple | Selected | None) -> Relation:
     """The masks as a function of a block of scores and its first row, narrowed by a selection among them."""
 
     def relation(sim: Tensor, start: int) -> PairMasks:
@@ -65,7 +66,7 @@ def relation_of(masks: Rows, indices_tuple: IndicesTuple | Selected | None) -> R
     return relation
 
 
-def wide(masks: Rows, n: int) -> Rows:
+def wide(masks: RowMasks, n: int) -> RowMasks:
     """The masks with a column for every reference, if some are private to one of the n anchors."""
 
     def widened(start: int, stop: int) -> PairMasks:
@@ -75,7 +76,7 @@ def wide(masks: Rows, n: int) -> Rows:
     return widened
 
 
-def _rows_of_labels(labels: Tensor | None, ref_labels: Tensor | None) -> Rows:
+def _rows_of_labels(labels: Tensor | None, ref_labels: Tensor | None) -> RowMasks:
     if labels is None:
         raise ValueError("the pairs are unknown: give labels or an indices_tuple, both are None")
     if ref_labels is None:
@@ -83,7 +84,7 @@ def _rows_of_labels(labels: Tensor | None, ref_labels: Tensor | None) -> Rows:
     return lambda start, stop: label_masks(labels[start:stop], ref_labels)
 
 
-def _rows_of_masks(masks: PairMasks, n: int, m: int) -> Rows:
+def _rows_of_masks(masks: PairMasks, n: int, m: int) -> RowMasks:
     kind = PrivateMasks if isinstance(masks, PrivateMasks) else PairMasks
     shape = (n, m - n + 1 if kind is PrivateMasks else m)
     for name, mask in zip(masks._fields, masks, strict=True):
@@ -97,7 +98,7 @@ def _rows_of_masks(masks: PairMasks, n: int, m: int) -> Rows:
     return lambda start, stop: kind(masks.pos[start:stop], masks.neg[start:stop])
 
 
-def _rows_of_indices(indices_tuple: tuple[Tensor, ...], n: int, m: int, device: torch.device) -> Rows:
+def _rows_of_indices(indices_tuple: tuple[Tensor, ...], n: int, m: int, device: torch.device) -> RowMasks:
     arguments.index_tuple(indices_tuple)
     # An empty index tensor may be of any dtype and on any device, as PML's own are.
     a, p, *rest = (index.to(device=device, dtype=torch.long) for index in indices_tuple)

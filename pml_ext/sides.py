@@ -56,7 +56,8 @@ class SideWeights(NamedTuple):
 
 def near(pos: Tensor) -> Tensor:
     """The scores of the positives with absent ones infinitely far: for a sum or a maximum over closeness."""
-    return torch.where(pos < ABSENT / 2, pos, -ABSENT)
+    # NaN stays what it is.
+    return torch.where(pos > ABSENT / 2, -ABSENT, pos)
 
 
 def only_max(sides: Sides) -> tuple[Tensor, Tensor] | None:
@@ -66,11 +67,17 @@ def only_max(sides: Sides) -> tuple[Tensor, Tensor] | None:
     # A maximum with its index takes four times as long as this.
     top = sides.neg.amax(1, keepdim=True)
     equal = torch.eq(sides.neg, top, out=torch.empty_like(sides.neg))
-    # Gathered sides are real numbers on the CPU: to look at them waits for nothing.
-    if ((equal.sum(1, keepdim=True) > 1) & (top > -ABSENT / 2)).any():
+    # Gathered sides are real numbers on the CPU: to look at them waits for nothing. NaN equals nothing.
+    if ((equal.sum(1, keepdim=True) != 1) & ~(top < -ABSENT / 2)).any():
         return None
     numbers = torch.arange(equal.shape[1], dtype=equal.dtype)
     return top, equal.mul_(numbers).amax(1, keepdim=True).long()
+
+
+def have_equals(scores: Tensor, value: Tensor) -> bool:
+    """Whether some row [b, m] of gathered sides holds its value [b, 1] more than once. Not for absent pairs."""
+    times = torch.eq(scores, value, out=torch.empty_like(scores)).sum(1, keepdim=True)
+    return bool(((times > 1) & (value.abs() < ABSENT / 2)).any())
 
 
 def above(x: Tensor, level: Tensor | float) -> Tensor:

@@ -17,7 +17,16 @@ from pytorch_metric_learning.reducers import DivisorReducer, SumReducer
 from toy import toy
 
 from pml_ext.catalog import build, needs
-from pml_ext.centers import BatchCenters, GroupCenters, KMeansCenters, LearnedCenters, RunningCenters
+from pml_ext.centers import (
+    BatchCenters,
+    Centers,
+    CenterSource,
+    GroupCenters,
+    KMeansCenters,
+    LearnedCenters,
+    RunningCenters,
+    group_means,
+)
 from pml_ext.losses import (
     BinomialDevianceLoss,
     CenterLoss,
@@ -364,6 +373,22 @@ def test_nearest_negatives_are_counted_without_the_positives():
         X6, Y6, None, MCA_CENTERS, torch.tensor([0, 0, 1, 1])
     )
     assert mca(MCA_CENTERS, 2, k=2)(X6, Y6).item() == pytest.approx(2.8371352470, abs=2e-10)
+
+
+def test_leave_one_out_of_a_source_with_more_centers_than_samples():
+    class AsManyAsThereMayBe(CenterSource):
+        of_batch = True
+
+        def forward(self, embeddings, labels):
+            return Centers(group_means(embeddings, labels, 10), torch.arange(10), labels)
+
+    x, y = torch.randn(6, 4, dtype=torch.float64), torch.tensor([9, 9, 9, 3, 3, 3])
+    loss = KNNSoftmaxLoss(k=None)
+    expected = CentersAsReferences(loss, BatchCenters(), leave_one_out=True)(x, y)
+    only = torch.zeros(10, dtype=torch.bool).index_fill_(0, y, True)
+    source = AsManyAsThereMayBe()
+    source.register_forward_hook(lambda module, batch, centers: centers._replace(used=only))
+    torch.testing.assert_close(CentersAsReferences(loss, source, leave_one_out=True)(x, y), expected)
 
 
 @pytest.mark.parametrize("leave_one_out", [False, True])

@@ -1,12 +1,14 @@
 """The engine where it matters how a batch falls into blocks, who else is differentiated, and what is kept."""
 
 import gc
+from functools import partial
 
 import pytest
 import torch
 from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity, LpDistance
 
 from pml_ext import losses, miners
+from pml_ext.base import PairMatrixLoss, PairMiner, Seeded, StaticDivisorReducer
 from pml_ext.blocks import GatheredSides, LabelSides, MaskSides, label_sides
 from pml_ext.centers import BatchCenters
 from pml_ext.engine import SYMMETRIC_ROWS, unit_vectors
@@ -70,11 +72,61 @@ def test_clamped_nca_far_beyond_its_levels(shift, dtype):
     torch.testing.assert_close(gradient(loss, embeddings, labels), expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["DecoupledNCALoss", "SemiHardTripletLoss", "HistogramLoss", "BatchHardTripletLoss"])
-def test_nan_in_an_embedding_is_seen_in_the_loss(name):
+SELECTIVE = ["DecoupledNCALoss", "SemiHardTripletLoss", "BatchHardTripletLoss", "EasyPositiveTripletLoss"]
+SELECTIVE += ["KNNSoftmaxLoss", "RankedPullDevianceLoss", "LargeMarginNearestNeighborLoss"]
+
+
+@pytest.mark.parametrize("name", [*SELECTIVE, "HistogramLoss", "MeanGapLoss", "LiftedStructureLoss"])
+@pytest.mark.parametrize("distance", [CosineSimilarity(), LpDistance()], ids=["cosine", "distance"])
+@pytest.mark.parametrize("per_class", [4, 12])
+def test_nan_in_an_embedding_is_seen_in_the_loss_and_in_the_gradient(name, distance, per_class):
     embeddings = torch.randn(24, 4)
     embeddings[5, 2] = torch.nan
-    assert getattr(losses, name)()(embeddings, torch.arange(24) // 4).isnan()
+    loss, labels = getattr(losses, name)(distance=distance), torch.arange(24) // per_class
+    assert loss(embeddings, labels).isnan()
+    assert gradient(loss, embeddings, labels).isnan().any()
+
+
+@pytest.mark.parametrize("name", SELECTIVE)
+def test_nan_in_a_reference_is_seen_in_the_loss(name):
+    embeddings, references = torch.randn(5, 4), torch.randn(24, 4)
+    references[1] = torch.nan
+    loss = getattr(losses, name)(distance=CosineSimilarity())
+    assert loss(embeddings, torch.zeros(5), None, references, torch.arange(24) // 4).isnan()
+
+
+@pytest.mark.parametrize("name", ["BinomialDevianceLoss", "LiftedStructureLoss"])
+def test_a_label_that_is_no_number_is_that_of_no_other_sample(name):
+    labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, torch.nan, torch.nan, 5, 5])
+    embeddings, loss = torch.randn(12, 4, dtype=torch.float64), getattr(losses, name)()
+    torch.testing.assert_close(loss(embeddings, labels), by_autograd(loss)(embeddings, labels))
+
+
+def test_ranks_of_equals_are_those_of_autograd_on_given_pairs():
+    embeddings = torch.tensor([[1.0, 0.0], [0.0, 1.0]] * 12, dtype=torch.float64)
+    labels = torch.tensor([0] * 14 + [1] * 10)
+    loss = losses.RankedPullDevianceLoss(
+        distance=DotProductSimilarity(normalize_embeddings=False), margins=(0.1,) * 4, alphas=(1, 2, 3, 4)
+    )
+    torch.testing.assert_close(gradient(loss, embeddings, labels), gradient(by_autograd(loss), embeddings, labels))
+
+
+def test_gradients_of_unit_vectors_are_exact_under_autocast():
+    labels, embeddings = torch.arange(24) // 4, torch.randn(24, 6, requires_grad=True)
+    loss = BranchLoss(losses.BinomialDevianceLoss(), 2)
+    expected = gradient(loss, embeddings, labels)
+    value = loss(embeddings, labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = torch.autograd.grad(value, embeddings)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_the_mean_over_more_than_float32_can_count():
+    count, losses_ = 2**24 + 1, torch.ones(2, dtype=torch.float64)
+    reducer = StaticDivisorReducer()
+    assert reducer.sum_and_divide(losses_, losses_, torch.tensor(count)) * count == 2
+    assert reducer.sum_and_divide(losses_.half(), losses_, torch.tensor(10**5)).dtype == torch.float16
+    assert reducer.sum_and_divide(losses_, losses_, torch.tensor(0)) == 0
 
 
 @pytest.mark.parametrize(("spread", "normalize"), [(1e-3, True), (1e-4, True), (1e-2, False)])
@@ -254,9 +306,57 @@ def test_a_loss_makes_the_selection_of_a_miner_among_its_own_scores(monkeypatch,
     ],
     ids=["random", "another distance", "statistics", "a chain with a random link"],
 )
-def test_a_miner_that_has_scores_of_its_own_or_is_watched_mines_by_itself(monkeypatch, miner):
+def test_a_miner_that_has_scores_of_its_own_or_is_counted_mines_by_itself(monkeypatch, miner):
     calls = []
     masks = miner.masks
     monkeypatch.setattr(miner, "masks", lambda *batch: calls.append(1) or masks(*batch))
     MinedLoss(losses.BinomialDevianceLoss(), miner)(torch.randn(12, 4), torch.arange(12) // 3)
     assert calls
+
+
+class Coins(Seeded, PairMiner):
+    """Draws with an engine's blocks in no one's mind."""
+
+    def get_default_distance(self):
+        return CosineSimilarity()
+
+    def select(self, sim, pos, neg):
+        return pos, neg & (torch.rand(sim.shape, generator=self.generator(sim.device)) < 0.5)
+
+
+class WholeBatch(PairMiner):
+    """The hardest five pairs of the batch: not a function of rows."""
+
+    def get_default_distance(self):
+        return CosineSimilarity()
+
+    def select(self, sim, pos, neg):
+        return pos, neg & (sim >= sim[neg].topk(5).values.min())
+
+
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_selections_of_ones_own_are_asked_for_once(chunk_size):
+    labels, embeddings = torch.arange(12) // 3, torch.randn(12, 4, dtype=torch.float64)
+    loss = losses.BinomialDevianceLoss(chunk_size=chunk_size)
+    for make in (partial(Coins, seed=3), WholeBatch):
+        expected = gradient(mined(losses.BinomialDevianceLoss(), make()), embeddings, labels)
+        torch.testing.assert_close(gradient(MinedLoss(loss, make()), embeddings, labels), expected)
+
+
+def test_a_loss_with_a_way_of_its_own_to_take_pairs_is_given_masks():
+    class Unpacking(PairMatrixLoss):
+        def per_anchor(self, sim, pos, neg):
+            return (sim * neg).sum(-1)
+
+        def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
+            pos, neg = indices_tuple
+            return super().compute_loss(embeddings, labels, PairMasks(pos, neg), ref_emb, ref_labels)
+
+    miner = miners.HardNegativePairMiner()
+    assert MinedLoss(Unpacking(distance=CosineSimilarity()), miner)(torch.randn(12, 4), torch.arange(12) // 3) != 0
+
+
+def test_indices_of_private_references_are_theirs():
+    *_, masks = a_batch_with_private_references()
+    for found, wanted in zip(masks.indices(), masks.wide(0, 9).indices(), strict=True):
+        assert torch.equal(found, wanted)

@@ -163,6 +163,14 @@ def test_padding_has_no_influence(seed, k, few):
             assert torch.equal(together[row, present[row]], cluster(points[row : row + 1], k)[0])
 
 
+@pytest.mark.parametrize("junk", [1e20, torch.inf, torch.nan])
+def test_what_stands_where_no_point_is_has_no_influence(layout, junk):
+    points, present = normal(2, 7, 3), torch.arange(7).expand(2, 7) != 3
+    other = points.clone()
+    other[:, 3] = junk
+    assert torch.equal(cluster(points, 3, present)[present], cluster(other, 3, present)[present])
+
+
 def test_the_seed_decides(layout):
     points = normal(1, 50, 3)
     state = torch.get_rng_state()

@@ -9,13 +9,14 @@ from torch import Tensor
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss
 from pml_ext.pairs import masked_mean, masked_min, nearest
-from pml_ext.sides import ABSENT, Sides, SideWeights, above, near
+from pml_ext.sides import ABSENT, Sides, SideWeights, above, have_equals, near
 
 
 def large_margin_nearest_neighbor(sim: Tensor, pos: Tensor, neg: Tensor, *, k: int | None, margin: float) -> Tensor:
     """LMNN loss of each anchor: sim, pos, neg [.., n, m] -> [.., n]. See `LargeMarginNearestNeighborLoss`."""
     targets = pos if k is None else nearest(sim, pos, k)
-    impostors = neg & (sim > masked_min(sim, targets) - margin)
+    # Not "nearer than": NaN is neither, and must stay visible.
+    impostors = neg & ~(sim <= masked_min(sim, targets) - margin)
     gap = masked_mean(sim, impostors) - masked_mean(sim, targets) + margin
     return gap.where(impostors.any(-1), 0.0)
 
@@ -27,7 +28,7 @@ def large_margin_nearest_neighbor_weights(sides: Sides, *, k: int | None, margin
     targets = near(sides.pos)
     if k is not None and k < targets.shape[1]:
         best = targets.topk(k)
-        if _have_equals(targets, best.values[:, -1:].contiguous()):
+        if have_equals(targets, best.values[:, -1:].contiguous()):
             return None
         targets = torch.full_like(targets, -ABSENT).scatter_(1, best.indices, best.values)
     there = above(targets, -ABSENT / 2)
@@ -38,14 +39,9 @@ def large_margin_nearest_neighbor_weights(sides: Sides, *, k: int | None, margin
     share = 1 / number.clamp(min=1)
     push = torch.linalg.vecdot(impostors, sides.neg).unsqueeze(1) * share
     pull = torch.linalg.vecdot(there, targets).unsqueeze(1) / count
-    losses = torch.where(number > 0, push - pull + margin, 0.0)
+    gap = push - pull + margin
+    losses = torch.where((number > 0) | gap.isnan(), gap, 0.0)
     return SideWeights(losses.squeeze(1), there.mul_(above(number, 0).neg_() / count), impostors.mul_(share))
-
-
-def _have_equals(scores: Tensor, value: Tensor) -> bool:
-    """Whether some row [b, m] of gathered sides, which are on the CPU, holds its value [b, 1] more than once."""
-    times = torch.eq(scores, value, out=torch.empty_like(scores)).sum(1, keepdim=True)
-    return bool(((times > 1) & (value.abs() < ABSENT / 2)).any())
 
 
 @final

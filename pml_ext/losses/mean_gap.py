@@ -20,7 +20,9 @@ def mean_gap(sim: Tensor, pos: Tensor, neg: Tensor, *, fraction: float) -> Tenso
     near_pos, near_neg = _closest(sim, pos, kept), _closest(sim, neg, kept)  # [.., n * m] each
     pull = near_pos * (sim < _mean(sim, near_neg).unsqueeze(-1))
     push = near_neg * (sim > _mean(sim, near_pos).unsqueeze(-1))
-    return _mean(sim, push) - _mean(sim, pull)
+    # NaN is neither near nor far, and must stay visible.
+    unknown = torch.where((pos | neg) & sim.isnan(), sim, 0.0).sum(-1)
+    return _mean(sim, push) - _mean(sim, pull) + unknown
 
 
 def _closest(sim: Tensor, mask: Tensor, k: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ def pair_weighted(sim: Tensor, pos: Tensor, neg: Tensor, *, weights: Tensor) -> 
     """Weighted scores of the negatives less those of the positives: all [.., n, m] -> [.., n]."""
     sign = as_numbers(neg, sim.dtype) - as_numbers(pos, sim.dtype)
     signed = torch.where(pos | neg, weights, 0.0).mul(sign)
-    return torch.linalg.vecdot(sim, signed.detach())
+    losses: Tensor = torch.linalg.vecdot(sim, signed.detach())
+    return losses
 
 
 @final

@@ -25,7 +25,9 @@ def ranked_pull_deviance(
     sharp: bool,
 ) -> Tensor:
     """Loss of each anchor: sim, pos, neg [.., n, m] -> [.., n]. See `RankedPullDevianceLoss`."""
-    ranked = sim.masked_fill(~pos, -torch.inf).topk(min(len(margins), sim.shape[-1]), dim=-1).values  # nearest first
+    # One more than is used, as in the closed form: which of equals come first depends on how many are asked for.
+    ranked = sim.masked_fill(~pos, -torch.inf).topk(min(len(margins) + 1, sim.shape[-1]), dim=-1).values
+    ranked = ranked[..., : len(margins)]  # nearest first
     there = torch.arange(ranked.shape[-1], device=sim.device) < pos.sum(-1, keepdim=True)
     ranks = zip(ranked.where(there, 0.0).unbind(-1), margins, alphas, strict=False)
     costs = [softplus((alpha if sharp else 1) * (base + margin - score)) / alpha for score, margin, alpha in ranks]

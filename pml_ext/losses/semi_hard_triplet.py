@@ -49,12 +49,12 @@ def semi_hard_triplet_weights(sides: Sides, *, margin: float) -> SideWeights | N
         from_the_end = torch.eq(neg, farthest, out=hits).mul_(len(numbers) - numbers).amax(1, keepdim=True)
         scores = torch.where(none_behind, farthest, scores)
         column = torch.where(none_behind, len(numbers) - from_the_end, column)
+    if scores.isnan().any():
+        return None  # which has no column
     present = ~(sides.pos >= ABSENT / 2)  # true of NaN, which must stay visible
     violation = torch.where(present, scores - sides.pos + margin, 0.0)
     slope = above(violation, 0)
-    # Of NaN there is no column; any will do.
-    column = column.clamp_(max=len(numbers) - 1).long()
-    return SideWeights(violation.relu().sum(1), -slope, slope, counts=present.sum(1), neg_column=column)
+    return SideWeights(violation.relu().sum(1), -slope, slope, counts=present.sum(1), neg_column=column.long())
 
 
 # With more positives than this, sorting the negatives is cheaper than comparing with each positive.

@@ -63,6 +63,7 @@ class ChainedMiner(PairMiner):
         for place, miner in enumerate(miners):
             self.add_module(f"miner{place}", miner)
         self.is_random = any(miner.is_random for miner in miners)
+        self.is_row_function = all(miner.is_row_function for miner in miners)
 
     @property
     def miners(self) -> tuple[PairMiner, ...]:

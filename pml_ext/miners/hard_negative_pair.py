@@ -54,6 +54,8 @@ class HardNegativePairMiner(PairMiner):
         (tensor([1, 2]), tensor([2, 1]))
     """
 
+    is_row_function = True
+
     def __init__(self, *, epsilon: float = 0.05, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(epsilon=arguments.non_negative("epsilon", epsilon))

@@ -48,6 +48,8 @@ class KNearestNegativeMiner(PairMiner):
         (tensor([1, 0, 3, 2]), tensor([2, 2, 1, 1]))
     """
 
+    is_row_function = True
+
     def __init__(self, *, k: int = 32, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(k=arguments.count("k", k))

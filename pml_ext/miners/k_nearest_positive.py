@@ -48,6 +48,8 @@ class KNearestPositiveMiner(PairMiner):
         (tensor([1, 2, 1]), 6)
     """
 
+    is_row_function = True
+
     def __init__(self, *, k: int = 3, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(k=arguments.count("k", k))

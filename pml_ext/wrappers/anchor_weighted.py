@@ -14,7 +14,7 @@ from pml_ext.base import PairMatrixLoss
 from pml_ext.pairs import Counted, masked_logsumexp
 from pml_ext.relations import IndicesTuple
 from pml_ext.sides import Sides, SideWeights, exponential_sum, near
-from pml_ext.wrappers.base import LossWrapper
+from pml_ext.wrappers.base import LossWrapper, is_row_loss
 
 
 def anchor_weight(sim: Tensor, pos: Tensor, neg: Tensor, *, alpha: float) -> Tensor:
@@ -151,7 +151,7 @@ class AnchorWeightedLoss(LossWrapper):
         """The loss dict of the inner loss, weighted."""
         batch = embeddings, labels, indices_tuple, ref_emb, ref_labels
         self.loss.reset_stats()
-        if _is_row_loss(self.loss):
+        if is_row_loss(self.loss):
             loss_dict = _WeightedRows(self.loss, alpha=self.alpha).compute_loss(*batch)
             self.loss.add_embedding_regularization_to_loss_dict(loss_dict, embeddings)
             return loss_dict
@@ -180,11 +180,3 @@ class AnchorWeightedLoss(LossWrapper):
             weight = weights[anchors].to(losses.dtype)
             weights = weight.view(-1, *[1] * (losses.ndim - 1))  # some of PML's losses are [.., 1]
         return part | {"losses": losses * weights}
-
-
-def _is_row_loss(loss: BaseMetricLossFunction) -> bool:
-    """Whether the loss is one of rows as the shell computes them: not with scores, say, of its own making."""
-    kind = type(loss)
-    return isinstance(loss, PairMatrixLoss) and all(
-        getattr(kind, name) is getattr(PairMatrixLoss, name) for name in ("compute_loss", "similarity")
-    )

@@ -7,7 +7,7 @@ from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricL
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import MatrixLoss
+from pml_ext.base import MatrixLoss, PairMatrixLoss
 from pml_ext.relations import IndicesTuple
 
 
@@ -51,6 +51,14 @@ class LossWrapper(BaseMetricLossFunction):
     def reduced(loss: Tensor) -> dict[str, Any]:
         """PML's loss dict of a value that the inner loss has reduced already."""
         return {"loss": {"losses": loss, "indices": None, "reduction_type": "already_reduced"}}
+
+
+def is_row_loss(loss: BaseMetricLossFunction) -> bool:
+    """Whether the loss is one of rows as the shell computes them: not with scores, say, of its own making."""
+    kind = type(loss)
+    return isinstance(loss, PairMatrixLoss) and all(
+        getattr(kind, name) is getattr(PairMatrixLoss, name) for name in ("compute_loss", "similarity")
+    )
 
 
 def takes_masks(loss: Any) -> bool:

@@ -7,6 +7,7 @@ from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricL
 from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor
 
+from pml_ext.base import in_full
 from pml_ext.blocks import normalized
 from pml_ext.centers import Centers, CenterSource, leave_one_out
 from pml_ext.pairs import DisjointMasks, PairMasks, PrivateMasks, label_masks, looks_are_free
@@ -112,7 +113,7 @@ class CentersAsReferences(LossWrapper):
             raise ValueError("CentersAsReferences needs labels, got None")
         c_f.indices_tuple_not_supported(indices_tuple)
         c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
-        samples = embeddings.float() if embeddings.dtype in (torch.float16, torch.bfloat16) else embeddings
+        samples, _ = in_full(embeddings, None)
         if self._normalizes():
             samples = normalized(self.distance, samples)
         centers = self.centers(samples, labels)

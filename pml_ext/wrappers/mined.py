@@ -8,9 +8,9 @@ from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import PairMatrixLoss, PairMiner
+from pml_ext.base import PairMiner
 from pml_ext.relations import IndicesTuple, Selected
-from pml_ext.wrappers.base import LossWrapper, takes_masks
+from pml_ext.wrappers.base import LossWrapper, is_row_loss, takes_masks
 
 
 @final
@@ -82,14 +82,11 @@ class MinedLoss(LossWrapper):
 
 
 def shares_scores(miner: PairMiner, loss: BaseMetricLossFunction) -> bool:
-    """Whether a loss can make a miner's selection among its own scores, and nobody would miss the miner's.
-
-    Not at random: the loss may compute its scores again.
-    """
-    geometry = loss.geometry() if isinstance(loss, PairMatrixLoss) else None
-    is_watched = miner.collect_stats or miner._forward_hooks or miner._forward_pre_hooks
-    is_usual = type(miner).masks is PairMiner.masks and not miner.is_random
-    return geometry is not None and geometry == miner.geometry() and is_usual and not is_watched
+    """Whether a loss can make a miner's selection among its own scores: they are the same, and may be cut into rows."""
+    if not miner.is_row_function or miner.collect_stats or not is_row_loss(loss):
+        return False
+    geometry = loss.geometry()
+    return geometry is not None and geometry == miner.geometry()
 
 
 def mined_pairs(
