@@ -21,6 +21,9 @@ from pml_ext.sides import ABSENT, Sides, SideWeights
 ClosedForm = Callable[..., SideWeights | None]
 # Positives are gathered to few columns if they are at most this share of all columns.
 GATHERED_SHARE = 0.25
+# Pair weights of few columns are added up one by one if these are at most so many or this share of all, in a product
+# of full matrices if they are more: that is where the two take the same time.
+FEW, FEW_SHARE = 8, 1 / 16
 
 
 def geometry_of(distance: Any) -> Geometry | None:
@@ -251,7 +254,7 @@ class LossRows:
             pos = torch.where(defined, pos, 0.0)
             neg = torch.where(defined, neg, 0.0) if neg_column is not None else neg.mul_(defined.to(neg.dtype))
         columns = self.sides.columns(start, start + sim.shape[0])
-        if neg_column is not None and columns is not None:
+        if neg_column is not None and columns is not None and _are_few(columns, neg_column, sim.shape[1]):
             few = Sparse(torch.cat((columns, neg_column), 1), torch.cat((pos, neg), 1))
             return Weighed(losses, few, 1 if counts is None else counts)
         if neg_column is not None:
@@ -323,6 +326,10 @@ def _differentiated(sim: Tensor, function: Callable[[Tensor], Tensor]) -> tuple[
         return values, torch.zeros_like(sim)
     (weights,) = torch.autograd.grad(total, leaf)
     return values.detach(), weights
+
+
+def _are_few(columns: Tensor, neg_column: Tensor, m: int) -> bool:
+    return columns.shape[1] + neg_column.shape[1] <= max(FEW, FEW_SHARE * m)
 
 
 def _defined(sides: Sides, needs: Needs) -> Tensor:

@@ -58,7 +58,7 @@ def semi_hard_triplet_weights(sides: Sides, *, margin: float) -> SideWeights | N
 
 
 # With more positives than this, sorting the negatives is cheaper than comparing with each positive.
-_FEW = 16
+_FEW = 128
 
 
 @final
