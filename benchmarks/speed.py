@@ -53,8 +53,6 @@ QUICK: dict[Setting, tuple[str, ...]] = {Setting(128, 128, 4): WITH_STOCK, Setti
 AT_LARGE = ("row", "center", "batch", "stock")
 MANY_PER_CLASS = ("RAW", "BatchAll", "BatchHard", "SemiHard", "NCA")
 MEMORY_AT = (SMALL.n, 512, MAIN.n, LARGE.n)
-# What is tried grows as this power of n, at a guess.
-GROWTH = 2.5
 # With a chunk size: two batches, to see how memory grows between them.
 LINEAR = (Setting(8192, 128, 4), Setting(32768, 128, 4))
 LINEAR_SMALL = Setting(1024, 128, 4)
@@ -149,12 +147,13 @@ class Record:
         keys = ((line["job"], line["n"], line["d"], line["per_class"], line["mode"]) for line in self.lines)
         return (job, *setting, mode) in keys
 
-    def seconds(self, job: str, setting: Setting) -> float:
+    def seconds(self, job: Job, setting: Setting) -> float:
         """About how long a step takes, from what it took on the largest smaller batch; 0 if that is not known."""
         smaller = [
-            (line["n"], line["seconds"] * (setting.n / line["n"]) ** GROWTH)
+            (line["n"], line["seconds"] * (setting.n / line["n"]) ** job.growth)
             for line in self.lines
-            if (line["job"], line["d"], line["per_class"], line["mode"]) == (job, setting.d, setting.per_class, "full")
+            if (line["job"], line["d"], line["per_class"], line["mode"])
+            == (job.key, setting.d, setting.per_class, "full")
             and line["n"] < setting.n
             and "seconds" in line
         ]
@@ -186,7 +185,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def too_much(job: Job, setting: Setting, record: Record, options: argparse.Namespace) -> str:
     """Why a job is not tried, or nothing."""
-    size, spent = job.bytes(setting) / 1e9, record.seconds(job.key, setting)
+    size, spent = job.bytes(setting) / 1e9, record.seconds(job, setting)
     if options.device == "cpu":
         spent = max(spent, job.seconds(setting))
     if spent > options.slowest:

@@ -52,6 +52,7 @@ class Job:
         has_gradient: whether there is a backward pass.
         bytes: of a setting, about the memory that it takes, where this can be too much.
         seconds: of a setting, about the time that it takes, where this can be too much.
+        growth: about the power of n with which its time grows.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Job:
     has_gradient: bool = True
     bytes: Callable[[Setting], float] = lambda setting: 0.0
     seconds: Callable[[Setting], float] = lambda setting: 0.0
+    growth: float = 2.5
 
     @property
     def side(self) -> str:
@@ -307,6 +309,7 @@ def _loops() -> list[Job]:
             made(loop),
             "loop over anchors",
             seconds=lambda setting: 6e-4 * setting.n + 1e-7 * setting.n**2,
+            growth=2,
         )
         for name, loop in loops.items()
     ]

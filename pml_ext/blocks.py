@@ -72,8 +72,8 @@ class Members(NamedTuple):
     @staticmethod
     def of(labels: Tensor, ref_labels: Tensor, same: bool) -> "Members | None":
         """By numpy, whose calls take a fifth of the time; None where positives are too many, or an anchor has none."""
-        own = _array(labels)
-        refs = own if same else _array(ref_labels)
+        own = as_array(labels)
+        refs = own if same else as_array(ref_labels)
         if refs.dtype.kind == "f" and (np.isnan(refs).any() or np.isnan(own).any()):
             return None  # equal to nothing, not even to itself
         order = refs.argsort(kind="stable")
@@ -106,7 +106,8 @@ class Members(NamedTuple):
         )
 
 
-def _array(labels: Tensor) -> Any:
+def as_array(labels: Tensor) -> Any:
+    """Labels on the CPU for numpy, which has no half precision of torch's kind."""
     labels = labels.detach()
     return (labels.double() if labels.is_floating_point() else labels).numpy()
 
