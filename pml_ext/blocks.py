@@ -14,7 +14,7 @@ from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimila
 from torch import Tensor
 
 from pml_ext.engine import Geometry, Sparse, Weighed, unit_vectors
-from pml_ext.pairs import Counted, Needs, defined_rows, is_eager, looks_are_free
+from pml_ext.pairs import Counted, Needs, count, defined_rows, is_eager, looks_are_free, only
 from pml_ext.relations import Relation, RowMasks
 from pml_ext.sides import ABSENT, Sides, SideWeights
 
@@ -195,13 +195,8 @@ class MaskSides:
     def __call__(self, sim: Tensor, start: int) -> Sides:
         """The sides of the block of scores [b, m] that begins at a row."""
         pos, neg = self.relation(sim, start)
-        return Sides(
-            sim.masked_fill(~pos, ABSENT),
-            sim.masked_fill(~neg, -ABSENT),
-            pos.sum(1, keepdim=True).to(sim.dtype),
-            neg.sum(1, keepdim=True).to(sim.dtype),
-            False,
-        )
+        pos_count, neg_count = (count(mask).to(sim.dtype) for mask in (pos, neg))
+        return Sides(only(sim, pos, ABSENT), only(sim, neg, -ABSENT), pos_count, neg_count, False)
 
     def columns(self, start: int, stop: int) -> Tensor | None:
         """Positives stay where they are."""

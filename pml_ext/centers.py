@@ -293,9 +293,11 @@ class LearnedCenters(CenterSource):
         if self.centers_per_class > 1:
             with torch.no_grad():
                 known = points.to(embeddings.dtype)
-                own = known.view(self.num_classes, self.centers_per_class, -1)[numbers]  # [n, per class, d]
                 half_squares = known.square().sum(-1).div(2).view(self.num_classes, -1)[numbers]
-                nearest = (half_squares - (own @ embeddings.unsqueeze(-1)).squeeze(-1)).argmin(-1)
+                # One of each class at a time: all of them would be an [n, per class, d] of their own.
+                of_class = known.view(self.num_classes, self.centers_per_class, -1).unbind(1)
+                products = [torch.linalg.vecdot(each.index_select(0, numbers), embeddings) for each in of_class]
+                nearest = (half_squares - torch.stack(products, 1)).argmin(-1)
             group = numbers * self.centers_per_class + nearest
         classes = torch.arange(self.num_classes, device=points.device)
         return Centers(points, classes.repeat_interleave(self.centers_per_class), group)
