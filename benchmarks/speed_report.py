@@ -170,7 +170,9 @@ def table(lines: Lines, command: str) -> str:
     parts += ["## Ratio to F, by n x d / per class", _ratio_table(lines, "ratio", "{:.2f}")]
     parts += ["## Memory in MB, by n x d / per class", _ratio_table(lines, "peak_mb", "{:.0f}")]
     if lines.linear:
-        parts += ["## Memory that is linear in n: `chunk_size`", _linear_table(lines)]
+        commits = ", ".join(dict.fromkeys(line["commit"] for line in lines.linear.values()))
+        about = f"Measured for the memory: the seconds are those of one step. Commit {commits}."
+        parts += ["## Memory that is linear in n: `chunk_size`", about, _linear_table(lines)]
     skipped = [line for line in lines.all if line.get("skipped")]
     if skipped:
         text = "\n".join(f"- {line['job']}, {_words(Lines.setting(line))}: {line['skipped']}" for line in skipped)
@@ -244,7 +246,7 @@ def plot(lines: Lines, path: Path) -> None:
         styles.append((name, "-", f"C{number}", name))
         styles.append((f"{name}, stock", "--", f"C{number}", f"{name}, PML"))
         styles.append((f"{name}, loop", ":", f"C{number}", f"{name}, loop"))
-    figure, panels = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
+    figure, panels = plt.subplots(1, 2, figsize=(11, 5.6), layout="constrained")
     for axis, field, factor, label in (
         (panels[0], "seconds", 1e3, "ms, forward and backward"),
         (panels[1], "peak_mb", 1, "MB above the inputs"),
@@ -264,6 +266,7 @@ def plot(lines: Lines, path: Path) -> None:
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    panels[0].legend(fontsize=7, ncols=2)
+    # Below both: within a panel it would hide the peers.
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=6)
     figure.savefig(path, dpi=90)
     plt.close(figure)
