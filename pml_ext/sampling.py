@@ -21,8 +21,7 @@ def sample(log_weights: Tensor, mask: Tensor, k: Tensor, generator: torch.Genera
     if not mask.numel():
         return mask
     if not looks_are_free(log_weights):
-        # The order of the log-weights after independent Gumbel noise was added to them.
-        return top_mask(log_weights + gumbel_like(log_weights, generator), mask, k) & (log_weights > -torch.inf)
+        return _sample_by_counting(log_weights, mask, k, generator)
     if mask.ndim > 2:
         log_weights, flat, k = log_weights.flatten(0, -2), mask.flatten(0, -2), k.flatten(0, -2)
         return _sample_rows(log_weights, flat, k, generator).view(mask.shape)
@@ -43,12 +42,17 @@ def _sample_rows(log_weights: Tensor, mask: Tensor, k: Tensor, generator: torch.
     elif most * most <= mask.shape[1]:
         drawn = _sample_by_search(log_weights, mask, k, most, generator)
     else:
-        drawn = top_mask(log_weights + gumbel_like(log_weights, generator), mask, k) & (log_weights > -torch.inf)
+        drawn = _sample_by_counting(log_weights, mask, k, generator)
     return drawn | (of_rows(mask, all_taken) & (log_weights > -torch.inf)) if some else drawn
 
 
 # For fewer numbers than these noise and order cost no more than a search.
 _SEARCHED = 1 << 15
+
+
+def _sample_by_counting(log_weights: Tensor, mask: Tensor, k: Tensor, generator: torch.Generator | None) -> Tensor:
+    """`sample` by the same order, whose k-th number is found by counting: no look at the numbers, any k."""
+    return top_mask(log_weights + gumbel_like(log_weights, generator), mask, k) & (log_weights > -torch.inf)
 
 
 def _sample_by_order(
