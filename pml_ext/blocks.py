@@ -13,24 +13,23 @@ import torch.nn.functional as F
 from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity, LpDistance
 from torch import Tensor
 
-from pml_ext.engine import Geometry, Sparse, Weighed, unit_vectors
+from pml_ext import thresholds
+from pml_ext.engine import Geometry, Sparse, Weighed, is_enabled, unit_vectors
 from pml_ext.pairs import Counted, Needs, count, defined_rows, is_eager, looks_are_free, only
 from pml_ext.relations import Relation, RowMasks
 from pml_ext.sides import ABSENT, Sides, SideWeights
 
 ClosedForm = Callable[..., SideWeights | None]
-# Positives are gathered to few columns if they are at most this share of all columns.
-GATHERED_SHARE = 0.25
-# Pair weights of few columns are added up one by one if these are at most so many or this share of all, in a product
-# of full matrices if they are more: that is where the two take the same time.
-FEW, FEW_SHARE = 8, 1 / 16
 
 
 def geometry_of(distance: Any) -> Geometry | None:
     """How the engine computes the scores of a PML distance, or None for a distance that it does not know.
 
-    A distance that somebody listens to (a hook, statistics) is called as PML calls it.
+    A distance that somebody listens to (a hook, statistics) is called as PML calls it, as is any while the engine is
+    disabled.
     """
+    if not is_enabled():
+        return None
     if distance._forward_hooks or distance._forward_pre_hooks or distance.collect_stats or distance.p != 2:
         return None
     kind = type(distance)
@@ -43,7 +42,7 @@ def geometry_of(distance: Any) -> Geometry | None:
 
 def unit(x: Tensor) -> Tensor:
     """Vectors [n, d] of unit length, and of length 0 if they are 0."""
-    return unit_vectors(x) if is_eager() else F.normalize(x, dim=1)
+    return unit_vectors(x) if is_eager() and is_enabled() else F.normalize(x, dim=1)
 
 
 def normalized(distance: Any, x: Tensor) -> Tensor:
@@ -82,7 +81,7 @@ class Members(NamedTuple):
         sizes = ordered.searchsorted(own, side="right") - first
         smallest, largest = int(sizes.min()), int(sizes.max())
         k = max(largest - int(same), 1)
-        if k > GATHERED_SHARE * len(refs) or smallest == 0:
+        if k > thresholds.GATHERED_SHARE * len(refs) or smallest == 0:
             return None
         place = np.arange(k)[None, :]
         if same:
@@ -325,7 +324,7 @@ def _differentiated(sim: Tensor, function: Callable[[Tensor], Tensor]) -> tuple[
 
 
 def _are_few(columns: Tensor, neg_column: Tensor, m: int) -> bool:
-    return columns.shape[1] + neg_column.shape[1] <= max(FEW, FEW_SHARE * m)
+    return columns.shape[1] + neg_column.shape[1] <= max(thresholds.FEW_COLUMNS, thresholds.FEW_SHARE * m)
 
 
 def _defined(sides: Sides, needs: Needs) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pml_ext import arguments
+from pml_ext import arguments, thresholds
 from pml_ext.blocks import as_array, unit
 from pml_ext.kmeans import kmeans
 from pml_ext.pairs import is_eager, looks_are_free
@@ -336,11 +336,11 @@ def _first_alike(keys: list[Any]) -> Any:
 def _classes(labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """The samples of each class: their numbers [classes, size], and where there are so many.
 
-    Classes of a similar size come together: the padding is at most three times as large as what is padded.
+    Classes of a similar size come together: the padding is at most a few times as large as what is padded.
     """
     _, sizes = (ordered := labels.sort(stable=True)).values.unique_consecutive(return_counts=True)
     first = sizes.cumsum(0) - sizes
-    level = torch.bucketize(sizes, 4 ** torch.arange(1, 16, device=sizes.device))
+    level = torch.bucketize(sizes, thresholds.CLASS_SIZE_RATIO ** torch.arange(1, 16, device=sizes.device))
     for each in level.unique().tolist():
         size, start = sizes[level == each].unsqueeze(1), first[level == each].unsqueeze(1)
         place = torch.arange(int(size.max()), device=sizes.device)

@@ -12,7 +12,8 @@ D^2 = |a|^2 + |r|^2 - 2 <a, r>, it carries the derivative of the score by the in
 The scores of a batch with itself are symmetric: half of them are computed, and the others copied.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -20,11 +21,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# So many scores are computed at a time: on a CPU a block of them and its temporaries stay in a core's cache, a GPU is
-# to be kept busy.
-BLOCK_CPU, BLOCK_GPU = 1 << 17, 1 << 26
-# Rows of the blocks above the diagonal of symmetric scores: long enough for the product, few enough to waste little.
-SYMMETRIC_ROWS = 96
+from pml_ext import thresholds
+
+_is_enabled = True
+
+
+@contextmanager
+def disabled() -> Iterator[None]:
+    """Until the end of the block, losses and miners of all threads compute by ordinary operations and autograd.
+
+    Values and gradients are the same up to rounding: for tests, and to find out where a difference comes from.
+
+    Example:
+        >>> from pml_ext import engine
+        >>> with engine.disabled():
+        ...     engine.is_enabled()
+        False
+    """
+    global _is_enabled
+    before, _is_enabled = _is_enabled, False
+    try:
+        yield
+    finally:
+        _is_enabled = before
+
+
+def is_enabled() -> bool:
+    """Whether no `disabled` block is being run."""
+    return _is_enabled
 
 
 class Geometry(NamedTuple):
@@ -289,8 +313,8 @@ class _Space:
     def blocks(self, chunk_size: int | None, together: bool) -> list[tuple[int, int]]:
         """Ranges of rows that are computed at a time."""
         n, m = len(self.a.points), len(self.shared)
-        block = BLOCK_CPU if self.shared.device.type == "cpu" else BLOCK_GPU
-        size = n if together else min(chunk_size or n, max(32, block // max(m, 1)))
+        block = thresholds.BLOCK_CPU if self.shared.device.type == "cpu" else thresholds.BLOCK_GPU
+        size = n if together else min(chunk_size or n, max(thresholds.BLOCK_ROWS, block // max(m, 1)))
         return [(start, min(start + size, n)) for start in range(0, n, size)]
 
     def scores(self, start: int, stop: int, first: int = 0) -> Tensor:
@@ -316,12 +340,12 @@ class _Space:
 
     def symmetric_scores(self) -> Tensor:
         """Scores of the batch with itself [n, n]: blocks of rows from the diagonal on, mirrored."""
-        n = len(self.shared)
-        if n < 3 * SYMMETRIC_ROWS:
+        n, size = len(self.shared), thresholds.SYMMETRIC_ROWS
+        if n < 3 * size:
             return self.scores(0, n)
         scores = self.shared.new_empty(n, n)
-        for start in range(0, n, SYMMETRIC_ROWS):
-            stop = min(start + SYMMETRIC_ROWS, n)
+        for start in range(0, n, size):
+            stop = min(start + size, n)
             upper = self.scores(start, stop, start)
             scores[start:stop, start:] = upper
             scores[stop:, start:stop] = upper[:, stop - start :].t()

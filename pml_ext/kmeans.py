@@ -10,10 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pml_ext import thresholds
 from pml_ext.pairs import looks_are_free
-
-# With at most so many points for each centre it is cheaper to begin with the distances between all of them.
-_FEW = 8
 
 
 def kmeans(
@@ -92,7 +90,7 @@ class Sets(NamedTuple):
         sizes = points.norm(dim=-1).square_().div_(2).unsqueeze(1)
         classes = None if classes is None or class_weight == 0 else classes.unsqueeze(1)
         between = None
-        if points.shape[1] <= _FEW * k:
+        if points.shape[1] <= thresholds.POINTS_PER_CENTER * k:
             between = torch.baddbmm(sizes + sizes.mT, points, points.mT, alpha=-1)
             if classes is not None:
                 between.add_(classes != classes.mT, alpha=class_weight**2)

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pml_ext import thresholds
+
 Needs = Literal["both", "positives", "negatives", "either"]
 
 
@@ -119,7 +121,7 @@ def in_row_blocks(
 
     Row i of the result must depend on row i only.
     """
-    rows = max(1, _BLOCK // max(1, sim.shape[-1]))
+    rows = max(1, thresholds.SELECTION_BLOCK // max(1, sim.shape[-1]))
     if sim.ndim != 2 or len(sim) <= 2 * rows or not looks_are_free(sim):
         return select(sim, pos, neg)
     blocks = zip(*(x.split(rows) for x in (sim, pos, neg)), strict=True)
@@ -127,14 +129,11 @@ def in_row_blocks(
     return torch.cat(kept_pos), torch.cat(kept_neg)
 
 
-# So many scores at a time.
-_BLOCK = 1 << 18
-
-
 def label_masks(labels: Tensor, ref_labels: Tensor) -> PairMasks:
     """Positives share the label, negatives do not. labels [n], ref_labels [m] -> masks [n, m]."""
     rows, columns = labels.unsqueeze(-1), ref_labels.unsqueeze(-2)
-    if len(labels) * len(ref_labels) > _BLOCK // 8 and _fit_float32(labels) and _fit_float32(ref_labels):
+    many = len(labels) * len(ref_labels) > thresholds.FLOAT_LABELS
+    if many and _fit_float32(labels) and _fit_float32(ref_labels):
         alike = torch.empty(len(labels), len(ref_labels))
         pos = torch.eq(rows.float(), columns.float(), out=alike).bool()
     else:
@@ -273,16 +272,14 @@ def largest(x: Tensor, k: int, more: Tensor | None = None) -> Tensor:
 
     Those of x are among its k groups with the largest maxima: two small selections instead of one large one.
     """
-    groups = x.shape[-1] // _GROUP
-    if groups >= 2 * k:
-        grouped = x[..., : groups * _GROUP].unflatten(-1, (_GROUP, groups))
+    size = thresholds.GROUP
+    groups = x.shape[-1] // size
+    if groups >= thresholds.GROUPS_FOR_EACH * k:
+        grouped = x[..., : groups * size].unflatten(-1, (size, groups))
         best = grouped.amax(-2).topk(k, dim=-1, sorted=False).indices
         candidates = grouped.gather(-1, best.unsqueeze(-2).expand(*grouped.shape[:-1], k)).flatten(-2)
-        x = torch.cat((candidates, x[..., groups * _GROUP :]), -1)
+        x = torch.cat((candidates, x[..., groups * size :]), -1)
     return (x if more is None else torch.cat((x, more), -1)).topk(k, dim=-1, sorted=False).values
-
-
-_GROUP = 4
 
 
 def kth_largest(x: Tensor, k: Tensor) -> Tensor:
@@ -293,7 +290,7 @@ def kth_largest(x: Tensor, k: Tensor) -> Tensor:
     largest are found one by one, by counting.
     """
     x = x.detach()
-    if x.shape[-1] <= _SORTED:
+    if x.shape[-1] <= thresholds.SORTED_LENGTH:
         return x.sort(-1, descending=True).values.gather(-1, (k - 1).clamp(0, x.shape[-1] - 1))
     integers = torch.int64 if x.dtype == torch.float64 else torch.int32
     largest = torch.iinfo(integers).max
@@ -316,14 +313,6 @@ def kth_largest(x: Tensor, k: Tensor) -> Tensor:
     return torch.where(result.isnan(), -torch.inf, result)
 
 
-# Up to this length sorting a row is cheaper than counting 32 times.
-_SORTED = 128
-
-
-# Counting triplets needs several index matrices of 8 bytes a number: so many rows at a time bound their size.
-_ROWS = 512
-
-
 def active_triplets(sim: Tensor, pos: Tensor, neg: Tensor, margin: float) -> tuple[Tensor, Tensor]:
     """Triplets with s_n - s_p + margin > 0: each pair's signed number [.., n, m], each anchor's number [.., n].
 
@@ -331,7 +320,7 @@ def active_triplets(sim: Tensor, pos: Tensor, neg: Tensor, margin: float) -> tup
     formed: memory n * m numbers, time n * m log m. Constants to the gradient.
     """
     with torch.no_grad():
-        blocks = zip(*(x.split(_ROWS, dim=-2) for x in (sim, pos, neg)), strict=True)
+        blocks = zip(*(x.split(thresholds.TRIPLET_ROWS, dim=-2) for x in (sim, pos, neg)), strict=True)
         weights, counts = zip(*(_active_triplets(s, p, n, margin) for s, p, n in blocks), strict=True)
         return torch.cat(weights, dim=-2), torch.cat(counts, dim=-1)
 

@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from pml_ext import thresholds
 from pml_ext.pairs import FAR, as_numbers, count, kth_largest, looks_are_free, of_rows, only
 
 
@@ -37,17 +38,13 @@ def _sample_rows(log_weights: Tensor, mask: Tensor, k: Tensor, generator: torch.
     most = int(k.max())
     if most == 0:
         drawn = torch.zeros_like(mask)
-    elif mask.numel() < _SEARCHED:
+    elif mask.numel() < thresholds.SEARCHED_NUMBERS:
         drawn = _sample_by_order(log_weights, mask, k, most, generator)
     elif most * most <= mask.shape[1]:
         drawn = _sample_by_search(log_weights, mask, k, most, generator)
     else:
         drawn = _sample_by_counting(log_weights, mask, k, generator)
     return drawn | (of_rows(mask, all_taken) & (log_weights > -torch.inf)) if some else drawn
-
-
-# For fewer numbers than these noise and order cost no more than a search.
-_SEARCHED = 1 << 15
 
 
 def _sample_by_counting(log_weights: Tensor, mask: Tensor, k: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -112,7 +109,7 @@ def _search(weights: Tensor, draws: int, generator: torch.Generator | None) -> T
     b, m = weights.shape
     # Sums and numbers of 53 bits: of 24 bits there are no more than a few for each of many entries.
     uniform = torch.rand(b, draws, dtype=torch.float64, generator=generator)
-    if m < _GROUPED:
+    if m < thresholds.GROUPED_COLUMNS:
         upto = weights.cumsum(1, dtype=torch.float64)
         return torch.searchsorted(upto, uniform.mul_(upto[:, -1:]), right=True).clamp_max_(m - 1)
     # First the group of columns, then the column: a cumulative sum takes ten times as long as a sum.
@@ -136,10 +133,6 @@ def _place(upto: Tensor, x: Tensor) -> Tensor:
     x = x.unsqueeze(2)
     below = torch.le(upto, x, out=x.new_empty(*x.shape[:2], upto.shape[2]))
     return below.sum(2).long().clamp_max_(upto.shape[2] - 1)
-
-
-# From so many columns on.
-_GROUPED = 512
 
 
 def gumbel_like(x: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -7,11 +7,11 @@ import pytest
 import torch
 from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity, LpDistance
 
-from pml_ext import losses, miners
+from pml_ext import losses, miners, thresholds
 from pml_ext.base import PairMatrixLoss, PairMiner, Seeded, StaticDivisorReducer
 from pml_ext.blocks import GatheredSides, LabelSides, MaskSides, label_sides
 from pml_ext.centers import BatchCenters
-from pml_ext.engine import SYMMETRIC_ROWS, unit_vectors
+from pml_ext.engine import unit_vectors
 from pml_ext.pairs import PairMasks, PrivateMasks, label_masks, not_self
 from pml_ext.testing.law import by_autograd
 from pml_ext.wrappers import BranchLoss, CentersAsReferences, MinedLoss
@@ -158,7 +158,7 @@ DISTANCES = {
 def test_mirrored_scores_are_those_of_all_pairs(name, distance):
     """A batch of several blocks on either side of the diagonal, the last one shorter."""
     torch.manual_seed(0)
-    n = 4 * SYMMETRIC_ROWS + 7
+    n = 4 * thresholds.SYMMETRIC_ROWS + 7
     labels, embeddings = torch.randint(n // 5, (n,)), torch.randn(n, 6, dtype=torch.float64)
     loss = getattr(losses, name)(distance=distance)
     plain = by_autograd(loss)

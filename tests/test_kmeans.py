@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pml_ext import kmeans as module
+from pml_ext import thresholds
 from pml_ext.kmeans import Sets, kmeans, lloyd, plus_plus
 
 
 @pytest.fixture(params=["few", "many"])
 def layout(request, monkeypatch):
     """Both ways to compute, whatever the number of points."""
-    monkeypatch.setattr(module, "_FEW", {"few": 10**6, "many": 0}[request.param])
+    monkeypatch.setattr(thresholds, "POINTS_PER_CENTER", {"few": 10**6, "many": 0}[request.param])
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -93,7 +93,7 @@ def some_points(draw):
 @given(some_points(), st.integers(1, 6), st.integers(0, 3), st.sampled_from([0, 8]))
 def test_at_the_end_every_point_is_in_the_cluster_of_its_nearest_mean(points, k, seed, few):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_FEW", few)
+        patch.setattr(thresholds, "POINTS_PER_CENTER", few)
         clusters = cluster(points, k, seed=seed, max_iterations=100)[0]
     centers = means(points[0], clusters)
     for point, own in zip(points[0], clusters.tolist(), strict=True):
@@ -157,7 +157,7 @@ def test_padding_has_no_influence(seed, k, few):
         present[row, torch.randperm(11, generator=generator)[:6]] = True
         padded[row, present[row]] = points[row]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_FEW", few)
+        patch.setattr(thresholds, "POINTS_PER_CENTER", few)
         together = cluster(padded, k, present)
         for row in range(3):
             assert torch.equal(together[row, present[row]], cluster(points[row : row + 1], k)[0])
@@ -216,7 +216,7 @@ def test_both_ways_agree(monkeypatch):
     points, classes = normal(1, 200, 16), torch.arange(200).unsqueeze(0) % 9
     found = []
     for few in (0, 10**6):
-        monkeypatch.setattr(module, "_FEW", few)
+        monkeypatch.setattr(thresholds, "POINTS_PER_CENTER", few)
         found.append(cluster(points, 7, classes=classes, class_weight=0.5))
     assert torch.equal(*found)
 

@@ -6,7 +6,7 @@ from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity, Do
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from pml_ext import pairs, sampling
+from pml_ext import sampling, thresholds
 from pml_ext.base import PairMiner, SamplingMiner
 from pml_ext.catalog import all_miners
 from pml_ext.miners import (
@@ -26,7 +26,7 @@ from pml_ext.testing.sampling import assert_frequencies, subset_probabilities
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("m", [1, 5, 300])
 def test_kth_largest_is_that_of_a_sort(dtype: torch.dtype, m: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pairs, "_SORTED", 0)
+    monkeypatch.setattr(thresholds, "SORTED_LENGTH", 0)
     generator = torch.Generator().manual_seed(m)
     exponents = torch.randint(-30, 30, (60, 1), generator=generator)
     x = torch.randn(60, m, dtype=dtype, generator=generator) * 10.0**exponents
@@ -228,7 +228,7 @@ def test_every_miner_is_here() -> None:
 def test_blocks_of_rows_keep_what_all_rows_do(miner: PairMiner, monkeypatch: pytest.MonkeyPatch) -> None:
     x, labels = batch(90)
     whole = miner.masks(x, labels, x, labels)
-    monkeypatch.setattr(pairs, "_BLOCK", 90 * 40)
+    monkeypatch.setattr(thresholds, "SELECTION_BLOCK", 90 * 40)
     for a, b in zip(miner.masks(x, labels, x, labels), whole, strict=True):
         assert torch.equal(a, b)
         assert a.any()
@@ -240,7 +240,7 @@ def test_blocks_of_rows_draw_from_one_stream(cls: type[SamplingMiner], monkeypat
     x, labels = batch(40)
     x, labels = x.repeat(2, 1), labels.repeat(2)
     whole = cls(seed=1).masks(x, labels, x, labels)
-    monkeypatch.setattr(pairs, "_BLOCK", 80 * 20)
+    monkeypatch.setattr(thresholds, "SELECTION_BLOCK", 80 * 20)
     first, second = cls(seed=1), cls(seed=1)
     drawn = [miner.masks(x, labels, x, labels) for miner in (first, second, first)]
     for a, b, again, unblocked in zip(*drawn, whole, strict=True):
@@ -253,7 +253,7 @@ def test_blocks_of_rows_draw_from_one_stream(cls: type[SamplingMiner], monkeypat
 
 
 def test_blocks_have_the_rows_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pairs, "_BLOCK", 40)
+    monkeypatch.setattr(thresholds, "SELECTION_BLOCK", 40)
     sizes: list[int] = []
 
     def select(sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:

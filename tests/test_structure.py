@@ -35,7 +35,7 @@ LAYERS = (
     ("engine", "relations", "sampling"),
     ("sides",),
     ("pairs", "synthesis"),
-    ("arguments",),
+    ("arguments", "thresholds"),
 )
 
 
@@ -79,7 +79,7 @@ def test_an_import_that_points_up_is_seen():
     assert wrong_imports(Path("losses/raw.py"), ast.parse("from pml_ext.losses.other import x")) == []
 
 
-@pytest.mark.parametrize("name", ["pairs.py", "engine.py", "synthesis.py"])
+@pytest.mark.parametrize("name", ["pairs.py", "engine.py", "synthesis.py", "thresholds.py"])
 def test_the_kernel_knows_torch_only(name):
     if (ROOT / name).exists():
         tops = {module.split(".")[0] for module in imported(modules()[Path(name)])}

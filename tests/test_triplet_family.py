@@ -20,6 +20,7 @@ from pytorch_metric_learning.regularizers import LpRegularizer
 from torch import Tensor
 from toy import toy
 
+from pml_ext import thresholds
 from pml_ext.catalog import build
 from pml_ext.losses import (
     AnchorContrastiveLoss,
@@ -32,7 +33,6 @@ from pml_ext.losses import (
     SemiHardTripletLoss,
     SoftTripletLoss,
 )
-from pml_ext.losses import soft_triplet as soft_triplet_module
 from pml_ext.pairs import Counted, PairMasks
 from pml_ext.wrappers import AnchorWeightedLoss
 
@@ -384,7 +384,7 @@ def test_soft_triplets_do_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPat
     embeddings, labels = batch((3, 2, 4, 1))
     value, gradient = SoftTripletLoss()(embeddings, labels), gradient_of(SoftTripletLoss(), embeddings, labels)
     for numbers in (1, 300):
-        monkeypatch.setattr(soft_triplet_module, "_NUMBERS", numbers)
+        monkeypatch.setattr(thresholds, "SOFT_TRIPLETS", numbers)
         torch.testing.assert_close(SoftTripletLoss()(embeddings, labels), value)
         torch.testing.assert_close(gradient_of(SoftTripletLoss(), embeddings, labels), gradient)
 
@@ -415,7 +415,7 @@ def test_no_triplet_is_kept_for_the_backward_pass(recipe: str) -> None:
 
 @pytest.mark.parametrize("make", [LiftedStructureLoss, SoftTripletLoss, partial(SoftTripletLoss, chunk_size=2)])
 def test_second_derivatives(make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(soft_triplet_module, "_NUMBERS", 100)
+    monkeypatch.setattr(thresholds, "SOFT_TRIPLETS", 100)
     loss = make(distance=CosineSimilarity())  # torch has no second derivative of the Euclidean distance
     embeddings, labels = batch((2, 3))
     embeddings.requires_grad_()

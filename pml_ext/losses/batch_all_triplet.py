@@ -6,7 +6,7 @@ import torch
 from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
 
-from pml_ext import arguments
+from pml_ext import arguments, thresholds
 from pml_ext.base import PairMatrixLoss, StaticDivisorReducer
 from pml_ext.pairs import Counted, active_triplets, masked_mean
 from pml_ext.sides import Sides, SideWeights
@@ -29,7 +29,7 @@ def batch_all_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: float) -
 
 def batch_all_triplet_weights(sides: Sides, *, margin: float) -> SideWeights | None:
     """Sums, numbers and pair weights of the active triplets, by counting them positive by positive."""
-    if not sides.gathered or sides.pos.shape[1] > _FEW:
+    if not sides.gathered or sides.pos.shape[1] > thresholds.BATCH_ALL_POSITIVES:
         return None
     active_pos, hits, active_neg = torch.zeros_like(sides.neg), torch.empty_like(sides.neg), []
     for threshold in (sides.pos - margin).unbind(1):
@@ -44,10 +44,6 @@ def batch_all_triplet_weights(sides: Sides, *, margin: float) -> SideWeights | N
         active, sides.pos.sub_(centre)
     )
     return SideWeights(losses + margin * count, active.neg_(), active_pos, counts=count.long())
-
-
-# With more positives than this, sorting the negatives is cheaper than comparing with each positive.
-_FEW = 64
 
 
 @final

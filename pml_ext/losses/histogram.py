@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
 
-from pml_ext import arguments
+from pml_ext import arguments, thresholds
 from pml_ext.base import BatchMatrixLoss
 from pml_ext.sides import Sides, SideWeights
 
@@ -83,11 +83,8 @@ def _places(scores: Tensor, n_bins: int, center: float) -> tuple[Tensor, Tensor,
 
 def _blocks(scores: Tensor) -> tuple[Tensor, ...]:
     """Rows whose temporaries stay in a core's cache."""
-    blocks: tuple[Tensor, ...] = scores.split(max(1, _BLOCK // scores.shape[1]))
+    blocks: tuple[Tensor, ...] = scores.split(max(1, thresholds.HISTOGRAM_BLOCK // scores.shape[1]))
     return blocks
-
-
-_BLOCK = 1 << 16
 
 
 @final

@@ -6,7 +6,7 @@ import torch
 from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
 
-from pml_ext import arguments
+from pml_ext import arguments, thresholds
 from pml_ext.base import PairMatrixLoss, StaticDivisorReducer
 from pml_ext.pairs import Counted, masked_sum
 from pml_ext.sides import ABSENT, Sides, SideWeights, above
@@ -29,7 +29,7 @@ def semi_hard_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: float) -
 
 def semi_hard_triplet_weights(sides: Sides, *, margin: float) -> SideWeights | None:
     """Sums and pair weights of the positive pairs, positive by positive."""
-    if not sides.gathered or sides.pos.shape[1] > _FEW:
+    if not sides.gathered or sides.pos.shape[1] > thresholds.SEMI_HARD_POSITIVES:
         return None
     neg, hits = sides.neg, torch.empty_like(sides.neg)
     numbers = torch.arange(neg.shape[1], dtype=neg.dtype)
@@ -55,10 +55,6 @@ def semi_hard_triplet_weights(sides: Sides, *, margin: float) -> SideWeights | N
     violation = torch.where(present, scores - sides.pos + margin, 0.0)
     slope = above(violation, 0)
     return SideWeights(violation.relu().sum(1), -slope, slope, counts=present.sum(1), neg_column=column.long())
-
-
-# With more positives than this, sorting the negatives is cheaper than comparing with each positive.
-_FEW = 128
 
 
 @final

@@ -7,7 +7,7 @@ import torch
 from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
 
-from pml_ext import arguments
+from pml_ext import arguments, thresholds
 from pml_ext.base import PairMatrixLoss, StaticDivisorReducer
 from pml_ext.pairs import Counted, softplus
 from pml_ext.sides import ABSENT, Sides, SideWeights, above
@@ -104,11 +104,8 @@ def _kept_triplets(sim: Tensor, pos: Tensor, neg: Tensor, columns: slice, beta: 
 def _blocks(sim: Tensor) -> list[slice]:
     """The columns by blocks of about 2^20 triplets, or of one positive of every anchor if these are more."""
     m = sim.shape[-1]
-    size = max(1, _NUMBERS // max(1, sim.numel()))
+    size = max(1, thresholds.SOFT_TRIPLETS // max(1, sim.numel()))
     return [slice(start, min(start + size, m)) for start in range(0, m, size)]
-
-
-_NUMBERS = 2**20
 
 
 def soft_triplet_weights(

@@ -9,7 +9,8 @@ import torch
 from pytorch_metric_learning.losses.mixins import WeightMixin
 from torch import Tensor, nn
 
-from pml_ext.base import MatrixLoss, PairMatrixLoss, PairModule, SampleLoss, SamplingMiner
+from pml_ext import engine
+from pml_ext.base import MatrixLoss, PairMatrixLoss, PairModule, SampleLoss, Seeded
 from pml_ext.testing.cases import Batch
 from pml_ext.wrappers.base import LossWrapper
 
@@ -123,7 +124,8 @@ class Outcome(NamedTuple):
 def fresh(subject: Any) -> Any:
     """The subject as it is now: a copy if calling it could change it, so that every call starts from the same state."""
     has_state = any(True for _ in subject.parameters()) or any(True for _ in subject.buffers())
-    return copy.deepcopy(subject) if has_state or isinstance(subject, SamplingMiner) else subject
+    has_state = has_state or any(isinstance(module, Seeded) for module in subject.modules())
+    return copy.deepcopy(subject) if has_state else subject
 
 
 def variant(subject: Any, **attributes: Any) -> Any:
@@ -134,11 +136,22 @@ def variant(subject: Any, **attributes: Any) -> Any:
     return subject
 
 
-def by_autograd(loss: Any) -> Any:
-    """A copy of the loss that takes the plain path: its distance is listened to, so that the engine leaves it alone."""
-    plain = copy.deepcopy(loss)
-    plain.distance.register_forward_hook(lambda *call: None)
-    return plain
+class ByAutograd(nn.Module):
+    """A loss or a miner that takes the plain path, without the engine and without closed forms."""
+
+    def __init__(self, subject: Any) -> None:
+        super().__init__()
+        self.subject = subject
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the subject makes of it."""
+        with engine.disabled():
+            return self.subject(*args, **kwargs)
+
+
+def by_autograd(subject: Any) -> ByAutograd:
+    """The subject on the plain path."""
+    return ByAutograd(subject)
 
 
 def reseed() -> None:

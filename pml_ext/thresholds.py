@@ -1,0 +1,110 @@
+"""Every number that chooses between two ways to the same result, and how to make them so small that a dozen samples do.
+
+None of them changes a value by more than rounding. Code reads them where it decides (`thresholds.BLOCK_CPU`), so that a
+test can put others in their place.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+# The engine: so many scores are computed at a time. On a CPU a block of them and its temporaries stay in a core's
+# cache, a GPU is to be kept busy.
+BLOCK_CPU = 1 << 17
+BLOCK_GPU = 1 << 26
+# But never fewer rows than these, as long as no chunk size asks for it.
+BLOCK_ROWS = 32
+# Rows of the blocks above the diagonal of symmetric scores, from three blocks on: long enough for the product, few
+# enough to waste little.
+SYMMETRIC_ROWS = 96
+
+# Closed forms: positives are gathered to few columns if they are at most this share of all columns.
+GATHERED_SHARE = 0.25
+# Pair weights of few columns are added up one by one if these are at most so many or this share of all, in a product
+# of full matrices if they are more: that is where the two take the same time.
+FEW_COLUMNS = 8
+FEW_SHARE = 1 / 16
+# With more positives than this, sorting the negatives is cheaper than comparing with each positive.
+BATCH_ALL_POSITIVES = 64
+SEMI_HARD_POSITIVES = 128
+# So many scores of a histogram, and so many triplets of the soft triplet loss, at a time.
+HISTOGRAM_BLOCK = 1 << 16
+SOFT_TRIPLETS = 1 << 20
+
+# Pairs: so many scores of a selection at a time.
+SELECTION_BLOCK = 1 << 18
+# From so many pairs on, labels that float32 tells apart are compared as float32.
+FLOAT_LABELS = 1 << 15
+# The k largest of a row are looked for among the k groups of so many columns with the largest maxima, if there are
+# at least so many groups for each of the k.
+GROUP = 4
+GROUPS_FOR_EACH = 2
+# Up to this length sorting a row is cheaper than counting 32 times.
+SORTED_LENGTH = 128
+# Counting triplets needs several index matrices of 8 bytes a number: so many rows at a time bound their size.
+TRIPLET_ROWS = 512
+
+# Draws: for fewer numbers than these, noise and order cost no more than a search.
+SEARCHED_NUMBERS = 1 << 15
+# From so many columns on, first a group of them is drawn, then the column.
+GROUPED_COLUMNS = 512
+
+# k-means: with at most so many points for each centre it is cheaper to begin with the distances between all of them.
+POINTS_PER_CENTER = 8
+# Classes come together if the largest is less than so many times as large as the smallest.
+CLASS_SIZE_RATIO = 4
+
+TINY: dict[str, float] = {
+    "BLOCK_CPU": 1,
+    "BLOCK_GPU": 1,
+    "BLOCK_ROWS": 3,
+    "SYMMETRIC_ROWS": 2,
+    "GATHERED_SHARE": 0.6,  # grows: small classes of a small batch are gathered, too
+    "FEW_COLUMNS": 2,
+    "FEW_SHARE": 1 / 16,
+    "BATCH_ALL_POSITIVES": 1,
+    "SEMI_HARD_POSITIVES": 1,
+    "HISTOGRAM_BLOCK": 16,
+    "SOFT_TRIPLETS": 64,
+    "SELECTION_BLOCK": 16,
+    "FLOAT_LABELS": 1,
+    "GROUP": 2,
+    "GROUPS_FOR_EACH": 1,
+    "SORTED_LENGTH": 1,
+    "TRIPLET_ROWS": 2,
+    "SEARCHED_NUMBERS": 1,
+    "GROUPED_COLUMNS": 4,
+    "POINTS_PER_CENTER": 0,
+    "CLASS_SIZE_RATIO": 2,
+}
+
+
+@contextmanager
+def replaced(**values: float) -> Iterator[None]:
+    """Other thresholds until the end of the block, in all threads.
+
+    Args:
+        values: by name.
+
+    Raises:
+        ValueError: there is no threshold of that name.
+
+    Example:
+        >>> from pml_ext import thresholds
+        >>> with thresholds.replaced(SYMMETRIC_ROWS=2):
+        ...     print(thresholds.SYMMETRIC_ROWS)
+        2
+    """
+    unknown = values.keys() - TINY.keys()
+    if unknown:
+        raise ValueError(f"no threshold is called {', '.join(sorted(unknown))}; there are {', '.join(TINY)}")
+    before = {name: globals()[name] for name in values}
+    globals().update(values)
+    try:
+        yield
+    finally:
+        globals().update(before)
+
+
+def tiny() -> AbstractContextManager[None]:
+    """All of them so small that a dozen samples fall into several blocks, groups and fall-backs."""
+    return replaced(**TINY)
