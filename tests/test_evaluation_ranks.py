@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pml_ext.evaluation import RetrievalAccuracyCalculator, TorchKNN, knn, ranks, scores
+from pml_ext.evaluation.knn import shifted
 from pml_ext.evaluation.ranks import counted_ranks
 from pml_ext.evaluation.scores import retrieval_scores
 
@@ -78,8 +79,9 @@ def test_counted_ranks_equal_sorting(search, tile_size, all_matches):
     rows, slots = rows[shuffled], slots[shuffled]
     seen = []
     own = rows if ref_includes_query else None
+    queries, references = shifted(query[rows], reference)
     for found in counted_ranks(
-        query[rows], query_labels[rows], reference, reference_labels, own, slots, tile_size=tile_size
+        queries, query_labels[rows], references, reference_labels, own, slots, tile_size=tile_size
     ):
         for place, ranked, tied in zip(found.rows.tolist(), found.ranks.tolist(), found.tied.tolist(), strict=True):
             seen.append(place)
@@ -179,7 +181,8 @@ def test_long_tail_is_not_padded():
     embeddings, labels = long_tail()
     sizes = labels.bincount()[labels]
     rows = (sizes > 1).nonzero()[:, 0]
-    found = list(counted_ranks(embeddings[rows], labels[rows], embeddings, labels, rows, sizes[rows] - 1, tile_size=20))
+    queries, references = shifted(embeddings[rows], embeddings)
+    found = list(counted_ranks(queries, labels[rows], references, labels, rows, sizes[rows] - 1, tile_size=20))
     assert sum(x.ranks.numel() for x in found) < 1.3 * int((sizes - 1).sum())
     assert max(x.ranks.shape[1] for x in found) == 89
 
@@ -187,26 +190,77 @@ def test_long_tail_is_not_padded():
 # ------------------------------------------------------------------------------------------------------------ precision
 
 
-@pytest.mark.parametrize("tile_size", [33, 512])
-def test_close_together_and_far_from_zero(tile_size, monkeypatch):
-    """Unnormalised embeddings far from the origin: every metric is that of distances in float64."""
-    monkeypatch.setattr(ranks, "CPU_TILE", tile_size)
+def double_loop_knn(query, k, reference, ref_includes_query):
+    """Neighbours by the differences in float64, one query at a time, equal ones by index."""
+    rows = [(q.double() - reference.double()).square().sum(1) for q in query]
+    distances = torch.stack(rows)
+    if ref_includes_query:
+        distances.fill_diagonal_(math.inf)
+    ordered = distances.sort(dim=1, stable=True)
+    return ordered.values[:, :k], ordered.indices[:, :k]
+
+
+def layout(name):
+    """Embeddings whose distances cancel in the expansion, and labels: about 200 of them."""
     generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(40, (200,), generator=generator)
-    embeddings = torch.randn(32, generator=generator) * 100 + torch.randn(200, 32, generator=generator) * 0.1
 
-    def exact_knn(query, k, reference, ref_includes_query):
-        assert ref_includes_query
-        distances = (query.double()[:, None] - reference.double()).square().sum(-1).fill_diagonal_(torch.inf)
-        return distances.topk(k, largest=False)
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator)
 
+    labels = torch.arange(200) % 20
+    if name == "far from zero":
+        return randn(32) * 100 + randn(200, 32) * 0.1, torch.randint(40, (200,), generator=generator)
+    if name == "far clusters on a line":
+        x = torch.cat([torch.zeros(35), torch.tensor([10000.0, 10003.0, 10001.0, 10004.0])])
+        return x[:, None], torch.tensor([9] * 35 + [1, 2, 1, 2])
+    if name == "two directions":
+        centers = torch.nn.functional.normalize(randn(2, 16), dim=1)
+        x = centers[labels % 2] + 1e-3 * randn(20, 16)[labels] + 7e-4 * randn(200, 16)
+        return torch.nn.functional.normalize(x, dim=1), labels
+    if name == "three directions, narrow":
+        x = torch.eye(3, 16)[labels % 3] + 1e-6 * (randn(20, 16)[labels] + 0.7 * randn(200, 16))
+        return x, labels
+    assert name == "two clusters and one far away"
+    x = 50 * torch.eye(2, 8)[labels % 2] + 0.02 * (randn(20, 8)[labels] + 0.7 * randn(200, 8))
+    x[17] = 1e5
+    return x, labels
+
+
+LAYOUTS = (
+    "far from zero",
+    "far clusters on a line",
+    "two directions",
+    "three directions, narrow",
+    "two clusters and one far away",
+)
+
+
+@pytest.mark.parametrize("way", [33, 512, "searched", "torch"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_distances_that_cancel(name, way, monkeypatch):
+    """Every metric is that of a double loop in float64, whichever way the ranks are found."""
+    embeddings, labels = layout(name)
+    if way == "searched":
+        monkeypatch.setattr(scores, "_counting_limit", lambda *_: -1)
+    elif way != "torch":
+        monkeypatch.setattr(scores, "_counting_limit", lambda *_: math.inf)
+        monkeypatch.setattr(ranks, "CPU_TILE", way)
     expected, actual = (
         RetrievalAccuracyCalculator((1, 2, 5, 20), include=METRICS, device=CPU, knn_func=f).get_accuracy(
             embeddings, labels
         )
-        for f in (exact_knn, None)
+        for f in (double_loop_knn, TorchKNN() if way == "torch" else None)
     )
     assert_equal_accuracies(actual, expected)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_squared_distances_that_cancel(name):
+    embeddings, _ = layout(name)
+    distances, _ = TorchKNN(chunk_size=30)(embeddings, 38, embeddings, True)
+    torch.testing.assert_close(
+        distances.double(), double_loop_knn(embeddings, 38, embeddings, True)[0], rtol=2e-3, atol=0
+    )
 
 
 @pytest.mark.parametrize("copies", [2, 3])

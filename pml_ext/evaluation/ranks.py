@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .knn import NEAR, Points, recompute_near
+
 # Rows and columns of a tile of distances: 1 MB of float32 stays in the cache of a core; a GPU wants longer kernels.
 CPU_TILE, GPU_TILE = 512, 4096
 
@@ -20,9 +22,9 @@ class CountedRanks(NamedTuple):
 
 
 def counted_ranks(
-    query: Tensor,
+    query: Points,
     query_classes: Tensor,
-    reference: Tensor,
+    reference: Points,
     reference_classes: Tensor,
     own: Tensor | None,
     slots: Tensor,
@@ -38,13 +40,13 @@ def counted_ranks(
 
     The distances are formed in square tiles, and each is compared with the distances of the matches while it is in the
     cache. Where queries are references too, a tile of two groups of queries serves both, so that half of all products
-    suffice. A slot costs two comparisons with every reference; beside the results two copies of the embeddings and
+    suffice. A slot costs two comparisons with every reference; beside the results some copies of the embeddings and
     two tiles are held.
 
     Args:
-        query: [n, d] in float32, shifted so that the distances do not cancel.
+        query: n points in float32.
         query_classes: [n], integers from 0.
-        reference: [m, d], shifted alike.
+        reference: m points, about the same origin.
         reference_classes: [m], integers from 0.
         own: [n], the reference that is the query itself, which is neither a match nor closer than one (``None``: there
             is none).
@@ -60,51 +62,62 @@ def counted_ranks(
     slots_of_class = slots.new_zeros(classes).index_copy_(0, query_classes, slots)
     query_keys, rows = (slots_of_class[query_classes] * classes + query_classes).sort(stable=True)
     reference_keys = slots_of_class[reference_classes] * classes + reference_classes
-    shared = 0 if own is None else len(query)
+    shared = 0 if own is None else len(query_classes)
     columns = reference_keys.argsort(stable=True)
     if own is not None:
         is_own = torch.zeros_like(reference_keys, dtype=torch.bool).index_fill_(0, own, True)
         columns = torch.cat([own[rows], columns[~is_own[columns]]])
 
     tiles = _Tiles(
-        query[rows],
+        query.at(rows),
         query_keys,
-        reference[columns],
+        reference.at(columns),
         reference_keys[columns],
         shared,
-        tile_size or (CPU_TILE if query.device.type == "cpu" else GPU_TILE),
+        tile_size or (CPU_TILE if slots.device.type == "cpu" else GPU_TILE),
     )
     slots_of_row = slots[rows].tolist()
     levels = [tiles.nearest_matches(i, max(slots_of_row[where])) for i, where in enumerate(tiles.rows)]
     closer, not_farther = tiles.count_other_classes(levels)
     for i, where in enumerate(tiles.rows):
-        before = torch.arange(len(levels[i]), device=query.device)[:, None]
-        ranks = (closer[i].long() + before).masked_fill_(levels[i] == -torch.inf, len(reference))
+        before = torch.arange(len(levels[i]), device=slots.device)[:, None]
+        ranks = (closer[i].long() + before).masked_fill_(levels[i] == -torch.inf, len(reference_classes))
         yield CountedRanks(rows[where], ranks.T, (closer[i] != not_farther[i]).any(dim=0))
 
 
 class _Tiles:
-    """The squared distances of queries [n, d] to references [m, d], both sorted by class, in tiles."""
+    """The squared distances of n queries to m references, both sorted by class, in tiles."""
 
     def __init__(
-        self, query: Tensor, query_keys: Tensor, reference: Tensor, reference_keys: Tensor, shared: int, size: int
+        self, query: Points, query_keys: Tensor, reference: Points, reference_keys: Tensor, shared: int, size: int
     ) -> None:
         # With the squares as the first two factors, D[i, j] of two queries rounds like D[j, i].
-        query_squares, reference_squares = (x.square().sum(dim=1, keepdim=True) for x in (query, reference))
-        self.left = torch.cat([query_squares, torch.ones_like(query_squares), -2 * query], dim=1)
-        self.right = torch.cat([torch.ones_like(reference_squares), reference_squares, reference], dim=1)
+        ones, more_ones = (torch.ones_like(x.squares)[:, None] for x in (query, reference))
+        self.left = torch.cat([query.squares[:, None], ones, -2 * query.moved], dim=1)
+        self.right = torch.cat([more_ones, reference.squares[:, None], reference.moved], dim=1)
+        self.query, self.reference = query, reference
         self.query_keys, self.reference_keys, self.shared = query_keys, reference_keys, shared
         self.rows = _slices(query_keys, 0, size)
         self.columns = (self.rows if shared else []) + _slices(reference_keys, shared, size)
         self.row_ranges = _first_and_last(query_keys, self.rows)
         self.column_ranges = _first_and_last(reference_keys, self.columns)
         largest = max(where.stop - where.start for where in self.rows + self.columns)
-        self.buffers = query.new_empty(2, largest**2)
+        self.buffers = self.left.new_empty(2, largest**2)
+        self.near_rows, self.near_columns = (
+            [NEAR * points.squares[where].max().item() for where in slices]
+            for points, slices in ((query, self.rows), (reference, self.columns))
+        )
 
     def distances(self, i: int, j: int) -> Tensor:
-        """Compute one tile [r, c]; the next call overwrites it."""
-        left, right = self.left[self.rows[i]], self.right[self.columns[j]]
-        return torch.mm(left, right.T, out=self._buffer(0, len(left), len(right)))
+        """Compute one tile [r, c], infinite for a query and itself; the next call overwrites it."""
+        rows, columns = self.rows[i], self.columns[j]
+        left, right = self.left[rows], self.right[columns]
+        distances = torch.mm(left, right.T, out=self._buffer(0, len(left), len(right)))
+        if columns.start < self.shared and i == j:
+            distances.fill_diagonal_(torch.inf)
+        if distances.min() < self.near_rows[i] + self.near_columns[j]:
+            recompute_near(distances, self.query.at(rows), self.reference.at(columns))
+        return distances
 
     def matches(self, i: int, j: int) -> Tensor | None:
         """Return where a tile has pairs of one class [r, c], a query and itself among them; None if nowhere."""
@@ -117,12 +130,10 @@ class _Tiles:
         """Return the distances of the nearest matches [slots, r] of one tile's rows; -inf where there are fewer."""
         where = self.rows[i]
         nearest = self.left.new_full((where.stop - where.start, slots), torch.inf)
-        for j, columns in enumerate(self.columns):
+        for j in range(len(self.columns)):
             matches = self.matches(i, j)
             if matches is None:
                 continue
-            if columns.start < self.shared and i == j:
-                matches.fill_diagonal_(False)
             found = self.distances(i, j).masked_fill_(~matches, torch.inf)
             nearest = torch.cat([nearest, found], dim=1).topk(slots, largest=False).values
         return nearest.masked_fill_(nearest == torch.inf, -torch.inf).T.contiguous()

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .knn import DISTANCES_PER_CHUNK, centered, full_float32, smallest, squared_distances
+from .knn import DISTANCES_PER_CHUNK, Points, full_float32, shifted, smallest, squared_distances
 from .ranks import counted_ranks
 
 
@@ -83,7 +83,7 @@ def retrieval_scores(
     first = torch.full_like(matches, m)
     hits, at_r_sums, at_k_sums = query.new_zeros(3, n, dtype=torch.float64)
     with torch.no_grad(), full_float32(query.device):
-        data = _Data(*centered(query, reference), query_classes, reference_classes, ref_includes_query)
+        data = _Data(*shifted(query, reference), query_classes, reference_classes, ref_includes_query)
         for found in _matches(data, (matches > 0).nonzero()[:, 0], matches, depths, tile_size):
             rows = found.rows
             first[rows] = found.first
@@ -103,8 +103,8 @@ def retrieval_scores(
 
 
 class _Data(NamedTuple):
-    query: Tensor
-    reference: Tensor
+    query: Points
+    reference: Points
     query_classes: Tensor
     reference_classes: Tensor
     ref_includes_query: bool
@@ -115,7 +115,7 @@ def _matches(data: _Data, rows: Tensor, matches: Tensor, depths: Tensor, tile_si
 
     The first match of every query is found; a query can be in two results, of which the second has it.
     """
-    m, d = data.reference.shape
+    m, d = data.reference.moved.shape
     all_ranks = int(depths.sum()) > 0
     is_small = (matches <= _counting_limit(d, depths, m)) | (depths == 0)
     counted = [rows[is_small[rows]]]
@@ -127,7 +127,7 @@ def _matches(data: _Data, rows: Tensor, matches: Tensor, depths: Tensor, tile_si
     tied = [counted_rows[:0]]
     if len(counted_rows):
         for group in counted_ranks(
-            data.query[counted_rows],
+            data.query.at(counted_rows),
             data.query_classes[counted_rows],
             data.reference,
             data.reference_classes,
@@ -155,16 +155,14 @@ def _searched(data: _Data, rows: Tensor, depths: Tensor, *, settle_first: bool =
     """Find the matches among the nearest references of the given queries, if asked also the first one wherever."""
     if len(rows) == 0:
         return
-    m = len(data.reference)
-    squares = data.reference.square().sum(dim=1)
+    m = len(data.reference.squares)
     rows = rows[depths[rows].argsort()]
     most = int(depths[rows[-1]])
     chunk_size = max(1, DISTANCES_PER_CHUNK // (m + 8 * most))
-    buffer = squares.new_empty(min(len(rows), chunk_size) * m)
+    buffer = data.reference.squares.new_empty(min(len(rows), chunk_size) * m)
     for chunk in rows.split(chunk_size):
-        distances = squared_distances(data.query[chunk], data.reference, squares, buffer)
-        if data.ref_includes_query:
-            distances.scatter_(1, chunk[:, None], torch.inf)
+        own = chunk if data.ref_includes_query else None
+        distances = squared_distances(data.query.at(chunk), data.reference, buffer, own)
         depth = int(depths[chunk[-1]])
         nearest = smallest(distances, depth)[1]
         classes = data.query_classes[chunk, None]
