@@ -30,13 +30,13 @@ from pml_ext.blocks import (
     Sided,
     geometry_of,
     label_sides,
+    normalizable,
     normalized,
 )
-from pml_ext.engine import Geometry, all_scores, row_losses
+from pml_ext.engine import all_scores, row_losses
 from pml_ext.pairs import Counted, DisjointMasks, Needs, PairMasks, PrivateMasks, is_eager, substitute
 from pml_ext.relations import IndicesTuple, RowMasks, Selected, pair_relation, relation_of, wide
-
-HALF = (torch.float16, torch.bfloat16)
+from pml_ext.similarity import Geometry, at_least_single
 
 
 class StaticDivisorReducer(DivisorReducer):
@@ -88,6 +88,7 @@ class PairModule(ABC):
         build n * m * d numbers for float16.
         """
         embeddings, ref_emb = in_full(embeddings, ref_emb)
+        embeddings, ref_emb = (normalizable(self.distance, x) for x in (embeddings, ref_emb))
         if torch.is_autocast_enabled(embeddings.device.type):
             with torch.autocast(embeddings.device.type, enabled=False):
                 matrix: Tensor = self.distance(embeddings, ref_emb)
@@ -98,8 +99,7 @@ class PairModule(ABC):
 
 def in_full(embeddings: Tensor, ref_emb: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Both sets of vectors in the precision in which they are computed, that of the embeddings but at least float32."""
-    if embeddings.dtype in HALF:
-        embeddings = embeddings.float()
+    embeddings = at_least_single(embeddings)
     return embeddings, None if ref_emb is None else ref_emb.to(embeddings.dtype)
 
 

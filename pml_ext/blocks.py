@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity, LpDistance
+from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity, DotProductSimilarity, LpDistance
 from torch import Tensor
 
 from pml_ext import thresholds
-from pml_ext.engine import Geometry, Sparse, Weighed, is_enabled, unit_vectors
+from pml_ext.engine import Sparse, Weighed, is_enabled
 from pml_ext.pairs import Counted, Needs, count, defined_rows, is_eager, looks_are_free, only
 from pml_ext.relations import Relation, RowMasks
 from pml_ext.sides import ABSENT, Sides, SideWeights
+from pml_ext.similarity import Geometry, normalize, unit_vectors, with_direction
 
 ClosedForm = Callable[..., SideWeights | None]
 
@@ -41,14 +41,22 @@ def geometry_of(distance: Any) -> Geometry | None:
 
 
 def unit(x: Tensor) -> Tensor:
-    """Vectors [n, d] of unit length, and of length 0 if they are 0."""
-    return unit_vectors(x) if is_eager() and is_enabled() else F.normalize(x, dim=1)
+    """Vectors [n, d] of unit length in at least single precision. One that is 0 stays 0, and has a gradient of 0."""
+    return unit_vectors(x) if is_eager() and is_enabled() else normalize(x)
 
 
 def normalized(distance: Any, x: Tensor) -> Tensor:
-    """Vectors [n, d] as a PML distance normalises them."""
-    by_distance: Tensor = distance.normalize(x) if geometry_of(distance) is None else unit(x)
+    """Vectors [n, d] as a PML distance normalises them; one that is 0 has a gradient of 0."""
+    if type(distance).normalize is BaseDistance.normalize:
+        return unit(x) if distance.p == 2 else normalize(x, distance.p)
+    by_distance: Tensor = distance.normalize(x)
     return by_distance
+
+
+def normalizable(distance: Any, x: Tensor | None) -> Any:
+    """Vectors [n, d] for a PML distance, which may normalise them: one that is 0 has a gradient of 0 then."""
+    is_usual = distance.normalize_embeddings and type(distance).normalize is BaseDistance.normalize
+    return with_direction(x, distance.p) if is_usual and x is not None and x.ndim == 2 else x
 
 
 class Members(NamedTuple):

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pml_ext import thresholds
+from pml_ext.similarity import Geometry, Vectors
 
 _is_enabled = True
 
@@ -49,14 +50,6 @@ def disabled() -> Iterator[None]:
 def is_enabled() -> bool:
     """Whether no `disabled` block is being run."""
     return _is_enabled
-
-
-class Geometry(NamedTuple):
-    """How scores come from embeddings: <a, r>, or -|a - r|^power, of embeddings normalised or as they are."""
-
-    normalize: bool
-    euclidean: bool
-    power: int
 
 
 class Sparse(NamedTuple):
@@ -115,29 +108,6 @@ def all_scores(embeddings: Tensor, references: Tensor | None, geometry: Geometry
     """Scores of all pairs, without a gradient: embeddings [n, d], references [m, d] or None for the batch -> [n, m]."""
     space = _Space.of(geometry, embeddings, references, private=False)
     return space.symmetric_scores() if space.is_symmetric else space.scores(0, len(embeddings))
-
-
-def unit_vectors(x: Tensor) -> Tensor:
-    """The vectors [n, d] at unit length: `F.normalize`, at a fifth of the time that autograd takes for it."""
-    unit: Tensor = _UnitVectors.apply(x)
-    return unit
-
-
-class _UnitVectors(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        vectors = _Vectors.of(x, normalize=True)
-        ctx.save_for_backward(x, *vectors)
-        return vectors.points
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        x, *vectors = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is wanted
-            again: Tensor = torch.autograd.grad(F.normalize(x), x, grad, create_graph=True)[0]
-            return again
-        with torch.autocast(x.device.type, enabled=False):
-            return _Vectors(*vectors).back(grad.clone())
 
 
 class _RowLosses(torch.autograd.Function):
@@ -224,38 +194,6 @@ class _Kept:
         return [self.dense]
 
 
-class _Vectors(NamedTuple):
-    """Vectors as they are multiplied, and the way back from there to those that were given.
-
-    Args:
-        points: [n, d], normalised or not, about an origin.
-        unit: the same about 0 if they are normalised, else None.
-        norm: lengths of those that were given [n, 1] if they are normalised, else None.
-    """
-
-    points: Tensor
-    unit: Tensor | None
-    norm: Tensor | None
-
-    @staticmethod
-    def of(x: Tensor, normalize: bool) -> "_Vectors":
-        if not normalize:
-            return _Vectors(x, None, None)
-        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min_(1e-12)  # the epsilon of F.normalize
-        unit = x / norm
-        return _Vectors(unit, unit, norm)
-
-    def about(self, origin: Tensor) -> "_Vectors":
-        return self._replace(points=self.points - origin)
-
-    def back(self, grad: Tensor) -> Tensor:
-        """The gradient by the vectors that were given from that by the points; overwrites it."""
-        if self.unit is None or self.norm is None:
-            return grad
-        radial = torch.linalg.vecdot(grad, self.unit).unsqueeze(1)
-        return grad.addcmul_(self.unit, radial, value=-1).div_(self.norm)
-
-
 class _Space:
     """Vectors in the form in which they are multiplied, their scores, and the way back from V to a gradient.
 
@@ -266,7 +204,7 @@ class _Space:
         private: whether the last n references belong to one row each.
     """
 
-    def __init__(self, geometry: Geometry, a: _Vectors, r: _Vectors | None, private: bool) -> None:
+    def __init__(self, geometry: Geometry, a: Vectors, r: Vectors | None, private: bool) -> None:
         self.geometry, self.a, self.r = geometry, a, r
         references = (a if r is None else r).points
         m = len(references) - len(a.points) if private else len(references)
@@ -276,8 +214,8 @@ class _Space:
     @staticmethod
     def of(geometry: Geometry, x: Tensor, ref: Tensor | None, private: bool) -> "_Space":
         """The space of vectors as they are given."""
-        a = _Vectors.of(x, geometry.normalize)
-        r = None if ref is None else _Vectors.of(ref, geometry.normalize)
+        a = Vectors.of(x, geometry.normalize)
+        r = None if ref is None else Vectors.of(ref, geometry.normalize)
         references = (a if r is None else r).points
         if _is_centred(geometry) and len(references):
             # Distances do not change with the origin, but their rounding errors do: of a batch that has all but
@@ -293,7 +231,7 @@ class _Space:
     @staticmethod
     def from_tensors(geometry: Geometry, tensors: Sequence[Any], private: bool) -> "_Space":
         """The space again."""
-        return _Space(geometry, _Vectors(*tensors[:3]), None if tensors[3] is None else _Vectors(*tensors[3:]), private)
+        return _Space(geometry, Vectors(*tensors[:3]), None if tensors[3] is None else Vectors(*tensors[3:]), private)
 
     @cached_property
     def half_squares(self) -> tuple[Tensor, Tensor, Tensor]:

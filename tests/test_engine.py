@@ -11,7 +11,6 @@ from pml_ext import losses, miners, thresholds
 from pml_ext.base import PairMatrixLoss, PairMiner, Seeded, StaticDivisorReducer
 from pml_ext.blocks import GatheredSides, LabelSides, MaskSides, label_sides
 from pml_ext.centers import BatchCenters
-from pml_ext.engine import unit_vectors
 from pml_ext.pairs import PairMasks, PrivateMasks, label_masks, not_self
 from pml_ext.testing.law import by_autograd
 from pml_ext.wrappers import BranchLoss, CentersAsReferences, MinedLoss
@@ -233,17 +232,6 @@ def test_sides_by_labels_and_by_masks_are_the_same(same, dtype):
         if isinstance(sides, GatheredSides):
             everyone = bool((pos.any(1) & neg.any(1)).all())
             assert sides.complete == everyone
-
-
-def test_unit_vectors_are_normalised_ones_with_all_their_derivatives():
-    torch.manual_seed(0)
-    x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
-    torch.testing.assert_close(unit_vectors(x), torch.nn.functional.normalize(x))
-    assert torch.autograd.gradcheck(unit_vectors, x)
-    assert torch.autograd.gradgradcheck(unit_vectors, x)
-    zero = torch.zeros(1, 3, requires_grad=True)
-    expected = torch.autograd.grad(torch.nn.functional.normalize(zero).sum(), zero)
-    torch.testing.assert_close(torch.autograd.grad(unit_vectors(zero).sum(), zero), expected)
 
 
 @pytest.mark.parametrize("name", ["LiftedStructureLoss", "HistogramLoss", "MeanGapLoss"])

@@ -33,7 +33,7 @@ LAYERS = (
     ("base",),
     ("blocks",),
     ("engine", "relations", "sampling"),
-    ("sides",),
+    ("sides", "similarity"),
     ("pairs", "synthesis"),
     ("arguments", "thresholds"),
 )
@@ -79,7 +79,7 @@ def test_an_import_that_points_up_is_seen():
     assert wrong_imports(Path("losses/raw.py"), ast.parse("from pml_ext.losses.other import x")) == []
 
 
-@pytest.mark.parametrize("name", ["pairs.py", "engine.py", "synthesis.py", "thresholds.py"])
+@pytest.mark.parametrize("name", ["pairs.py", "similarity.py", "engine.py", "synthesis.py", "thresholds.py"])
 def test_the_kernel_knows_torch_only(name):
     if (ROOT / name).exists():
         tops = {module.split(".")[0] for module in imported(modules()[Path(name)])}
