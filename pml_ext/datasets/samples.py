@@ -36,7 +36,7 @@ class Samples:
         gallery: which samples answer. Default None: all.
         groups: number of what a sample shows (a video, an object); a split never cuts a group. Default None.
         sequences: number of the sequence of each sample; a query's own is left out of its gallery. Default None.
-        notes: what was found while reading, for people: "20 grey, 20 with alpha, converted to RGB". Default ().
+        notes: what was found while reading, for people: "20 gray, 20 with alpha, converted to RGB". Default ().
         key: hexadecimal digest that changes with the contents; the key of cached features. Default "".
 
     Shape:
@@ -114,9 +114,22 @@ class Samples:
 
     def describe(self) -> str:
         """One line for people: how many classes, of what, and what was found while reading."""
-        what = "images" if self.vectors is None else f"vectors of {self.vectors.shape[1]} numbers"
-        line = f"{len(self.classes):,} classes, {len(self):,} {what}"
+        what = counted(len(self), "image" if self.vectors is None else "vector")
+        size = "" if self.vectors is None else f" of {self.vectors.shape[1]} numbers"
+        line = f"{counted(len(self.classes), 'class')}, {what}{size}"
         return f"{line}: {'; '.join(self.notes)}" if self.notes else line
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things, in words.
+
+    >>> counted(1, "class"), counted(1200, "class"), counted(2, "query"), counted(3, "image")
+    ('1 class', '1,200 classes', '2 queries', '3 images')
+    """
+    if count == 1:
+        return f"1 {noun}"
+    plural = noun + "es" if noun.endswith("s") else noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
+    return f"{count:,} {plural}"
 
 
 def number(values: Iterable[Any], sort: bool = True) -> tuple[Tensor, tuple[str, ...]]:
