@@ -85,6 +85,7 @@ def test_every_name_can_be_trained_or_says_why_not(name: str) -> None:
     unusable = {
         "DynamicSoftMarginLoss": "second time",
         "ManifoldLoss": "no default for l",
+        "PairWeightedLoss": "no default for weighting",
         "RankedListLoss": "no default for margin, Tn",
         "VICRegLoss": "not supported for this loss function",
     }

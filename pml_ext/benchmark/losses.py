@@ -1,17 +1,108 @@
-"""From a name to a loss: the catalog of this package, its trainers and, by class name, PML's own losses."""
+"""From what a user writes to a loss: names, settings, classes of one's own, objects.
+
+    RAW, BinDeviance2018        a method of `pml_ext.catalog`, with its miner
+    RAWLoss                     a loss class of this package
+    HDML-Triplet                a method of `pml_ext.trainers.methods`
+    pml:TripletMarginLoss       a loss class of PML; the prefix may be left out where we have no class of that name
+    my_losses:MyLoss            a class or function of one's own
+    RAW(gamma=0.3, alpha=4)     any of these with arguments, which are literals
+    RAW(miner.epsilon=0.2)      an argument of a part
+    pml:MarginLoss + pml:DistanceWeightedMiner(cutoff=0.5)      with a miner
+
+From Python also losses, pairs of a loss and a miner, recipes, and classes or functions that make one.
+"""
 
 from __future__ import annotations
 
+import ast
+import importlib
 import inspect
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from typing import Any
 
 import pytorch_metric_learning.losses as pml_losses
+import pytorch_metric_learning.miners as pml_miners
 import torch
 from pytorch_metric_learning.losses import BaseMetricLossFunction, GenericPairLoss
+from pytorch_metric_learning.miners import BaseMiner
+from torch import nn
 
 from pml_ext import catalog
+from pml_ext import losses as our_losses
+from pml_ext import miners as our_miners
 from pml_ext.benchmark.errors import BenchmarkError
 from pml_ext.trainers.methods import methods
+
+Make = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """A loss that can be built as often as wanted, with its name in tables and files.
+
+    Args:
+        name: as it was written, or one made for an object.
+        make: num_classes and embedding_size, by keyword -> a loss, with its miner or None.
+        method: the name in `pml_ext.trainers.methods` if it is a method with a trainer of its own, else None.
+        in_memory: whether it is an object, which a later process cannot make again.
+    """
+
+    name: str
+    make: Callable[[int, int], catalog.Recipe] = field(repr=False)
+    method: str | None = None
+    in_memory: bool = False
+
+    def build(self, *, classes: int, embedding_size: int) -> catalog.Recipe:
+        """Build the loss and its miner.
+
+        Raises:
+            BenchmarkError: arguments that do not fit, or an argument without a default that nobody can know.
+        """
+        return self.make(classes, embedding_size)
+
+
+def parse_all(specs: Any) -> tuple[LossSpec, ...]:
+    """Every loss that is asked for, with different names: one or several of the forms above; "all" is the catalog."""
+    if isinstance(specs, str) or not isinstance(specs, Iterable) or _is_pair(specs):
+        specs = (specs,)
+    listed = [each for spec in specs for each in (catalog_names() if spec == "all" else (spec,))]
+    if not listed:
+        raise BenchmarkError("losses must not be empty")
+    parsed: list[LossSpec] = []
+    for spec in map(parse, listed):
+        taken = {each.name for each in parsed}
+        if spec.name in taken and not spec.in_memory:
+            raise BenchmarkError(f"losses must be different from each other, got {spec.name} twice")
+        number, name = 2, spec.name
+        while name in taken:
+            name, number = f"{spec.name} ({number})", number + 1
+        parsed.append(replace(spec, name=name))
+    return tuple(parsed)
+
+
+def parse(spec: Any) -> LossSpec:
+    """The loss that is meant by a text in one of the forms above, or by an object.
+
+    Raises:
+        BenchmarkError: nothing of that name, or not a loss.
+
+    Example:
+        >>> parse("RAW(gamma=0.3)").build(classes=4, embedding_size=8).loss.gamma
+        0.3
+    """
+    if isinstance(spec, LossSpec):
+        return spec
+    if isinstance(spec, str):
+        return _of_text(spec)
+    return _of_object(spec)
+
+
+def build(spec: Any, *, classes: int, embedding_size: int) -> catalog.Recipe:
+    """Build the loss that is meant, with its miner: `parse(spec).build(...)`."""
+    return parse(spec).build(classes=classes, embedding_size=embedding_size)
 
 
 def catalog_names() -> tuple[str, ...]:
@@ -20,38 +111,251 @@ def catalog_names() -> tuple[str, ...]:
 
 
 def names() -> list[str]:
-    """Every name that an experiment accepts."""
-    return [*catalog_names(), *methods, *(name for name in _pml_classes() if name not in catalog.recipes)]
+    """Every plain name that is accepted."""
+    ours = [*catalog_names(), *methods, *our_losses.__all__]
+    return [*ours, *(name for name in _classes(pml_losses, BaseMetricLossFunction) if name not in ours)]
 
 
-def build(name: str, *, classes: int, embedding_size: int) -> catalog.Recipe:
-    """Build a loss and its miner with their defaults.
+def _of_text(text: str) -> LossSpec:
+    loss_text, *miner_texts = _split(text)
+    if len(miner_texts) > 1:
+        raise BenchmarkError(f"a loss takes one miner, got {text!r}")
+    name, arguments = _call(loss_text)
+    if name in methods:
+        if arguments or miner_texts:
+            raise BenchmarkError(
+                f"{name} is a method with a trainer of its own: it takes neither arguments nor a miner"
+            )
+        return LossSpec(text, _no_loss(name), method=name)
+    make = _maker(name, arguments)
+    if not miner_texts:
+        return LossSpec(text, make)
+    miner_name, miner_arguments = _call(miner_texts[0])
+    miner = _of_class(_miner(miner_name), miner_name, miner_arguments)
 
-    A loss that must know the number of classes or the dimension of the embeddings is told; one that has another
-    argument without a default cannot be built.
+    def with_miner(classes: int, embedding_size: int) -> catalog.Recipe:
+        return replace(make(classes, embedding_size), miner=miner(classes, embedding_size))
+
+    return LossSpec(text, with_miner)
+
+
+def _split(text: str) -> list[str]:
+    """The parts between the plus signs that stand outside of brackets."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "+" and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]
+
+
+_DOT = "__of__"
+
+
+def _call(text: str) -> tuple[str, dict[str, Any]]:
+    """The name and the arguments in a text like RAW(gamma=0.3): nothing is evaluated but literals."""
+    name, bracket, rest = text.partition("(")
+    if not bracket:
+        return name.strip(), {}
+    # An argument of a part, miner.epsilon, is no keyword of Python.
+    dotted = re.sub(r"\b([A-Za-z_]\w*)\.([A-Za-z_]\w*)(?=\s*=)", rf"\1{_DOT}\2", f"f({rest}")
+    try:
+        call = ast.parse(dotted, mode="eval").body
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+            raise ValueError
+        if call.args or any(keyword.arg is None for keyword in call.keywords):
+            raise BenchmarkError(f"the arguments of {name.strip()} must have names, as in RAW(gamma=0.3); got {text!r}")
+        arguments = {str(keyword.arg).replace(_DOT, "."): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except BenchmarkError:
+        raise
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        raise BenchmarkError(
+            f"cannot read the loss {text!r}: write it as RAW(gamma=0.3, alpha=4); values are numbers, True, False, "
+            "None, quoted text, or lists of them"
+        ) from None
+    return name.strip(), arguments
+
+
+def _maker(name: str, arguments: dict[str, Any]) -> Callable[[int, int], catalog.Recipe]:
+    if name in catalog.recipes:
+        return _of_recipe(name, arguments)
+    if name in our_losses.__all__:
+        cls, source = getattr(our_losses, name), f"pml_ext.losses.{name}"
+    elif ":" not in name and name in _classes(pml_losses, BaseMetricLossFunction):
+        cls, source = getattr(pml_losses, name), f"pytorch_metric_learning.losses.{name}"
+    elif name.startswith("pml:"):
+        known = _classes(pml_losses, BaseMetricLossFunction)
+        cls, source = _known("PML loss", name.removeprefix("pml:"), known), f"pytorch_metric_learning.losses.{name[4:]}"
+    elif ":" in name:
+        cls, source = imported(name, "loss"), name
+    else:
+        raise _unknown("loss", name, names())
+    make = _of_class(cls, name, arguments)
+
+    def recipe(classes: int, embedding_size: int) -> catalog.Recipe:
+        return _recipe(make(classes, embedding_size), name, source)
+
+    return recipe
+
+
+def _of_recipe(name: str, arguments: dict[str, Any]) -> Callable[[int, int], catalog.Recipe]:
+    def make(classes: int, embedding_size: int) -> catalog.Recipe:
+        needed = {k: v for k, v in _known_arguments(classes, embedding_size).items() if k in catalog.needs(name)}
+        try:
+            return catalog.build(name, **(needed | arguments))
+        except (TypeError, ValueError) as error:
+            raise BenchmarkError(f"{name}: {error}") from error
+
+    return make
+
+
+def _of_class(cls: Make, name: str, arguments: dict[str, Any]) -> Callable[[int, int], Any]:
+    """What makes an instance of a class or function, told what it needs and is known."""
+
+    def make(classes: int, embedding_size: int) -> Any:
+        known = _known_arguments(classes, embedding_size)
+        needed = [argument for argument in _required(cls) if argument not in arguments]
+        unknown = [argument for argument in needed if argument not in known]
+        if unknown:
+            raise BenchmarkError(f"{name} has no default for {', '.join(unknown)}: write {name}({unknown[0]}=...)")
+        try:
+            return cls(**({argument: known[argument] for argument in needed} | arguments))
+        except (TypeError, ValueError) as error:
+            raise BenchmarkError(f"{name}: {error}") from error
+
+    return make
+
+
+def _known_arguments(classes: int, embedding_size: int) -> dict[str, Any]:
+    return {"num_classes": classes, "embedding_size": embedding_size, "descriptors_dim": embedding_size}
+
+
+def _no_loss(name: str) -> Callable[[int, int], catalog.Recipe]:
+    def make(classes: int, embedding_size: int) -> catalog.Recipe:
+        raise BenchmarkError(f"{name} is a method with a trainer of its own, not a loss")
+
+    return make
+
+
+def _miner(name: str) -> Make:
+    if name in our_miners.__all__:
+        return _class_of(our_miners, name)
+    known = _classes(pml_miners, BaseMiner)
+    if ":" not in name and name in known:
+        return known[name]
+    if name.startswith("pml:"):
+        return _known("PML miner", name.removeprefix("pml:"), known)
+    if ":" in name:
+        return imported(name, "miner")
+    raise _unknown("miner", name, [*our_miners.__all__, *known])
+
+
+def _class_of(module: Any, name: str) -> Make:
+    cls: Make = getattr(module, name)
+    return cls
+
+
+def imported(name: str, kind: str) -> Make:
+    """What stands behind package.module:attribute.
+
+    Raises:
+        BenchmarkError: no such module, or nothing callable of that name in it.
     """
-    known = {"num_classes": classes, "embedding_size": embedding_size, "descriptors_dim": embedding_size}
-    ours = name in catalog.recipes
-    needs = catalog.needs(name) if ours else _required(_pml_classes()[name])
-    unknown = [argument for argument in needs if argument not in known]
-    if unknown:
-        raise BenchmarkError(f"{name} has no default for {', '.join(unknown)}, so it cannot be run by name")
-    told = {argument: known[argument] for argument in needs}
-    if ours:
-        return catalog.build(name, **told)
-    return catalog.Recipe(name, _pml_classes()[name](**told), None, f"pytorch_metric_learning.losses.{name}")
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, ValueError) as error:
+        raise BenchmarkError(f"cannot import the {kind} {name!r}: {error}") from None
+    except AttributeError:
+        raise BenchmarkError(f"the {kind} {name!r} is unknown: {module} has no {attribute!r}") from None
+    if not callable(found):
+        raise BenchmarkError(f"the {kind} {name!r} is neither a class nor a function but a {type(found).__name__}")
+    make: Make = found
+    return make
 
 
-def rehearse(name: str, *, classes: int, embedding_size: int, images_per_class: int) -> None:
+def _recipe(made: Any, name: str, source: str) -> catalog.Recipe:
+    """A recipe from what a class or function has made: a loss, a loss and a miner, or a recipe."""
+    if isinstance(made, catalog.Recipe):
+        return made
+    loss, miner = made if _is_pair(made) else (made, None)
+    if not callable(loss):
+        raise BenchmarkError(f"{name} must be a loss of embeddings and labels, got {type(loss).__name__}")
+    return catalog.Recipe(name, loss if isinstance(loss, nn.Module) else _FunctionLoss(loss), miner, source)
+
+
+class _FunctionLoss(nn.Module):
+    """A function of embeddings and labels as a loss."""
+
+    def __init__(self, function: Make) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, embeddings: Any, labels: Any, indices_tuple: Any = None) -> Any:
+        if indices_tuple is None:
+            return self.function(embeddings, labels)
+        return self.function(embeddings, labels, indices_tuple)
+
+
+def _is_pair(value: Any) -> bool:
+    """Whether it is a loss with a miner."""
+    return (
+        isinstance(value, tuple)
+        and len(value) == 2
+        and isinstance(value[0], nn.Module)
+        and (value[1] is None or isinstance(value[1], BaseMiner))
+    )
+
+
+def _of_object(spec: Any) -> LossSpec:
+    if isinstance(spec, catalog.Recipe):
+        return LossSpec(spec.name, lambda classes, size: spec, in_memory=True)
+    if isinstance(spec, nn.Module) or _is_pair(spec):
+        loss, miner = spec if _is_pair(spec) else (spec, None)
+        name = described(loss) + ("" if miner is None else f" + {described(miner)}")
+        return LossSpec(name, lambda classes, size: _recipe((loss, miner), name, "an object"), in_memory=True)
+    if callable(spec):
+        name = getattr(spec, "__name__", type(spec).__name__)
+        if inspect.isclass(spec):
+            make = _of_class(spec, name, {})
+            return LossSpec(name, lambda classes, size: _recipe(make(classes, size), name, name), in_memory=True)
+        return LossSpec(name, lambda classes, size: _recipe(spec, name, name), in_memory=True)
+    raise BenchmarkError(
+        f"a loss must be a name, a loss, a loss with a miner, or a function or class that makes one; got {spec!r}"
+    )
+
+
+def described(module: nn.Module) -> str:
+    """The class of a loss or miner with the plain arguments in which it differs from the defaults.
+
+    Example:
+        >>> described(our_losses.RAWLoss(gamma=0.3))
+        'RAWLoss(gamma=0.3)'
+    """
+    changed = []
+    for parameter in inspect.signature(type(module)).parameters.values():
+        value = getattr(module, parameter.name, parameter.default)
+        plain = isinstance(value, (bool, int, float, str)) or value is None
+        if plain and parameter.default is not parameter.empty and value != parameter.default:
+            changed.append(f"{parameter.name}={value!r}")
+    return type(module).__name__ + (f"({', '.join(changed)})" if changed else "")
+
+
+def rehearse(spec: Any, *, classes: int, embedding_size: int, images_per_class: int) -> None:
     """Build a loss and take two steps on random embeddings, so that an unusable one is known before the first epoch.
 
     Two, because some losses keep a graph from one call to the next and fail on the second. A method with a trainer of
-    its own takes any labels, so there is nothing to find out.
+    its own takes any labels, and an object has a state that is not ours to change: there is nothing to find out.
     """
-    if name in methods:
+    spec = parse(spec)
+    if spec.method is not None:
         return
     try:
-        recipe = build(name, classes=classes, embedding_size=embedding_size)
+        recipe = spec.build(classes=classes, embedding_size=embedding_size)
+        if spec.in_memory:
+            return
         labels = torch.arange(min(classes, 8)).repeat_interleave(images_per_class)
         for _ in range(2):
             embeddings = torch.randn(len(labels), embedding_size, requires_grad=True)
@@ -62,20 +366,37 @@ def rehearse(name: str, *, classes: int, embedding_size: int, images_per_class: 
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise BenchmarkError(
-            f"{name} cannot be trained on labelled batches: {reason[0] if reason else type(error).__name__}"
+            f"{spec.name} cannot be trained on labelled batches: {reason[0] if reason else type(error).__name__}"
         ) from error
 
 
-def _pml_classes() -> dict[str, type]:
-    abstract = (BaseMetricLossFunction, GenericPairLoss)
+def _classes(module: Any, base: type) -> dict[str, Make]:
+    abstract = (BaseMetricLossFunction, GenericPairLoss, BaseMiner)
     return {
         name: value
-        for name, value in sorted(vars(pml_losses).items())
-        if inspect.isclass(value) and issubclass(value, BaseMetricLossFunction) and value not in abstract
+        for name, value in sorted(vars(module).items())
+        if inspect.isclass(value) and issubclass(value, base) and value not in abstract
     }
 
 
-def _required(cls: type) -> Sequence[str]:
+def _known(kind: str, name: str, known: Mapping[str, Make]) -> Make:
+    if name not in known:
+        raise _unknown(kind, name, known)
+    return known[name]
+
+
+def _unknown(kind: str, name: str, known: Iterable[str]) -> BenchmarkError:
+    by_lower = {word.lower(): word for word in known}
+    near = [by_lower[word] for word in get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(by_lower.values())}"
+    return BenchmarkError(f"unknown {kind} {name!r}; {hint}")
+
+
+def _required(cls: Make) -> Sequence[str]:
+    """The arguments without a default."""
+    if not inspect.isclass(cls):
+        parameters = list(inspect.signature(cls).parameters.values())
+        return [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     # SubCenterArcFaceLoss takes *args and hands them up, so its requirements are those of its base.
     for base in cls.__mro__:
         if "__init__" in vars(base):
