@@ -125,7 +125,7 @@ def plus_plus(sets: Sets, k: int, generator: torch.Generator) -> Tensor:
     s = sets.points.shape[1]
     # Of exponential times at these rates times w, the first is that of i with probability w_i / sum w: no sum over
     # points, which rounds differently in another order. The r-th point that is present has the r-th numbers.
-    times = torch.rand(s, k, generator=generator, dtype=sets.points.dtype).log_().neg_()
+    times = torch.rand(s, k, generator=generator, dtype=sets.points.dtype, device=generator.device).log_().neg_()
     rank = sets.present.squeeze(1).long().cumsum(-1).sub_(1).clamp_(min=0)
     rates = sets.present / times.t().to(rank.device, non_blocking=True)[:, rank].unsqueeze(2)  # [k, b, 1, s]
     # What rounding leaves of the distance between equal points.

@@ -134,7 +134,7 @@ def label_masks(labels: Tensor, ref_labels: Tensor) -> PairMasks:
     rows, columns = labels.unsqueeze(-1), ref_labels.unsqueeze(-2)
     many = len(labels) * len(ref_labels) > thresholds.FLOAT_LABELS
     if many and _fit_float32(labels) and _fit_float32(ref_labels):
-        alike = torch.empty(len(labels), len(ref_labels))
+        alike = torch.empty(len(labels), len(ref_labels), device=labels.device)
         pos = torch.eq(rows.float(), columns.float(), out=alike).bool()
     else:
         pos = rows == columns

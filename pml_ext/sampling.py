@@ -58,7 +58,7 @@ def _sample_by_order(
     """`sample` by the order of the log-weights after independent Gumbel noise was added to them; no k above `most`."""
     keys = only(log_weights + gumbel_like(log_weights, generator), mask, -FAR)
     top = keys.topk(most)
-    return _mask_of(top.indices, (torch.arange(most) < k) & (top.values > -FAR / 2), mask.shape[1])
+    return _mask_of(top.indices, (torch.arange(most, device=k.device) < k) & (top.values > -FAR / 2), mask.shape[1])
 
 
 def _sample_by_search(
@@ -92,14 +92,14 @@ def _sample_by_search(
 
 def _mask_of(columns: Tensor, kept: Tensor, m: int) -> Tensor:
     """Mask [b, m] of the columns [b, t] that are kept."""
-    mask = torch.zeros(len(columns), m + 1, dtype=torch.bool)  # the others go to a spare column
+    mask = torch.zeros(len(columns), m + 1, dtype=torch.bool, device=columns.device)  # the others go to a spare column
     return mask.scatter_(1, torch.where(kept, columns, m), True)[:, :m]
 
 
 def _repeated(columns: Tensor, m: int) -> Tensor:
     """Which of the columns, below m, stand in their row [b, t] before already."""
-    turn = torch.arange(columns.shape[1], dtype=torch.int32)
-    first = torch.empty(len(columns), m, dtype=torch.int32)
+    turn = torch.arange(columns.shape[1], dtype=torch.int32, device=columns.device)
+    first = torch.empty(len(columns), m, dtype=torch.int32, device=columns.device)
     first.scatter_reduce_(1, columns, turn.expand_as(columns), "amin", include_self=False)
     return first.gather(1, columns) < turn
 
@@ -108,7 +108,7 @@ def _search(weights: Tensor, draws: int, generator: torch.Generator | None) -> T
     """Columns drawn with replacement in proportion to the weights: [b, m] -> [b, draws]."""
     b, m = weights.shape
     # Sums and numbers of 53 bits: of 24 bits there are no more than a few for each of many entries.
-    uniform = torch.rand(b, draws, dtype=torch.float64, generator=generator)
+    uniform = torch.rand(b, draws, dtype=torch.float64, device=weights.device, generator=generator)
     if m < thresholds.GROUPED_COLUMNS:
         upto = weights.cumsum(1, dtype=torch.float64)
         return torch.searchsorted(upto, uniform.mul_(upto[:, -1:]), right=True).clamp_max_(m - 1)
@@ -120,7 +120,7 @@ def _search(weights: Tensor, draws: int, generator: torch.Generator | None) -> T
     upto = sums.cumsum(1)
     group = _place(upto.unsqueeze(1), uniform.mul_(upto[:, -1:]))
     uniform.sub_(upto.gather(1, group)).add_(sums.gather(1, group))
-    first = torch.arange(0, sums.numel(), sums.shape[1]).unsqueeze(1)
+    first = torch.arange(0, sums.numel(), sums.shape[1], device=sums.device).unsqueeze(1)
     inner = groups.view(-1, size)[group + first].cumsum(2, dtype=torch.float64)  # [b, draws, size]
     return _place(inner, uniform).add_(group, alpha=size).clamp_max_(m - 1)
 

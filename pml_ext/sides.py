@@ -70,7 +70,7 @@ def only_max(sides: Sides) -> tuple[Tensor, Tensor] | None:
     # Gathered sides are real numbers on the CPU: to look at them waits for nothing. NaN equals nothing.
     if ((equal.sum(1, keepdim=True) != 1) & ~(top < -ABSENT / 2)).any():
         return None
-    numbers = torch.arange(equal.shape[1], dtype=equal.dtype)
+    numbers = torch.arange(equal.shape[1], dtype=equal.dtype, device=equal.device)
     return top, equal.mul_(numbers).amax(1, keepdim=True).long()
 
 

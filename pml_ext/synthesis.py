@@ -115,7 +115,7 @@ def pull_negatives(anchor: Tensor, positive: Tensor, negative: Tensor, lam: floa
 def _limit(rate: float, average: float | Tensor) -> Tensor:
     """exp(-rate / average), with its limit from above at averages of 0 and below."""
     if not isinstance(average, Tensor):
-        average = torch.tensor(average, dtype=torch.float64)
+        average = torch.tensor(average, dtype=torch.float64, device="cpu")
     if rate == 0:
         return torch.ones_like(average)
     value = torch.exp(-rate / torch.where(average > 0, average, 1))

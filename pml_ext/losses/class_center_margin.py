@@ -94,7 +94,7 @@ class ClassCenterMarginLoss(SampleLoss):
         farthest = torch.full_like(own, torch.inf).scatter_reduce(0, first, own, "amin")
         if looks_are_free(is_class):
             classes = is_class.nonzero().squeeze(1)
-            other = ~torch.eye(len(classes), dtype=torch.bool)
+            other = ~torch.eye(len(classes), dtype=torch.bool, device=classes.device)
             losses = self._losses(means[classes], other, farthest[classes])
             return Counted(own.new_zeros(n).index_put((classes,), losses), is_class.long())
         other = label_masks(labels, labels).neg & is_class

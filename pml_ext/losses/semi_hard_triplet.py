@@ -32,7 +32,7 @@ def semi_hard_triplet_weights(sides: Sides, *, margin: float) -> SideWeights | N
     if not sides.gathered or sides.pos.shape[1] > thresholds.SEMI_HARD_POSITIVES:
         return None
     neg, hits = sides.neg, torch.empty_like(sides.neg)
-    numbers = torch.arange(neg.shape[1], dtype=neg.dtype)
+    numbers = torch.arange(neg.shape[1], dtype=neg.dtype, device=neg.device)
     columns, chosen = [], []
     for positive in sides.pos.unbind(1):
         # What is nearer than the positive is as far as what is absent.

@@ -124,7 +124,7 @@ class Batch:
 def all_pairs(labels: Tensor) -> PairMasks:
     """Every pair of a batch, less the self-pairs: [n, n] each."""
     pos, neg = label_masks(labels, labels)
-    return PairMasks(pos & ~torch.eye(len(labels), dtype=torch.bool), neg)
+    return PairMasks(pos & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device), neg)
 
 
 def as_pairs(masks: PairMasks) -> tuple[Tensor, ...]:

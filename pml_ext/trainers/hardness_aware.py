@@ -139,7 +139,12 @@ class HardnessAwareTrainer(BaseTrainer):
     def backward(self) -> None:
         """Back-propagate, then keep the values only: nobody needs the graph, and PML prints one of them."""
         super().backward()
-        self.losses.update({name: torch.as_tensor(value).detach() for name, value in self.losses.items()})
+        self.losses.update({name: _detached(value) for name, value in self.losses.items()})
+
+
+def _detached(value: Tensor | float) -> Tensor:
+    """A loss without its graph; PML's zero loss is a number."""
+    return value.detach() if isinstance(value, Tensor) else torch.tensor(value, device="cpu")
 
 
 @dataclass(frozen=True)
