@@ -1,0 +1,24 @@
+"""The mistakes of an author of a closed form are called by their names."""
+
+import pytest
+from mistakes import MISTAKES, Right
+
+from pml_ext.testing import LOSS_LAWS, LawBroken, check_loss
+
+CLOSED_FORM = [name for name, law in LOSS_LAWS.items() if law.check.__module__.endswith("closed_form_laws")]
+
+
+def test_a_right_closed_form_keeps_the_laws():
+    check_loss(Right)
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_called_by_its_name(name):
+    mistake, law = MISTAKES[name]
+    with pytest.raises(LawBroken) as broken:
+        check_loss(mistake, only=CLOSED_FORM)
+    assert broken.value.law == law
+
+
+def test_every_law_of_closed_forms_has_a_mistake():
+    assert {law for _, law in MISTAKES.values()} == set(CLOSED_FORM) - {"closed_form_is_the_loss"}
