@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from mistakes import MISTAKES
 from mutants import LOSS_MUTANTS, MINER_MUTANTS, Sound, SoundMiner, SoundSampler
 from oracles import OF_ANCHORS, OF_MINERS
 from pytorch_metric_learning.losses import TripletMarginLoss
@@ -42,7 +43,7 @@ def test_law_catches_the_miner(name, law):
 
 
 def test_every_law_has_a_mutant():
-    assert {law for _, law in LOSS_CASES} == set(LOSS_LAWS)
+    assert {law for _, law in (*LOSS_CASES, *MISTAKES.values())} == set(LOSS_LAWS)
     assert {law for _, law in MINER_CASES} == set(MINER_LAWS)
 
 

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from pml_ext.pairs import Counted, defined_rows
 from pml_ext.sides import ABSENT, Sides, SideWeights
-from pml_ext.testing.cases import Rows
+from pml_ext.testing.cases import Batch, Rows
 from pml_ext.testing.law import assert_close, is_row_loss, law
 from pml_ext.testing.row_laws import gradient_of
+
+IN_PLACE, GATHERED = "positives in place", "positives gathered"
 
 
 def has_closed_form(loss: Any) -> bool:
@@ -76,7 +78,7 @@ def forms(loss: Any, sim: Tensor, pos: Tensor, neg: Tensor, spare: int = 0) -> I
         else:
             weights.scatter_add_(1, columns, found.pos[:, :k])
         counts = torch.ones(len(sim), dtype=torch.long) if found.counts is None else found.counts
-        layout = "positives gathered" if is_gathered else "positives in place"
+        layout = GATHERED if is_gathered else IN_PLACE
         yield Form(layout, found, found.losses[defined], weights[defined], counts[defined], defined)
 
 
@@ -108,7 +110,7 @@ def few_columns_come_with_gathered_positives(loss: Any, case: Rows) -> None:
     Gathered sides are real numbers on the CPU, at which it may look to find out whether equals have to share.
     """
     for form in forms(loss, *case.matrix):
-        if form.layout == "positives in place":
+        if form.layout == IN_PLACE:
             assert form.found.neg_column is None, "neg_column is given, but the positives have not been gathered"
 
 
@@ -120,31 +122,36 @@ def pair_weights_are_derivatives_by_the_score(loss: Any, case: Rows) -> None:
         rounding = 1e-12 * max(1.0, form.weights.abs().max().item() if form.weights.numel() else 0.0)
         for name, mask, sign in (("positive", pos, 1), ("negative", neg, -1)):
             wrong = sign * form.weights[mask[form.rows]]
-            assert bool((wrong <= rounding).all()), f"a {name} has the weight {sign * wrong.max().item()}, {form.layout}"
+            assert bool((wrong <= rounding).all()), (
+                f"a {name} has the weight {sign * wrong.max().item()}, {form.layout}"
+            )
 
 
 @law("loss", "rows", has_closed_form)
 def absent_pairs_cost_nothing(loss: Any, case: Rows) -> None:
-    """More columns without a pair change nothing, and have no weight: a mean is one over the count of the pairs."""
-    for narrow, wide in zip(forms(loss, *case.matrix), forms(loss, *case.matrix, spare=3), strict=False):
-        assert_close(wide.losses, narrow.losses, f"3 absent columns more, {narrow.layout}", 1e-12)
-        assert_close(wide.weights[:, : case.m], narrow.weights, f"weights with 3 absent columns, {narrow.layout}", 1e-12)
-        pos, neg = wide.found.pos[wide.rows], wide.weights
-        assert not neg[:, case.m :].any(), f"absent negatives have the weights {neg[:, case.m :]}, {narrow.layout}"
-        assert not pos[:, -3:].any(), f"absent positives have the weights {pos[:, -3:]}, {narrow.layout}"
+    """Columns without a pair change nothing, and have no weight: a mean is one over the count of the pairs."""
+    sim, pos, neg = case.matrix
+    for i in defined_rows(pos.any(1), neg.any(1), loss.needs).nonzero().flatten().tolist():
+        row = slice(i, i + 1)
+        packed = next((f for f in forms(loss, sim[row], pos[row], neg[row]) if f.layout == GATHERED), None)
+        if packed is None:
+            continue
+        for form in forms(loss, sim[row], pos[row], neg[row], spare=3):
+            assert_close(form.losses, packed.losses, f"loss with absent pairs, {form.layout}", 1e-12)
+            weights = form.weights[:, : case.m]
+            assert_close(weights, packed.weights, f"weights beside absent pairs, {form.layout}", 1e-12)
+            outside = form.weights[:, torch.nn.functional.pad(~(pos[i] | neg[i]), (0, 3), value=True)]
+            assert not outside.any(), f"absent pairs have the weights {outside}, {form.layout}"
 
 
-@law("loss", "rows", has_closed_form)
-def blocks_of_any_height_are_alike(loss: Any, case: Rows) -> None:
-    """In a block of forty rows every one has the loss and the weights that it has in a block of few."""
-    few = case.matrix
-    for alone in forms(loss, *few):
-        times = -(-40 // case.n)
-        for form in forms(loss, *(x.repeat(times, 1) for x in few)):
-            if form.layout == alone.layout:
-                what = f"{times * case.n} rows, {form.layout}"
-                assert_close(form.losses, alone.losses.repeat(times), what, 1e-12)
-                assert_close(form.weights, alone.weights.repeat(times, 1), f"weights, {what}", 1e-12)
+@law("loss", "once", has_closed_form)
+def blocks_of_any_height_are_alike(loss: Any, case: Batch) -> None:
+    """In a block of 41 equal rows every one has the loss and the weights that it has alone."""
+    sim, pos, neg = Rows(1, 8, density=1.0, inverted=loss.distance.is_inverted).matrix
+    many = forms(loss, sim.repeat(41, 1), pos.repeat(41, 1), neg.repeat(41, 1))
+    for high, alone in zip(many, forms(loss, sim, pos, neg), strict=False):
+        assert_close(high.losses, alone.losses.repeat(41), f"41 equal rows, {high.layout}", 1e-12)
+        assert_close(high.weights, alone.weights.repeat(41, 1), f"weights of 41 equal rows, {high.layout}", 1e-12)
 
 
 @law("loss", "rows", has_closed_form)
