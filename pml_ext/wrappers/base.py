@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, ClassVar
 
 from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
+from pytorch_metric_learning.losses.mixins import WeightMixin
 from torch import Tensor
 
 from pml_ext import arguments
@@ -68,11 +69,19 @@ def takes_masks(loss: Any) -> bool:
     return isinstance(loss, MatrixLoss)
 
 
+def has_proxies(loss: Any) -> bool:
+    """Whether a loss of PML compares embeddings with learned vectors of the classes, not with one another."""
+    return isinstance(loss, WeightMixin)
+
+
 def takes_references(loss: Any, pml_names: Collection[str], *, with_indices: bool) -> bool:
     """Whether a loss can compare a batch with references, on pairs that it is given if `with_indices`.
 
-    PML's own losses do not say: they are known by their names, or those of their bases.
+    PML's own losses do not say: they are known by their names, or those of their bases. One that compares embeddings
+    with its proxies may have such a base, and takes none.
     """
+    if has_proxies(loss):
+        return False
     if isinstance(loss, LossWrapper):
         able = loss.takes_references and (loss.takes_indices or not with_indices)
         return able and takes_references(loss.loss, pml_names, with_indices=with_indices)

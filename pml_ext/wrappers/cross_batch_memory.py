@@ -4,14 +4,27 @@ from typing import Any, final
 
 import pytorch_metric_learning.losses as pml
 import torch
+from pytorch_metric_learning.miners import BaseMiner, EmbeddingsAlreadyPackagedAsTriplets
 from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import Tensor, nn
 
 from pml_ext import arguments
 from pml_ext.base import PairMiner
-from pml_ext.pairs import DisjointMasks, PairMasks, label_masks, not_self
+from pml_ext.pairs import PairMasks
 from pml_ext.relations import IndicesTuple
 from pml_ext.wrappers.base import takes_masks, takes_references
+from pml_ext.wrappers.queue_pairs import (
+    Queue,
+    given_indices,
+    given_masks,
+    label_pairs,
+    mined_indices,
+    mined_masks,
+    older_pairs,
+)
+
+# The label of a sample that was enqueued without one, which is nobody else's.
+UNLABELED = -(2**63)
 
 
 @final
@@ -25,27 +38,41 @@ class CrossBatchMemory(pml.CrossBatchMemory):  # type: ignore[misc, unused-ignor
             wrappers those whose inner loss does.
         embedding_size: dimension of the embeddings.
         memory_size: length of the queue, at least the size of a batch.
-        miner: None for all pairs, or a miner, ours or PML's. A miner of this package never sees the pair of a sample
-            with itself; with a loss of this package pairs are masks of static size, not index tensors.
+        miner: None for all pairs, or a miner, ours or PML's. It never sees the pair of a sample with itself. With a
+            loss and a miner of this package pairs are masks of static size, not index tensors. PML's
+            `DistanceWeightedMiner` and miners of one's own are given batch and queue as one batch, of which the pairs
+            of the anchors are kept: time and memory grow with the square of the queue.
+        start: the samples that are seen in training before the queue is used. Until then it stays empty, and the loss
+            is that of each batch by itself.
 
     Shape:
         embeddings [n, d], labels [n] -> a scalar. Optionally an `indices_tuple` of pairs within the batch, which are
-        added, or an `enqueue_mask` [n] of the samples that are enqueued and are not anchors.
+        added, and an `enqueue_mask` [n] of the samples that are enqueued and are not anchors. Without labels
+        (`labels=None`) the pairs within the batch are those of the `indices_tuple`, PML's or `PairMasks` [n, n], and
+        all that was in the queue before is negative. So two views of unlabeled samples are
+        `memory(torch.cat((x, other)), None, pairs)`, and with a momentum encoder
+        `memory(torch.cat((query, key)), None, pairs, enqueue_mask)`, with the mask true for the keys and (i, n + i)
+        the positives. A sample that comes back while it is in the queue is its own negative then: keep the queue
+        shorter than an epoch.
 
     Defaults:
-        The distance and the reducer of the inner loss, a queue of 1024.
+        The distance and the reducer of the inner loss, a queue of 1024, used from the first sample on.
 
     Source:
         Wang et al., "Cross-Batch Memory for Embedding Learning", CVPR 2020, arXiv 1912.06798. A subclass of PML's,
-        which differs in this: the position and the fill of the queue are part of `state_dict`, so that a resumed run
-        goes on as if it had not stopped (for a state saved by PML they are taken from the rows that are not zero);
-        an `indices_tuple` is shifted to the positions of the batch in the queue; a batch of one sample is not
-        compared with itself; an empty one does not make the queue count as full; the queue is replaced, not written
-        to, so that one backward pass may follow several batches.
+        which differs in this: a miner mines as if the pairs of a sample with itself did not exist, where PML mines
+        among them and drops them afterwards; the position and the fill of the queue are part of `state_dict`, so that
+        a resumed run goes on as if it had not stopped (for a state saved by PML they are taken from the rows that are
+        not zero); an `indices_tuple` is shifted to the positions of the batch in the queue, and may go with an
+        `enqueue_mask`; a batch of one sample is not compared with itself; an empty one does not make the queue count
+        as full; the queue is replaced, not written to, so that one backward pass may follow several batches; it keeps
+        the widest dtype that it was given; in eval mode it stays as it is; a sample that is not finite makes the loss
+        NaN, and is not enqueued. The paper's code adds the loss of the batch by itself, which is `loss(x, y)`.
 
     Raises:
-        TypeError, ValueError: a loss that takes no references or no pairs, sizes that are not positive integers; in a
-            call, more samples to enqueue than the queue holds, or arguments that do not fit.
+        TypeError, ValueError: a loss that takes no references or no pairs, a miner that is not a PML miner or has its
+            pairs fixed, sizes that are not positive integers; in a call, more samples to enqueue than the queue holds,
+            neither labels nor pairs, a miner of PML without labels, or arguments that do not fit.
 
     Example:
         >>> import torch
@@ -57,17 +84,38 @@ class CrossBatchMemory(pml.CrossBatchMemory):  # type: ignore[misc, unused-ignor
         (tensor(1.7737), tensor(0.0017), 0)
     """
 
+    embedding_memory: Tensor
+    label_memory: Tensor
+    curr_batch_idx: Tensor
+    queue_idx: int
+    has_been_filled: bool
+
     def __init__(
-        self, loss: nn.Module, embedding_size: int, memory_size: int = 1024, miner: nn.Module | None = None
+        self,
+        loss: nn.Module,
+        embedding_size: int,
+        memory_size: int = 1024,
+        miner: nn.Module | None = None,
+        *,
+        start: int = 0,
     ) -> None:
         if not takes_references(loss, self.supported_losses(), with_indices=True):
             raise TypeError(
                 f"loss must take references and pairs, {type(loss).__name__} does not; "
                 "a miner is given to CrossBatchMemory itself"
             )
+        if miner is not None and not isinstance(miner, BaseMiner):
+            raise TypeError(f"miner must be a PML miner (a BaseMiner), got {type(miner).__name__}")
+        if isinstance(miner, EmbeddingsAlreadyPackagedAsTriplets):
+            raise TypeError("miner must mine: EmbeddingsAlreadyPackagedAsTriplets knows the places in a batch only")
         arguments.count("embedding_size", embedding_size)
         arguments.count("memory_size", memory_size)
+        if start != 0:
+            arguments.count("start", start)
+        self.start = start
         super().__init__(loss, embedding_size, memory_size, miner)
+        self.seen = 0
+        self.add_to_recordable_attributes(list_of_names=["start"], is_stat=False)
 
     @property
     def distance(self) -> Any:
@@ -81,19 +129,34 @@ class CrossBatchMemory(pml.CrossBatchMemory):  # type: ignore[misc, unused-ignor
     def forward(
         self,
         embeddings: Tensor,
-        labels: Tensor,
+        labels: Tensor | None = None,
         indices_tuple: IndicesTuple | None = None,
         enqueue_mask: Tensor | None = None,
     ) -> Tensor:
-        """The loss of a batch against the queue, into which it goes first."""
+        """The loss of a batch against the queue, into which it goes first; in eval mode the queue stays as it was."""
+        self.check(embeddings, labels, indices_tuple, enqueue_mask)
+        self.reset_stats()
+        before = self.embedding_memory, self.label_memory, self.queue_idx, self.has_been_filled, self.seen
+        try:
+            return self.compared(embeddings, labels, indices_tuple, enqueue_mask)
+        finally:
+            if not self.training:
+                self.embedding_memory, self.label_memory, self.queue_idx, self.has_been_filled, self.seen = before
+
+    def check(
+        self, embeddings: Tensor, labels: Tensor | None, indices_tuple: IndicesTuple | None, enqueue_mask: Tensor | None
+    ) -> None:
+        """Raise an error for arguments of a call that do not fit."""
         arguments.batch(embeddings, labels, None, None)
-        if labels is None:
-            raise ValueError("labels must be given: the queue keeps them, got None")
+        if labels is None and indices_tuple is None:
+            raise ValueError("labels must be given, or the pairs of the batch as an indices_tuple: both are None")
+        if labels is None and self.miner is not None and not isinstance(self.miner, PairMiner):
+            raise ValueError(f"labels must be given: {type(self.miner).__name__} mines by them, got None")
         if embeddings.shape[1] != self.embedding_size:
             raise ValueError(f"embeddings must have embedding_size={self.embedding_size}, got {embeddings.shape[1]}")
         number = len(embeddings)
         if enqueue_mask is not None:
-            if enqueue_mask.dtype != torch.bool or enqueue_mask.shape != labels.shape:
+            if enqueue_mask.dtype != torch.bool or enqueue_mask.shape != embeddings.shape[:1]:
                 raise ValueError(
                     f"enqueue_mask must be boolean, one for each of {number} embeddings, "
                     f"got {enqueue_mask.dtype} of shape {tuple(enqueue_mask.shape)}"
@@ -101,77 +164,132 @@ class CrossBatchMemory(pml.CrossBatchMemory):  # type: ignore[misc, unused-ignor
             number = int(enqueue_mask.sum())
         if number > self.memory_size:
             raise ValueError(f"a batch must fit into the queue: got {number} samples, memory_size={self.memory_size}")
-        loss: Tensor = super().forward(embeddings, labels, indices_tuple, enqueue_mask)
-        return loss
 
-    def add_to_memory(self, embeddings: Tensor, labels: Tensor, batch_size: int) -> None:
-        """Put a batch into the queue."""
-        if batch_size == 0:
-            self.curr_batch_idx = torch.zeros(0, dtype=torch.long, device=labels.device)
-            return
-        self.embedding_memory: Tensor = self.embedding_memory.clone()
-        super().add_to_memory(embeddings, labels, batch_size)
-
-    def create_indices_tuple(
+    def compared(
         self,
         embeddings: Tensor,
-        labels: Tensor,
-        E_mem: Tensor,  # noqa: N803 - PML's name
-        L_mem: Tensor,  # noqa: N803 - PML's name
-        input_indices_tuple: IndicesTuple | None,
-        do_remove_self_comparisons: bool,
+        labels: Tensor | None,
+        indices_tuple: IndicesTuple | None,
+        enqueue_mask: Tensor | None,
+    ) -> Tensor:
+        """The loss of a batch: the samples of the mask, or all, are enqueued, and the others, or all, are anchors."""
+        device = embeddings.device
+        every = torch.arange(len(embeddings), device=device)
+        anchors = enqueued = every
+        if enqueue_mask is not None:
+            enqueue_mask = enqueue_mask.to(device)
+            anchors, enqueued = every[~enqueue_mask], every[enqueue_mask]
+        known = torch.full_like(every, UNLABELED) if labels is None else labels.to(device)
+        slots = torch.full_like(every, -1)
+        rows = embeddings if enqueue_mask is None else embeddings[anchors]
+        refs: Tensor | None
+        if self.seen < self.start:
+            # As if there were no queue.
+            self.seen += len(enqueued)
+            slots[enqueued] = torch.arange(len(enqueued), device=device)
+            refs = None if enqueue_mask is None else embeddings[enqueued]
+            queue = Queue(embeddings[enqueued], known[enqueued], slots, anchors)
+        else:
+            self.add_to_memory(embeddings[enqueued], known[enqueued], len(enqueued))
+            slots[enqueued] = self.curr_batch_idx
+            used = self.memory_size if self.has_been_filled else self.queue_idx
+            refs = self.embedding_memory[:used]
+            # PML's losses and miners multiply matrices of one dtype only.
+            narrow = refs.to(embeddings.dtype)
+            queue = Queue(
+                refs if isinstance(self.miner, PairMiner) else narrow, self.label_memory[:used], slots, anchors
+            )
+            refs = refs if takes_masks(self.loss) else narrow
+        pairs = self.pairs(embeddings, rows, None if labels is None else known[anchors], queue, indices_tuple)
+        ref_labels = None if labels is None or refs is None else queue.labels
+        loss: Tensor = self.loss(rows, None if labels is None else known[anchors], pairs, refs, ref_labels)
+        if (slots[enqueued] < 0).any() and isinstance(loss, Tensor):
+            loss = loss + torch.nan
+        return loss
+
+    def pairs(
+        self,
+        batch: Tensor,
+        embeddings: Tensor,
+        labels: Tensor | None,
+        queue: Queue,
+        given: IndicesTuple | None,
     ) -> IndicesTuple:
-        """The pairs of the batch with the queue, those of the miner or all, and those that were given."""
-        place = self.curr_batch_idx  # of the batch in the queue
-        pairs: IndicesTuple
-        if self.miner is None or isinstance(self.miner, PairMiner):
-            pos, neg = label_masks(labels, L_mem)
-            if do_remove_self_comparisons:
-                pos = pos & (torch.arange(len(L_mem), device=pos.device) != place.unsqueeze(-1))
-            pairs = DisjointMasks(pos, neg)
-            if self.miner is not None:
-                pairs = self.miner.masks(embeddings, labels, E_mem, L_mem, pairs)
-            if input_indices_tuple is None and takes_masks(self.loss):
-                return pairs
-            pairs = pairs.indices()
+        """The pairs of the anchors with the queue, those of the miner or all, and those that are given."""
+        if labels is not None and self.miner is not None and not isinstance(self.miner, PairMiner):
+            found = mined_indices(self.miner, embeddings, labels, queue)
+            return found if given is None else _joined(found, given_indices(given, batch, queue))
+        pairs: PairMasks
+        if labels is None:
+            assert given is not None  # checked before
+            pos, neg = given_masks(given, batch, queue)
+            pairs, given = PairMasks(pos, neg | older_pairs(queue).neg), None
         else:
-            pairs = self.miner(embeddings, labels, E_mem, L_mem)
-            if do_remove_self_comparisons:
-                a, p, *rest = pairs
-                other = place[a] != p
-                a, p = a[other], p[other]
-                pairs = (a, p, rest[0][other]) if len(rest) == 1 else (a, p, *rest)
-        if input_indices_tuple is None:
+            pairs = label_pairs(labels, queue)
+        if self.miner is not None:
+            pairs = mined_masks(self.miner, embeddings, labels, queue, pairs)
+        if not takes_masks(self.loss):
+            found = pairs.indices()
+            return found if given is None else _joined(found, given_indices(given, batch, queue))
+        if given is None:
             return pairs
-        if isinstance(input_indices_tuple, PairMasks):
-            pos, neg = input_indices_tuple
-            n = len(labels)
-            given: Any = PairMasks(pos & not_self(0, n, n, pos.device), neg).indices()
-        else:
-            arguments.index_tuple(input_indices_tuple)
-            given = input_indices_tuple
-        if len(pairs) == 3:
-            a, p, n = lmu.convert_to_triplets(given, labels)
-            given = a, place[p], place[n]
-        else:
-            a, p, b, n = lmu.convert_to_pairs(given, labels)
-            given = a, place[p], b, place[n]
-        return tuple(torch.cat(both) for both in zip(pairs, given, strict=True))
+        return PairMasks(*(a | b for a, b in zip(pairs, given_masks(given, batch, queue), strict=True)))
+
+    def add_to_memory(self, embeddings: Tensor, labels: Tensor, batch_size: int) -> None:
+        """Put the samples that are finite into the queue; `curr_batch_idx` says where, and is -1 for the others."""
+        device = embeddings.device
+        # What is made in inference mode could not be saved for a backward pass later.
+        with torch.inference_mode(False), torch.no_grad():
+            dtype = torch.promote_types(self.embedding_memory.dtype, embeddings.dtype)
+            memory = self.embedding_memory.to(device, dtype)
+            known = self.label_memory.to(device, _wider(self.label_memory.dtype, labels.dtype))
+            finite = embeddings.isfinite().all(1)
+            if labels.is_floating_point():
+                finite = finite & labels.isfinite()
+            if not finite.all():
+                embeddings, labels = embeddings[finite], labels[finite]
+            number = len(embeddings)
+            place = torch.arange(self.queue_idx, self.queue_idx + number, device=device) % self.memory_size
+            self.embedding_memory = memory.index_copy(0, place, embeddings.to(dtype))
+            self.label_memory = known.index_copy(0, place, labels.to(known.dtype))
+            self.curr_batch_idx = torch.full((batch_size,), -1, device=device).masked_scatter(finite, place)
+        self.has_been_filled = self.has_been_filled or self.queue_idx + number >= self.memory_size
+        self.queue_idx = (self.queue_idx + number) % self.memory_size
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The position and the fill of the queue, for `state_dict`."""
-        return {"queue_idx": self.queue_idx, "has_been_filled": self.has_been_filled}
+        """The position and the fill of the queue, and how far the warm-up is, for `state_dict`."""
+        return {"queue_idx": self.queue_idx, "has_been_filled": self.has_been_filled, "seen": self.seen}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Continue where the saved queue stood."""
+        """Continue where the saved queue stood. A queue that is in use was warmed up."""
         self.queue_idx, self.has_been_filled = state["queue_idx"], state["has_been_filled"]
+        used = self.has_been_filled or self.queue_idx > 0
+        self.seen = state.get("seen", self.start if used else 0)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        memory, labels = (state_dict.get(f"{prefix}{name}_memory") for name in ("embedding", "label"))
+        # A state is copied into the tensors that are there.
+        if memory is not None:
+            self.embedding_memory = self.embedding_memory.to(
+                torch.promote_types(self.embedding_memory.dtype, memory.dtype)
+            )
+        if labels is not None:
+            self.label_memory = self.label_memory.to(_wider(self.label_memory.dtype, labels.dtype))
         # A state saved by PML says nothing about the queue, which is filled from its beginning.
-        memory = state_dict.get(f"{prefix}embedding_memory")
         if memory is not None and f"{prefix}_extra_state" not in state_dict:
             used = memory.any(dim=1).nonzero()
             fill = int(used.max()) + 1 if len(used) else 0
             queue = {"queue_idx": fill % self.memory_size, "has_been_filled": fill == self.memory_size}
             state_dict[f"{prefix}_extra_state"] = queue
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _wider(first: torch.dtype, second: torch.dtype) -> torch.dtype:
+    """The dtype of labels of both: int64 for integers, and float64, which has all of them up to 2^53, if one is not."""
+    return torch.float64 if first.is_floating_point or second.is_floating_point else torch.int64
+
+
+def _joined(found: tuple[Tensor, ...], given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Triplets where a miner finds triplets, and otherwise pairs."""
+    convert = lmu.convert_to_triplets if len(found) == 3 else lmu.convert_to_pairs
+    return tuple(torch.cat(both) for both in zip(found, convert(given, None), strict=True))

@@ -1,0 +1,174 @@
+"""Which pairs a batch has with a queue: those of its labels, those that a miner finds, and those that are given."""
+
+from typing import Any, NamedTuple, final
+
+import torch
+from pytorch_metric_learning import miners as pml
+from torch import Tensor
+
+from pml_ext.base import PairMiner
+from pml_ext.pairs import DisjointMasks, PairMasks, label_masks, masked_max, masked_min
+from pml_ext.relations import IndicesTuple, pair_relation
+
+# PML's miners that take all their pairs from `lmu.get_all_pairs_indices` or `lmu.get_all_triplets_indices`.
+_BY_TABLE = (
+    pml.AngularMiner,
+    pml.BatchEasyHardMiner,
+    pml.BatchHardMiner,
+    pml.HDCMiner,
+    pml.PairMarginMiner,
+    pml.TripletMarginMiner,
+    pml.UniformHistogramMiner,
+)
+
+
+class Queue(NamedTuple):
+    """What the anchors of a batch are compared with.
+
+    Args:
+        embeddings: [m, d].
+        labels: [m].
+        slots: where each sample of the batch is among them [N], -1 if it is not.
+        anchors: which samples of the batch are anchors [n].
+    """
+
+    embeddings: Tensor
+    labels: Tensor
+    slots: Tensor
+    anchors: Tensor
+
+    @property
+    def own(self) -> Tensor:
+        """Where each anchor itself is, [n], -1 if it is not."""
+        return self.slots[self.anchors]
+
+
+def label_pairs(labels: Tensor, queue: Queue) -> DisjointMasks:
+    """All pairs of the anchors with the queue but those of a sample with itself: labels [n] -> masks [n, m]."""
+    pos, neg = label_masks(labels, queue.labels)
+    column = torch.arange(len(queue.labels), device=pos.device)
+    return DisjointMasks(pos & (column != queue.own.unsqueeze(-1)), neg)
+
+
+def older_pairs(queue: Queue) -> DisjointMasks:
+    """What was in the queue before the batch, as negatives of every anchor: masks [n, m]."""
+    older = torch.ones(len(queue.labels), dtype=torch.bool, device=queue.slots.device)
+    older[queue.slots[queue.slots >= 0]] = False
+    neg = older.expand(len(queue.anchors), -1)
+    return DisjointMasks(torch.zeros_like(neg), neg)
+
+
+def given_masks(given: IndicesTuple, batch: Tensor, queue: Queue) -> PairMasks:
+    """Pairs within a batch [N, d], those of anchors with what is in the queue, as masks of the queue [n, m]."""
+    inside = queue.slots >= 0
+
+    def moved(mask: Tensor) -> Tensor:
+        wide = torch.zeros(len(queue.anchors), len(queue.labels), dtype=torch.bool, device=mask.device)
+        return wide.index_copy(1, queue.slots[inside], mask[queue.anchors][:, inside])
+
+    return PairMasks(*map(moved, _of_batch(given, batch)))
+
+
+def given_indices(given: IndicesTuple, batch: Tensor, queue: Queue) -> tuple[Tensor, ...]:
+    """The same as indices: three for triplets, four for pairs, in the order in which they were given."""
+    pairs = _of_batch(given, batch)
+    given = pairs.indices() if isinstance(given, PairMasks) else given
+    row = torch.full_like(queue.slots, -1)
+    row[queue.anchors] = torch.arange(len(queue.anchors), device=row.device)
+
+    def moved(a: Tensor, *others: Tensor) -> list[Tensor]:
+        found = [row[a], *(torch.where(other == a, -1, queue.slots[other]) for other in others)]
+        there = torch.stack(found).ge(0).all(0)
+        return [index[there] for index in found]
+
+    a, *others = (index.to(row.device, torch.long) for index in given)
+    return tuple(moved(a, *others) if len(given) == 3 else moved(a, others[0]) + moved(*others[1:]))
+
+
+def _of_batch(given: IndicesTuple, batch: Tensor) -> PairMasks:
+    """Pairs within a batch [N, d] as masks [N, N], after a check."""
+    return pair_relation(batch, None, given, batch, None)(0, len(batch))
+
+
+def mined_masks(
+    miner: PairMiner, embeddings: Tensor, labels: Tensor | None, queue: Queue, pairs: PairMasks
+) -> PairMasks:
+    """What a miner of ours finds among the pairs [n, m]; it records the statistics of a call."""
+    miner.reset_stats()
+    found = miner.masks(embeddings, labels, queue.embeddings, queue.labels, pairs)
+    miner.output_assertion(found)
+    return found
+
+
+def mined_indices(miner: pml.BaseMiner, embeddings: Tensor, labels: Tensor, queue: Queue) -> tuple[Tensor, ...]:
+    """What any miner finds for the anchors in the queue, where no sample has a pair with itself."""
+    own = queue.own
+    within = (own >= 0).nonzero().squeeze(1)
+    if len(within) == 0:
+        found: Any = miner(embeddings, labels, queue.embeddings, queue.labels)
+        return tuple(found)
+    if type(miner) is pml.MultiSimilarityMiner:
+        ours = _MultiSimilarity(miner.epsilon, distance=miner.distance)
+        masks = ours.masks(embeddings, labels, queue.embeddings, queue.labels, label_pairs(labels, queue))
+        miner.reset_stats()
+        miner.output_assertion(masks.indices())
+        return masks.indices()
+    # The anchors first, so that a pair of a sample with itself is on the diagonal.
+    rest = torch.ones(len(queue.labels), dtype=torch.bool, device=own.device)
+    rest[own[within]] = False
+    order = torch.cat((own[within], rest.nonzero().squeeze(1)))
+    refs, ref_labels = queue.embeddings[order], queue.labels[order]
+    if type(miner) in _BY_TABLE:
+        both = _RowsAndColumns(labels[within], ref_labels)
+        miner.reset_stats()
+        with torch.no_grad():
+            found = miner.mine(embeddings[within], both, refs, both)
+        miner.output_assertion(found)
+    else:
+        found = of_anchors(miner(refs, ref_labels), len(within))
+    columns = (0,) if len(found) == 3 else (0, 2)
+    return tuple(within[x] if i in columns else order[x] for i, x in enumerate(found))
+
+
+def of_anchors(found: tuple[Tensor, ...], number: int) -> tuple[Tensor, ...]:
+    """The pairs or triplets of the first anchors only."""
+    if len(found) == 3:
+        keep = found[0] < number
+        return tuple(x[keep] for x in found)
+    keep, keep_neg = found[0] < number, found[2] < number
+    return found[0][keep], found[1][keep], found[2][keep_neg], found[3][keep_neg]
+
+
+class _RowsAndColumns:
+    """Labels [n] of rows and [m] of columns in one object, n at most m.
+
+    PML compares labels by `labels.unsqueeze(1) == ref_labels.unsqueeze(0)`, and takes the diagonal for pairs of a
+    sample with itself where the two are the same object.
+    """
+
+    def __init__(self, rows: Tensor, columns: Tensor) -> None:
+        self.rows, self.columns = rows, columns
+        self.device, self.dtype = rows.device, torch.long
+
+    def unsqueeze(self, dim: int) -> Tensor:
+        """The rows as a column of a matrix, or the columns as a row of it."""
+        return (self.rows if dim == 1 else self.columns).unsqueeze(dim)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@final
+class _MultiSimilarity(PairMiner):
+    """PML's miner of that name, which takes scores of a sample with itself for those of a pair."""
+
+    def __init__(self, epsilon: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.epsilon = epsilon
+
+    def select(self, sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
+        """Positives hardly closer than the nearest negative, negatives hardly farther than the farthest positive."""
+        return (
+            pos & (sim - self.epsilon < masked_max(sim, neg)),
+            neg & (sim + self.epsilon > masked_min(sim, pos)),
+        )
