@@ -6,7 +6,6 @@ from operator import index
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-import numpy as np
 import torch
 from pytorch_metric_learning.utils import accuracy_calculator as pml
 from pytorch_metric_learning.utils import common_functions as c_f
@@ -14,10 +13,10 @@ from pytorch_metric_learning.utils import inference
 from torch import Tensor
 
 from .clustering import scikit_kmeans
+from .inputs import Array, Strings, checked_embeddings, checked_labels, class_ids, warn_of_own
 from .knn import TorchKNN
-from .scores import retrieval_scores
+from .scores import reciprocal_rank, retrieval_scores
 
-Array = Tensor | np.ndarray[Any, Any]
 KNN = Callable[[Tensor, int, Tensor, bool], tuple[Tensor, Tensor]]
 
 RECALL_AT: Final[Mapping[str, tuple[int, ...]]] = MappingProxyType(
@@ -65,13 +64,14 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
             ``None``: none are searched, ranks are counted instead, in little memory and as exactly, at any depth;
             metrics of subclasses and a ``label_comparison_fn`` get PML's ``FaissKNN`` where faiss can be imported,
             otherwise :class:`TorchKNN`).
-        kmeans_func: ``(embeddings, num_clusters) -> clusters`` (default ``None``: PML's ``FaissKMeans`` where faiss
-            can be imported, otherwise scikit-learn's k-means with a fixed seed).
+        kmeans_func: ``(embeddings, num_clusters) -> clusters`` (default ``None``: scikit-learn's k-means, which
+            begins with k-means++ and a fixed seed).
 
     Shape:
         ``query`` [n, d], ``query_labels`` [n] or [n, l], ``reference`` [m, d], ``reference_labels`` [m] or [m, l];
-        tensors or arrays of any real type. Without a ``label_comparison_fn`` a row of l labels is one label. In
-        ``calculate_...`` methods of subclasses the labels are then class ids: the ranks among all distinct labels.
+        tensors, arrays or lists; labels may be strings. Without a ``label_comparison_fn`` a row of l labels is one
+        label. In ``calculate_...`` methods of subclasses the labels are then class ids: the ranks among all distinct
+        labels.
 
     Source:
         Recall@k as in Jégou, Douze and Schmid, "Product quantization for nearest neighbor search", 2011, and Oh Song et
@@ -79,9 +79,13 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
         ``k`` (PML: ``None``, all references); labels are compared as they are, not rounded to float32; never more
         neighbours are asked for than there are references (PML scores faiss's padding of -1: mean average precisions
         of more than 1); a query without any match gives NaN, whatever ``k``; ``mean_reciprocal_rank`` can be
-        computed alone, and is computed in float64; NaN and infinite embeddings are refused; faiss is optional.
-        References at equal distance are ranked by index, as by faiss; distances are those of float32, so that a
-        difference in the last digits may be decided one way by counting and another way by a ``knn_func``.
+        computed alone, and is computed in float64; NMI and AMI come from clusters that k-means++ began, the same with
+        and without faiss, whose k-means begins with samples drawn at random (NMI of perfectly separated classes: .81
+        to 1.00 by the order of the samples); NaN and infinite embeddings are refused; a warning says where
+        ``ref_includes_query`` seems to be forgotten; faiss is optional. References at equal distance are ranked by
+        index, as by faiss. Squared distances are right to at least three digits, usually to six, in float32, wherever
+        the embeddings lie; a smaller difference may be decided one way by counting and another way by a
+        ``knn_func``.
 
     Raises:
         TypeError: ``recall_at`` is not a sequence of integers; ``include`` or ``exclude`` not a tuple or list.
@@ -119,7 +123,6 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
         by_counting = knn_func is None and label_comparison_fn is None
         if not hasattr(inference, "faiss"):
             knn_func = TorchKNN() if knn_func is None else knn_func
-            kmeans_func = scikit_kmeans if kmeans_func is None else kmeans_func
         super().__init__(
             include=include,
             exclude=exclude,
@@ -129,8 +132,13 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
             label_comparison_fn=label_comparison_fn,
             device=None if device is None else torch.device(device),
             knn_func=knn_func,
-            kmeans_func=kmeans_func,
+            kmeans_func=scikit_kmeans if kmeans_func is None else kmeans_func,
         )
+        # PML has them in the order of their names, recall at 10 before recall at 2.
+        functions = self.get_function_dict()
+        ordered = sorted(functions, key=lambda name: (_recall_k(name), name))
+        self.original_function_dict = {name: functions[name] for name in ordered}
+        self.curr_function_dict = self.get_function_dict()
         # PML's attribute knn_func may be set to another function later.
         self._unused_knn_func = self.knn_func if by_counting else None
 
@@ -173,11 +181,15 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
             Name -> value.
 
         Raises:
-            TypeError: ``include`` or ``exclude`` is no tuple or list.
+            TypeError: ``include`` or ``exclude`` is no tuple or list; labels are neither numbers nor strings.
             ValueError: there is no query; the shapes do not fit; an embedding is NaN or infinite in float32; a label
-                is NaN; with a ``label_comparison_fn``, an integer label is not exact in float32;
-                ``ref_includes_query`` is true but the references do not begin with the queries; ``include`` or
-                ``exclude`` has an unknown name; ``knn_func`` does not return k neighbours.
+                is NaN; only some labels are strings; with a ``label_comparison_fn``, an integer label is not exact in
+                float32; ``ref_includes_query`` is true but the references do not begin with the queries; ``include``
+                or ``exclude`` has an unknown name; ``knn_func`` does not return k neighbours, returns one twice, or
+                the query itself.
+
+        Warns:
+            UserWarning: the references begin with the queries although ``ref_includes_query`` is false.
         """
         self.check_primary_metrics(include, exclude)
         if reference is None:
@@ -187,22 +199,26 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
         elif reference_labels is None:
             raise ValueError("reference is given without reference_labels")
 
-        query = _checked_embeddings("query", query, self.device)
-        reference = _checked_embeddings("reference", reference, self.device)
-        query_labels = _checked_labels("query_labels", query_labels, query)
-        reference_labels = _checked_labels("reference_labels", reference_labels, reference)
+        query = checked_embeddings("query", query, self.device)
+        reference = checked_embeddings("reference", reference, self.device)
+        all_labels = (
+            checked_labels("query_labels", query_labels, len(query)),
+            checked_labels("reference_labels", reference_labels, len(reference)),
+        )
         if len(query) == 0:
             raise ValueError("query is empty: there is nothing to evaluate")
-        if query.shape[1] != reference.shape[1] or query_labels.shape[1:] != reference_labels.shape[1:]:
+        if query.shape[1] != reference.shape[1] or all_labels[0].shape[1:] != all_labels[1].shape[1:]:
             raise ValueError(
-                f"query {tuple(query.shape)} with labels {tuple(query_labels.shape)} and "
-                f"reference {tuple(reference.shape)} with labels {tuple(reference_labels.shape)} do not fit"
+                f"query {tuple(query.shape)} with labels {tuple(all_labels[0].shape)} and "
+                f"reference {tuple(reference.shape)} with labels {tuple(all_labels[1].shape)} do not fit"
             )
+        encode = class_ids if self.label_comparison_fn is pml.EQUALITY else _float32_labels
+        query_labels, reference_labels = (x.to(self.device) for x in encode(*all_labels))
         if ref_includes_query:
             _check_begins_with("reference", reference, query, torch.allclose)
             _check_begins_with("reference_labels", reference_labels, query_labels, torch.equal)
-        encode = _class_ids if self.label_comparison_fn is pml.EQUALITY else _float32_labels
-        query_labels, reference_labels = (x.to(self.device) for x in encode(query_labels, reference_labels))
+        else:
+            warn_of_own(query, query_labels, reference, reference_labels)
 
         self.curr_function_dict = self.get_function_dict(include, exclude)
         metrics = set(self.curr_function_dict)
@@ -281,7 +297,7 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
         # Functions, since a list of a thousand k would make as many tensors.
         per_query: dict[str, Callable[[], Tensor | None]] = {
             "precision_at_1": lambda: first < 1,
-            "mean_reciprocal_rank": lambda: torch.where(first < k, 1 / (first.double() + 1), 0),
+            "mean_reciprocal_rank": lambda: reciprocal_rank(first, k),
             "r_precision": lambda: scores.r_precision,
             "mean_average_precision_at_r": lambda: scores.average_precision_at_r,
             "mean_average_precision": lambda: scores.average_precision,
@@ -320,6 +336,11 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
                 f"for each of {len(query)} queries, but indices of shape {tuple(indices.shape)} "
                 f"from {indices.min()} to {indices.max()}"
             )
+        ordered = indices.sort(dim=1).values
+        if (ordered[:, 1:] == ordered[:, :-1]).any():
+            raise ValueError(f"knn_func {self.knn_func!r} returned a reference twice for one query")
+        if ref_includes_query and (indices == torch.arange(len(query), device=indices.device)[:, None]).any():
+            raise ValueError(f"knn_func {self.knn_func!r} returned a query as its own neighbour")
         knn_labels = reference_labels[indices]  # [n, depth] or [n, depth, l]
         same_label = self.label_comparison_fn(query_labels[:, None], knn_labels) != 0  # [n, depth]
         return {
@@ -332,6 +353,19 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
         recall_at = {_metric_name(recall_k): recall_k for recall_k in self.recall_at}
         needs = {name: recall_at.get(name, k) for name in self.requires_knn()}
         return min(available, max(needs[name] for name in self.curr_function_dict if name in needs))
+
+    def calculate_mean_reciprocal_rank(
+        self,
+        knn_labels: Tensor,
+        first_match_rank: Tensor,
+        query_labels: Tensor,
+        not_lone_query_mask: Tensor,
+        label_counts: tuple[Tensor, Tensor],
+        **_: Any,
+    ) -> float | list[float]:
+        """Average 1 / rank of the first match among the k nearest, 0 where there is none; PML does it in float32."""
+        inverse = reciprocal_rank(first_match_rank, knn_labels.shape[1])
+        return self._average(inverse, query_labels, not_lone_query_mask, label_counts)
 
     def _recall(
         self,
@@ -368,7 +402,7 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
 
 RANK_METRICS: Final = MappingProxyType(
     {
-        name: getattr(pml.AccuracyCalculator, f"calculate_{name}")
+        name: getattr(RetrievalAccuracyCalculator, f"calculate_{name}")
         for name in (
             "precision_at_1",
             "r_precision",
@@ -378,7 +412,7 @@ RANK_METRICS: Final = MappingProxyType(
         )
     }
 )
-"""PML's metrics that follow from the ranks of the matches."""
+"""The other metrics that follow from the ranks of the matches."""
 
 
 def _warn_of_no_match() -> None:
@@ -388,6 +422,11 @@ def _warn_of_no_match() -> None:
 def _metric_name(k: int) -> str:
     # record-keeper puts this into SQL unquoted, so it cannot be "recall@k".
     return f"recall_at_{k}"
+
+
+def _recall_k(name: str) -> int:
+    k = name.removeprefix("recall_at_")
+    return int(k) if k != name and k.isdecimal() else 0
 
 
 def _checked_recall_at(recall_at: Sequence[int]) -> tuple[int, ...]:
@@ -402,52 +441,22 @@ def _checked_recall_at(recall_at: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted(set(ks)))
 
 
-def _checked_embeddings(name: str, embeddings: Array, device: torch.device) -> Tensor:
-    x = torch.as_tensor(embeddings).detach().to(device, torch.float32)
-    if x.ndim != 2:
-        raise ValueError(f"{name} must be embeddings of shape [n, d], got shape {tuple(x.shape)}")
-    bad = ~torch.isfinite(x).all(dim=1)
-    if bad.any():
-        row = int(bad.nonzero()[0])
-        raise ValueError(f"{name} has {int(bad.sum())} rows that are NaN or infinite in float32; the first is {row}")
-    return x
-
-
-def _checked_labels(name: str, labels: Array, embeddings: Tensor) -> Tensor:
-    x = torch.as_tensor(labels).detach().cpu()
-    x = x.double() if x.is_floating_point() else x.long()
-    if x.ndim not in (1, 2) or len(x) != len(embeddings):
-        raise ValueError(
-            f"{name} must have one label, or one row of labels, for each of {len(embeddings)} embeddings, "
-            f"got shape {tuple(x.shape)}"
-        )
-    if torch.isnan(x).any():
-        raise ValueError(f"{name} has NaN labels")
-    return x
-
-
 def _check_begins_with(name: str, whole: Tensor, start: Tensor, equal: Callable[[Tensor, Tensor], bool]) -> None:
     if len(whole) < len(start) or not equal(whole[: len(start)], start):
         raise ValueError(f"ref_includes_query is True, but {name} does not begin with that of the {len(start)} queries")
 
 
-def _class_ids(query_labels: Tensor, reference_labels: Tensor) -> tuple[Tensor, ...]:
-    """Replace each label, or row of labels, by its rank among all the distinct ones."""
-    labels = torch.cat([query_labels, reference_labels])
-    # The search for equal rows is much the slower one.
-    dim = 0 if labels.ndim == 2 else None
-    ids: Tensor = labels.unique(dim=dim, return_inverse=True)[1]
-    return ids[: len(query_labels)], ids[len(query_labels) :]
-
-
-def _float32_labels(*all_labels: Tensor) -> tuple[Tensor, ...]:
-    for labels in all_labels:
+def _float32_labels(*all_labels: Tensor | Strings) -> tuple[Tensor, ...]:
+    numbers = [labels for labels in all_labels if isinstance(labels, Tensor)]
+    if len(numbers) < len(all_labels):
+        raise ValueError("label_comparison_fn receives the labels in float32, and these are strings")
+    for labels in numbers:
         if not labels.is_floating_point() and not torch.equal(labels.float().long(), labels):
             raise ValueError(
                 "label_comparison_fn receives the labels in float32, "
                 f"and the integer labels from {labels.min()} to {labels.max()} are not exact in it"
             )
-    return tuple(labels.float() for labels in all_labels)
+    return tuple(labels.float() for labels in numbers)
 
 
 def _first_match_rank(same_label: Tensor) -> Tensor:

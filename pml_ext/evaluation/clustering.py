@@ -1,4 +1,6 @@
-"""The clustering behind NMI and AMI where faiss is absent."""
+"""The clustering behind NMI and AMI."""
+
+import warnings
 
 import torch
 from torch import Tensor
@@ -15,11 +17,16 @@ def scikit_kmeans(embeddings: Tensor, num_clusters: int) -> Tensor:
         The clusters [n], integers from 0, on the device of the embeddings.
 
     Source:
-        Called like PML's ``FaissKMeans``, with its 20 iterations; the initial centers are those of k-means++ with a
-        fixed seed, so the clusters, and with them NMI and AMI, differ a little from those of faiss.
+        k-means++ (Arthur and Vassilvitskii, 2007) with a fixed seed, then 20 iterations, as many as PML's
+        ``FaissKMeans`` makes from samples drawn at random.
     """
-    # Slow to import, and needed only where faiss is absent.
+    # Slow to import.
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
 
     kmeans = KMeans(n_clusters=num_clusters, n_init=1, max_iter=20, random_state=0)
-    return torch.from_numpy(kmeans.fit_predict(embeddings.cpu().numpy())).long().to(embeddings.device)
+    with warnings.catch_warnings():
+        # Collapsed embeddings have fewer different points than clusters.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        clusters = kmeans.fit_predict(embeddings.cpu().numpy())
+    return torch.from_numpy(clusters).long().to(embeddings.device)

@@ -102,6 +102,11 @@ def retrieval_scores(
     )
 
 
+def reciprocal_rank(rank: Tensor, k: int) -> Tensor:
+    """Return 1 / (rank + 1) in float64, 0 for ranks from k on."""
+    return torch.where(rank < k, 1 / (rank.double() + 1), 0)
+
+
 class _Data(NamedTuple):
     query: Points
     reference: Points
