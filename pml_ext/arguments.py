@@ -1,51 +1,96 @@
 """Checks of arguments. Every error names the argument and the value that was given."""
 
+import difflib
 import math
+import numbers
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
-def finite(name: str, value: float) -> float:
-    """Return `value` if it is a finite real number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def finite(name: str, value: Any) -> float:
+    """Return `value` if it is a finite real number: of Python or numpy, or a tensor without dimensions."""
+    number = _number(value)
+    if isinstance(number, bool) or not isinstance(number, numbers.Real):
         raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
-    if not math.isfinite(value):
+    if not math.isfinite(number):
         raise ValueError(f"{name} must be finite, got {value!r}")
-    return value
+    return int(number) if isinstance(number, numbers.Integral) else float(number)
 
 
-def positive(name: str, value: float) -> float:
+def positive(name: str, value: Any) -> float:
     """Return `value` if it is a finite number above 0."""
-    if finite(name, value) <= 0:
+    number = finite(name, value)
+    if number <= 0:
         raise ValueError(f"{name} must be above 0, got {value!r}")
-    return value
+    return number
 
 
-def non_negative(name: str, value: float) -> float:
+def non_negative(name: str, value: Any) -> float:
     """Return `value` if it is a finite number of at least 0."""
-    if finite(name, value) < 0:
+    number = finite(name, value)
+    if number < 0:
         raise ValueError(f"{name} must be at least 0, got {value!r}")
-    return value
+    return number
 
 
-def fraction(name: str, value: float) -> float:
+def fraction(name: str, value: Any) -> float:
     """Return `value` if it is a number in 0..1."""
-    if not 0 <= finite(name, value) <= 1:
+    number = finite(name, value)
+    if not 0 <= number <= 1:
         raise ValueError(f"{name} must be in 0..1, got {value!r}")
-    return value
+    return number
 
 
-def count(name: str, value: int | None, *, optional: bool = False) -> int | None:
+def count(name: str, value: Any, *, optional: bool = False) -> Any:
     """Return `value` if it is an integer of at least 1, or None where `optional`."""
     if value is None and optional:
         return None
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}")
-    if value < 1:
+    number = _integer(name, value)
+    if number < 1:
         raise ValueError(f"{name} must be at least 1, got {value!r}")
-    return value
+    return number
+
+
+def flag(name: str, value: Any) -> bool:
+    """Return `value` if it is True or False: a string would count as true, whatever it says."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def seed(name: str, value: Any) -> int:
+    """Return `value` if it is an integer that every generator takes as a seed."""
+    number = _integer(name, value)
+    if not 0 <= number < 2**31:
+        raise ValueError(f"{name} must be in 0..2**31-1, got {value!r}")
+    return number
+
+
+def known(what: str, given: Iterable[str], names: Iterable[str]) -> None:
+    """Raise a TypeError if a name is given that is none of the arguments there are; it says which comes nearest."""
+    names = sorted(set(names))
+    for name in given:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            raise TypeError(
+                f"{what} has no argument {name!r}: " + (f"did you mean {near[0]}?" if near else ", ".join(names))
+            )
+
+
+def _integer(name: str, value: Any) -> int:
+    number = _number(value)
+    if isinstance(number, bool) or not isinstance(number, numbers.Integral):
+        raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}")
+    return int(number)
+
+
+def _number(value: Any) -> Any:
+    """The number in a tensor without dimensions; anything else as it is. One that learns is no hyperparameter."""
+    return value.item() if isinstance(value, Tensor) and value.ndim == 0 and not value.requires_grad else value
 
 
 def holds(condition: Tensor, message: str, values: Tensor | None = None) -> None:
@@ -77,7 +122,7 @@ def batch(embeddings: Any, labels: Any, ref_emb: Any, ref_labels: Any) -> None:
 
 def _embeddings(name: str, value: Any) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+        raise TypeError(f"{name} must be a tensor of shape (batch size, dimension), got {_described(value)}")
     if not value.is_floating_point():
         raise TypeError(f"{name} must be floating point, got {value.dtype}")
     if value.ndim != 2:
@@ -88,11 +133,24 @@ def _labels(name: str, value: Any, embeddings: Tensor) -> None:
     if value is None:
         return
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+        raise TypeError(f"{name} must be a tensor, one label for each embedding, got {_described(value)}")
     if value.shape != embeddings.shape[:1]:
         raise ValueError(
             f"{name} must be one label for each of {embeddings.shape[0]} embeddings, got shape {tuple(value.shape)}"
         )
+
+
+def _described(value: Any) -> str:
+    """What was given instead of a tensor, and the way from there where there is one."""
+    kind = type(value).__name__
+    if isinstance(value, np.ndarray):
+        return f"a numpy array of shape {value.shape}: torch.from_numpy makes one"
+    if isinstance(value, (list, tuple)):
+        tensors = value and all(isinstance(item, Tensor) for item in value)
+        return f"a {kind} of {len(value)}: " + (
+            "torch.cat or torch.stack makes one" if tensors else "torch.tensor makes one"
+        )
+    return kind
 
 
 def index_tuple(value: Any) -> None:

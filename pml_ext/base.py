@@ -8,7 +8,6 @@ drop self-pairs by index, accept any PML distance, and hand the pure function a 
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -34,6 +33,7 @@ from pml_ext.blocks import (
     normalized,
 )
 from pml_ext.engine import all_scores, row_losses
+from pml_ext.hyperparameters import Configured
 from pml_ext.pairs import Counted, DisjointMasks, Needs, PairMasks, PrivateMasks, is_eager, substitute
 from pml_ext.relations import IndicesTuple, RowMasks, Selected, pair_relation, relation_of, wide
 from pml_ext.similarity import Geometry, at_least_single
@@ -48,33 +48,8 @@ class StaticDivisorReducer(DivisorReducer):
         return losses.sum() / torch.where(divisor == 0, 1, divisor) * (divisor != 0)
 
 
-class PairModule(ABC):
-    """What losses and miners share: hyperparameters and the matrix of scores.
-
-    Attributes:
-        levels: the hyperparameters that are absolute levels of the distance. They reach the pure function with the
-            sign of its scores, so that one formula runs on similarities and on distances.
-    """
-
-    levels: ClassVar[tuple[str, ...]] = ()
-    distance: Any
-    add_to_recordable_attributes: Callable[..., None]
-    _hyperparameter_names: tuple[str, ...] = ()
-
-    def record_hyperparameters(self, **values: Any) -> None:
-        """Keep each value as an attribute, and report it to record-keeper."""
-        self._hyperparameter_names = tuple(values)
-        for name, value in values.items():
-            setattr(self, name, value)
-        self.add_to_recordable_attributes(list_of_names=list(values), is_stat=False)
-
-    def hyperparameters(self) -> dict[str, Any]:
-        """The recorded values as the pure function takes them: levels negated if the distance is not inverted."""
-        sign = 1 if self.distance.is_inverted else -1
-        return {
-            name: sign * getattr(self, name) if name in self.levels else getattr(self, name)
-            for name in self._hyperparameter_names
-        }
+class PairModule(Configured, ABC):
+    """What losses and miners share: hyperparameters and the matrix of scores."""
 
     def geometry(self) -> Geometry | None:
         """How the engine computes the scores, or None if it cannot: they are of one's own making, say."""
@@ -403,7 +378,7 @@ class PairMiner(PairModule, BaseMiner):
 
     def __init__(self, *, as_masks: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.as_masks = as_masks
+        self.as_masks = arguments.flag("as_masks", as_masks)
 
     @abstractmethod
     def select(self, sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
@@ -484,12 +459,8 @@ class Seeded:
 
     def __init__(self, *, seed: int | torch.Generator | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if seed is not None and not isinstance(seed, torch.Generator):
-            if isinstance(seed, bool) or not isinstance(seed, int):
-                raise TypeError(f"seed must be None, an integer or a torch.Generator, got {seed!r}")
-            if not 0 <= seed < 2**31:
-                raise ValueError(f"seed must be in 0..2**31-1, got {seed!r}")
-        self.seed = seed
+        given = seed is None or isinstance(seed, torch.Generator)
+        self.seed = seed if given else arguments.seed("seed", seed)
         self._calls = 0
 
     def generator(self, device: torch.device) -> torch.Generator | None:

@@ -350,7 +350,7 @@ class SoundMiner(PairMiner):
 
     levels = ("base",)
 
-    def __init__(self, base=-2.0, **kwargs):
+    def __init__(self, base=-1.0, **kwargs):
         super().__init__(**kwargs)
         self.record_hyperparameters(base=base)
 
@@ -362,7 +362,7 @@ class SoundMiner(PairMiner):
         return self.hyperparameters()["base"]
 
     def select(self, sim, pos, neg):
-        return pos & (sim > self.level), neg & (sim > masked_min(sim, pos))
+        return pos & (sim >= self.level), neg & (sim > masked_min(sim, pos))
 
 
 class SoundSampler(SamplingMiner):

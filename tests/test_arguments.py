@@ -2,14 +2,18 @@
 
 import inspect
 import re
+import warnings
 
+import numpy as np
 import pytest
 import torch
-from registry import ARGUMENTS, LOSSES, MINERS, make
+from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity, LpDistance, SNRDistance
+from registry import ARGUMENTS, LOSSES, MINERS, all_wrappers, make
 
 from pml_ext.base import PairMatrixLoss, SampleLoss
 from pml_ext.catalog import all_losses, all_miners
-from pml_ext.losses import RAWLoss
+from pml_ext.hyperparameters import reach
+from pml_ext.losses import AnchorContrastiveLoss, CenterLoss, DecoupledNCALoss, MultiSimilarityLoss, RAWLoss
 from pml_ext.miners import HardNegativePairMiner, InverseDensityMiner
 from pml_ext.pairs import PairMasks
 
@@ -42,6 +46,186 @@ def test_a_number_must_be_finite(cls, name, value):
 def test_a_number_must_be_a_number(cls, name, value):
     with pytest.raises(TypeError, match=rf"{name}.*{re.escape(repr(value))}"):
         make(cls, **{name: value})
+
+
+@pytest.mark.parametrize(("cls", "name"), NUMBERS)
+@pytest.mark.parametrize("as_given", [np.int64, np.float32, torch.tensor], ids=["int64", "float32", "tensor"])
+def test_a_number_may_come_from_numpy_or_torch(cls, name, as_given):
+    expected = getattr(make(cls, **{name: 1}), name)
+    if as_given is np.float32:
+        if "int" in str(inspect.signature(cls).parameters[name].annotation):
+            with pytest.raises(TypeError, match=name):
+                make(cls, **{name: as_given(1)})
+            return
+        with pytest.raises(ValueError, match=f"{name} must be finite"):
+            make(cls, **{name: as_given("nan")})
+    actual = getattr(make(cls, **{name: as_given(1)}), name)
+    assert actual == expected
+    assert type(actual) in (int, float)
+
+
+def test_a_number_of_classes_may_be_one_more_than_the_largest_label():
+    assert CenterLoss(Y.max() + 1, 4).centers.centers.shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    "value", [torch.ones(1), torch.tensor(True), np.True_, torch.tensor(1.0, requires_grad=True), torch.tensor(1j)]
+)
+def test_a_tensor_that_is_no_number_is_refused(value):
+    with pytest.raises(TypeError, match="alpha must be a number"):
+        RAWLoss(alpha=value)
+
+
+FLAGS = [
+    pytest.param(cls, parameter.name, id=f"{cls.__name__}.{parameter.name}")
+    for cls in (*CLASSES, *all_wrappers())
+    for parameter in inspect.signature(cls).parameters.values()
+    if str(parameter.annotation).removesuffix(" | None").removeprefix("<class '").removesuffix("'>") == "bool"
+    and cls.__module__.startswith("pml_ext.")
+]
+
+
+@pytest.mark.parametrize(("cls", "name"), FLAGS)
+@pytest.mark.parametrize("value", ["no", 1, torch.tensor(True)], ids=str)
+def test_a_flag_must_be_true_or_false(cls, name, value):
+    with pytest.raises(TypeError, match=rf"{name} must be True or False, got {re.escape(repr(value))}"):
+        make(cls, **{name: value})
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("name", ["collect_stats", "as_masks"])
+def test_a_flag_that_all_have_must_be_true_or_false(cls, name):
+    if name == "collect_stats" or name in dir(make(cls)):
+        with pytest.raises(TypeError, match=f"{name} must be True or False, got 'no'"):
+            make(cls, **{name: "no"})
+
+
+def test_there_are_flags():
+    assert {param.values[1] for param in FLAGS} >= {"average", "sharp", "bounded", "normalize", "leave_one_out"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("distance", "cosine"), ("distance", CosineSimilarity), ("reducer", "mean"), ("reducer", 3)]
+)
+def test_a_part_must_be_one_of_pml(name, value):
+    with pytest.raises(TypeError, match=rf"{name} must be a PML {name} \(a Base.*{re.escape(repr(value))}"):
+        RAWLoss(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("cls", "typo", "meant"),
+    [
+        (RAWLoss, "alhpa", "alpha"),
+        (RAWLoss, "chunksize", "chunk_size"),
+        (AnchorContrastiveLoss, "negmargin", "neg_margin"),
+        (DecoupledNCALoss, "distnace", "distance"),
+        (InverseDensityMiner, "num_negative", "num_negatives"),
+        (InverseDensityMiner, "Seed", "seed"),
+        (HardNegativePairMiner, "collect_stat", "collect_stats"),
+    ],
+)
+def test_a_typo_is_told_from_what_was_meant(cls, typo, meant):
+    with pytest.raises(TypeError, match=f"^{cls.__name__} has no argument '{typo}': did you mean {meant}\\?$"):
+        cls(**{typo: 1})
+
+
+def test_a_name_that_is_like_no_other_is_answered_with_all():
+    with pytest.raises(TypeError, match=r"RAWLoss has no argument 'qqq': alpha, beta, chunk_size, .*, reducer"):
+        RAWLoss(qqq=1)
+
+
+@pytest.mark.parametrize("name", [*LOSSES, *MINERS])
+def test_hyperparameters_are_shown(name):
+    made = (LOSSES | MINERS)[name]()
+    text = repr(made)
+    for each in made._hyperparameter_names:
+        value = getattr(made, each)
+        assert f"{each}={getattr(value, '__name__', repr(value))}" in text
+
+
+def test_other_arguments_are_shown_where_they_are_not_at_their_default():
+    assert repr(RAWLoss()).splitlines()[1].strip() == "alpha=2, beta=50, gamma=0.5, epsilon=0.1"
+    assert "chunk_size=8" in repr(RAWLoss(chunk_size=8))
+    text = repr(InverseDensityMiner(seed=3, as_masks=True))
+    assert "seed=3" in text
+    assert "as_masks=True" in text
+
+
+@pytest.mark.parametrize(("cls", "name"), NUMBERS)
+@pytest.mark.parametrize("value", [float("nan"), "0.5", True], ids=str)
+def test_a_number_set_later_is_checked(cls, name, value):
+    made = make(cls)
+    before = getattr(made, name)
+    with pytest.raises((ValueError, TypeError, AttributeError), match=name):
+        setattr(made, name, value)
+    assert getattr(made, name) == before
+
+
+@pytest.mark.parametrize(("cls", "name"), [param for param in NUMBERS if param.values[0] is not CenterLoss])
+def test_a_number_set_later_is_that_of_a_new_object(cls, name):
+    made = make(cls)
+    setattr(made, name, np.int64(1))
+    assert repr(made) == repr(make(cls, **{name: 1}))
+    assert made.hyperparameters() == make(cls, **{name: 1}).hyperparameters()
+
+
+def test_what_parts_were_made_with_cannot_be_set_later():
+    with pytest.raises(AttributeError, match="alpha cannot be set later: make a new CenterLoss"):
+        CenterLoss(3, 4).alpha = 0.1
+
+
+def test_other_arguments_set_later_are_checked():
+    loss, miner = RAWLoss(), InverseDensityMiner(seed=0)
+    with pytest.raises(TypeError, match="chunk_size"):
+        loss.chunk_size = "3"
+    with pytest.raises(ValueError, match="seed"):
+        miner.seed = -1
+    with pytest.raises(TypeError, match="as_masks"):
+        miner.as_masks = "no"
+    loss.chunk_size, miner.seed = np.int32(3), torch.tensor(5)
+    assert (loss.chunk_size, miner.seed) == (3, 5)
+
+
+def test_a_level_out_of_reach_is_told_once():
+    text = "neg_margin=1.2 of AnchorContrastiveLoss lies outside -1..1, what its CosineSimilarity can reach"
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        loss = AnchorContrastiveLoss(distance=CosineSimilarity())
+        loss(X, Y)
+        loss(X, Y)
+    assert [str(each.message) for each in told] == [text]
+    assert told[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("distance", "base"),
+    [(CosineSimilarity(), 1), (LpDistance(), 2), (LpDistance(power=2), 4), (SNRDistance(), 9)],
+    ids=lambda x: type(x).__name__,
+)
+def test_a_level_in_reach_is_not_told(distance, base):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        MultiSimilarityLoss(distance=distance, base=base)
+
+
+@pytest.mark.parametrize(
+    "distance",
+    [
+        *(kind(power=power) for kind in (CosineSimilarity, DotProductSimilarity) for power in (1, 2, 3)),
+        DotProductSimilarity(normalize_embeddings=False),
+        *(LpDistance(p=p, power=power) for p in (0.5, 1, 2, 3) for power in (1, 2)),
+        LpDistance(normalize_embeddings=False),
+        SNRDistance(),
+    ],
+    ids=repr,
+)
+def test_no_distance_goes_beyond_its_reach(distance):
+    x = torch.randn(40, 3, dtype=torch.float64)
+    x = torch.cat((x, -x, torch.eye(3, dtype=torch.float64)))
+    least, greatest = reach(distance)
+    values = distance(x, x[:-1])
+    assert values.min() >= least - 1e-6
+    assert values.max() <= greatest + 1e-6
 
 
 @pytest.mark.parametrize(
@@ -85,7 +269,10 @@ def test_seed_is_an_integer(seed):
 
 # (what is wrong, arguments, error, what its text holds)
 BAD_BATCHES = [
-    ("list of embeddings", (X.tolist(), Y), TypeError, "embeddings.*list"),
+    ("list of embeddings", (X.tolist(), Y), TypeError, "embeddings.*a list of 4: torch.tensor makes one"),
+    ("list of tensors", ([X], Y), TypeError, "embeddings.*a list of 1: torch.cat or torch.stack makes one"),
+    ("numpy embeddings", (X.numpy(), Y), TypeError, r"embeddings.*a numpy array of shape \(4, 3\): torch.from_numpy"),
+    ("numpy labels", (X, Y.numpy()), TypeError, r"labels.*a numpy array of shape \(4,\): torch.from_numpy makes one"),
     ("integer embeddings", (torch.ones(4, 3, dtype=torch.long), Y), TypeError, "embeddings.*torch.int64"),
     ("flat embeddings", (X[:, 0], Y), ValueError, r"embeddings.*\(4,\)"),
     ("embeddings of three dimensions", (X.unsqueeze(0), Y), ValueError, r"embeddings.*\(1, 4, 3\)"),

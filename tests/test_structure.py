@@ -35,6 +35,7 @@ LAYERS = (
     ("engine", "relations", "sampling"),
     ("sides", "similarity"),
     ("pairs", "synthesis"),
+    ("hyperparameters",),
     ("arguments", "thresholds"),
 )
 

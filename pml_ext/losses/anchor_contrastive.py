@@ -90,12 +90,10 @@ class AnchorContrastiveLoss(PairMatrixLoss):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not isinstance(average, bool):
-            raise TypeError(f"average must be True or False, got {average!r}")
         self.record_hyperparameters(
             pos_margin=arguments.finite("pos_margin", pos_margin),
             neg_margin=arguments.finite("neg_margin", neg_margin),
-            average=average,
+            average=arguments.flag("average", average),
             step=arguments.non_negative("step", step),
         )
 

@@ -6,6 +6,7 @@ import torch
 from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
 
+from pml_ext import arguments
 from pml_ext.base import SampleLoss
 from pml_ext.centers import CenterSource, LearnedCenters, RunningCenters
 
@@ -63,6 +64,8 @@ class CenterLoss(SampleLoss):
         (tensor(0.5000), tensor(0.2639))
     """
 
+    fixed = ("num_classes", "embedding_size", "alpha")
+
     def __init__(
         self,
         num_classes: int,
@@ -83,7 +86,11 @@ class CenterLoss(SampleLoss):
         elif not isinstance(centers, CenterSource):
             raise ValueError(f"centers must be 'running', 'learned' or a CenterSource, got {centers!r}")
         self.centers = centers
-        self.record_hyperparameters(num_classes=num_classes, embedding_size=embedding_size, alpha=alpha)
+        self.record_hyperparameters(
+            num_classes=arguments.count("num_classes", num_classes),
+            embedding_size=arguments.count("embedding_size", embedding_size),
+            alpha=arguments.positive("alpha", alpha),
+        )
 
     def get_default_distance(self) -> LpDistance:
         """Squared Euclidean distance."""

@@ -113,15 +113,13 @@ class LogSumExpPairLoss(PairMatrixLoss):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not isinstance(bounded, bool):
-            raise TypeError(f"bounded must be True or False, got {bounded!r}")
         self.record_hyperparameters(
             alpha=arguments.positive("alpha", alpha),
             beta=arguments.positive("beta", beta),
             pos_base=arguments.finite("pos_base", pos_base),
             neg_base=arguments.finite("neg_base", neg_base),
             scale=arguments.positive("scale", scale),
-            bounded=bounded,
+            bounded=arguments.flag("bounded", bounded),
         )
 
     def get_default_distance(self) -> LpDistance:

@@ -112,9 +112,10 @@ class MeanGapLoss(BatchMatrixLoss):
 
     def __init__(self, *, fraction: float = 0.2, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if arguments.positive("fraction", fraction) > 1:
+        share = arguments.positive("fraction", fraction)
+        if share > 1:
             raise ValueError(f"fraction must be at most 1, got {fraction!r}")
-        self.record_hyperparameters(fraction=fraction)
+        self.record_hyperparameters(fraction=share)
 
     def get_default_distance(self) -> LpDistance:
         """Euclidean distance of normalised embeddings."""

@@ -116,8 +116,6 @@ class RankedPullDevianceLoss(PairMatrixLoss):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not isinstance(sharp, bool):
-            raise TypeError(f"sharp must be True or False, got {sharp!r}")
         if not 0 < len(margins) == len(alphas):
             raise ValueError(f"margins and alphas must be equally long, and not empty, got {margins!r} and {alphas!r}")
         # Lists, because record-keeper writes no tuples.
@@ -126,7 +124,7 @@ class RankedPullDevianceLoss(PairMatrixLoss):
             alphas=[arguments.positive("alphas", alpha) for alpha in alphas],
             beta=arguments.positive("beta", beta),
             base=arguments.finite("base", base),
-            sharp=sharp,
+            sharp=arguments.flag("sharp", sharp),
         )
 
     def get_default_distance(self) -> LpDistance:

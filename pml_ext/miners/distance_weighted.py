@@ -109,12 +109,13 @@ class DistanceWeightedMiner(SamplingMiner):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not 0 < arguments.positive("cutoff", cutoff) < 2:
+        least = arguments.positive("cutoff", cutoff)
+        if least >= 2:
             raise ValueError(f"cutoff must be below 2, the largest distance on the unit sphere, got {cutoff!r}")
         if nonzero_loss_cutoff is not None:
-            arguments.positive("nonzero_loss_cutoff", nonzero_loss_cutoff)
+            nonzero_loss_cutoff = arguments.positive("nonzero_loss_cutoff", nonzero_loss_cutoff)
         self.record_hyperparameters(
-            cutoff=cutoff,
+            cutoff=least,
             nonzero_loss_cutoff=nonzero_loss_cutoff,
             dimension=arguments.count("dimension", dimension, optional=True),
         )

@@ -75,8 +75,8 @@ class HardnessAwareTrainer(BaseTrainer):
         # PML's constructor calls the methods below, so these come first.
         self.soft_factor = arguments.non_negative("soft_factor", soft_factor)
         self.soft_share = arguments.fraction("soft_share", soft_share)
-        self.separate_anchors = separate_anchors
-        self.synthesis = synthesis
+        self.separate_anchors = arguments.flag("separate_anchors", separate_anchors)
+        self.synthesis = arguments.flag("synthesis", synthesis)
         self._schedule = HardnessSchedule(alpha, beta, period)
         self.loss_funcs: dict[str, Any]
         self.loss_weights: dict[str, float]

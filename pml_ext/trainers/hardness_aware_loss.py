@@ -186,9 +186,9 @@ class HardnessAwareLoss(nn.Module):
         self.miner = miner
         self.soft_factor = arguments.non_negative("soft_factor", soft_factor)
         self.soft_share = arguments.fraction("soft_share", soft_share)
-        self.separate_anchors = separate_anchors
+        self.separate_anchors = arguments.flag("separate_anchors", separate_anchors)
         self.schedule = HardnessSchedule(alpha, beta, period) if schedule is None else schedule
-        self.synthesis = synthesis
+        self.synthesis = arguments.flag("synthesis", synthesis)
 
     def forward(
         self,

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import MatrixLoss, PairMatrixLoss
+from pml_ext.hyperparameters import Configured
 from pml_ext.relations import IndicesTuple
 
 
-class LossWrapper(BaseMetricLossFunction):
+class LossWrapper(Configured, BaseMetricLossFunction):
     """A loss made of another loss, ours or PML's. Subclasses implement `compute_loss`.
 
     The inner loss keeps its own distance, reducer and regularizers; the wrapper shares its distance.
@@ -26,6 +27,7 @@ class LossWrapper(BaseMetricLossFunction):
         kwargs: `embedding_regularizer`, `embedding_reg_weight`, `collect_stats` of the wrapper itself.
     """
 
+    has_own_distance: ClassVar[bool] = False
     takes_references: ClassVar[bool] = True
     takes_indices: ClassVar[bool] = True
 
@@ -93,11 +95,9 @@ def checked_sizes(sizes: int | Sequence[int]) -> int | tuple[int, ...]:
     if isinstance(sizes, Sequence) and not isinstance(sizes, str):
         if not sizes:
             raise ValueError("sizes must not be empty")
-        for size in sizes:
-            arguments.count("sizes", size)
-        return tuple(sizes)
-    arguments.count("sizes", sizes)
-    return sizes
+        return tuple(arguments.count("sizes", size) for size in sizes)
+    number: int = arguments.count("sizes", sizes)
+    return number
 
 
 def slice_sizes(sizes: int | tuple[int, ...], dimension: int) -> list[int]:

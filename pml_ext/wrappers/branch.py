@@ -7,6 +7,7 @@ import torch
 from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
 from torch import Tensor
 
+from pml_ext import arguments
 from pml_ext.blocks import unit
 from pml_ext.relations import IndicesTuple
 from pml_ext.wrappers.base import LossWrapper, checked_sizes, slice_sizes
@@ -58,7 +59,7 @@ class BranchLoss(LossWrapper):
     ) -> None:
         super().__init__(loss, **kwargs)
         self.sizes = checked_sizes(sizes)
-        self.normalize = normalize
+        self.normalize = arguments.flag("normalize", normalize)
 
     def compute_loss(
         self,

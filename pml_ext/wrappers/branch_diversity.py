@@ -72,7 +72,7 @@ class BranchDiversityRegularizer(PairModule, BaseRegularizer):
     def __init__(self, sizes: int | Sequence[int], *, beta: float = 40, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.sizes = checked_sizes(sizes)
-        if sizes == 1 or (not isinstance(sizes, int) and len(sizes) < 2):
+        if self.sizes == 1 or (isinstance(self.sizes, tuple) and len(self.sizes) < 2):
             raise ValueError(f"sizes must be those of at least two slices, got {sizes!r}")
         self.record_hyperparameters(beta=arguments.positive("beta", beta))
 

@@ -7,6 +7,7 @@ from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricL
 from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor
 
+from pml_ext import arguments
 from pml_ext.base import in_full
 from pml_ext.blocks import normalized
 from pml_ext.centers import Centers, CenterSource, leave_one_out
@@ -97,7 +98,9 @@ class CentersAsReferences(LossWrapper):
         if leave_one_out and not centers.of_batch:
             raise ValueError(f"leave_one_out needs centers that are means of the batch, got {type(centers).__name__}")
         self.centers = centers
-        self.leave_one_out = leave_one_out
+        self.leave_one_out = arguments.flag("leave_one_out", leave_one_out)
+        if normalize_embeddings is not None:
+            arguments.flag("normalize_embeddings", normalize_embeddings)
         self.normalize_embeddings = normalize_embeddings
 
     def compute_loss(
