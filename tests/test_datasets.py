@@ -1,9 +1,11 @@
 """The datasets: what they contain, that the test sets never move, and that PML's samplers and loaders take them."""
 
 import hashlib
+import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from PIL import Image
 from pytorch_metric_learning.samplers import MPerClassSampler
 from torch.utils.data import DataLoader
 
+import pml_ext
 from pml_ext.datasets import DATASETS, Digits, Glyphs, InShop, RandomWarp
 from pml_ext.datasets.glyphs import FACES, render
 
@@ -372,11 +375,55 @@ def test_missing_dependency_says_what_to_install(build, missing, monkeypatch):
         build()
 
 
-def test_missing_pillow_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "PIL", None)
-    monkeypatch.delitem(sys.modules, "pml_ext.datasets.in_shop")
-    with pytest.raises(ImportError, match=r'pip install "pml_ext\[benchmark\]"'):
-        __import__("pml_ext.datasets.in_shop")
+WITHOUT_EXTRAS = """
+import importlib.abc, sys
+
+class Blocked(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("PIL", "sklearn", "matplotlib", "scipy", "faiss", "torchvision"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocked())
+import numpy, torch
+import pml_ext.datasets as datasets
+
+numpy.savez("a.npz", vectors=numpy.eye(3), labels=["a", "b", "b"])
+print(datasets.open("a.npz").describe())
+for build in (
+    datasets.Digits,
+    datasets.Glyphs,
+    lambda: datasets.InShop("."),
+    lambda: datasets.open("photos"),
+    lambda: datasets.open([(torch.zeros(3, 2, 2), "cat")]).image(0),
+):
+    try:
+        print(build())
+    except ImportError as error:
+        print(error)
+"""
+
+
+def test_without_the_extras_each_set_says_what_to_install(tmp_path):
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    (tmp_path / "photos" / "cat" / "a.png").write_bytes(b"")
+    environment = {**os.environ, "PYTHONPATH": str(Path(pml_ext.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_EXTRAS],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+    )
+    install = 'pip install "pml_ext[benchmark]"'
+    assert done.stdout.splitlines() == [
+        "2 classes, 3 vectors of 3 numbers",
+        f"Digits needs scikit-learn: {install}",
+        f"Glyphs needs matplotlib and Pillow: {install}",
+        f"InShop needs Pillow: {install}",
+        f"an image file needs Pillow: {install}",
+        f"an image needs Pillow: {install}",
+    ]
 
 
 # ---- In-Shop ----
@@ -476,6 +523,7 @@ def test_in_shop_without_images(tmp_path):
         (ROWS, 52712, "announces '52712' images and lists 7"),
         ([*ROWS, ("img/a.jpg", "id_00000003", "val")], None, r"train\|query\|gallery.*val"),
         ([*ROWS, ("img/a.jpg", "", "train")], None, "img/a.jpg"),
+        ([*ROWS, ("img/a.jpg", "id_00000001", "train")], None, "'id_00000001' is in train and in query or gallery"),
     ],
 )
 def test_in_shop_broken_partition(tmp_path, rows, count, message):
@@ -485,8 +533,27 @@ def test_in_shop_broken_partition(tmp_path, rows, count, message):
         InShop(tmp_path)
 
 
-def test_in_shop_empty_partition(tmp_path):
+@pytest.mark.parametrize(("content", "count"), [("", ""), ("7\n", "7"), ("7", "7")])
+def test_in_shop_partition_of_no_rows(tmp_path, content, count):
     (tmp_path / "img").mkdir()
-    (tmp_path / "list_eval_partition.txt").write_text("")
-    with pytest.raises(ValueError, match="announces '' images"):
+    (tmp_path / "list_eval_partition.txt").write_text(content)
+    with pytest.raises(ValueError, match=f"announces '{count}' images and lists 0"):
         InShop(tmp_path)
+
+
+def test_in_shop_partition_with_a_byte_order_mark(in_shop_root):
+    (partition,) = in_shop_root.rglob("list_eval_partition.txt")
+    partition.write_bytes(b"\xef\xbb\xbf" + partition.read_bytes())
+    assert len(InShop(in_shop_root)) == len(ROWS)
+
+
+def test_in_shop_names_an_image_that_cannot_be_read(in_shop_root):
+    dataset = InShop(in_shop_root, "query")
+    path = Path(dataset.paths[1])
+    path.write_bytes(path.read_bytes()[:-60])
+    assert dataset[0][1] == 2
+    with pytest.raises(ValueError, match=rf"{path.name}' (cannot be read|is not a readable image): .*[Tt]runcated"):
+        dataset[1]
+    path.unlink()
+    with pytest.raises(ValueError, match=rf"{path.name}' cannot be read: No such file"):
+        dataset[1]

@@ -1,15 +1,14 @@
-"""Image sets for zero-shot retrieval: two that need no download, and the one that PML lacks.
+"""Data sets: folders and lists of photographs, the sets of the literature, vectors, and two sets that need no files.
 
-`Glyphs` and `Digits` come with matplotlib and scikit-learn. `InShop` reads a copy of DeepFashion's In-Shop set; CUB,
-Cars196, Stanford Online Products and iNaturalist are in `pytorch_metric_learning.datasets`.
+`open(source)` reads any of them; what it gives is a `Samples`. `Glyphs` and `Digits` come with matplotlib and
+scikit-learn; `InShop` is a dataset of PML's kind for a copy of DeepFashion's In-Shop set.
 """
 
 from pml_ext.datasets.digits import Digits
 from pml_ext.datasets.glyphs import Glyphs
 from pml_ext.datasets.in_shop import InShop
+from pml_ext.datasets.samples import DataError, Samples
+from pml_ext.datasets.sources import DATASETS, check, open
 from pml_ext.datasets.warp import RandomWarp
 
-DATASETS: dict[str, type[Glyphs] | type[Digits]] = {"glyphs": Glyphs, "digits": Digits}
-"""The sets that need no files, by name: `DATASETS["glyphs"]("train")`."""
-
-__all__ = ["DATASETS", "Digits", "Glyphs", "InShop", "RandomWarp"]
+__all__ = ["DATASETS", "DataError", "Digits", "Glyphs", "InShop", "RandomWarp", "Samples", "check", "open"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pml_ext.datasets.images import ImageFiles, Mode, files_below, folders_in, is_image, look
-from pml_ext.datasets.samples import DataError, Samples, counted, number
+from pml_ext.datasets.collect import collect
+from pml_ext.datasets.images import Mode, files_below, folders_in, is_image
+from pml_ext.datasets.samples import DataError, Samples, counted
 
 SPLIT_FOLDERS = {
     "train": "train",
@@ -55,21 +56,11 @@ def folder(root: str | Path, mode: Mode = "RGB") -> Samples:
             split += [SPLIT_FOLDERS[top.name.lower()] if divided else ""] * len(images)
     if not paths:
         raise DataError(f"{str(root)!r} has no images in sub-folders: one sub-folder a class is expected")
-    files = ImageFiles(tuple(paths), mode)
-    numbers, classes = number(labels)
-    passed_over = [f"{counted(others, 'other file')} passed over"] if others else []
+    notes = [f"{counted(others, 'other file')} passed over"] if others else []
     if empty:
-        passed_over.append(f"{counted(empty, 'folder')} without images")
-    return Samples(
-        name=class_name(root.resolve().name),
-        labels=numbers,
-        classes=classes,
-        image=files,
-        paths=files.paths,
-        split=tuple(split) if divided else None,
-        notes=(*look(files), *passed_over),
-        key=files.key(),
-    )
+        notes.append(f"{counted(empty, 'folder')} without images")
+    name = class_name(root.resolve().name)
+    return collect(name, paths, labels, mode=mode, split=split if divided else None, notes=notes)
 
 
 def class_name(name: str) -> str:

@@ -139,11 +139,12 @@ class ImageFiles:
 
 def opened(path: str) -> Image.Image:
     """Open an image file; nothing but its header is read."""
-    pillow = _pillow()
+    require_pillow("an image file")
+    from PIL import Image, UnidentifiedImageError
+
     try:
-        file: Image.Image = pillow.open(path, formats=[name for name in FORMATS if name in pillow.OPEN])
-        return file
-    except pillow.UnidentifiedImageError as error:
+        return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+    except UnidentifiedImageError as error:
         size = os.path.getsize(path)
         reason = "it is empty" if size == 0 else "it is no JPEG, PNG, WebP, GIF, BMP, TIFF or PPM"
         raise DataError(f"{path!r} is not a readable image: {reason}") from error
@@ -154,22 +155,27 @@ def opened(path: str) -> Image.Image:
 
 
 def decoded(file: Image.Image, path: str, mode: Mode = "RGB") -> Image.Image:
-    """The pixels of an opened image: upright, of 8 bits, on white, in one mode."""
-    from PIL import ImageOps
-
+    """The pixels of an opened image, as `flat` has them."""
     try:
         file.load()
     except Exception as error:  # decoders raise whatever they met: OSError, SyntaxError, struct.error, zlib.error, ...
         raise DataError(f"{path!r} is not a readable image: {_one_line(error)}") from error
+    return flat(file, repr(path), mode)
+
+
+def flat(file: Image.Image, what: str, mode: Mode = "RGB") -> Image.Image:
+    """An image upright, of 8 bits a channel, on white, in one mode; `what` begins the message of an error."""
+    from PIL import Image, ImageOps
+
     try:
         image = ImageOps.exif_transpose(file)
     except Exception:  # the pixels are good, only the block that would say how to turn them is not
         image = file
     if image.mode[0] in "IF":
-        image = _eight_bits(image, path, file)
+        image = _eight_bits(image, what, getattr(file, "tag_v2", {}))
     if has_alpha(image):
         rgba = image.convert("RGBA")
-        image = _pillow().alpha_composite(_pillow().new("RGBA", rgba.size, "white"), rgba)
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     rgb = image.convert("RGB")  # from everything; to gray there is a way from RGB only for some
     return rgb if mode == "RGB" else rgb.convert(mode)
 
@@ -179,21 +185,21 @@ def has_alpha(image: Image.Image) -> bool:
     return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
 
 
-def _eight_bits(image: Image.Image, path: str, file: Any) -> Image.Image:
+def _eight_bits(image: Image.Image, what: str, tags: Any) -> Image.Image:
     import numpy as np
+    from PIL import Image
 
     pixels = np.asarray(image, dtype=np.float64)
     low, high = float(pixels.min()), float(pixels.max())
     if not (np.isfinite(low) and np.isfinite(high)):
-        raise DataError(f"{path!r} has pixels that are not finite")
+        raise DataError(f"{what} has pixels that are not finite")
     if image.mode == "F":
         low, high = next((span for span in CUSTOMS if span[0] <= low and high <= span[1]), (low, high))
     elif low >= 0 and high < 2**16:
-        bits = getattr(file, "tag_v2", {}).get(258, (16,))[0]  # a TIFF says if 12 of the 16 are in use
+        bits = tags.get(258, (16,))[0]  # a TIFF says if 12 of the 16 are in use
         low, high = 0.0, float(2 ** (bits if bits in (10, 12, 14) else 16) - 1)
     scaled = (pixels - low) * (255 / max(high - low, 1e-300))
-    gray: Image.Image = _pillow().fromarray(scaled.round().astype(np.uint8))
-    return gray
+    return Image.fromarray(scaled.round().astype(np.uint8))
 
 
 def look(files: ImageFiles) -> tuple[str, ...]:
@@ -252,13 +258,13 @@ def absent(paths: Sequence[str]) -> list[int]:
     return [i for i, path in enumerate(paths) if not os.path.isfile(path)]
 
 
-def _pillow() -> Any:
+def require_pillow(what: str) -> None:
+    """Raise ImportError that says what to install unless Pillow is there."""
     try:
-        from PIL import Image
+        import PIL.Image
     except ImportError as error:
-        raise ImportError('images need Pillow: pip install "pml_ext[benchmark]"') from error
-    Image.init()
-    return Image
+        raise ImportError(f'{what} needs Pillow: pip install "pml_ext[benchmark]"') from error
+    PIL.Image.init()
 
 
 def _one_line(error: Exception) -> str:

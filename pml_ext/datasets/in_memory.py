@@ -68,6 +68,10 @@ class InMemoryDataset(Dataset[tuple[Any, Any]]):
             samples = [(image, self.target_transform(label)) for image, label in samples]
         return samples
 
+    def still(self) -> InMemoryDataset:
+        """The same images, all of them warped once, from a fixed seed."""
+        return InMemoryDataset(self._images, self.labels, self.classes, warp=self._warp, split="test")
+
 
 def check_split(split: str, allowed: Sequence[str]) -> None:
     """Raise ValueError unless `split` is one of `allowed`."""

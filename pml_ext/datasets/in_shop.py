@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+from torch.utils.data import Dataset
+
+from pml_ext.datasets.collect import collect, read_text
+from pml_ext.datasets.images import ImageFiles, Mode, require_pillow
 from pml_ext.datasets.in_memory import check_split
+from pml_ext.datasets.samples import DataError, Samples, counted
 
-try:
+if TYPE_CHECKING:
     from PIL import Image
-    from pytorch_metric_learning.datasets.base_dataset import BaseDataset
-except ImportError as error:
-    raise ImportError('InShop needs Pillow: pip install "pml_ext[benchmark]"') from error
 
 STATUSES = {
     "train": ("train",),
@@ -23,7 +26,7 @@ STATUSES = {
 }
 
 
-class InShop(BaseDataset):
+class InShop(Dataset[tuple[Any, Any]]):
     """In-Shop Clothes Retrieval: 52,712 photographs of 7,982 garments, half of them to train on.
 
     The benchmark's own split: 25,882 training images of 3,997 garments; of the other 3,985 garments, 14,218 images to
@@ -47,8 +50,10 @@ class InShop(BaseDataset):
         classes: {label: item id}, for the labels of this split.
 
     Raises:
-        ValueError: any other split; a partition file that is cut short or says something else.
+        ValueError: any other split; a partition file that is cut short or says something else, or that has a garment in
+            training and test. When an image is asked for: one that cannot be read, with the name of its file.
         FileNotFoundError: no partition file or no images under `root`.
+        ImportError: without Pillow.
 
     Source:
         Liu, Luo, Qiu, Wang and Tang, "DeepFashion: Powering Robust Clothes Recognition and Retrieval with Rich
@@ -67,13 +72,22 @@ class InShop(BaseDataset):
         download: bool = False,
     ) -> None:
         check_split(split, tuple(STATUSES))
-        self._partition = _first(Path(root), "list_eval_partition.txt", "Eval/list_eval_partition.txt")
-        self._images = _first(Path(root), "img", "Img/img")
-        super().__init__(root, split, transform, target_transform)
+        require_pillow("InShop")
+        self.root, self.split = root, split
+        self.transform, self.target_transform = transform, target_transform
+        rows = _rows(Path(root))
+        label_of = {item: label for label, item in enumerate(_items(rows))}
+        mine = [row for row in rows if row.status in STATUSES[split]]
+        self.paths = [row.path for row in mine]
+        self.labels = [label_of[row.item] for row in mine]
+        self.classes = {label_of[item]: item for item in _items(mine)}
+        self._images = ImageFiles(tuple(self.paths))
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        with Image.open(self.paths[index]) as file:
-            image: Any = file.convert("RGB")
+        image: Any = self._images(index)
         label: Any = self.labels[index]
         if self.transform is not None:
             image = self.transform(image)
@@ -85,23 +99,59 @@ class InShop(BaseDataset):
         """Name the splits."""
         return list(STATUSES)
 
-    def generate_split(self) -> None:
-        """Read the partition file; PML's constructor calls this."""
-        count, _, *lines = self._partition.read_text(encoding="utf-8").rstrip().splitlines() or ["", ""]
-        if count.strip() != str(len(lines)):
-            raise ValueError(f"{self._partition} announces {count.strip()!r} images and lists {len(lines)}")
-        rows = [_parse(line) for line in lines]
-        # Training items sort first, so that their labels are 0, 1, ... as losses with a proxy per class need them.
-        items = dict.fromkeys(item for _, item in sorted((status != "train", item) for _, item, status in rows))
-        label_of = {item: label for label, item in enumerate(items)}
-        mine = [(name, item) for name, item, status in rows if status in STATUSES[self.split]]
-        self.paths = [str(self._images.parent / name) for name, _ in mine]
-        self.labels = [label_of[item] for _, item in mine]
-        self.classes = {label_of[item]: item for _, item in sorted(mine, key=lambda row: label_of[row[1]])}
 
-    def download_and_remove(self) -> NoReturn:
-        """Refuse: the licence has to be asked for."""
-        raise FileNotFoundError(_where(Path(self.root)))
+def in_shop(root: str | Path, mode: Mode = "RGB") -> Samples:
+    """Read In-Shop as it is unpacked, see `InShop`: training garments, and queries and gallery of the others.
+
+    Args:
+        root: the folder.
+        mode: "RGB", or "L" for gray. Default "RGB".
+
+    Raises:
+        DataError: what `InShop` raises ValueError or FileNotFoundError for.
+    """
+    try:
+        rows = _rows(Path(root))
+    except FileNotFoundError as error:
+        raise DataError(str(error)) from error
+    rows.sort(key=lambda row: row.status != "train")  # the training garments have the first labels
+    return collect(
+        "In-Shop",
+        [row.path for row in rows],
+        [row.item for row in rows],
+        mode=mode,
+        sort=False,
+        split=["train" if row.status == "train" else "test" for row in rows],
+        query=torch.tensor([row.status == "query" for row in rows]),
+        gallery=torch.tensor([row.status == "gallery" for row in rows]),
+    )
+
+
+class _Row(NamedTuple):
+    path: str
+    item: str
+    status: str
+
+
+def _rows(root: Path) -> list[_Row]:
+    partition = _first(root, "list_eval_partition.txt", "Eval/list_eval_partition.txt")
+    images = _first(root, "img", "Img/img")
+    count, *lines = read_text(partition).rstrip().splitlines() or [""]
+    lines = lines[1:]  # the names of the columns
+    if count.strip() != str(len(lines)):
+        raise DataError(f"{partition} announces {count.strip()!r} images and lists {len(lines)}")
+    rows = [_parse(line, images.parent) for line in lines]
+    tested = {row.item for row in rows if row.status != "train"}
+    both = dict.fromkeys(row.item for row in rows if row.status == "train" and row.item in tested)
+    if both:
+        more = f" (and {counted(len(both) - 1, 'other item')})" if len(both) > 1 else ""
+        raise DataError(f"{partition}: {next(iter(both))!r}{more} is in train and in query or gallery")
+    return rows
+
+
+def _items(rows: list[_Row]) -> list[str]:
+    # Training items sort first, so that their labels are 0, 1, ... as losses with a proxy per class need them.
+    return list(dict.fromkeys(item for _, item in sorted((row.status != "train", row.item) for row in rows)))
 
 
 def _first(root: Path, *places: str) -> Path:
@@ -120,8 +170,8 @@ def _where(root: Path) -> str:
     )
 
 
-def _parse(line: str) -> tuple[str, str, str]:
+def _parse(line: str, images: Path) -> _Row:
     match line.split():
         case [name, item, "train" | "query" | "gallery" as status]:
-            return name, item, status
-    raise ValueError(f"expected '<image name> <item id> train|query|gallery', got {line!r}")
+            return _Row(str(images / name), item, status)
+    raise DataError(f"expected '<image name> <item id> train|query|gallery', got {line!r}")

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pml_ext.datasets.images import Box, ImageFiles, Mode, absent, look
-from pml_ext.datasets.samples import DataError, Samples, counted, number
+from pml_ext.datasets.collect import collect, read_text
+from pml_ext.datasets.images import Box, Mode, absent
+from pml_ext.datasets.samples import DataError, Samples, counted
 
 SPLITS = {"val": "validation", "valid": "validation", "dev": "validation"}
 BOX = ("x_1", "y_1", "x_2", "y_2")
@@ -66,27 +67,24 @@ def image_list(file: str | Path, mode: Mode = "RGB") -> Samples:
         table.refuse("path", [i in set(lost) for i in range(len(paths))], "is not there")
     split = _split(table)
     query, gallery = _marks(table, split)
-    labels, classes = number(table.column("label"))
     notes = []
     if query is not None and split is not None and "test" not in split:
         split = tuple("test" if word == "validation" else word for word in split)
         notes.append("its validation rows are the test")
     if unused := [name for name in table.names if name not in KNOWN]:
         notes.append(f"{counted(len(unused), 'column')} not used: {', '.join(unused[:MOST])}")
-    files = ImageFiles(paths, mode, boxes)
-    return Samples(
-        name=table.path.stem,
-        labels=labels,
-        classes=classes,
-        image=files,
-        paths=paths,
+    return collect(
+        table.path.stem,
+        paths,
+        table.column("label"),
+        mode=mode,
+        boxes=boxes,
         split=split,
         query=query,
         gallery=gallery,
         groups=_numbered(table, "group"),
         sequences=_numbered(table, "sequence"),
-        notes=(*look(files), *notes),
-        key=files.key(),
+        notes=notes,
     )
 
 
@@ -99,14 +97,7 @@ class _Table:
 
     @classmethod
     def read(cls, path: Path) -> _Table:
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except OSError as error:
-            raise DataError(f"{str(path)!r} cannot be read: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{str(path)!r} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#x}"
-            ) from None
+        text = read_text(path)
         header = text.partition("\n")[0]
         separator = max(",;\t", key=header.count)
         reader = csv.reader(io.StringIO(text), delimiter=separator, strict=True)

@@ -1,0 +1,134 @@
+"""One door to every data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from pml_ext.datasets.cars196 import cars196
+from pml_ext.datasets.cub import cub
+from pml_ext.datasets.digits import Digits
+from pml_ext.datasets.folder import folder
+from pml_ext.datasets.glyphs import Glyphs
+from pml_ext.datasets.images import ImageFiles, Mode, unreadable
+from pml_ext.datasets.in_shop import in_shop
+from pml_ext.datasets.lists import image_list
+from pml_ext.datasets.omniglot import omniglot
+from pml_ext.datasets.samples import DataError, Samples
+from pml_ext.datasets.sop import sop
+from pml_ext.datasets.vector_files import vector_file
+from pml_ext.datasets.wrapped import wrap
+
+GROUP = "pml_ext.datasets"
+
+DATASETS: dict[str, type[Glyphs] | type[Digits]] = {"glyphs": Glyphs, "digits": Digits}
+"""The sets that need no files, by name: `DATASETS["glyphs"]("train")`."""
+
+OFFICIAL: Mapping[str, Callable[[str, Mode], Samples]] = MappingProxyType(
+    {"cub": cub, "cars196": cars196, "sop": sop, "in_shop": in_shop, "omniglot": omniglot}
+)
+"""The sets of the literature, read from a folder as they are unpacked."""
+
+
+def open(source: Any, *, mode: Mode = "RGB", labels: Any = None) -> Samples:
+    """Read a data set, whatever it is made of.
+
+    ====================================  ===========================================================================
+    `"glyphs"`, `"digits"`                the sets that need no files
+    `"photos/"`                           a folder with one sub-folder a class, see `folder`
+    `"list.csv"`                          a list with one image a row, see `image_list`
+    `"cub:/data/CUB_200_2011"`            a set of the literature as it is unpacked; so `cars196:`, `sop:`, `in_shop:`,
+                                          `omniglot:`
+    `"a.npy"`, `"a.npz"`, `"a.pt"`        vectors with labels, see `vector_file`
+    `"NAME:/data"`, `"NAME"`              a set of another package: its entry point NAME in the group `pml_ext.datasets`
+                                          is called with the text after the colon
+    an object                             any dataset of Python, see `wrap`
+    ====================================  ===========================================================================
+
+    Args:
+        source: as above.
+        mode: "RGB", or "L" for gray. Default "RGB".
+        labels: the labels of a file of vectors, or a file of them. Default None: those in the file or beside it.
+
+    Raises:
+        DataError: a source that is not there or cannot be used, in one line.
+
+    Example:
+        >>> open("cbu:/data/CUB_200_2011")
+        Traceback (most recent call last):
+        ...
+        pml_ext.datasets.samples.DataError: unknown data set 'cbu'; did you mean cub?
+    """
+    if labels is not None and not _is_vector_file(source):
+        raise DataError(f"labels are given with a file of vectors (.npy, .npz, .pt) only, got {source!r}")
+    if not isinstance(source, (str, Path)):
+        return wrap(source, mode=mode)
+    text = str(source)
+    if text in DATASETS:
+        return built_in(text, mode)
+    name, colon, argument = text.partition(":")
+    if colon and name in OFFICIAL:
+        return OFFICIAL[name](argument, mode)
+    plugins = _plugins()
+    if name in plugins:
+        return _plugin(plugins[name], argument, mode)
+    path = Path(text).expanduser()
+    if _is_vector_file(text):
+        return vector_file(path, labels)
+    if path.suffix.lower() in (".csv", ".tsv", ".txt"):
+        return image_list(path, mode)
+    if path.exists():
+        return folder(path, mode)
+    raise DataError(_unknown(text, [*DATASETS, *OFFICIAL, *plugins]))
+
+
+def built_in(name: str, mode: Mode = "RGB") -> Samples:
+    """One of the sets that need no files, every image bent once from a fixed seed."""
+    parts = {split: DATASETS[name](split).still() for split in ("train", "test")}
+    return wrap(parts, name, mode)
+
+
+def check(samples: Samples) -> list[str]:
+    """Decode every image; one line for each file that cannot be read.
+
+    Args:
+        samples: a data set.
+
+    Example:
+        >>> import torch
+        >>> check(Samples("two", torch.tensor([0, 1]), ("cat", "dog"), vectors=torch.eye(2)))
+        []
+    """
+    return unreadable(samples.image) if isinstance(samples.image, ImageFiles) else []
+
+
+def _is_vector_file(source: Any) -> bool:
+    return isinstance(source, (str, Path)) and Path(source).suffix.lower() in (".npy", ".npz", ".pt")
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+def _plugin(entry: EntryPoint, argument: str, mode: Mode) -> Samples:
+    try:
+        found = entry.load()(argument)
+    except DataError:
+        raise
+    except Exception as error:  # other people's code: its package is named, its traceback is the cause
+        where = f"{entry.name!r} of {entry.dist.name if entry.dist else entry.value}"
+        raise DataError(f"data set {where}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    return wrap(found, entry.name, mode)
+
+
+def _unknown(text: str, known: list[str]) -> str:
+    name, colon, _ = text.partition(":")
+    near = get_close_matches(name.lower(), known, n=1, cutoff=0.6)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    if colon:
+        return f"unknown data set {name!r}{hint or '; known: ' + ', '.join(known)}"
+    return f"{text!r} is neither a file, a folder nor a data set{hint or '; known: ' + ', '.join(known)}"
