@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple, final
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -190,15 +191,17 @@ class RunningCenters(CenterSource):
 
         c_k <- c_k - alpha / (1 + n_k)  sum_{i: y_i = k} (c_k - x_i)
 
-    The centres returned are those before this step, and constants. They start at zero. In several processes the sums
-    and the counts are those of all of them, so that their centres stay the same.
+    The centres returned are those before this step, and constants. They start at zero. A sample that is not finite is
+    left out. In several processes the sums and the counts are those of all of them, so that their centres stay the
+    same.
 
     Args:
         num_classes: labels are in 0..num_classes - 1.
         embedding_size: the dimension of the embeddings.
         alpha: the rate at which the centres follow, in (0, 1].
-        all_reduce: add up over the processes of `torch.distributed`, if there are any; False if each of them is given
-            the samples of all, as by PML's `DistributedLossWrapper`.
+        all_reduce: whether to add up over the processes of `torch.distributed`, if there are any. None for yes unless
+            each of them was given the samples of all, as by PML's `DistributedLossWrapper`: it is found out in each
+            step, from the sums of each class.
 
     Raises:
         ValueError: an argument or a label is out of range. On a GPU the labels are checked without a synchronisation,
@@ -214,14 +217,16 @@ class RunningCenters(CenterSource):
 
     centers: Tensor
 
-    def __init__(self, num_classes: int, embedding_size: int, *, alpha: float = 0.5, all_reduce: bool = True) -> None:
+    def __init__(
+        self, num_classes: int, embedding_size: int, *, alpha: float = 0.5, all_reduce: bool | None = None
+    ) -> None:
         super().__init__()
         num_classes = arguments.count("num_classes", num_classes)
         embedding_size = arguments.count("embedding_size", embedding_size)
         self.alpha = arguments.positive("alpha", alpha)
         if self.alpha > 1:
             raise ValueError(f"alpha must be at most 1, got {alpha!r}")
-        self.all_reduce = arguments.flag("all_reduce", all_reduce)
+        self.all_reduce = all_reduce if all_reduce is None else arguments.flag("all_reduce", all_reduce)
         self.register_buffer("centers", torch.zeros(num_classes, embedding_size))
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Centers:
@@ -233,16 +238,32 @@ class RunningCenters(CenterSource):
             self._follow(embeddings, labels)
         return Centers(before, torch.arange(len(before), device=before.device), labels)
 
-    @torch.no_grad()
     def _follow(self, embeddings: Tensor, labels: Tensor) -> None:
-        # The last column counts.
-        samples = F.pad(embeddings.to(self.centers.dtype), (0, 1), value=1.0)
-        sums = samples.new_zeros(len(self.centers), samples.shape[1]).index_add(0, labels, samples)
-        if self.all_reduce and torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(sums)
-        sums, counts = sums[:, :-1], sums[:, -1:]
-        # A new tensor: compiled, the backward pass would see a tensor that was written to as it is then.
-        self.centers = self.centers - self.alpha * (counts * self.centers - sums) / (1 + counts)
+        # What is made in inference mode could not be saved for a backward pass later.
+        with torch.inference_mode(False), torch.no_grad():
+            # The last column counts.
+            samples = F.pad(embeddings.to(self.centers.dtype), (0, 1), value=1.0)
+            samples = torch.where(samples.isfinite().all(1, keepdim=True), samples, 0.0)
+            sums = samples.new_zeros(len(self.centers), samples.shape[1]).index_add(0, labels, samples)
+            if self.all_reduce is not False and dist.is_available() and dist.is_initialized():
+                sums = _of_all_processes(sums, samples, may_be_alike=self.all_reduce is None)
+            sums, counts = sums[:, :-1], sums[:, -1:]
+            moved = self.centers - self.alpha * (counts * self.centers - sums) / (1 + counts)
+            # A new tensor: compiled, the backward pass would see a tensor that was written to as it is then.
+            self.centers = torch.where(moved.isfinite(), moved, self.centers)
+
+
+def _of_all_processes(sums: Tensor, samples: Tensor, *, may_be_alike: bool) -> Tensor:
+    """The sums [c, d] over the samples [n, d] of all processes, which may be the same in each: then they count once."""
+    total, number = sums.clone(), dist.get_world_size()
+    dist.all_reduce(total)
+    if not may_be_alike:
+        return total
+    # The samples come in another order in each process, which the sums show in their last digits.
+    rounding = 1e-4 * samples.abs().sum(0)
+    alike = ((total - number * sums).abs() <= number * rounding).all().to(sums.dtype)
+    dist.all_reduce(alike, dist.ReduceOp.MIN)
+    return total / torch.where(alike > 0, number, 1)
 
 
 @final
