@@ -6,6 +6,7 @@
 import random
 
 import torch
+from mistakes import CountsForgotten, TiesNotShared
 from pytorch_metric_learning import losses as pml_losses
 from pytorch_metric_learning import miners as pml_miners
 from pytorch_metric_learning.distances import CosineSimilarity
@@ -343,6 +344,64 @@ def pml_multi_similarity():
 @breaks("loss_dict_is_well_formed")
 def pml_smooth_ap():
     return pml_losses.SmoothAPLoss()
+
+
+LOSS_MUTANTS["TiesNotShared"] = TiesNotShared, ("equal_scores_share_the_gradient_of_autograd",)
+LOSS_MUTANTS["CountsForgotten"] = CountsForgotten, ("divisors_agree_with_autograd",)
+
+
+@breaks("equal_samples_are_treated_alike")
+class TheFirstOfEqualsIsPushed(Sound):
+    def per_anchor(self, sim, pos, neg):
+        nearest = sim.masked_fill(~neg, -100).max(-1).values
+        return super().per_anchor(sim, pos, neg) + softplus(nearest - self.level)
+
+
+@breaks("references_that_nobody_is_compared_with_change_nothing")
+class MeansOverAllReferences(Sound):
+    def per_anchor(self, sim, pos, neg):
+        pull, push = self.costs(sim)
+        return torch.where(pos, pull, 0.0).mean(-1) + torch.where(neg, push, 0.0).mean(-1)
+
+
+@breaks("a_single_reference_has_a_finite_loss")
+class StandardDeviationOfEachRow(Sound):
+    def similarity(self, embeddings, ref_emb):
+        sim = super().similarity(embeddings, ref_emb)
+        return sim / (1 + sim.std(1, keepdim=True))
+
+    def is_empty(self, embeddings, ref_emb):
+        return len(embeddings) == 0 or len(ref_emb) == 0
+
+
+@breaks("labels_of_references_are_not_ignored")
+class LabelsOfReferencesIgnored(Sound):
+    def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
+        same = ref_labels is not None and len(ref_labels) == len(labels)
+        return super().compute_loss(embeddings, labels, indices_tuple, ref_emb, labels if same else ref_labels)
+
+
+@breaks("one_zero_vector_moves_no_mountains")
+class DirectionOfAZeroVector(Sound):
+    def similarity(self, embeddings, ref_emb):
+        unit, refs = (
+            torch.nn.functional.normalize(x.double(), eps=1e-12)
+            for x in (embeddings, embeddings if ref_emb is None else ref_emb)
+        )
+        return (unit @ refs.t()).to(embeddings.dtype)
+
+
+@breaks("what_is_no_number_makes_the_loss_none", "what_is_no_number_stays_with_its_anchor")
+class NaNIsNothing(Sound):
+    def similarity(self, embeddings, ref_emb):
+        return super().similarity(embeddings, ref_emb).nan_to_num()
+
+
+@breaks("what_is_no_number_stays_with_its_anchor")
+class OneForAll(Sound):
+    def per_anchor(self, sim, pos, neg):
+        losses = super().per_anchor(sim, pos, neg)
+        return losses - losses.mean() / 2
 
 
 class SoundMiner(PairMiner):

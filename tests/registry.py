@@ -14,6 +14,7 @@ from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import nn
 
 from pml_ext import catalog, weightings, wrappers
+from pml_ext.base import MatrixLoss
 from pml_ext.catalog import all_losses, all_miners, recipes
 from pml_ext.centers import BatchCenters
 from pml_ext.losses import RAWLoss
@@ -67,8 +68,12 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
         "all_pairs_equal_labels": "the pairs are those of samples and centres",
         "references_equal_to_the_batch_agree": "its references are the centres",
         "references_are_a_set": "its references are the centres",
+        "a_single_reference_has_a_finite_loss": "its references are the centres",
     },
+    "DecoupledNCALoss": {"equal_samples_are_treated_alike": "of equal positives the first is the one always kept"},
     "HistogramLoss": {"one_pair_of_each_kind_is_enough": "it is constant where histograms do not overlap"},
+    "KNNSoftmaxLoss": {"equal_samples_are_treated_alike": "of equal positives the first is the one always kept"},
+    "LargeMarginNearestNeighborLoss": {"equal_samples_are_treated_alike": "of equal positives the first are targets"},
     "MCA": {
         "label_names_are_irrelevant": "a label is the number of a centre",
         "rotation_changes_nothing": "the centres stay where they are",
@@ -85,12 +90,28 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
         "it_learns": "it takes one pair of each class, and inner products grow with lengths too: not in so few steps",
     },
     "RandomSliceLoss": {"rotation_changes_nothing": "slices are columns, which a rotation mixes"},
+    "RankedPullDevianceLoss": {"equal_samples_are_treated_alike": "of equal positives one comes first"},
+    "SemiHardTripletLoss": {"equal_samples_are_treated_alike": "of equal negatives the last is the nearest"},
 }
+
+# Laws that a class breaks and should not, with what is wrong: a test fails as soon as the law holds.
+FAULTS: dict[str, dict[str, str]] = {
+    cls.__name__: {"labels_of_references_are_not_ignored": "references that are the batch keep the labels of the batch"}
+    for cls in all_losses()
+    if issubclass(cls, MatrixLoss)
+}
+ONE_REFERENCE = ("AnchorContrastiveLoss", "BinomialDevianceLoss", "HistogramLoss", "LiftedStructureLoss")
+for name in (*ONE_REFERENCE, "MultiSimilarityLoss"):
+    FAULTS[name]["references_that_nobody_is_compared_with_change_nothing"] = "a single reference costs nothing"
+for name in ("DecoupledNCALoss", "SoftTripletLoss"):
+    FAULTS[name]["what_is_no_number_makes_the_loss_none"] = "NaN is swallowed"
+    FAULTS[name]["what_is_no_number_stays_with_its_anchor"] = "NaN is swallowed"
 
 
 def exceptions(subject: nn.Module, recipe: str = "") -> tuple[str, ...]:
     """The laws that the subject, made by that recipe, need not keep."""
-    return (*EXCEPTIONS.get(type(subject).__name__, ()), *EXCEPTIONS.get(recipe, ()))
+    name = type(subject).__name__
+    return (*EXCEPTIONS.get(name, ()), *EXCEPTIONS.get(recipe, ()), *FAULTS.get(name, ()))
 
 
 def make(cls: Callable[..., Any], **arguments: Any) -> Any:

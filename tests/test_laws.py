@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from registry import DIMENSION, EXCEPTIONS, LOSSES, MINERS, RECIPES, WRAPPERS, exceptions
+from registry import DIMENSION, EXCEPTIONS, FAULTS, LOSSES, MINERS, RECIPES, WRAPPERS, exceptions
 from torch import nn
 
 from pml_ext.catalog import needs
-from pml_ext.testing import LOSS_LAWS, MINER_LAWS, Batch, check_loss, check_miner
+from pml_ext.testing import LOSS_LAWS, MINER_LAWS, Batch, LawBroken, check_loss, check_miner
 from pml_ext.testing.contract_laws import check_compiled
 from pml_ext.testing.law import fresh, is_random
 from pml_ext.wrappers import BranchLoss
@@ -99,6 +99,20 @@ def test_loss_on_cuda_is_that_on_cpu(name):
         torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(actual.cpu(), expected)
     assert embeddings.device == labels.device == actual.device
+
+
+@pytest.mark.parametrize(("name", "law"), [(name, law) for name in FAULTS for law in FAULTS[name]])
+def test_fault_is_still_there(name, law):
+    """If not, its line in the registry can go."""
+    made = [make for each, make in (ALL_LOSSES | MINERS).items() if each.split("(")[0] == name]
+    broken = []
+    for make in made:
+        check, size = (check_miner, None) if name in MINERS else (check_loss, dimension(make()))
+        try:
+            check(make(), only=[law], dimension=size)
+        except LawBroken as error:
+            broken.append(error.law)
+    assert law in broken, f"{name} keeps {law} now: remove it from FAULTS"
 
 
 def test_exceptions_are_of_things_that_exist():

