@@ -20,7 +20,7 @@ from torch.testing import assert_close
 from torch.utils.data import TensorDataset
 
 from pml_ext.evaluation import RetrievalAccuracyCalculator
-from pml_ext.losses import BinomialDevianceLoss, MultiSimilarityLoss, RAWLoss
+from pml_ext.losses import BinomialDevianceLoss, CenterLoss, MultiSimilarityLoss, RAWLoss
 from pml_ext.miners import HardNegativePairMiner
 from pml_ext.synthesis import pull_negatives
 from pml_ext.trainers import (
@@ -34,6 +34,7 @@ from pml_ext.trainers import (
     hardness_aware_trainer,
 )
 from pml_ext.trainers.tuples import n_pair_tuples
+from pml_ext.wrappers import CrossBatchMemory
 
 CLASSES, FEATURES, DIMENSION = 6, 10, 4
 NETWORKS = ("trunk", "embedder", "generator", "classifier")
@@ -300,6 +301,17 @@ def test_schedule_refreshes_every_period() -> None:
     assert_close(torch.stack([lam, weight]), torch.tensor([-2 / 3, -1 / 3]).exp())
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("which", [0, 1])
+def test_schedule_leaves_out_what_is_not_finite(bad: float, which: int) -> None:
+    schedule = HardnessSchedule(alpha=2, beta=10, period=3)
+    for value in (1.0, bad, 2.0, 6.0):
+        schedule.update(*(torch.tensor(value if i == which else min(value, 6.0)) for i in range(2)))
+    assert (schedule.metric_average.item(), schedule.generator_average.item()) == (3, 3)
+    schedule.update(torch.tensor(100.0), torch.tensor(100.0))
+    assert schedule.metric_average == 3
+
+
 def test_schedule_survives_state_dict_pickle_and_copy() -> None:
     schedule = HardnessSchedule(period=3)
     for value in range(5):
@@ -344,6 +356,67 @@ def test_bad_batches_are_refused() -> None:
         loss(features, models["embedder"](features), labels[1:])
     with pytest.raises(ValueError, match="must have shape"):
         loss(features[..., None], models["embedder"](features), labels)
+
+    with pytest.raises(TypeError, match=r"labels must be integers, .* got torch.float32"):
+        loss(features, models["embedder"](features), labels.float())
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.uint8])
+def test_labels_may_be_any_integers(dtype: torch.dtype) -> None:
+    models, (data, labels) = networks(), batch()
+    features = models["trunk"](data)
+    embeddings = models["embedder"](features)
+    values = [
+        in_the_middle_of(loss_of(models))(features, embeddings, each).total for each in (labels, labels.to(dtype))
+    ]
+    assert_close(*values)
+
+
+def in_the_middle_of(loss: HardnessAwareLoss) -> HardnessAwareLoss:
+    in_the_middle(loss.schedule)
+    return loss
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_half_precision_sums_in_single(whole: bool) -> None:
+    """300 squares of 20 are 120,000, more than float16 has; as under autocast, the networks run in half precision."""
+    n, size = 12, 25
+    labels = torch.arange(6).repeat_interleave(2)
+    features = 20 * torch.ones(n, size)
+    embedder, generator, classifier = nn.Linear(size, 2), nn.Linear(2, size), nn.Linear(size, 6)
+    nn.init.zeros_(generator.weight)
+    nn.init.zeros_(generator.bias)
+    loss = HardnessAwareLoss(embedder, generator, classifier, RAWLoss(), miner=RandomTupleMiner(seed=0))
+    if whole:
+        loss, features = loss.half(), features.half()
+        terms = loss(features, embedder(features), labels)
+    else:
+        with torch.autocast("cpu", dtype=torch.float16):
+            terms = loss(features.half(), embedder(features), labels)
+    assert terms.j_recon.item() == 0.5 * n * size * 400
+    assert all(value.isfinite() for value in terms.records().values())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: CrossBatchMemory(RAWLoss(), DIMENSION),
+        lambda: losses.CrossBatchMemory(losses.ContrastiveLoss(), DIMENSION),
+        lambda: losses.ProxyAnchorLoss(CLASSES, DIMENSION),
+        losses.NPairsLoss,
+        lambda: CenterLoss(CLASSES, DIMENSION),
+        lambda: losses.MultipleLosses([losses.ContrastiveLoss()]),
+    ],
+)
+def test_a_synthetic_loss_takes_references(make: Any) -> None:
+    with pytest.raises(TypeError, match=r"synth_loss must take references .* does not; it is the metric_loss"):
+        loss_of(networks(), make())
+    with pytest.raises(TypeError, match="synth_loss must take references"):
+        loss_of(networks(), synth_loss=make())
+    with pytest.raises(TypeError, match="synth_loss must take references"):
+        trainer_of(networks(), loss_funcs={"metric_loss": make()})
+    loss_of(networks(), make(), synth_loss=RAWLoss())
+    trainer_of(networks(), loss_funcs={"metric_loss": make()}, synthesis=False)
 
 
 # The trainer.
@@ -592,6 +665,22 @@ def test_a_loss_of_its_own_for_synthetic_tuples() -> None:
     )
     trainer.train(1, 1)
     assert trainer.schedule.j_syn > 0
+
+
+def test_a_queue_may_be_the_metric_loss() -> None:
+    loss_funcs = {"metric_loss": CrossBatchMemory(RAWLoss(), DIMENSION, 64), "synth_loss": RAWLoss()}
+    trainer = trainer_of(networks(), loss_funcs=loss_funcs, mining_funcs={})
+    trainer.train(1, 1)
+    assert trainer.schedule.j_syn > 0
+    assert loss_funcs["metric_loss"].has_been_filled
+
+
+@pytest.mark.parametrize("sampler", [None, InOrder(30)])
+def test_an_epoch_without_a_step_is_refused(sampler: Any) -> None:
+    trainer = trainer_of(networks())
+    trainer.sampler, trainer.batch_size, trainer.iterations_per_epoch = sampler, 100, None
+    with pytest.raises(ValueError, match=f"batch_size must be .* got 100 and {72 if sampler is None else 30}"):
+        trainer.train(1, 10)
 
 
 def test_caller_keeps_its_dictionaries() -> None:

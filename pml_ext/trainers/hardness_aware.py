@@ -57,7 +57,7 @@ class HardnessAwareTrainer(BaseTrainer):
 
     Raises:
         AssertionError: from PML, for a model or a loss that is missing or has another name.
-        TypeError, ValueError: as `HardnessAwareLoss`.
+        TypeError, ValueError: as `HardnessAwareLoss`; in `train`, a data set that is smaller than a batch.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class HardnessAwareTrainer(BaseTrainer):
         self.loss_weights: dict[str, float]
         super().__init__(*args, **kwargs)
         self.original_loss_weights = dict(self.loss_weights)
+        self.hardness_aware_loss()  # which checks its parts
 
     def custom_setup(self) -> None:
         """Name the losses, before PML checks the names."""
@@ -97,6 +98,15 @@ class HardnessAwareTrainer(BaseTrainer):
         self.schema["loss_funcs"].important = []
         if self.synthesis:
             self.schema["models"].essential += networks
+
+    def initialize_dataloader(self) -> None:
+        """PML's batches; PML drops the last one if it is not full, and would train for epochs of no step."""
+        super().initialize_dataloader()
+        if len(self.dataloader) == 0:
+            number = len(self.dataset if self.sampler is None else self.sampler)
+            raise ValueError(
+                f"batch_size must be at most the number of samples of an epoch, got {self.batch_size} and {number}"
+            )
 
     @property
     def schedule(self) -> HardnessSchedule:

@@ -8,16 +8,17 @@ from typing import Any, final
 
 import torch
 from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
-from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
 from pml_ext import arguments
 from pml_ext.relations import IndicesTuple
+from pml_ext.similarity import at_least_single
 from pml_ext.synthesis import pull_negatives
 from pml_ext.trainers.schedule import HardnessSchedule
 from pml_ext.trainers.tuples import Triplets, as_triplets
+from pml_ext.wrappers.base import refuses_references
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,8 @@ class HardnessAwareLoss(nn.Module):
             one with dropout draws twice. Only the first run updates its batch statistics.
         classifier: h, from features to logits of the training classes.
         metric_loss: J, a PML loss, ours or PML's, which takes an `indices_tuple`.
-        synth_loss: J(T~), a loss that takes an `indices_tuple` and `ref_emb`. Default: the metric loss.
+        synth_loss: J(T~), a loss that takes an `indices_tuple` and `ref_emb`. Default: the metric loss, unless that is
+            one which takes none, as a memory queue.
         miner: the tuples, if a call is not given any. Default: none, which is all triplets for T~; their number grows
             with the cube of the batch, so a miner is advised (`RandomTupleMiner`, `NPairTupleMiner`, PML's).
         alpha: see `HardnessSchedule`. Default 7, for a sum over triplets; 90 is the paper's for the N-pair loss.
@@ -145,8 +147,8 @@ class HardnessAwareLoss(nn.Module):
         J(T~) = 0, and the averages do not move.
 
     Raises:
-        TypeError, ValueError: a loss that is not a PML loss, a number out of range; in a call, features that are not
-            [n, feature_size], labels that are missing or do not match.
+        TypeError, ValueError: a synth loss that takes no references, a number out of range; in a call, features that
+            are not [n, feature_size], labels that are missing, no integers or do not match.
 
     Example:
         >>> import torch
@@ -183,6 +185,12 @@ class HardnessAwareLoss(nn.Module):
         self.embedder, self.generator, self.classifier = embedder, generator, classifier
         self.metric_loss = metric_loss
         self.synth_loss = metric_loss if synth_loss is None else synth_loss
+        if synthesis and refuses_references(self.synth_loss):
+            kind = type(self.synth_loss).__name__
+            raise TypeError(
+                f"synth_loss must take references (ref_emb): {kind} does not"
+                + ("; it is the metric_loss, give a synth_loss beside it" if synth_loss is None else "")
+            )
         self.miner = miner
         self.soft_factor = arguments.non_negative("soft_factor", soft_factor)
         self.soft_share = arguments.fraction("soft_share", soft_share)
@@ -209,14 +217,17 @@ class HardnessAwareLoss(nn.Module):
         arguments.batch(trunk_output, labels, None, None)
         if labels is None:
             raise ValueError("HardnessAwareLoss needs labels, got None")
-        labels = c_f.to_device(labels, embeddings)
+        if labels.is_floating_point() or labels.dtype == torch.bool:
+            raise TypeError(f"labels must be integers, the numbers of the classes, got {labels.dtype}")
+        labels = labels.to(embeddings.device, torch.long)
         if indices_tuple is None and self.miner is not None:
             indices_tuple = self.miner(embeddings, labels)
         real = self.metric_loss(embeddings, labels, indices_tuple)
         if not self.synthesis:
             terms = self._terms(real)
         else:
-            classified = functional.cross_entropy(self.classifier(trunk_output.detach()), labels)
+            logits = at_least_single(self.classifier(trunk_output.detach()))
+            classified = functional.cross_entropy(logits, labels)
             triplets = as_triplets(indices_tuple, labels)
             if len(triplets[0]) == 0:
                 terms = self._terms(real, j_ce=classified)
@@ -243,8 +254,12 @@ class HardnessAwareLoss(nn.Module):
         # What trains the generator: neither its inputs nor its judges learn.
         generated = self.generator(everything.detach())
         recovered, synthetic = generated.split([len(embeddings), len(everything) - len(embeddings)])
-        j_recon = (1 - self.soft_share) * (features.detach() - recovered).square().sum()
-        entropy = functional.cross_entropy(_frozen(self.classifier, synthetic), synthetic_labels, reduction="none")
+        # A sum of squares soon is too large for half precision.
+        j_recon = (1 - self.soft_share) * (
+            at_least_single(features.detach()) - at_least_single(recovered)
+        ).square().sum()
+        logits = at_least_single(_frozen(self.classifier, synthetic))
+        entropy = functional.cross_entropy(logits, synthetic_labels, reduction="none")
         groups = entropy.split([len(a), len(entropy) - len(a)]) if self.separate_anchors else (entropy,)
         j_soft = self.soft_factor * self.soft_share * torch.stack([group.mean() for group in groups]).sum()
 
@@ -291,6 +306,7 @@ def _frozen(network: nn.Module, inputs: Tensor) -> Tensor:
 @torch.no_grad()
 def _hardness(anchors: Tensor, positives: Tensor, negatives: Tensor, of: Tensor) -> Tensor:
     """mean |a - p| / mean |a - n|: [u, d], [u, d], [t, d], [t] -> a scalar, 0 where both are 0."""
+    anchors, positives, negatives = map(at_least_single, (anchors, positives, negatives))
     to_positive = torch.linalg.vector_norm(anchors - positives, dim=-1)[of].mean()
     to_negative = torch.linalg.vector_norm(anchors[of] - negatives, dim=-1).mean()
     ratio: Tensor = to_positive / to_negative.clamp(min=torch.finfo(to_negative.dtype).tiny)

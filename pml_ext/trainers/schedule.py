@@ -22,6 +22,8 @@ class HardnessSchedule(ModuleWithRecords):
     J_avg is the average of the metric loss of the real tuples, J_gen that of the generator's loss, both over the last
     full `period` of training steps. Until the first one is full both are infinite: lambda = 1, w = 1.
 
+    A step whose losses are not both finite is left out, as with mixed precision it happens.
+
     All of its state is in its buffers, so `state_dict` holds it; among the `loss_funcs` of a PML trainer it is saved
     and loaded by PML's `HookContainer`. It holds no gradients, and updating it does not wait for the device.
 
@@ -86,9 +88,11 @@ class HardnessSchedule(ModuleWithRecords):
     def update(self, metric_loss: Tensor, generator_loss: Tensor) -> None:
         """Take in the two losses of a step, scalars."""
         self.to(metric_loss.device)
-        self.metric_sum += metric_loss.squeeze()  # some PML losses reduce to a vector of one
-        self.generator_sum += generator_loss.squeeze()
-        self.steps += 1
+        metric_loss, generator_loss = metric_loss.squeeze(), generator_loss.squeeze()  # some are a vector of one
+        finite = metric_loss.isfinite() & generator_loss.isfinite()
+        self.metric_sum += torch.where(finite, metric_loss, 0)
+        self.generator_sum += torch.where(finite, generator_loss, 0)
+        self.steps += finite
         full = self.steps.eq(self.period)
         for average, total in (
             (self.metric_average, self.metric_sum),

@@ -1,14 +1,16 @@
 """The part that every loss made of another loss shares."""
 
+import inspect
 from collections.abc import Collection, Sequence
 from typing import Any, ClassVar
 
+import pytorch_metric_learning.losses as pml
 from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
 from pytorch_metric_learning.losses.mixins import WeightMixin
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import MatrixLoss, PairMatrixLoss
+from pml_ext.base import MatrixLoss, PairMatrixLoss, SampleLoss
 from pml_ext.hyperparameters import Configured
 from pml_ext.relations import IndicesTuple
 
@@ -69,6 +71,30 @@ def takes_masks(loss: Any) -> bool:
     if isinstance(loss, LossWrapper):
         return loss.takes_indices and takes_masks(loss.loss)
     return isinstance(loss, MatrixLoss)
+
+
+def refuses_references(loss: Any) -> bool:
+    """Whether a loss, which need not be one of ours, is known to take no `ref_emb`."""
+    parameters = inspect.signature(loss.forward).parameters
+    if "ref_emb" not in parameters and not any(each.kind == each.VAR_POSITIONAL for each in parameters.values()):
+        return True
+    if isinstance(loss, LossWrapper):
+        return not loss.takes_references or refuses_references(loss.loss)
+    return has_proxies(loss) or isinstance(loss, (SampleLoss, *_WITHOUT_REFERENCES))
+
+
+_WITHOUT_REFERENCES = (
+    pml.FastAPLoss,
+    pml.HistogramLoss,
+    pml.InstanceLoss,
+    pml.ManifoldLoss,
+    pml.NPairsLoss,
+    pml.P2SGradLoss,
+    pml.PNPLoss,
+    pml.RankedListLoss,
+    pml.SmoothAPLoss,
+    pml.VICRegLoss,
+)
 
 
 def has_proxies(loss: Any) -> bool:
