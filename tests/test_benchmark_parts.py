@@ -14,11 +14,12 @@ from PIL import Image
 from pytorch_metric_learning import losses as pml_losses
 
 from pml_ext import catalog
-from pml_ext.benchmark import BenchmarkError, Experiment, Result, losses, pictures, plots, table
+from pml_ext.benchmark import BenchmarkError, Experiment, Result, evaluate, losses, pictures, plots, table
 from pml_ext.benchmark.data import Data
 from pml_ext.benchmark.network import EmbeddingNetwork
-from pml_ext.benchmark.testing import METRICS
 from pml_ext.datasets import DATASETS
+
+METRICS = evaluate.names((1, 2, 4, 8))
 
 
 def made(loss: str, seed: int, recall: float, epochs: int = 3) -> Result:
@@ -36,6 +37,13 @@ def test_arguments_survive_json() -> None:
     experiment = Experiment(losses=("RAW", "ArcFaceLoss"), seeds=(1, 2), out="x")
     assert Experiment(**experiment.arguments()) == experiment
     assert Experiment(losses="RAW") == Experiment(losses=["RAW"])  # type: ignore[arg-type]
+
+
+def test_the_old_name_of_data() -> None:
+    with pytest.warns(DeprecationWarning, match="data now"):
+        assert Experiment(dataset="digits") == Experiment(data="digits")
+    with pytest.raises(BenchmarkError, match="give data alone"), pytest.warns(DeprecationWarning, match="data now"):
+        Experiment(dataset="digits", data="digits")
 
 
 def test_all_is_the_catalog() -> None:
@@ -56,7 +64,6 @@ def test_all_is_the_catalog() -> None:
         {"learning_rate": float("nan")},
         {"seeds": (-1,)},
         {"device": "meta"},
-        {"device": "cuda:99"},
     ],
 )
 def test_bad_arguments(bad: dict[str, object]) -> None:
@@ -66,10 +73,10 @@ def test_bad_arguments(bad: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("dataset", list(DATASETS))
 def test_batches_are_whole_classes(dataset: str) -> None:
-    data = Data.load(dataset)
+    data = Data.of(Experiment(data=dataset))
     assert not set(data.train.labels.tolist()) & set(data.test.labels.tolist())
     for size, classes in ((128, 32), (30, 7), (4, 2)):
-        experiment = Experiment(dataset=dataset, batch_size=size, classes_per_batch=classes)
+        experiment = Experiment(data=dataset, batch_size=size, classes_per_batch=classes)
         assert 0 < data.batch_size(experiment) <= size
         assert data.batch_size(experiment) % data.images_per_class(experiment) == 0
         assert data.batch_size(experiment) / data.images_per_class(experiment) <= data.train_classes
@@ -240,7 +247,7 @@ def test_projection_has_a_panel_per_loss_and_a_name_per_class(tmp_path: Path) ->
 
 def test_all_pictures_of_an_experiment(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    Experiment(losses=("RAW",), dataset="digits", epochs=1, steps=1, out=str(out), device="cpu").run()
+    Experiment(losses=("RAW",), data="digits", epochs=1, steps=1, out=str(out), device="cpu").run()
     names = ["gallery.png", "health.png", "learning_curves.png", "projection.png", "recall_at_k.png"]
     assert sorted(path.name for path in (out / "plots").iterdir()) == names
     for name in names:

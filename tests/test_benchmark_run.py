@@ -17,16 +17,27 @@ import numpy as np
 import pytest
 import torch
 
-from pml_ext.benchmark import BenchmarkError, Experiment, Result, checkpoint, folder, plots, randomness, result
+from pml_ext.benchmark import (
+    BenchmarkError,
+    Experiment,
+    Result,
+    checkpoint,
+    evaluate,
+    folder,
+    plots,
+    randomness,
+    result,
+)
 from pml_ext.benchmark.data import Data
 from pml_ext.benchmark.losses import catalog_names
 from pml_ext.benchmark.progress import Progress
-from pml_ext.benchmark.testing import METRICS, new_network
-from pml_ext.benchmark.training import Run
+from pml_ext.benchmark.training import Run, identity, new_network
+
+METRICS = evaluate.names((1, 2, 4, 8))
 
 # Proxies bring weights and an optimiser of their own, DistWeightBinDeviance a miner that draws numbers.
 SMALL = Experiment(
-    losses=("RAW", "ProxyAnchorLoss", "DistWeightBinDeviance"), dataset="digits", epochs=2, seeds=(3,), steps=2
+    losses=("RAW", "ProxyAnchorLoss", "DistWeightBinDeviance"), data="digits", epochs=2, seeds=(3,), steps=2
 )
 
 
@@ -83,7 +94,9 @@ def test_one_result_per_run(finished: tuple[Path, list[Result]]) -> None:
         assert r.metrics["recall_at_1"] <= r.metrics["recall_at_2"] <= r.metrics["recall_at_8"]
     for r in results[1:]:
         assert len(r.history) == SMALL.epochs
-        assert {k: v for k, v in r.history[-1].items() if k != "seconds"} == r.metrics
+        assert r.best_epoch == SMALL.epochs, "without validation classes"
+        assert r.last == r.metrics
+        assert {k: v for k, v in r.history[-1].items() if k in r.metrics}.items() < r.metrics.items()
         assert r.seconds_per_epoch == pytest.approx(np.mean([epoch["seconds"] for epoch in r.history]))
         assert r.metrics != results[0].metrics
 
@@ -104,16 +117,16 @@ def test_results_file(finished: tuple[Path, list[Result]]) -> None:
 def test_record_keeper_tables(finished: tuple[Path, list[Result]]) -> None:
     out, results = finished
     where = out / "RAW-seed3" / "records"
-    table = "accuracies_normalized_GlobalEmbeddingSpaceTester_level_0_TEST_vs_self"
+    table = "accuracies_test"
     with closing(sqlite3.connect(where / "logs.db")) as connection:
         connection.row_factory = sqlite3.Row
         rows = [dict(row) for row in connection.execute(f"SELECT * FROM {table}")]
     assert [row["epoch"] for row in rows] == [1, 2]
     for row, epoch in zip(rows, results[1].history, strict=True):
-        for metric in METRICS:
-            assert row[f"{metric}_level0"] == epoch[metric]
+        for metric in METRICS[:-1]:
+            assert row[metric] == epoch[metric]
     with (where / f"{table}.csv").open(newline="") as stream:
-        assert [float(row["recall_at_1_level0"]) for row in csv.DictReader(stream)] == [
+        assert [float(row["recall_at_1"]) for row in csv.DictReader(stream)] == [
             epoch["recall_at_1"] for epoch in results[1].history
         ]
     for name in ("loss_histories", "metric_loss_RAWLoss", "trunk_optimizer_Adam", "embedder_optimizer_Adam"):
@@ -137,24 +150,23 @@ def test_another_seed_other_numbers(finished: tuple[Path, list[Result]], tmp_pat
 
 
 def test_losses_of_a_seed_share_weights_and_batches(tmp_path: Path) -> None:
-    data = Data.load("digits")
+    data = Data.of(SMALL)
     runs = {name: Run(SMALL, data, name, 5, tmp_path, Progress(0)) for name in SMALL.losses}
     start = new_network(SMALL, data, 5).trunk.state_dict()
     batches = {}
     for name, trial in runs.items():
-        for key, value in trial.trainer.models["trunk"].state_dict().items():
+        for key, value in trial.learner.network.trunk.state_dict().items():
             assert torch.equal(value, start[key])
-        randomness.seed_everything(5)
-        batches[name] = list(iter(trial.sampler))
+        batches[name] = trial.batches.epoch()
     assert batches["RAW"] == batches["ProxyAnchorLoss"] == batches["DistWeightBinDeviance"]
-    assert len(batches["RAW"]) == SMALL.steps * data.batch_size(SMALL)
+    assert [len(batch) for batch in batches["RAW"]] == [data.batch_size(SMALL)] * SMALL.steps
 
 
 def test_building_a_run_leaves_the_seed_set(tmp_path: Path) -> None:
     # ProxyAnchorLoss draws its proxies; the first batch must not depend on that.
     drawn = set()
     for name in ("RAW", "ProxyAnchorLoss"):
-        Run(SMALL, Data.load("digits"), name, 5, tmp_path, Progress(0))
+        Run(SMALL, Data.of(SMALL), name, 5, tmp_path, Progress(0))
         drawn.add((float(torch.rand(())), float(np.random.rand())))  # noqa: NPY002
     assert len(drawn) == 1
 
@@ -205,18 +217,20 @@ def test_sigkill_in_the_middle_of_an_epoch(finished: tuple[Path, list[Result]], 
 import os, signal, torch
 torch.set_num_threads(1)
 from pml_ext.benchmark import Experiment
-from pml_ext.benchmark.training import Run
-step = Run._end_of_iteration
-def step_or_die(self, trainer):
-    if self.name == "DistWeightBinDeviance" and (trainer.epoch, trainer.iteration) == (2, 1):
+from pml_ext.benchmark.learning import LossLearner
+step_before = LossLearner.step
+def step_or_die(self, images, labels, step):
+    if self.miner is not None and step == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    step(self, trainer)
-Run._end_of_iteration = step_or_die
+    return step_before(self, images, labels, step)
+LossLearner.step = step_or_die
 Experiment(**{replace(SMALL, out=str(out)).arguments()!r}).run()
 """
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert process.returncode == -signal.SIGKILL, process.stderr
-    saved = checkpoint.load(out / "DistWeightBinDeviance-seed3", torch.device("cpu"))
+    saved = checkpoint.load(
+        out / "DistWeightBinDeviance-seed3", torch.device("cpu"), identity("DistWeightBinDeviance", 3, None)
+    )
     assert saved is not None
     assert len(saved["history"]) == 1
     results = replace(SMALL, out=str(out)).run(resume=True)
@@ -243,7 +257,7 @@ def test_tensorboard_of_a_resumed_run_has_every_step_once(tmp_path: Path, monkey
     experiment.run(resume=True)
     events = EventAccumulator(str(tmp_path / "out" / "RAW-seed3" / "tensorboard"))
     events.Reload()
-    (tag,) = [name for name in events.Tags()["scalars"] if name.endswith("recall_at_1_level0")]
+    (tag,) = [name for name in events.Tags()["scalars"] if name.endswith("recall_at_1")]
     assert [event.step for event in events.Scalars(tag)] == [1, 2]
 
 
@@ -281,25 +295,23 @@ def test_checkpoints_hold_no_code(tmp_path: Path) -> None:
             return os.mkdir, (str(tmp_path / "harm"),)
 
     torch.save({"history": [Harmful()]}, tmp_path / "checkpoint.pt")
-    with pytest.raises(BenchmarkError, match="not a readable checkpoint"):
-        checkpoint.load(tmp_path, torch.device("cpu"))
+    with pytest.raises(BenchmarkError, match="is damaged; delete it"):
+        checkpoint.load(tmp_path, torch.device("cpu"), {})
     assert not (tmp_path / "harm").exists()
 
 
 def test_random_states_come_back(tmp_path: Path) -> None:
     import random
 
-    from pml_ext.benchmark import files
-
     def draw() -> tuple[float, float, float, float]:
         return random.random(), np.random.rand(), np.random.randn(), float(torch.rand(()))  # noqa: NPY002
 
     randomness.seed_everything(0)
     draw()  # randn leaves a second number behind in numpy's state
-    files.write_tensors(tmp_path / "state.pt", randomness.state())
+    checkpoint.write_tensors(tmp_path / "state.pt", randomness.state())
     first = draw()
     assert draw() != first
-    randomness.restore(files.read_tensors(tmp_path / "state.pt", torch.device("cpu")))
+    randomness.restore(checkpoint.read_tensors(tmp_path / "state.pt", torch.device("cpu")))
     assert draw() == first
 
 
@@ -317,10 +329,19 @@ def test_a_diverging_loss_does_not_stop_the_others(tmp_path: Path, monkeypatch: 
     with monkeypatch.context() as patch:
         patch.setattr("pml_ext.benchmark.losses.rehearse", lambda *_, **__: None)
         patch.setattr(ContrastiveLoss, "forward", explode)
-        with pytest.raises(BenchmarkError, match=r"ContrastiveLoss, seed 3: the loss is inf at epoch 1, step 1"):
+        with pytest.raises(BenchmarkError, match=r"ContrastiveLoss, seed 3: diverged: the loss is inf at epoch 1"):
             experiment.run()
-    assert [r.loss for r in result.read(tmp_path / "out" / "results.jsonl")] == ["untrained", "RAW"]
-    assert "ContrastiveLoss" not in (tmp_path / "out" / "table.md").read_text()
+    results = result.read(tmp_path / "out" / "results.jsonl")
+    assert [(r.loss, bool(r.error), bool(r.metrics)) for r in results] == [
+        ("untrained", False, True),
+        ("ContrastiveLoss", True, False),
+        ("RAW", False, True),
+    ]
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "| ContrastiveLoss (0 of 1) | - |" in table
+    assert "ContrastiveLoss, seed 3, failed: diverged: the loss is inf" in table
+    with pytest.raises(BenchmarkError, match="diverged"):  # it is known, and not tried again
+        experiment.run(resume=True)
 
 
 def test_several_seeds(tmp_path: Path) -> None:
@@ -334,7 +355,7 @@ def test_every_entry_of_the_catalog_runs(name: str, tmp_path: Path) -> None:
     experiment = replace(SMALL, losses=(name,), epochs=1, steps=1, batch_size=40, out=str(tmp_path / "out"))
     _, trained = experiment.run()
     assert np.isfinite(list(trained.metrics.values())).all()
-    saved = checkpoint.load(tmp_path / "out" / f"{name}-seed3", torch.device("cpu"))
+    saved = checkpoint.load(tmp_path / "out" / f"{name}-seed3", torch.device("cpu"), identity(name, 3, None))
     assert saved is not None
     assert folder.stored(tmp_path / "out") == experiment
 

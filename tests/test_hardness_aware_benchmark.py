@@ -10,17 +10,17 @@ import torch
 from PIL import Image
 
 from pml_ext.benchmark import Experiment, Result, checkpoint, losses, plots, records
-from pml_ext.benchmark.checkpoint import run_folder
 from pml_ext.benchmark.data import Data
+from pml_ext.benchmark.folder import run_folder
 from pml_ext.benchmark.progress import Progress
 from pml_ext.benchmark.training import Run
 from pml_ext.trainers import HardnessAwareTrainer
 from pml_ext.trainers.methods import methods
 
-SMALL = Experiment(losses=("HDML-Triplet", "HDML-NPair"), dataset="digits", epochs=2, steps=2, device="cpu")
+SMALL = Experiment(losses=("HDML-Triplet", "HDML-NPair"), data="digits", epochs=2, steps=2, device="cpu")
 
 
-class KilledError(Exception):
+class KilledError(BaseException):
     pass
 
 
@@ -35,17 +35,17 @@ def test_names_are_known_and_do_not_hide_losses() -> None:
 
 @pytest.mark.parametrize("name", methods)
 def test_a_run_has_the_methods_trainer_on_everybodys_network_and_batches(name: str, tmp_path: Path) -> None:
-    data = Data.load("digits")
+    data = Data.of(SMALL)
     batches = []
     weights = []
     for each in (name, "RAW"):
         run = Run(SMALL, data, each, 0, tmp_path, Progress(0))
-        weights.append([parameter.clone() for parameter in run.trainer.models["trunk"].parameters()])
-        batches.append(list(run.sampler))
+        weights.append([parameter.clone() for parameter in run.learner.network.trunk.parameters()])
+        batches.append(run.batches.epoch())
         if each == name:
-            assert isinstance(run.trainer, HardnessAwareTrainer)
-            assert run.trainer.synthesis != name.endswith("real")
-            assert run.trainer.optimizers["trunk_optimizer"].param_groups[0]["lr"] == SMALL.learning_rate
+            assert isinstance(run.learner.trainer, HardnessAwareTrainer)
+            assert run.learner.trainer.synthesis != name.endswith("real")
+            assert run.learner.trainer.optimizers["trunk_optimizer"].param_groups[0]["lr"] == SMALL.learning_rate
     assert batches[0] == batches[1]
     assert all(torch.equal(x, y) for x, y in zip(*weights, strict=True))
 
@@ -74,7 +74,7 @@ def test_interrupted_ends_with_the_same_numbers_and_is_drawn(tmp_path: Path, mon
 
     for part in ("gallery", "projection", "learning_curves", "recall_curves"):  # they have tests of their own
         monkeypatch.setattr(plots, part, lambda *_: plots._axes("", "", "")[0])
-    drawn = draw(whole, Data.load("digits"), tmp_path / "whole", results)
+    drawn = draw(whole, Data.of(SMALL), tmp_path / "whole", results)
     assert drawn[-1].name == "hardness.png"
     with Image.open(drawn[-1]) as image:
         assert np.asarray(image.convert("L")).std() > 10

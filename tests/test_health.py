@@ -300,17 +300,19 @@ def test_the_benchmark_records_it_and_has_the_same_results_without_it(name, tmp_
 
     def run(folder):
         monkeypatch.setattr(plots, "draw", lambda *_: [])
-        settings = {"losses": (name,), "dataset": "digits", "epochs": 2, "steps": 3, "device": "cpu"}
+        settings = {"losses": (name,), "data": "digits", "epochs": 2, "steps": 3, "device": "cpu"}
         experiment = Experiment(**settings, out=str(tmp_path / folder))
         _untrained, result = experiment.run()
-        saved = checkpoint.load(tmp_path / folder / f"{name}-seed0", torch.device("cpu"))
-        return result, [weight for model in saved["models"].values() for weight in model.values()]
+        saved = checkpoint.load(
+            tmp_path / folder / f"{name}-seed0", torch.device("cpu"), {"loss": name, "seed": 0, "fold": None}
+        )
+        return result, [weight for model in saved["parts"]["models"].values() for weight in model.values()]
 
     monkeypatch.setattr(training, "HEALTH_EVERY", 2)
     result, weights = run("with")
     assert result.failure == ""
     recorded = records.series(tmp_path / "with" / f"{name}-seed0", "embedding_health", ("pull", "spread"))
-    assert recorded["step"] == [0, 2, 4]
+    assert recorded["step"] == [0, 1, 2, 3, 4, 5], "at least ten times, as far as there are steps"
     assert min(recorded["pull"] + recorded["spread"]) > 0
     monkeypatch.setattr(training, "EmbeddingHealth", NotLooking)
     other, other_weights = run("without")

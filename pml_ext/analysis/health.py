@@ -235,6 +235,7 @@ class EmbeddingHealth:
         loss: the loss that is trained with, called once in an iteration.
         every: iterations between two measurements, at least 1. One costs about as much as the loss itself, forward and
             backward, and a singular value decomposition of the batch.
+        last: the number of the last iteration of the run, from 0 on, which is measured too. Default None: unknown.
         record_keeper: PML's record-keeper, or None. The numbers go to the group `embedding_health`, by iteration.
 
     Attributes:
@@ -253,11 +254,11 @@ class EmbeddingHealth:
             print(health.failure or "healthy")
     """
 
-    def __init__(self, loss: nn.Module, *, every: int = 20, record_keeper: Any = None) -> None:
+    def __init__(self, loss: nn.Module, *, every: int = 20, last: int | None = None, record_keeper: Any = None) -> None:
         if not isinstance(loss, nn.Module):
             raise TypeError(f"loss must be a PML loss, got {type(loss).__name__}")
         arguments.count("every", every)
-        self.every = every
+        self.every, self.last = every, last
         self.record_keeper = record_keeper
         self.history: dict[int, Health] = {}
         self._due = True
@@ -297,15 +298,18 @@ class EmbeddingHealth:
             what was measured in it; None if it was not due, or the loss was not called.
         """
         health, self._measured = self._measured, None
-        self._due = (iteration + 1) % self.every == 0
+        self._due = self._wanted(iteration + 1)
         # The first call is measured whatever its number is, which nobody knows before.
-        if health is None or iteration % self.every:
+        if health is None or not self._wanted(iteration):
             return None
         self.history[iteration] = health
         if self.record_keeper is not None:
             numbers = {name: value for name, value in asdict(health).items() if name != "failure"}
             self.record_keeper.update_records(numbers, iteration, parent_name="embedding_health")
         return health
+
+    def _wanted(self, iteration: int) -> bool:
+        return iteration % self.every == 0 or iteration == self.last
 
     def before_call(self, loss: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Measure what the loss is about to be called with, if it is time."""

@@ -4,12 +4,29 @@
 
     from pml_ext.benchmark import Experiment
 
-    results = Experiment(losses=("RAW", "ContrastiveLoss"), dataset="digits", epochs=3, out="runs/digits").run()
+    results = Experiment(losses=("RAW", "ContrastiveLoss"), data="digits", epochs=3, out="runs/digits").run()
 """
 
+from typing import TYPE_CHECKING, Any
+
+from pml_ext.benchmark.config import Experiment
 from pml_ext.benchmark.errors import BenchmarkError
-from pml_ext.benchmark.experiment import Experiment
-from pml_ext.benchmark.result import Result
-from pml_ext.benchmark.run import run
+
+if TYPE_CHECKING:
+    from pml_ext.benchmark.result import Result
+    from pml_ext.benchmark.runs import run
 
 __all__ = ["BenchmarkError", "Experiment", "Result", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    # The command must be able to say what is wrong with its arguments before it has imported torch.
+    if name == "Result":
+        from pml_ext.benchmark.result import Result
+
+        return Result
+    if name == "run":
+        from pml_ext.benchmark.runs import run
+
+        return run
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,46 +1,82 @@
-"""The command `python -m pml_ext.benchmark`."""
+"""The command `python -m pml_ext.benchmark`, generated from the fields of `Experiment`.
+
+Until the arguments are known to be good, nothing heavy is imported.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
 import shlex
+import signal
 import sqlite3
-import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from pml_ext.benchmark import environment, folder
+from pml_ext.benchmark import config, folder, streams
+from pml_ext.benchmark.config import Experiment
 from pml_ext.benchmark.errors import BenchmarkError, explain
-from pml_ext.benchmark.experiment import Experiment
-from pml_ext.benchmark.run import run
-from pml_ext.trainers.methods import methods
+from pml_ext.benchmark.kinds import Several, Switch
 
 COMMAND = "python -m pml_ext.benchmark"
+GROUPS = {
+    "data": "data and splits",
+    "losses": "losses and seeds",
+    "network": "network",
+    "training": "training",
+    "running": "running",
+}
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end: as clean an end as Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0; 2 for a mistake or a failed write; 130 if interrupted."""
+    """Run the command and return its exit code.
+
+    0; 2 for a mistake or a failed write; 128 and the number of the signal that ended it, 130 for Ctrl-C.
+    """
+    streams.settle()
     given = vars(_parser().parse_args(arguments))
     resume = given.pop("resume", False)
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(environment.cores())
     out = given.get("out")
     try:
-        experiment = _experiment(given, resume)
-        out = experiment.out
-        run(experiment, resume=resume, say=lambda line: print(line, flush=True))
+        with _ended_by_signals():
+            experiment = _experiment(given, resume)
+            out = experiment.out
+            _run(experiment, resume)
+    except Terminated as end:
+        return _stop("terminated", 128 + end.number, out)
     except KeyboardInterrupt:
         return _stop("interrupted", 130, out)
     except BenchmarkError as error:
         return _stop(str(error), 2)
+    except MemoryError:
+        return _stop("out of memory", 2, out)
     except (OSError, sqlite3.Error) as error:
         return _stop(explain(error), 2, out)
     return 0
+
+
+def _run(experiment: Experiment, resume: bool) -> None:
+    import torch
+
+    from pml_ext.benchmark import environment
+    from pml_ext.benchmark.runs import run
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(environment.cores())
+    run(experiment, resume=resume, say=streams.say)
 
 
 def _experiment(given: dict[str, Any], resume: bool) -> Experiment:
@@ -50,46 +86,87 @@ def _experiment(given: dict[str, Any], resume: bool) -> Experiment:
     return replace(folder.stored(out), **(given | {"out": str(out)}))
 
 
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let the signals that ask a process to end do so as Ctrl-C does; one that is ignored stays ignored."""
+
+    def end(number: int, frame: Any) -> None:
+        raise Terminated(number)
+
+    wanted = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        wanted = []  # Python lets only that thread listen
+    before = {}
+    try:
+        for number in wanted:
+            if signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, end)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _stop(message: str, code: int, out: str | None = None) -> int:
     started = out is not None and os.path.exists(os.path.join(out, folder.ARGUMENTS))
     after = f"; continue with: {COMMAND} --resume --out {shlex.quote(str(out))}" if started else ""
-    print(f"pml_ext.benchmark: {message}{after}", file=sys.stderr)
+    streams.complain(f"pml_ext.benchmark: {' '.join(message.split())}{after}")
     return code
 
 
 class _OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
-        self.exit(2, f"pml_ext.benchmark: {message}\n")
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            options = [option for action in self._actions for option in action.option_strings]
+            near = get_close_matches(unknown.split()[0].partition("=")[0], options, n=1)
+            message += f"; did you mean {near[0]}?" if near else ""
+        streams.complain(f"pml_ext.benchmark: {message}")
+        self.exit(2)
 
 
 def _parser() -> argparse.ArgumentParser:
-    default = Experiment()
     parser = _OneLineParser(
         prog=COMMAND,
-        # What is not given is not in the namespace: a resumed experiment takes it from where it was started.
+        # What is not given is not in the namespace: it comes from a protocol, or from where the experiment was started.
         argument_default=argparse.SUPPRESS,
-        description="Train one small network with several losses and compare how well it retrieves classes that it was "
-        "not trained on.",
-        epilog="An interrupted experiment continues with --resume. Everything is written under --out: results.jsonl, "
-        "table.md, plots, checkpoints, and the logs of record-keeper (CSV, SQLite, TensorBoard).",
+        allow_abbrev=False,
+        description="Train one network with several losses, on your images or on images that come with the package, "
+        "and compare how well it retrieves classes that it was not trained on.",
+        epilog="An interrupted experiment continues with --resume; --resume --losses NCA --seeds 3 4 adds to a "
+        "finished one. Everything is written under --out: results.jsonl, table.md, plots, checkpoints, "
+        "and the logs of record-keeper (CSV, SQLite, TensorBoard).",
     )
-    parser.add_argument(
-        "--losses",
-        nargs="+",
-        metavar="NAME",
-        help=f"names of pml_ext.catalog, of PML losses, or {', '.join(methods)}; 'all' is the whole catalog. "
-        f"Default: {' '.join(default.losses)}",
-    )
-    parser.add_argument("--dataset", metavar="NAME", help=f"glyphs or digits. Default: {default.dataset}")
-    parser.add_argument("--epochs", type=int, metavar="N", help=f"default: {default.epochs}")
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", metavar="N", help=f"one run per loss and seed. Default: {default.seeds[0]}"
-    )
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... Default: cuda where there is one")
-    parser.add_argument("--out", metavar="DIR", help=f"default: {folder.RUNS}/<dataset>-<date>-<time>")
-    parser.add_argument(
+    groups = {name: parser.add_argument_group(title) for name, title in GROUPS.items()}
+    for flag in config.flags():
+        _add(groups[flag.metadata["group"]], flag)
+    groups["running"].add_argument(
         "--resume",
         action="store_true",
         help=f"continue the experiment in --out, by default the last one in {folder.RUNS}",
     )
+    parser.add_argument("--dataset", dest="data", help=argparse.SUPPRESS)  # its old name
     return parser
+
+
+def _add(group: Any, flag: Any) -> None:
+    kind = flag.metadata["kind"]
+    known = f": {', '.join(config.protocols())}" if flag.name == "protocol" else ""
+    default = flag.metadata["none"] or _shown(flag.default)
+    more: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+    if not isinstance(kind, Switch):
+        more = {"type": kind.parse, "metavar": flag.metadata["metavar"]}
+        if isinstance(kind, Several):
+            more["nargs"] = "+"
+    group.add_argument(
+        f"--{flag.name.replace('_', '-')}",
+        dest=flag.name,
+        help=f"{flag.metadata['help']}{known}. Default: {default}",
+        **more,
+    )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return " ".join(map(str, value)) if isinstance(value, tuple) else f"{value}"

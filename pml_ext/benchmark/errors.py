@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import sqlite3
 from importlib.util import find_spec
 
 EXTRAS = {
     "faiss": "faiss-cpu",
+    "filelock": "filelock",
     "matplotlib": "matplotlib",
     "PIL": "pillow",
     "record_keeper": "record-keeper",
@@ -23,7 +23,7 @@ class BenchmarkError(ValueError):
 def check_extras() -> None:
     """Raise BenchmarkError unless everything of the extra `benchmark` is installed.
 
-    Without record-keeper or tensorboard PML would go on and record nothing.
+    Without record-keeper or tensorboard the run would go on and record nothing.
     """
     missing = [package for module, package in EXTRAS.items() if find_spec(module) is None]
     if missing:
@@ -32,18 +32,19 @@ def check_extras() -> None:
         )
 
 
-def explain(error: OSError | sqlite3.Error) -> str:
-    """One line for a failed read or write.
+def explain(error: Exception) -> str:
+    """One line for a failed read or write, of a file or of record-keeper's SQLite.
 
     >>> explain(OSError(28, "No space left on device", "runs/a/results.jsonl"))
     'the disk is full (runs/a/results.jsonl)'
     >>> explain(PermissionError(13, "Permission denied", "/data/a"))
-    'cannot write to /data/a: Permission denied'
+    'cannot read or write /data/a: Permission denied'
     """
-    if isinstance(error, sqlite3.Error):
+    if not isinstance(error, OSError):
         full = "is full" in str(error)
         return "the disk is full (record-keeper's logs.db)" if full else f"record-keeper's logs.db: {error}"
     where = error.filename or ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full ({where})" if where else "the disk is full"
-    return f"cannot write to {where}: {error.strerror}" if where else f"cannot write: {error.strerror or error}"
+    what = error.strerror or str(error)
+    return f"cannot read or write {where}: {what}" if where else f"cannot read or write: {what}"

@@ -1,70 +1,128 @@
-"""The folder of an experiment: made once, recognised when the experiment is resumed.
+"""The folder of an experiment: made once, recognized when the experiment is continued.
 
 experiment.json              the arguments
-results.jsonl                one line per finished run
+results.jsonl                one line per run that ended
 table.md, plots/*.png        the comparison
-<loss>-seed<n>/              one run: checkpoint.pt, records/ (record-keeper), tensorboard/
+best/                        the model that the validation classes chose
+<loss>-seed<n>/              one run: checkpoint.pt, best/, queries.npz, records/ (record-keeper), tensorboard/
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
+import re
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-from pml_ext.benchmark import files
+from pml_ext.benchmark import config, files
+from pml_ext.benchmark.config import GROWING, MOVING, Experiment
 from pml_ext.benchmark.errors import BenchmarkError
-from pml_ext.benchmark.experiment import Experiment
 
 RUNS = Path("runs")
 ARGUMENTS = "experiment.json"
+# What systems put into every folder. Names that begin with a dot, ours among them, are as good as not there too.
+STRANGERS = ("lost+found", "Thumbs.db", "desktop.ini")
 
 
 def named(experiment: Experiment) -> Experiment:
     """Give an experiment without `out` one that carries the date and the time."""
     if experiment.out is not None:
         return experiment
-    return replace(experiment, out=str(RUNS / f"{experiment.dataset}-{datetime.now():%Y%m%d-%H%M%S}"))
+    return replace(experiment, out=str(RUNS / f"{data_name(experiment)}-{datetime.now():%Y%m%d-%H%M%S}"))
+
+
+def data_name(experiment: Experiment) -> str:
+    """What the data of an experiment are called in the names of files."""
+    source = experiment.data if isinstance(experiment.data, str) else config.display_name(experiment.data)
+    layout = source.partition(":")[0]
+    return _safe(layout if layout != source and len(layout) > 1 else Path(source).stem or "data")
+
+
+def run_folder(out: Path, loss: str, seed: int, fold: int | None = None) -> Path:
+    """The folder of one run."""
+    return out / f"{_safe(loss)}-seed{seed}{'' if fold is None else f'-fold{fold}'}"
 
 
 def create(experiment: Experiment) -> Path:
-    """Make the folder of a new experiment."""
+    """Make the folder of a new experiment; `start` writes down what it is."""
     out = Path(str(named(experiment).out))
     if (out / ARGUMENTS).exists():
         raise BenchmarkError(f"{out} holds an experiment already: continue it with --resume, or choose another --out")
-    if out.is_dir() and any(out.iterdir()):
+    if out.is_dir() and any(each.name not in STRANGERS and not each.name.startswith(".") for each in out.iterdir()):
         raise BenchmarkError(f"{out} is not empty: choose another --out")
     files.make_folder(out)
-    files.write_json(out / ARGUMENTS, _without_out(experiment))
     return out
 
 
-def reopen(experiment: Experiment) -> Path:
-    """Return the folder of an experiment that was started before, if its arguments are the same."""
+def start(out: Path, experiment: Experiment) -> None:
+    """Write down the arguments of an experiment, of a new one or of one that has grown."""
+    files.write_json(out / ARGUMENTS, {k: v for k, v in experiment.arguments().items() if k != "out"})
+
+
+def reopen(experiment: Experiment) -> Experiment:
+    """The experiment that was started before in `out`, with the losses, seeds and epochs that this one adds.
+
+    Raises:
+        BenchmarkError: another argument differs, or more epochs would have changed the first ones too.
+    """
     out = Path(experiment.out) if experiment.out else latest()
-    before, now = _without_out(stored(out)), _without_out(experiment)
-    changed = [f"{name} {before[name]}, not {now[name]}" for name in before if before[name] != now[name]]
+    then = arguments(out)
+    grown = replace(
+        experiment,
+        out=str(out),
+        losses=_together(then["losses"], experiment.losses),
+        seeds=_together(then["seeds"], experiment.seeds),
+    )
+    now = grown.arguments()
+    changed = [
+        f"{name} {then[name]}, not {now[name]}"
+        for name in now
+        if name not in (*GROWING, *MOVING) and then[name] != now[name]
+    ]
+    if grown.epochs < then["epochs"]:
+        changed.append(f"epochs {then['epochs']}, not {grown.epochs}")
     if changed:
         raise BenchmarkError(
             f"the experiment in {out} has {'; '.join(changed)}: leave that out, or choose another --out"
         )
+    if grown.epochs > then["epochs"] and grown.schedule != "constant":
+        raise BenchmarkError(
+            f"the experiment in {out} has a {grown.schedule} schedule over {then['epochs']} epochs: "
+            f"for {grown.epochs}, choose another --out"
+        )
     files.make_folder(out)
-    return out
+    return grown
 
 
 def stored(out: Path) -> Experiment:
     """The experiment that was started in a folder."""
     try:
-        arguments = json.loads((out / ARGUMENTS).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BenchmarkError(f"there is no experiment in {out} to resume") from None
-    except ValueError:
-        raise BenchmarkError(f"{out / ARGUMENTS} is not JSON: start again with another --out") from None
-    try:
-        return Experiment(**arguments, out=str(out))
-    except TypeError:
-        raise BenchmarkError(f"{out / ARGUMENTS} is of another version: start again with another --out") from None
+        return Experiment(**(arguments(out) | {"out": str(out)}))
+    except BenchmarkError as error:
+        raise BenchmarkError(f"{out / ARGUMENTS}: {error}") from None
+
+
+def arguments(out: Path) -> dict[str, Any]:
+    """The arguments that were written down in a folder, as JSON has them, those that they lack at their defaults."""
+    path = out / ARGUMENTS
+    if not path.exists():
+        raise BenchmarkError(f"there is no experiment in {out} to resume")
+    found = config.read_json(path)
+    if "dataset" in found:
+        found = {"data": found.pop("dataset"), "validation": 0} | found  # of before there was a validation set
+    flags = {flag.name: flag for flag in config.flags()}
+    if not {"data", "losses", "seeds", "epochs"} <= set(found) <= set(flags):
+        raise BenchmarkError(f"{path} is of another version: start again with another --out")
+    for name, value in found.items():
+        if value is not None or flags[name].default is not None:
+            try:
+                flags[name].metadata["kind"].check(name, value)
+            except BenchmarkError as error:
+                raise BenchmarkError(f"{path}: {error}") from None
+    rest = {name: list(d) if isinstance(d := flag.default, tuple) else d for name, flag in flags.items()}
+    return rest | found
 
 
 def latest() -> Path:
@@ -75,5 +133,17 @@ def latest() -> Path:
     return started[-1].parent
 
 
-def _without_out(experiment: Experiment) -> dict[str, object]:
-    return {name: value for name, value in experiment.arguments().items() if name != "out"}
+def _together(before: tuple[Any, ...], now: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What was there and what is new; an object takes the place of the name that was stored of it."""
+    by_name = {_key(each): each for each in before} | {_key(each): each for each in now}
+    return tuple(by_name.values())
+
+
+def _key(value: Any) -> Any:
+    return value if isinstance(value, (str, int)) else config.display_name(value)
+
+
+def _safe(name: str) -> str:
+    """A name as a part of a path: what may stand for something else is replaced, and then told apart by a digest."""
+    plain = re.sub(r"[^\w.=+,()-]", "_", name).lstrip(".")[:100]
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -16,13 +16,13 @@ from matplotlib.ticker import MaxNLocator
 
 from pml_ext.analysis.health import COLLAPSED_SPREAD
 from pml_ext.benchmark import files, records
-from pml_ext.benchmark.checkpoint import UNTRAINED, run_folder
+from pml_ext.benchmark.config import Experiment
 from pml_ext.benchmark.data import Data
-from pml_ext.benchmark.experiment import Experiment
+from pml_ext.benchmark.folder import run_folder
 from pml_ext.benchmark.pictures import gallery, projection
-from pml_ext.benchmark.result import Result
+from pml_ext.benchmark.result import UNTRAINED, Result
 from pml_ext.benchmark.table import by_loss
-from pml_ext.benchmark.testing import RECALL_AT, embeddings_of
+from pml_ext.benchmark.training import embeddings_of
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart, without its yellow; from the ninth loss on the
 # dashes differ too.
@@ -38,9 +38,14 @@ def draw(experiment: Experiment, data: Data, out: Path, results: Sequence[Result
     """Draw everything into `out/plots` and return the files."""
     folder = out / "plots"
     folder.mkdir(exist_ok=True)
-    best = _best(results)
-    seed = results[0].seed
-    embeddings = {name: embeddings_of(experiment, data, out, name, seed) for name in best}
+    results = [result for result in results if not result.error]
+    first = {name: runs[0] for name, runs in by_loss(results).items()}
+    embeddings = {
+        name: embeddings_of(experiment, data, run_folder(out, *first[name].key), *first[name].key)
+        for name in _best(results)
+    }
+    if not embeddings:
+        return []
     drawn = [
         _save(learning_curves(results), folder / "learning_curves.png"),
         _save(recall_curves(results), folder / "recall_at_k.png"),
@@ -58,20 +63,26 @@ def draw(experiment: Experiment, data: Data, out: Path, results: Sequence[Result
 
 def learning_curves(results: Sequence[Result]) -> Figure:
     """Recall@1 after each epoch, every loss a line; thin lines are single seeds if there are several."""
-    figure, axes = _axes("Retrieval of unseen classes while training", "epoch", "recall@1 (%)")
     groups = by_loss(results)
     untrained = groups.pop(UNTRAINED, [])
+    chosen = any(result.validation for result in results)
+    if chosen:  # other classes than those that the untrained network was tested on
+        untrained = []
+    of = "validation" if chosen else "unseen"
+    figure, axes = _axes(f"Retrieval of {of} classes while training", "epoch", "recall@1 (%)")
     start = 100 * mean(run.metrics["recall_at_1"] for run in untrained) if untrained else None
     ends = []
     for (loss, runs), style in zip(groups.items(), _styles(len(groups)), strict=True):
         curves = [[100 * epoch["recall_at_1"] for epoch in run.history] for run in runs]
         curves = curves if start is None else [[start, *curve] for curve in curves]
-        epochs = range(0 if start is not None else 1, len(runs[0].history) + 1)
-        middle = [mean(values) for values in zip(*curves, strict=True)]
-        axes.plot(epochs, middle, label=loss, marker="o", markersize=3.5, linewidth=2, **style)
+        middle = [mean(values) for values in zip(*curves, strict=False)]
+        first = 0 if start is not None else 1
+        axes.plot(
+            range(first, first + len(middle)), middle, label=loss, marker="o", markersize=3.5, linewidth=2, **style
+        )
         if len(curves) > 1:
             for curve in curves:
-                axes.plot(epochs, curve, linewidth=0.7, alpha=0.5, **style)
+                axes.plot(range(first, first + len(curve)), curve, linewidth=0.7, alpha=0.5, **style)
         ends.append((loss, middle[-1], style["color"]))
     if start is not None:
         axes.axhline(start, color=GREY, linestyle="--", linewidth=1.5, label=UNTRAINED)
@@ -86,21 +97,23 @@ def recall_curves(results: Sequence[Result]) -> Figure:
     """Recall@k after the last epoch, every loss a line."""
     figure, axes = _axes("Is one of the k nearest images of the same class?", "k (nearest images)", "recall@k (%)")
     groups = by_loss(results)
+    names = [name for name in results[0].metrics if name.startswith("recall_at_")]
+    recall_at = [int(name.removeprefix("recall_at_")) for name in names]
     trained = [name for name in groups if name != UNTRAINED]
     styles = dict(zip(trained, _styles(len(trained)), strict=True))
     ends = []
     for loss, runs in groups.items():
         style = styles.get(loss, {"color": GREY, "linestyle": "--"})
-        values = [[100 * run.metrics[f"recall_at_{k}"] for run in runs] for k in RECALL_AT]
+        values = [[100 * run.metrics[f"recall_at_{k}"] for run in runs] for k in recall_at]
         middle = [mean(v) for v in values]
-        axes.plot(RECALL_AT, middle, label=loss, marker="o", markersize=5, linewidth=2, **style)
+        axes.plot(recall_at, middle, label=loss, marker="o", markersize=5, linewidth=2, **style)
         if len(runs) > 1:
             axes.fill_between(
-                RECALL_AT, [min(v) for v in values], [max(v) for v in values], color=style["color"], alpha=0.15
+                recall_at, [min(v) for v in values], [max(v) for v in values], color=style["color"], alpha=0.15
             )
         ends.append((loss, middle[-1], style["color"]))
     axes.set_xscale("log", base=2)
-    axes.set_xticks(RECALL_AT, [str(k) for k in RECALL_AT])
+    axes.set_xticks(recall_at, [str(k) for k in recall_at])
     axes.set_ylim(0, 100)
     _name_lines(axes, ends)
     return figure
@@ -190,13 +203,13 @@ def _health_lines(run: Mapping[str, Sequence[float | None]]) -> list[list[float]
 
 
 def _healths(out: Path, name: str, results: Sequence[Result]) -> list[dict[str, list[float]]]:
-    seeds = [result.seed for result in results if result.loss == name]
-    return [run for seed in seeds if (run := records.series(run_folder(out, name, seed), "embedding_health", HEALTH))]
+    keys = [result.key for result in results if result.loss == name]
+    return [run for key in keys if (run := records.series(run_folder(out, *key), "embedding_health", HEALTH))]
 
 
 def _schedules(out: Path, name: str, results: Sequence[Result]) -> list[dict[str, list[float]]]:
-    seeds = [result.seed for result in results if result.loss == name]
-    runs = [records.series(run_folder(out, name, seed), "hardness_HardnessSchedule", HARDNESS) for seed in seeds]
+    keys = [result.key for result in results if result.loss == name]
+    runs = [records.series(run_folder(out, *key), "hardness_HardnessSchedule", HARDNESS) for key in keys]
     # Without synthesis there is nothing to see: lambda and the weight are 1, the rest 0.
     return [run for run in runs if run and any(run["hardness_synthetic"])]
 

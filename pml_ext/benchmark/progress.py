@@ -1,27 +1,14 @@
-"""Progress bars on a terminal, nothing elsewhere."""
+"""Progress bars on a terminal or in a notebook, nothing elsewhere."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
-from pytorch_metric_learning.testers import base_tester
-from pytorch_metric_learning.trainers import base_trainer
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-
-class _Bar(tqdm):
-    """PML describes its bar by the loss alone; this one says first whose loss it is."""
-
-    def __init__(self, iterable: Iterable[Any], who: str, **kwargs: Any) -> None:
-        self.who = who
-        super().__init__(iterable, desc=who, **kwargs)
-
-    def set_description(self, desc: str | None = None, refresh: bool = True) -> None:
-        super().set_description(f"{self.who} {desc}", refresh)
+T = TypeVar("T")
 
 
 class Progress:
@@ -34,33 +21,39 @@ class Progress:
     """
 
     def __init__(self, epochs: int, done: int = 0, *, shown: bool | None = None) -> None:
-        self.shown = sys.stderr.isatty() if shown is None else shown
+        self.shown = _watched() if shown is None else shown
         self.who = ""
         self._epochs = tqdm(total=epochs, initial=done, unit="epoch", desc="all runs", disable=not self.shown)
+
+    def steps(self, batches: Iterable[T], count: int) -> Any:
+        """Go through the batches of an epoch; the bar's `set_postfix_str` says more."""
+        return tqdm(batches, total=count, desc=self.who, unit="step", leave=False, disable=not self.shown)
+
+    def images(self, batches: Iterable[T], count: int) -> Iterator[T]:
+        """Go through the batches of a test."""
+        bar: Iterator[T] = tqdm(
+            batches, total=count, desc=f"{self.who} testing", unit="batch", leave=False, disable=not self.shown
+        )
+        return bar
 
     def epoch_done(self, note: str) -> None:
         """One more epoch of the experiment is finished."""
         self._epochs.set_postfix_str(note, refresh=False)
         self._epochs.update()
 
+    def skipped(self, epochs: int) -> None:
+        """So many epochs will not be trained."""
+        if epochs:
+            self._epochs.total -= epochs
+            self._epochs.refresh()
+
     def close(self) -> None:
         """Leave the terminal as it was."""
         self._epochs.close()
 
-    @contextmanager
-    def bars_of_pml(self) -> Iterator[None]:
-        """Replace the bars that PML's trainer and tester always draw."""
 
-        def steps(iterable: Iterable[Any]) -> Any:
-            return _Bar(iterable, self.who, unit="step", leave=False, disable=not self.shown)
-
-        def images(iterable: Iterable[Any]) -> Any:
-            return tqdm(iterable, desc=f"{self.who} testing", leave=False, disable=not self.shown)
-
-        before = base_trainer.tqdm, base_tester.tqdm
-        base_trainer.tqdm = SimpleNamespace(tqdm=steps)
-        base_tester.tqdm = SimpleNamespace(tqdm=images)
-        try:
-            yield
-        finally:
-            base_trainer.tqdm, base_tester.tqdm = before
+def _watched() -> bool:
+    try:
+        return sys.stderr.isatty()
+    except (AttributeError, ValueError):  # there is no error output, or it is closed
+        return False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, numpy (PML's samplers draw from it) and torch on every device."""
+    """Seed Python, numpy (PML's miners draw from it) and torch on every device."""
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - PML draws from numpy's global state
     torch.manual_seed(seed)
@@ -37,3 +39,34 @@ def restore(saved: dict[str, Any]) -> None:
     torch.set_rng_state(saved["torch"].cpu())
     if saved["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all([state.cpu() for state in saved["cuda"]])
+
+
+class Stream:
+    """A random state of torch's own CPU generator beside the global one: what draws within it does not depend on what
+    was drawn outside.
+
+    Args:
+        seed: where it starts.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._state = torch.Generator().manual_seed(seed).get_state()
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Draw from this stream for a while."""
+        before = torch.get_rng_state()
+        torch.set_rng_state(self._state)
+        try:
+            yield
+        finally:
+            self._state = torch.get_rng_state()
+            torch.set_rng_state(before)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands."""
+        return {"state": self._state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._state = state["state"].cpu()

@@ -1,66 +1,89 @@
-"""The logs of PML's record-keeper, and how to take them back to a checkpoint.
+"""The logs of record-keeper, and how to take them back to a checkpoint.
 
 Record-keeper only appends. A run that was killed between its last checkpoint and its next one has logged steps that it
-will take again, so a checkpoint notes how long each log was and a resumed run cuts them to that length first.
+will take again, so a checkpoint notes how long each log was and a resumed run cuts them to that length first. What
+record-keeper has not written is not touched.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pytorch_metric_learning.utils import logging_presets
+from torch import nn
 
 Lengths = dict[str, dict[str, int]]
+EVERY = 10  # steps between two rows
+# PML's modules name what is to be recorded of them in these.
+RECORDABLE = ["_record_these", "_record_these_stats"]
 
 
 @contextmanager
 def keeping(folder: Path) -> Iterator[Any]:
     """Open a record-keeper that writes CSV files and `logs.db` (SQLite), and TensorBoard events, under `folder`."""
-    keeper, _, tensorboard = logging_presets.get_record_keeper(str(folder / "records"), str(folder / "tensorboard"))
+    from record_keeper import RecordKeeper, RecordWriter
+    from torch.utils.tensorboard import SummaryWriter
+
+    tensorboard = SummaryWriter(log_dir=str(folder / "tensorboard"))
     try:
-        yield keeper
+        yield RecordKeeper(
+            tensorboard_writer=tensorboard,
+            record_writer=RecordWriter(str(folder / "records")),
+            attributes_to_search_for=RECORDABLE,
+        )
     finally:
         # On a full disk closing fails like the write before it, which is the error worth showing.
         with suppress(OSError):
             tensorboard.close()
 
 
-def hooks(keeper: Any) -> Any:
-    """PML's hooks, which test and record.
+def record_step(keeper: Any, step: int, values: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Record the losses of a step, the rates of the optimizers and what losses and miners say of themselves."""
+    keeper.update_records(dict(values), step, parent_name="loss_histories")
+    keeper.update_records(dict(parts["losses"]), step, recursive_types=[nn.Module, dict])
+    for kind in ("miners", "models"):
+        keeper.update_records(dict(parts[kind]), step)
+    keeper.update_records(
+        dict(parts["optimizers"]), step, custom_attr_func=lambda each: {"lr": each.param_groups[0]["lr"]}
+    )
 
-    Their own checkpoints are not used: they are written in place, a full disk is taken for a warning and the previous
-    ones are deleted even so, and no random state is saved.
-    """
-    return logging_presets.get_hook_container(keeper, save_models=False, validation_split_name="test", log_freq=10)
+
+def record_metrics(keeper: Any, epoch: int, split: str, metrics: Mapping[str, float]) -> None:
+    """Record what was measured on a split after an epoch."""
+    keeper.update_records({"epoch": epoch, **metrics}, epoch, parent_name=f"accuracies_{split}")
 
 
 def lengths(folder: Path, keeper: Any) -> Lengths:
     """How long each log under `folder` is now: bytes of a file, the last id of a table."""
     keeper.tensorboard_writer.flush()
-    files = {str(path.relative_to(folder)): path.stat().st_size for path in _logs(folder)}
     with closing(_database(folder)) as database:
         tables = {
             table: database.execute(f"SELECT COALESCE(MAX(id), 0) FROM {table}").fetchone()[0]
             for table in _tables(database)
         }
+    files = {str(path.relative_to(folder)): path.stat().st_size for path in _logs(folder, tables)}
     return {"files": files, "tables": tables}
 
 
-def rewind(folder: Path, to: Lengths) -> None:
-    """Cut the logs under `folder` back to the lengths that `lengths` returned."""
-    for path in _logs(folder):
-        length = to["files"].get(str(path.relative_to(folder)))
-        if length is None:
-            path.unlink()
-        elif length < path.stat().st_size:
-            os.truncate(path, length)
+def rewind(folder: Path, to: Lengths | None = None) -> None:
+    """Cut the logs under `folder` back to the lengths that `lengths` returned, or to nothing."""
+    to = {"files": {}, "tables": {}} if to is None else to
+    if not (folder / "records" / "logs.db").exists() and not (folder / "tensorboard").exists():
+        return
+    (folder / "records").mkdir(exist_ok=True)
     with closing(_database(folder)) as database, database:
-        for table in _tables(database):
+        tables = _tables(database)
+        for path in _logs(folder, tables):
+            length = to["files"].get(str(path.relative_to(folder)))
+            if length is None:
+                path.unlink()
+            elif length < path.stat().st_size:
+                os.truncate(path, length)
+        for table in tables:
             if table in to["tables"]:
                 last = to["tables"][table]
                 database.execute(f"DELETE FROM {table} WHERE id > ?", (last,))
@@ -80,8 +103,11 @@ def series(folder: Path, table: str, columns: Sequence[str]) -> dict[str, list[f
     return {name: list(values) for name, values in zip(("step", *columns), zip(*rows, strict=True), strict=True)}
 
 
-def _logs(folder: Path) -> list[Path]:
-    return sorted([*folder.glob("records/*.csv"), *folder.glob("tensorboard/events.*")])
+def _logs(folder: Path, tables: Sequence[str] | Mapping[str, Any]) -> list[Path]:
+    """The files of record-keeper, one CSV file per table, and of TensorBoard."""
+    written = [folder / "records" / f"{table}.csv" for table in tables]
+    events = folder.glob("tensorboard/events.out.tfevents.*")
+    return sorted([*(path for path in written if path.exists()), *events])
 
 
 def _database(folder: Path) -> sqlite3.Connection:

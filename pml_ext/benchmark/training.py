@@ -1,29 +1,67 @@
-"""One run: one loss, one seed, on PML's trainer, sampler, tester and hooks."""
+"""One run: one loss, one seed, from the first step to the test of the best and of the last epoch."""
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_metric_learning.samplers import MPerClassSampler
-from pytorch_metric_learning.trainers import BaseTrainer, MetricLossOnly
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from pml_ext.analysis import EmbeddingHealth
-from pml_ext.benchmark import checkpoint, losses, randomness, records
+from pml_ext.benchmark import checkpoint, evaluate, losses, randomness, records
+from pml_ext.benchmark.batches import ClassBatches
+from pml_ext.benchmark.config import Experiment
 from pml_ext.benchmark.data import Data
-from pml_ext.benchmark.experiment import Experiment
+from pml_ext.benchmark.device import torch_device
+from pml_ext.benchmark.evaluate import CHOSEN_BY, Metrics
+from pml_ext.benchmark.learning import Learner, LossLearner, TrainerLearner, stateful
+from pml_ext.benchmark.network import EmbeddingNetwork
 from pml_ext.benchmark.progress import Progress
-from pml_ext.benchmark.testing import Metrics, metrics_of, new_network, new_tester
+from pml_ext.benchmark.result import BASELINES
 from pml_ext.trainers.methods import methods
 
-# Steps between two looks at the health of a run: they take about a hundredth of the training time.
-HEALTH_EVERY = 20
+# Steps between two looks at the health of a run, which take about a hundredth of the training time; there are at least
+# ten looks in a run.
+HEALTH_EVERY, HEALTH_LOOKS = 20, 10
+PACE_AFTER = 20  # steps, after which the speed of a run is known
 
 
 class Diverged(Exception):  # noqa: N818 - an outcome of a run, not a mistake of the caller
     """The loss of a run is no longer a finite number."""
+
+
+@dataclass
+class Tested:
+    """What a finished run has measured.
+
+    Args:
+        history: of each epoch.
+        metrics: on the test classes, of the best epoch.
+        last: the same, of the last one.
+        best_epoch: the number of the best epoch, from 1 on.
+        validation: on the validation classes, of the best epoch; {} without them.
+        embeddings: of the test classes, normalized, of the best epoch.
+    """
+
+    history: list[Metrics]
+    metrics: Metrics
+    last: Metrics
+    best_epoch: int
+    validation: Metrics
+    embeddings: Tensor = field(repr=False)
+
+
+def new_network(experiment: Experiment, data: Data, seed: int) -> Any:
+    """The untrained network of a seed, the same for every loss."""
+    randomness.seed_everything(seed)
+    network = EmbeddingNetwork(data.train.image_shape, experiment.embedding_size)
+    return network.to(torch_device(experiment.device))
 
 
 class Run:
@@ -31,46 +69,46 @@ class Run:
 
     Args:
         experiment: the arguments.
-        data: the dataset.
+        data: the data.
         name: the name of the loss.
         seed: the seed.
-        folder: where the checkpoint and the logs are; without a checkpoint it must be empty.
+        folder: where the checkpoint and the logs are.
         progress: the bars.
+        fold: which of the folds the data are of.
+        pace: called once with the seconds that a step takes, when that is known.
     """
 
     def __init__(
-        self, experiment: Experiment, data: Data, name: str, seed: int, folder: Path, progress: Progress
+        self,
+        experiment: Experiment,
+        data: Data,
+        name: str,
+        seed: int,
+        folder: Path,
+        progress: Progress,
+        *,
+        fold: int | None = None,
+        pace: Callable[[float], None] = lambda seconds: None,
     ) -> None:
-        self.name, self.seed, self.folder, self.progress = name, seed, folder, progress
-        self.epochs = experiment.epochs
-        self.device = experiment.torch_device()
-        self.data = data
+        self.experiment, self.data, self.folder, self.progress = experiment, data, folder, progress
+        self.name, self.seed, self.fold = name, seed, fold
+        self.device = torch_device(experiment.device)
+        self.steps = data.steps(experiment)
+        self.pace: Callable[[float], None] | None = pace
         self.history: list[Metrics] = []
-        self.tester = new_tester(experiment)
-
-        steps, batch_size = data.steps(experiment), data.batch_size(experiment)
-        # The sampler's list is one epoch long, so that nothing of it is left over at a checkpoint.
-        self.sampler = MPerClassSampler(
-            data.train.labels, data.images_per_class(experiment), batch_size, steps * batch_size
+        self.best: dict[str, Any] | None = None
+        self.learner = _learner(experiment, data, name, new_network(experiment, data, seed))
+        self.batches = ClassBatches(
+            data.train.labels,
+            classes=data.classes_per_batch(experiment),
+            per_class=data.images_per_class(experiment),
+            steps=self.steps,
+            seed=seed,
         )
-        self.trainer = _trainer(
-            experiment,
-            data,
-            name,
-            new_network(experiment, data, seed).parts(),
-            iterations_per_epoch=steps,
-            data_device=self.device,
-            sampler=self.sampler,
-            dataloader_num_workers=0,
-            set_min_label_to_zero=True,  # as proxies want it
-            dataset_labels=data.train.labels.numpy(),
-            end_of_iteration_hook=self._end_of_iteration,
-            end_of_epoch_hook=self._end_of_epoch,
-        )
-        # The loss of a method of its own is not called with embeddings and labels.
-        loss = None if name in methods else self.trainer.loss_funcs["metric_loss"]
-        self.health = None if loss is None else EmbeddingHealth(loss, every=HEALTH_EVERY)
-        # Again, since building a loss may have drawn numbers: every loss gets the same batches.
+        # What draws while images are loaded draws the same for every loss, whatever the loss itself draws.
+        self.loading = randomness.Stream(seed)
+        self.health = self._health()
+        # Again, since building a loss may have drawn numbers.
         randomness.seed_everything(seed)
 
     @property
@@ -78,116 +116,209 @@ class Run:
         """What was wrong with the embeddings when they were last looked at; "" if nothing was."""
         return "" if self.health is None else self.health.failure
 
-    def train(self) -> list[Metrics]:
-        """Train from where the run stands to its last epoch; return what was measured after each epoch.
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Which run a checkpoint is of."""
+        return identity(self.name, self.seed, self.fold)
+
+    def train(self) -> Tested:
+        """Train from where the run stands to its last epoch, then test.
 
         Raises:
             Diverged: the loss became infinite or not a number.
+            NotFinite: the embeddings did.
         """
-        saved = checkpoint.load(self.folder, self.device)
-        if saved is not None:
-            records.rewind(self.folder, saved["records"])
-        with records.keeping(self.folder) as self.keeper:
-            self.hooks = records.hooks(self.keeper)
+        saved = checkpoint.load(self.folder, self.device, self.identity)
+        records.rewind(self.folder, None if saved is None else saved["records"])
+        with records.keeping(self.folder) as keeper:
             if self.health is not None:
-                self.health.record_keeper = self.keeper
-            self.tester.end_of_testing_hook = self.hooks.end_of_testing_hook
-            self.test_and_record = self.hooks.end_of_epoch_hook(self.tester, {"test": self.data.test}, self.folder)
+                self.health.record_keeper = keeper
             if saved is not None:
                 self._restore(saved)
-            start = len(self.history) + 1
-            with self.progress.bars_of_pml():
-                self._start_of_epoch(start)
-                self.trainer.train(start, self.epochs)
-        return self.history
+            for epoch in range(len(self.history) + 1, self.experiment.epochs + 1):
+                self._epoch(epoch, keeper)
+        return self._test()
 
-    def _start_of_epoch(self, epoch: int) -> None:
-        self.progress.who = f"{self.name} seed {self.seed} epoch {epoch}/{self.epochs}"
-        self.started = time.perf_counter()
+    def _epoch(self, epoch: int, keeper: Any) -> None:
+        self.progress.who = f"{self.name} seed {self.seed} epoch {epoch}/{self.experiment.epochs}"
+        started = time.perf_counter()
+        self.learner.begin(epoch)
+        total = torch.zeros((), device=self.device)
+        loader = DataLoader(self.data.train, batch_sampler=self.batches.epoch(), num_workers=self.experiment.workers)
+        bar = self.progress.steps(self._loaded(loader), self.steps)
+        for i, (images, labels) in enumerate(bar):
+            step = (epoch - 1) * self.steps + i
+            loss = self.learner.step(images, labels, step)
+            if not torch.isfinite(loss):
+                raise Diverged(f"the loss is {float(loss)} at epoch {epoch}, step {i + 1}")
+            total += loss
+            if i % records.EVERY == 0:
+                records.record_step(keeper, step, self.learner.values(), self.learner.parts())
+                bar.set_postfix_str(f"loss={float(loss):.5f}", refresh=False)
+            if self.health is not None:
+                self.health.step(step)
+            if self.pace is not None and i + 1 == min(PACE_AFTER, self.steps):
+                self.pace((time.perf_counter() - started) / (i + 1))
+                self.pace = None
+        mean_loss = float(total) / self.steps  # waits for the device
+        seconds = time.perf_counter() - started
+        split, dataset = self.data.watched
+        metrics = self._measure(dataset, clusters=False)
+        records.record_metrics(keeper, epoch, split, metrics)
+        keeper.save_records()
+        self.history.append({"epoch": epoch, **metrics, "loss": mean_loss, "seconds": seconds})
+        if self.data.validation is None:
+            self.best = {"epoch": epoch, "models": {}}  # those of the last epoch, which are there anyway
+        elif self._is_best():
+            self.best = {"epoch": epoch, "models": _states(self.learner.tested().parts())}
+        self._save(keeper)
+        self.progress.epoch_done(f"{self.name} recall@1 {metrics['recall_at_1']:.1%}")
 
-    def _end_of_iteration(self, trainer: BaseTrainer) -> None:
-        total = torch.as_tensor(trainer.losses["total_loss"]).detach()
-        if not torch.isfinite(total):
-            where = f"epoch {trainer.epoch}, step {trainer.iteration + 1}"
-            raise Diverged(f"{self.name}, seed {self.seed}: the loss is {float(total)} at {where}")
-        self.hooks.end_of_iteration_hook(trainer)
-        if self.health is not None:
-            self.health.end_of_iteration_hook(trainer)
-        # PML formats it for its bar, and torch warns of formatting a tensor that requires a gradient.
-        trainer.losses["total_loss"] = total
+    def _loaded(self, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        with self.loading.used():
+            batches = iter(loader)
+        while True:
+            with self.loading.used():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            images, labels = batch
+            yield images.to(self.device), labels.to(self.device)
 
-    def _end_of_epoch(self, trainer: BaseTrainer) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        seconds = time.perf_counter() - self.started
-        self.test_and_record(trainer)
-        self.history.append({**metrics_of(self.tester), "seconds": seconds})
-        self._save()
-        self.progress.epoch_done(f"{self.name} recall@1 {self.history[-1]['recall_at_1']:.1%}")
-        self._start_of_epoch(trainer.epoch + 1)
+    def _is_best(self) -> bool:
+        scores = [epoch[CHOSEN_BY] for epoch in self.history]
+        *before, now = [-math.inf if math.isnan(score) else score for score in scores]
+        return self.best is None or now > max(before, default=-math.inf)
 
-    def _parts(self) -> dict[str, dict[str, Any]]:
-        return {
-            "models": self.trainer.models,
-            "optimizers": self.trainer.optimizers,
-            "losses": self.trainer.loss_funcs,
-            "miners": self.trainer.mining_funcs,
-        }
+    def _measure(self, dataset: Any, *, clusters: bool) -> Metrics:
+        return self._measured(self._embed(dataset), dataset.labels, clusters=clusters)
 
-    def _save(self) -> None:
-        parts = {kind: {name: part.state_dict() for name, part in d.items()} for kind, d in self._parts().items()}
+    def _embed(self, dataset: Any) -> Tensor:
+        return evaluate.embed(
+            self.learner.tested(),
+            dataset,
+            device=self.device,
+            workers=self.experiment.workers,
+            amp=self.experiment.amp,
+            progress=self.progress,
+        )
+
+    def _measured(self, embeddings: Tensor, labels: Tensor, *, clusters: bool) -> Metrics:
+        return evaluate.measure(
+            embeddings, labels, recall_at=self.experiment.recall_at, device=self.device, clusters=clusters
+        )
+
+    def _test(self) -> Tested:
+        """Test the last epoch and the best one; the network is the best one after that."""
+        assert self.best is not None
+        test = self.data.test
+        last = embeddings = self._embed(test)
+        best_epoch = self.best["epoch"]
+        if best_epoch < len(self.history):
+            for name, part in self.learner.tested().parts().items():
+                part.load_state_dict(self.best["models"][name])
+            embeddings = self._embed(test)
+        metrics = self._measured(embeddings, test.labels, clusters=True)
+        chosen = {name: value for name, value in self.history[best_epoch - 1].items() if name in metrics}
+        return Tested(
+            history=self.history,
+            metrics=metrics,
+            last=metrics if best_epoch == len(self.history) else self._measured(last, test.labels, clusters=True),
+            best_epoch=best_epoch,
+            validation={} if self.data.validation is None else chosen,
+            embeddings=embeddings,
+        )
+
+    def _health(self) -> EmbeddingHealth | None:
+        if self.learner.loss is None:
+            return None
+        total = self.steps * self.experiment.epochs
+        every = max(1, min(HEALTH_EVERY, total // HEALTH_LOOKS))
+        return EmbeddingHealth(self.learner.loss, every=every, last=total - 1)
+
+    def _save(self, keeper: Any) -> None:
+        states: dict[str, dict[str, Any]] = {}
+        for kind, name, part in stateful(self.learner.parts()):
+            states.setdefault(kind, {})[name] = part.state_dict()
         rest = {
+            "identity": self.identity,
             "history": self.history,
+            "best": self.best,
             "random": randomness.state(),
-            # MPerClassSampler shuffles its labels in place, epoch after epoch.
-            "sampler": [int(label) for label in self.sampler.labels],
-            "records": records.lengths(self.folder, self.keeper),
+            "batches": self.batches.state_dict(),
+            "loading": self.loading.state_dict(),
+            "records": records.lengths(self.folder, keeper),
             "health": None if self.health is None else self.health.state_dict(),
         }
-        checkpoint.save(self.folder, parts | rest)
+        checkpoint.save(self.folder, {"parts": states, **rest})
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        for kind, parts in self._parts().items():
-            for name, part in parts.items():
-                part.load_state_dict(saved[kind][name])
-        self.history = saved["history"]
-        self.sampler.labels = saved["sampler"]
-        if self.health is not None and saved.get("health"):  # a checkpoint of before there was one has none
-            self.health.load_state_dict(saved["health"])
-        randomness.restore(saved["random"])
+        try:
+            for kind, name, part in stateful(self.learner.parts()):
+                part.load_state_dict(saved["parts"][kind][name])
+            self.history, self.best = saved["history"], saved["best"]
+            self.batches.load_state_dict(saved["batches"])
+            self.loading.load_state_dict(saved["loading"])
+            if self.health is not None and saved["health"]:
+                self.health.load_state_dict(saved["health"])
+            randomness.restore(saved["random"])
+        except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+            raise checkpoint.DamagedError(
+                f"{self.folder / checkpoint.NAME} does not fit this run; delete it to train it again"
+            ) from error
 
 
-def _trainer(
-    experiment: Experiment, data: Data, name: str, models: dict[str, torch.nn.Module], **shared: Any
-) -> BaseTrainer:
-    """The trainer of a name: a method's own, or PML's for one loss."""
-    batch_size, device = data.batch_size(experiment), experiment.torch_device()
+def embeddings_of(
+    experiment: Experiment, data: Data, folder: Path, name: str, seed: int, fold: int | None = None
+) -> Tensor:
+    """Normalized embeddings of the test images, [n, d], by the best network of a finished run, or an untrained one.
+
+    Raises:
+        DamagedError: the checkpoint of the run is gone, or not that of the run.
+    """
+    network = new_network(experiment, data, seed)
+    device = torch_device(experiment.device)
+    if name not in BASELINES:
+        saved = checkpoint.load(folder, device, identity(name, seed, fold))
+        if saved is None:
+            raise checkpoint.DamagedError(f"{folder / checkpoint.NAME} is gone")
+        weights = saved["best"]["models"] or saved["parts"]["models"]
+        for part, module in network.parts().items():
+            module.load_state_dict(weights[part])
+    return evaluate.embed(network, data.test, device=device, workers=experiment.workers, amp=experiment.amp)
+
+
+def identity(name: str, seed: int, fold: int | None) -> dict[str, Any]:
+    """Which run a checkpoint is of."""
+    return {"loss": name, "seed": seed, "fold": fold}
+
+
+def _states(parts: dict[str, Any]) -> dict[str, Any]:
+    """A copy of the weights of some modules."""
+    return {
+        name: {key: value.detach().clone() for key, value in part.state_dict().items()} for name, part in parts.items()
+    }
+
+
+def _learner(experiment: Experiment, data: Data, name: str, network: Any) -> Learner:
+    """What learns under a name: the trainer of a method, or a loss."""
+    device, steps = torch_device(experiment.device), data.steps(experiment)
     if name in methods:
-        return methods[name].trainer(
-            models["trunk"],
-            models["embedder"],
+        parts = network.parts()
+        trainer = methods[name].trainer(
+            parts["trunk"],
+            parts["embedder"],
             data.train,
             data.train_classes,
-            batch_size=batch_size,
+            batch_size=data.batch_size(experiment),
             learning_rate=experiment.learning_rate,
-            weight_decay=0,
+            weight_decay=experiment.weight_decay,
             milestones=(),
-            **shared,
+            data_device=device,
         )
+        return TrainerLearner(trainer, network, steps=steps)
     recipe = losses.build(name, classes=data.train_classes, embedding_size=experiment.embedding_size)
-    loss = recipe.loss.to(device)
-    optimizers = {
-        f"{part}_optimizer": torch.optim.Adam(module.parameters(), lr=experiment.learning_rate)
-        for part, module in models.items()
-    }
-    if any(True for _ in loss.parameters()):
-        optimizers["metric_loss_optimizer"] = torch.optim.Adam(loss.parameters(), lr=experiment.loss_learning_rate)
-    return MetricLossOnly(
-        models,
-        optimizers,
-        batch_size,
-        {"metric_loss": loss},
-        data.train,
-        mining_funcs={} if recipe.miner is None else {"tuple_miner": recipe.miner.to(device)},
-        **shared,
+    miner = None if recipe.miner is None else recipe.miner.to(device)
+    return LossLearner(
+        network, recipe.loss.to(device), miner, experiment, total=steps * experiment.epochs, device=device
     )

@@ -52,6 +52,25 @@ class InMemoryDataset(Dataset[tuple[Any, Any]]):
     def __len__(self) -> int:
         return len(self.labels)
 
+    def part(self, classes: Tensor, *, split: str = "train") -> InMemoryDataset:
+        """The samples of some classes, whose labels become 0, 1, ... in the order given.
+
+        Args:
+            classes: labels, all different.
+            split: "test" warps the images once, from a fixed seed, if they are warped at all. Default "train".
+        """
+        inside = torch.isin(self.labels, classes)
+        order = torch.argsort(classes)
+        return InMemoryDataset(
+            self._images[inside],
+            order[torch.searchsorted(classes[order], self.labels[inside])],
+            {i: self.classes[label] for i, label in enumerate(classes.tolist())},
+            warp=self._warp,
+            split=split,
+            transform=self.transform,
+            target_transform=self.target_transform,
+        )
+
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         return self.__getitems__([index])[0]
 

@@ -1,0 +1,373 @@
+"""The arguments of an experiment: a frozen dataclass whose fields are also the flags of the command line.
+
+Nothing heavy is imported here: a mistake is known, and `--help` printed, before torch is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import InitVar, dataclass, field, fields
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pml_ext.benchmark import names
+from pml_ext.benchmark.errors import BenchmarkError
+from pml_ext.benchmark.kinds import Anything, Kind, Number, Several, Switch, Text, Whole, did_you_mean
+
+if TYPE_CHECKING:
+    from pml_ext.benchmark.result import Result
+
+PROTOCOLS = Path(__file__).resolve().parent / "protocols"
+# What may be given anew when an experiment is continued: it grows, or runs elsewhere.
+GROWING = ("losses", "seeds", "epochs")
+MOVING = ("device", "workers", "out")
+
+
+def _flag(default: Any, kind: Kind, text: str, *, group: str, metavar: str = "N", none: str | None = None) -> Any:
+    """A field and its flag. `none` says what None, the default then, stands for."""
+    return field(
+        default=default, metadata={"kind": kind, "help": text, "group": group, "metavar": metavar, "none": none}
+    )
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Train the same network with several losses and compare retrieval on unseen classes.
+
+    Every run is one loss with one seed (and one fold). The runs of a seed share the initial weights, the batches and
+    the number of steps; only the loss differs. On a CPU, the same arguments and number of threads give the same
+    numbers. The model is chosen on validation classes, cut from the classes to train on; test classes are looked at
+    when the training is over.
+
+    Every argument is a flag of `python -m pml_ext.benchmark` too, with hyphens; `--help` describes each.
+
+    Args:
+        data: what to train and test on: "glyphs" or "digits", a folder with a sub-folder per class, a list (.csv), an
+            official layout ("cub:FOLDER", also cars196, sop, in_shop, omniglot), a file of vectors (.npy, .npz, .pt),
+            or a Dataset object. Default "glyphs".
+        losses: names of `pml_ext.catalog`, with arguments or without ("RAW", "RAW(gamma=0.3)"), of
+            `pml_ext.trainers.methods`, class names of `pml_ext.losses` or of PML ("pml:TripletMarginLoss"),
+            "module:name" of your own, or objects; "all" is the whole catalog. Default: RAW and PML's ContrastiveLoss
+            and TripletMarginLoss.
+        seeds: one run of each loss per seed. Default (0,).
+        folds: cut the training classes into this many parts, and train as many times, each time choosing the model on
+            another part; None is one run with one set of validation classes. Default None.
+        validation: share of the training classes that choose the epoch; 0 takes the last one. None is what the data
+            set keeps for it, otherwise a fifth if there are at least 20 training classes. Default None.
+        trunk: "conv4", "efficientnet_lite0", "timm:NAME", "torchvision:NAME", "module:factory" or a module.
+            Default "conv4".
+        weights: a file of weights for the trunk. Default None: those that come with it.
+        head: what the embedding starts from: "linear" (random), "pca" (of the features), None is "pca" where `frozen`.
+            Default None.
+        embedding_size: dimension of the embeddings. Default 64.
+        image_size: one number, or height and width. None is what the trunk wants. Default None.
+        frozen: compute the features of the trunk once and train the head alone. Default False.
+        freeze_batch_norm: keep the averages of batch norm; None is where the trunk is pretrained. Default None.
+        epochs: how often to go through the training set. Default 12.
+        steps: training steps per epoch; None is one pass over the training set. Default None.
+        batch_size: images per training step. Default 128.
+        classes_per_batch: classes per training step, at most; each has batch_size / classes images. Default 32.
+        optimizer: "adam", "adamw", "sgd" or "rmsprop". Default "adam".
+        learning_rate: of the head, and of a trunk that is trained from scratch. Default 0.003.
+        trunk_learning_rate: of the trunk; None is a tenth of `learning_rate` if it is pretrained. Default None.
+        loss_learning_rate: for a loss that has weights of its own (proxies, centers). Default 0.03.
+        weight_decay: of trunk and head. Default 0.
+        momentum: of sgd and rmsprop. Default 0.9.
+        schedule: of all learning rates: "constant", "cosine" (down to 0) or "steps" (a tenth after 60 and 85 % of the
+            training). Default "constant".
+        warmup: steps in which the learning rates rise from 0. Default 0.
+        clip: the greatest norm of the gradient of trunk and head; None does not clip. Default None.
+        amp: "none", "bf16" or "fp16": the type that the network computes in. Default "none".
+        ema: test an exponential moving average of the weights with this decay; 0 tests the weights. Default 0.
+        recall_at: the k of recall@k. Default (1, 2, 4, 8).
+        workers: processes that load images. Default 0: none.
+        device: "cpu", "cuda", "cuda:1", ...; "auto" is cuda where there is one. Default "auto".
+        out: the folder for everything that is written; None is `runs/<data>-<date>-<time>`. Default None.
+        protocol: a protocol of the literature, by name: the defaults of all other arguments. Default None.
+        config: a JSON file of arguments: the defaults of all other arguments, before the protocol's. Default None.
+        dataset: the old name of `data`.
+
+    Raises:
+        BenchmarkError: an unknown name, or a value out of range. It is a ValueError.
+
+    Example:
+        >>> Experiment(losses=("RAW", "ContrastiveLoss"), data="digits", epochs=3).seeds
+        (0,)
+        >>> Experiment(epochs=0)
+        Traceback (most recent call last):
+        ...
+        pml_ext.benchmark.errors.BenchmarkError: epochs must be a whole number of at least 1, got 0
+    """
+
+    data: Any = _flag(
+        "glyphs",
+        Anything(),
+        "glyphs or digits; a folder with a sub-folder per class; a list (.csv); cub:, cars196:, sop:, in_shop: or "
+        "omniglot: and the folder it was unpacked to; vectors (.npy, .npz, .pt)",
+        group="data",
+        metavar="SOURCE",
+    )
+    losses: tuple[Any, ...] = _flag(
+        ("RAW", "ContrastiveLoss", "TripletMarginLoss"),
+        Several(Anything()),
+        "names of pml_ext.catalog, with arguments or without: RAW 'RAW(gamma=0.3)'; class names of pml_ext.losses and "
+        "of PML; pml:NAME; module:NAME; HDML-Triplet, HDML-NPair and their kin; 'all' is the whole catalog",
+        group="losses",
+        metavar="NAME",
+    )
+    seeds: tuple[int, ...] = _flag(
+        (0,), Several(Whole(0, below=2**32)), "one run of each loss per seed", group="losses"
+    )
+    folds: int | None = _flag(
+        None,
+        Whole(2),
+        "train on all but one of N parts of the training classes, and choose the model on that one; N times",
+        group="data",
+        none="one run",
+    )
+    validation: float | None = _flag(
+        None,
+        Number(least=0, below=1),
+        "share of the training classes that choose the epoch; 0 takes the last one",
+        group="data",
+        metavar="SHARE",
+        none="what the data set keeps for it, or a fifth of 20 classes and more",
+    )
+    trunk: Any = _flag(
+        "conv4",
+        Anything(),
+        "conv4, efficientnet_lite0, timm:NAME, torchvision:NAME or module:factory",
+        group="network",
+        metavar="NAME",
+    )
+    weights: str | None = _flag(
+        None, Text(), "a file of weights for the trunk", group="network", metavar="FILE", none="its own"
+    )
+    head: str | None = _flag(
+        None,
+        Text(("linear", "pca")),
+        "what the embedding starts from: linear (random) or pca (of the features)",
+        group="network",
+        metavar="NAME",
+        none="pca if --frozen, or else linear",
+    )
+    embedding_size: int = _flag(64, Whole(1), "dimension of the embeddings", group="network")
+    image_size: tuple[int, ...] | None = _flag(
+        None,
+        Several(Whole(1), distinct=False, most=2),
+        "one number, or height and width",
+        group="network",
+        none="what the trunk wants",
+    )
+    frozen: bool = _flag(
+        False, Switch(), "compute the features of the trunk once, and train the head alone", group="network"
+    )
+    freeze_batch_norm: bool | None = _flag(
+        None, Switch(), "keep the averages of batch norm", group="network", none="where the trunk is pretrained"
+    )
+    epochs: int = _flag(12, Whole(1), "how often to go through the training set", group="training")
+    steps: int | None = _flag(
+        None, Whole(1), "training steps per epoch", group="training", none="one pass over the training set"
+    )
+    batch_size: int = _flag(128, Whole(4), "images per training step", group="training")
+    classes_per_batch: int = _flag(32, Whole(2), "classes per training step, at most", group="training")
+    optimizer: str = _flag(
+        "adam",
+        Text(("adam", "adamw", "sgd", "rmsprop")),
+        "adam, adamw, sgd or rmsprop",
+        group="training",
+        metavar="NAME",
+    )
+    learning_rate: float = _flag(
+        0.003,
+        Number(above=0),
+        "of the head, and of a trunk that is trained from scratch",
+        group="training",
+        metavar="RATE",
+    )
+    trunk_learning_rate: float | None = _flag(
+        None,
+        Number(least=0),
+        "of the trunk",
+        group="training",
+        metavar="RATE",
+        none="that of the head, a tenth of it if the trunk is pretrained",
+    )
+    loss_learning_rate: float = _flag(
+        0.03, Number(above=0), "for a loss that has weights of its own", group="training", metavar="RATE"
+    )
+    weight_decay: float = _flag(0.0, Number(least=0), "of trunk and head", group="training", metavar="X")
+    momentum: float = _flag(0.9, Number(least=0, below=1), "of sgd and rmsprop", group="training", metavar="X")
+    schedule: str = _flag(
+        "constant",
+        Text(("constant", "cosine", "steps")),
+        "of the learning rates: constant, cosine, or steps (a tenth after 60 and after 85 %% of the training)",
+        group="training",
+        metavar="NAME",
+    )
+    warmup: int = _flag(0, Whole(0), "steps in which the learning rates rise from 0", group="training")
+    clip: float | None = _flag(
+        None,
+        Number(above=0),
+        "the greatest norm of the gradient",
+        group="training",
+        metavar="X",
+        none="it is not clipped",
+    )
+    amp: str = _flag(
+        "none",
+        Text(("none", "bf16", "fp16")),
+        "the type that the network computes in: none, bf16 or fp16",
+        group="training",
+        metavar="TYPE",
+    )
+    ema: float = _flag(
+        0.0,
+        Number(least=0, below=1),
+        "decay of a moving average of the weights, which is tested then; 0: none",
+        group="training",
+        metavar="X",
+    )
+    recall_at: tuple[int, ...] = _flag((1, 2, 4, 8), Several(Whole(1)), "the k of recall@k", group="data")
+    workers: int = _flag(0, Whole(0), "processes that load images", group="running")
+    device: str = _flag("auto", Text(), "cpu, cuda, cuda:1, ...; auto is cuda where there is one", group="running")
+    out: str | None = _flag(
+        None, Text(), "where everything is written", group="running", metavar="DIR", none="runs/<data>-<date>-<time>"
+    )
+    protocol: str | None = _flag(
+        None,
+        Text(),
+        "take the defaults of all other flags from a protocol of the literature",
+        group="running",
+        metavar="NAME",
+        none="none",
+    )
+    config: str | None = _flag(
+        None,
+        Text(),
+        "take the defaults of all other flags from a JSON file, before the protocol's",
+        group="running",
+        metavar="FILE",
+        none="none",
+    )
+    dataset: InitVar[Any] = None
+
+    def __post_init__(self, dataset: Any) -> None:
+        for each in flags():
+            value = getattr(self, each.name)
+            # A path is as good as its text, and JSON has lists for tuples.
+            value = os.fspath(value) if isinstance(value, os.PathLike) else value
+            if value is not None or each.default is not None:
+                object.__setattr__(self, each.name, each.metadata["kind"].check(each.name, value))
+        if self.losses == (names.ALL,):
+            object.__setattr__(self, "losses", names.catalog())
+        for loss in self.losses:
+            if isinstance(loss, str):
+                names.check_loss(loss)
+        if isinstance(self.data, str):
+            names.check_data(self.data)
+        object.__setattr__(self, "recall_at", tuple(sorted(self.recall_at)))
+        kind = self.device.partition(":")
+        if kind[0] not in ("auto", "cpu", "cuda") or (kind[1] and not (kind[0] == "cuda" and kind[2].isdigit())):
+            raise BenchmarkError(f"unknown device {self.device!r}; known: auto, cpu, cuda, cuda:0, ...")
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments as JSON has them; an object is there by the name that it has in the results."""
+        return {each.name: _plain(getattr(self, each.name)) for each in flags()}
+
+    def run(self, *, resume: bool = False, say: Callable[[str], None] = lambda line: None) -> list[Result]:
+        """Run the experiment: `pml_ext.benchmark.run`."""
+        from pml_ext.benchmark.runs import run
+
+        return run(self, resume=resume, say=say)
+
+
+def flags() -> tuple[Any, ...]:
+    """The fields of an experiment: name, default, and metadata with kind, help, group and metavar."""
+    return fields(Experiment)
+
+
+def defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the protocol and the configuration file of an experiment say about arguments that are not given."""
+    told: dict[str, Any] = {}
+    source = str(given.get("data") or "glyphs")
+    if given.get("protocol") is not None:
+        told |= _protocol(str(given["protocol"]), source.partition(":")[0])
+    if given.get("config") is not None:
+        path = Path(str(given["config"]))
+        told |= _arguments_in(path, read_json(path))
+    return {name: value for name, value in told.items() if name not in given}
+
+
+def protocols() -> tuple[str, ...]:
+    """The names of the protocols."""
+    return tuple(sorted(path.stem for path in PROTOCOLS.glob("*.json")))
+
+
+def _protocol(name: str, data: str) -> dict[str, Any]:
+    if name not in protocols():
+        raise BenchmarkError(did_you_mean("protocol", name, protocols()))
+    path = PROTOCOLS / f"{name}.json"
+    document = read_json(path)
+    own = document.get("data", {}).get(data, {})
+    return _arguments_in(path, document["arguments"]) | _arguments_in(path, own)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; BenchmarkError says in one line why there is none."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise BenchmarkError(f"cannot read {path}: {error.strerror or error}") from None
+    except (ValueError, RecursionError):
+        raise BenchmarkError(f"{path} is not JSON") from None
+    if not isinstance(document, dict):
+        raise BenchmarkError(f"{path} must hold a JSON object of arguments")
+    return document
+
+
+def _arguments_in(path: Path, document: Mapping[str, Any]) -> dict[str, Any]:
+    known = [each.name for each in flags() if each.name != "config"]
+    for name in document:
+        if name not in known:
+            raise BenchmarkError(f"{path}: {did_you_mean('argument', name, known)}")
+    return dict(document)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    return display_name(value)
+
+
+def display_name(value: Any) -> str:
+    """What an object is called in results: its own `name`, or that of its function or class."""
+    name = getattr(value, "name", None) or getattr(value, "__name__", None)
+    return name if isinstance(name, str) and name else type(value).__name__
+
+
+def _with_defaults(init: Callable[..., None]) -> Callable[..., None]:
+    """Let the arguments that are not given come from the old name, the protocol and the configuration file."""
+    positions = [each.name for each in fields(Experiment)]
+
+    @wraps(init)
+    def __init__(self: Experiment, *args: Any, **given: Any) -> None:  # noqa: N807
+        given = dict(zip(positions, args, strict=False)) | given
+        old = given.pop("dataset", None)
+        if old is not None:
+            warnings.warn("dataset is called data now", DeprecationWarning, stacklevel=2)
+            if "data" in given:
+                raise BenchmarkError(f"data and dataset are the same: give data alone, got dataset={old!r}")
+            given["data"] = old
+        init(self, **(defaults(given) | given))
+
+    return __init__
+
+
+Experiment.__init__ = _with_defaults(Experiment.__init__)  # type: ignore[method-assign]

@@ -1,0 +1,239 @@
+"""What a training step is: of a loss with optimizers of its own, or of a trainer in PML's shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from pml_ext.benchmark.config import Experiment
+
+AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
+Parts = dict[str, dict[str, Any]]
+
+
+class Learner(Protocol):
+    """Something that learns from batches.
+
+    Attributes:
+        network: what is trained.
+    """
+
+    network: Any
+
+    @property
+    def loss(self) -> nn.Module | None:
+        """The loss that is called with embeddings and labels, None if there is none."""
+
+    def tested(self) -> Any:
+        """The network that is to be tested: what is trained, or its average."""
+
+    def begin(self, epoch: int) -> None:
+        """Get ready for an epoch."""
+
+    def step(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
+        """Learn from a batch, the `step`-th of the run from 0 on; return the loss, detached."""
+
+    def parts(self) -> Parts:
+        """All that has a state, by kind and name: models, optimizers, losses, miners."""
+
+    def values(self) -> dict[str, Any]:
+        """The losses of the last step, by name."""
+
+
+class LossLearner:
+    """One loss and its miner: plain PyTorch.
+
+    Args:
+        network: with `parts()`, trunk and embedder.
+        loss: called with embeddings, labels and what the miner chose.
+        miner: None for all pairs.
+        experiment: optimizer, rates, schedule, clipping, precision, average.
+        total: steps of the whole run.
+        device: where the network is.
+    """
+
+    def __init__(
+        self, network: Any, loss: nn.Module, miner: Any, experiment: Experiment, *, total: int, device: torch.device
+    ) -> None:
+        self.network, self.miner = network, miner
+        self.loss: nn.Module = loss
+        self.device, self.clip = device, experiment.clip
+        self.optimizers = optimizers(network, loss, experiment)
+        self._rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
+        self._factor = schedule(experiment.schedule, experiment.warmup, total)
+        self._dtype = AMP.get(experiment.amp)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=experiment.amp == "fp16")
+        self.average: AveragedModel | None = None
+        if experiment.ema:
+            average = get_ema_multi_avg_fn(experiment.ema)
+            self.average = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
+        self._value: Tensor | float = math.nan
+
+    def tested(self) -> Any:
+        """The network, or the average of its weights."""
+        return self.network if self.average is None else self.average.module
+
+    def begin(self, epoch: int) -> None:
+        """Set everything to training."""
+        self.network.train()
+        self.loss.train()
+
+    def step(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
+        """Learn from a batch; the loss may come back infinite or not a number, and nothing was learned then."""
+        for name, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = self._rates[name] * self._factor(step)
+            optimizer.zero_grad()
+        precision = nullcontext() if self._dtype is None else torch.autocast(self.device.type, self._dtype)
+        with precision:
+            embeddings = self.network(images)
+        embeddings = embeddings.float() if self._dtype is not None else embeddings
+        pairs = None if self.miner is None else self.miner(embeddings, labels)
+        loss = torch.as_tensor(self.loss(embeddings, labels, pairs))
+        self._value = loss.detach()
+        if not torch.isfinite(self._value):
+            return self._value
+        self.scaler.scale(loss).backward()
+        if self.clip is not None:
+            self._clip(self.clip)
+        for optimizer in self.optimizers.values():
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+        return self._value
+
+    def _clip(self, norm: float) -> None:
+        for name, optimizer in self.optimizers.items():
+            if not name.startswith("metric_loss"):
+                self.scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(self.network.parameters(), norm)
+
+    def parts(self) -> Parts:
+        """Trunk and embedder, optimizers, the loss, the miner, and scaler and average where there are any."""
+        return {
+            "models": self.network.parts(),
+            "optimizers": self.optimizers,
+            "losses": {"metric_loss": self.loss},
+            "miners": {} if self.miner is None else {"tuple_miner": self.miner},
+            "scaler": {"scaler": self.scaler} if self.scaler.is_enabled() else {},
+            "average": {} if self.average is None else {"average": self.average},
+        }
+
+    def values(self) -> dict[str, Any]:
+        """The loss of the last step."""
+        return {"metric_loss": self._value, "total_loss": self._value}
+
+
+class TrainerLearner:
+    """A trainer in the shape of PML 2's `BaseTrainer`, fed with our batches.
+
+    Args:
+        trainer: its `models` are trunk and embedder of the network, and whatever else it trains.
+        network: the network.
+        steps: of an epoch.
+    """
+
+    def __init__(self, trainer: Any, network: Any, *, steps: int) -> None:
+        self.trainer, self.network, self.steps = trainer, network, steps
+        self.loss: nn.Module | None = None
+        trainer.iterations_per_epoch = steps
+        trainer.dataloader = ()  # asked only when a batch is missing
+
+    def tested(self) -> Any:
+        """The network."""
+        return self.network
+
+    def begin(self, epoch: int) -> None:
+        """Set everything to training."""
+        self.trainer.epoch = epoch
+        self.trainer.set_to_train()
+
+    def step(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
+        """One iteration of the trainer."""
+        self.trainer.iteration = step % self.steps
+        self.trainer.dataloader_iter = iter([(images, labels)])
+        self.trainer.forward_and_backward()
+        self.trainer.step_lr_schedulers(end_of_epoch=False)
+        if self.trainer.iteration == self.steps - 1:
+            self.trainer.step_lr_schedulers(end_of_epoch=True)
+        return torch.as_tensor(self.trainer.losses["total_loss"]).detach()
+
+    def parts(self) -> Parts:
+        """All that the trainer has."""
+        return {
+            "models": self.trainer.models,
+            "optimizers": self.trainer.optimizers,
+            "losses": self.trainer.loss_funcs,
+            "miners": self.trainer.mining_funcs,
+            "schedulers": self.trainer.lr_schedulers,
+        }
+
+    def values(self) -> dict[str, Any]:
+        """The losses of the last step, by the names of the trainer."""
+        return {name: torch.as_tensor(value).detach() for name, value in self.trainer.losses.items()}
+
+
+def optimizers(network: Any, loss: nn.Module, experiment: Experiment) -> dict[str, torch.optim.Optimizer]:
+    """An optimizer each for trunk, embedder and a loss with weights, by PML's names; none for what has no weights."""
+    parts: dict[str, nn.Module] = {**network.parts(), "metric_loss": loss}
+    rates = {
+        "trunk": trunk_rate(network, experiment),
+        "embedder": experiment.learning_rate,
+        "metric_loss": experiment.loss_learning_rate,
+    }
+    found = {}
+    for name, part in parts.items():
+        weights = [weight for weight in part.parameters() if weight.requires_grad]
+        if weights and rates[name]:
+            decay = 0.0 if name == "metric_loss" else experiment.weight_decay
+            found[f"{name}_optimizer"] = _optimizer(experiment, weights, rates[name], decay)
+    return found
+
+
+def trunk_rate(network: Any, experiment: Experiment) -> float:
+    """The learning rate of the trunk: a tenth of the head's if it is pretrained, unless it is given."""
+    if experiment.trunk_learning_rate is not None:
+        return experiment.trunk_learning_rate
+    return experiment.learning_rate * (0.1 if getattr(network, "pretrained", False) else 1)
+
+
+def schedule(name: str, warmup: int, total: int) -> Callable[[int], float]:
+    """The factor of the learning rates at each step, from 0 on.
+
+    >>> [round(schedule("cosine", 2, 6)(step), 2) for step in range(6)]
+    [0.5, 1.0, 1.0, 0.85, 0.5, 0.15]
+    """
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        if name == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+        if name == "steps":
+            return 0.1 ** sum(step >= share * total for share in (0.6, 0.85))
+        return 1.0
+
+    return factor
+
+
+def stateful(parts: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, Any]]:
+    """The kind, the name and the part itself of all parts."""
+    for kind, each in parts.items():
+        for name, part in each.items():
+            yield kind, name, part
+
+
+def _optimizer(experiment: Experiment, weights: list[nn.Parameter], rate: float, decay: float) -> torch.optim.Optimizer:
+    if experiment.optimizer == "sgd":
+        return torch.optim.SGD(weights, lr=rate, weight_decay=decay, momentum=experiment.momentum)
+    if experiment.optimizer == "rmsprop":
+        return torch.optim.RMSprop(weights, lr=rate, weight_decay=decay, momentum=experiment.momentum)
+    kind = torch.optim.AdamW if experiment.optimizer == "adamw" else torch.optim.Adam
+    return kind(weights, lr=rate, weight_decay=decay)
