@@ -35,7 +35,7 @@ from pml_ext.blocks import (
 from pml_ext.engine import all_scores, row_losses
 from pml_ext.hyperparameters import Configured
 from pml_ext.pairs import Counted, DisjointMasks, Needs, PairMasks, PrivateMasks, is_eager, substitute
-from pml_ext.relations import IndicesTuple, RowMasks, Selected, pair_relation, relation_of, wide
+from pml_ext.relations import IndicesTuple, RowMasks, Selected, own_set, pair_relation, relation_of, wide
 from pml_ext.similarity import Geometry, at_least_single
 
 
@@ -79,7 +79,13 @@ def in_full(embeddings: Tensor, ref_emb: Tensor | None) -> tuple[Tensor, Tensor 
 
 
 class MatrixLoss(PairModule, BaseMetricLossFunction):
-    """The part of the shell that does not depend on whether a loss is taken per anchor or per batch."""
+    """The part of the shell that does not depend on whether a loss is taken per anchor or per batch.
+
+    Attributes:
+        needs: the pairs without which there is no loss: "both", "positives", "negatives" or "either".
+    """
+
+    needs: ClassVar[Needs] = "both"
 
     def forward(
         self,
@@ -97,19 +103,23 @@ class MatrixLoss(PairModule, BaseMetricLossFunction):
             indices_tuple: the pairs to use, instead of all: (a, p, n) or (a1, p, a2, n) as PML's miners return them,
                 or `PairMasks`. A pair named twice counts once, and a loss over triplets uses every combination of an
                 anchor's positives with its negatives.
-            ref_emb: [m, d], what the embeddings are compared with. By default the batch, without self-pairs.
+            ref_emb: [m, d], what the embeddings are compared with. By default the batch, without self-pairs. Given
+                references are a set of their own, whatever they share with the batch, unless embeddings and labels are
+                both the same tensors.
             ref_labels: [m].
 
         Returns:
             A scalar, or what the reducer makes of one loss per anchor.
         """
         arguments.batch(embeddings, labels, ref_emb, ref_labels)
+        ref_emb = own_set(embeddings, labels, ref_emb, ref_labels)
         loss: Tensor = super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         return loss
 
-    def is_empty(self, embeddings: Tensor, ref_emb: Tensor) -> bool:
-        """Whether no anchor can be defined: no anchor at all, or fewer than two references."""
-        return embeddings.shape[0] == 0 or ref_emb.shape[0] < 2
+    def lacks_pairs(self, anchors: int, embeddings: Tensor, ref_emb: Tensor) -> bool:
+        """Whether so many anchors cannot have the pairs in `needs`: two for both kinds, else one."""
+        pairs = anchors * (len(ref_emb) - int(ref_emb is embeddings))
+        return pairs < (2 if self.needs == "both" else 1)
 
 
 class PairMatrixLoss(MatrixLoss):
@@ -130,7 +140,6 @@ class PairMatrixLoss(MatrixLoss):
             `collect_stats`.
     """
 
-    needs: ClassVar[Needs] = "both"
     closed_form: ClassVar[ClosedForm | None] = None
 
     def __init__(self, *, chunk_size: int | None = None, **kwargs: Any) -> None:
@@ -151,7 +160,7 @@ class PairMatrixLoss(MatrixLoss):
     ) -> dict[str, Any]:
         """PML's loss dict."""
         masks = pair_relation(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        if self.is_empty(embeddings, ref_emb):
+        if self.lacks_pairs(min(len(embeddings), 1), embeddings, ref_emb):
             return dict(self.zero_losses())
         refs = None if ref_emb is embeddings else ref_emb
         geometry = self.geometry()
@@ -238,7 +247,6 @@ class BatchMatrixLoss(MatrixLoss):
             columns of its positives; pairs (i, j) and (j, i) may share their weight in any way.
     """
 
-    needs: ClassVar[Needs] = "both"
     closed_form: ClassVar[ClosedForm | None] = None
 
     @abstractmethod
@@ -255,7 +263,7 @@ class BatchMatrixLoss(MatrixLoss):
     ) -> dict[str, Any]:
         """PML's loss dict."""
         masks = pair_relation(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        if self.is_empty(embeddings, ref_emb):
+        if self.lacks_pairs(len(embeddings), embeddings, ref_emb):
             return dict(self.zero_losses())
         masks, refs = wide(masks, len(embeddings)), None if ref_emb is embeddings else ref_emb
         geometry = self.geometry()
@@ -398,6 +406,11 @@ class PairMiner(PairModule, BaseMiner):
             positives and negatives `ref_emb`.
         """
         arguments.batch(embeddings, labels, ref_emb, ref_labels)
+        if labels is None:
+            raise ValueError("a miner needs labels, got None")
+        if ref_emb is not None and ref_labels is None:
+            raise ValueError("the pairs are unknown: ref_emb was given without ref_labels")
+        ref_emb = own_set(embeddings, labels, ref_emb, ref_labels)
         mined: IndicesTuple = super().forward(embeddings, labels, ref_emb, ref_labels)
         return mined
 

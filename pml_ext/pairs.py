@@ -172,16 +172,16 @@ def not_self(start: int, stop: int, m: int, device: torch.device) -> Tensor:
 def substitute(sim: Tensor, pos: Tensor, neg: Tensor, needs: Needs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Replace rows that lack the pairs in `needs` by a harmless one, so that no formula meets an empty set.
 
-    Such a row gets scores of 0, column 0 as its only positive and column 1 as its only negative. The last value
-    returned says which rows were left alone, [..., n].
+    Such a row gets scores of 0, column 0 as its only positive and column 1 as its only negative; of a single column
+    what it needs. The last value returned says which rows were left alone, [..., n].
     """
     defined = defined_rows(pos.any(-1), neg.any(-1), needs)
     keep = defined.unsqueeze(-1)
     column = torch.arange(sim.shape[-1], device=sim.device)
     return (
         torch.where(keep, sim, 0.0),
-        torch.where(keep, pos, column == 0),
-        torch.where(keep, neg, column == 1),
+        torch.where(keep, pos, column == (1 if needs == "negatives" else 0)),
+        torch.where(keep, neg, column == (0 if needs == "negatives" else 1)),
         defined,
     )
 

@@ -53,6 +53,16 @@ def pair_relation(
     return masks
 
 
+def own_set(
+    embeddings: Tensor, labels: Tensor | None, ref_emb: Tensor | None, ref_labels: Tensor | None
+) -> Tensor | None:
+    """The references, not the same tensor as the embeddings unless they are the batch: with the labels of the batch.
+
+    So a sample is compared with itself where it is given again with another label, as in PML.
+    """
+    return ref_emb.view_as(ref_emb) if ref_emb is embeddings and ref_labels is not labels else ref_emb
+
+
 def relation_of(masks: RowMasks, indices_tuple: IndicesTuple | Selected | None) -> Relation:
     """The masks as a function of a block of scores and its first row, narrowed by a selection among them."""
 
@@ -113,7 +123,15 @@ def _rows_of_indices(indices_tuple: tuple[Tensor, ...], n: int, m: int, device: 
     def rows(start: int, stop: int) -> PairMasks:
         pos, neg = index_masks(a, p, start, stop, m), index_masks(a2, b, start, stop, m)
         if not torch.compiler.is_compiling() and bool((pos & neg).any()):
-            raise ValueError("indices_tuple names a pair both as positive and as negative")
+            i, j = (pos & neg).nonzero()[0].tolist()
+            cause = (
+                ", as PML's MultiSimilarityMiner does with a sample and its copy if ref_labels is the same tensor as "
+                "labels: give it ref_labels.clone()"
+            )
+            raise ValueError(
+                f"indices_tuple names the pair ({start + i}, {j}) both as positive and as negative"
+                + cause * (start + i == j)
+            )
         return PairMasks(pos, neg)
 
     return rows

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss
 from pml_ext.pairs import PairMasks
-from pml_ext.relations import IndicesTuple, pair_relation, wide
+from pml_ext.relations import IndicesTuple, own_set, pair_relation, wide
 
 
 class NoPairWeightsError(ValueError):
@@ -229,6 +229,7 @@ def _relation(inputs: dict[str, Any], query_emb: Tensor, ref_emb: Tensor | None 
     if not isinstance(embeddings, Tensor):
         return None
     references, reference_labels = inputs.get("ref_emb"), inputs.get("ref_labels")
+    references = own_set(embeddings, labels, references, reference_labels)
     if references is None:
         references, reference_labels = embeddings, labels
     if not _same(query_emb, embeddings):

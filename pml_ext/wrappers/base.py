@@ -12,7 +12,7 @@ from torch import Tensor
 from pml_ext import arguments
 from pml_ext.base import MatrixLoss, PairMatrixLoss, SampleLoss
 from pml_ext.hyperparameters import Configured
-from pml_ext.relations import IndicesTuple
+from pml_ext.relations import IndicesTuple, own_set
 
 
 class LossWrapper(Configured, BaseMetricLossFunction):
@@ -49,6 +49,7 @@ class LossWrapper(Configured, BaseMetricLossFunction):
     ) -> Tensor:
         """The loss of a batch; the arguments are those of every PML loss."""
         arguments.batch(embeddings, labels, ref_emb, ref_labels)
+        ref_emb = own_set(embeddings, labels, ref_emb, ref_labels)
         loss: Tensor = super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         return loss
 
