@@ -423,7 +423,9 @@ def test_memory_of_large_classes(monkeypatch):
 
 def test_scores_that_are_not_asked_for():
     embeddings, labels = long_tail()
-    result = retrieval_scores(embeddings, labels, embeddings, labels, True, 5, at_r=False, at_k=False)
+    result = retrieval_scores(
+        embeddings, labels, embeddings, labels, torch.arange(len(labels)), 5, at_r=False, at_k=False
+    )
     assert result.r_precision is result.average_precision is result.average_precision_at_r is None
     lone = labels.bincount()[labels] == 1
     assert torch.equal(result.first_match_rank == len(labels), lone)

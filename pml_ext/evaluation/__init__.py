@@ -1,6 +1,44 @@
-"""Evaluation of embeddings: recall at any k beside PML's metrics, in PML's testers, with or without faiss."""
+"""Evaluation of embeddings: retrieval metrics with their intervals, and comparisons, with or without PML and faiss."""
 
-from .accuracy import RECALL_AT, RetrievalAccuracyCalculator
+from typing import TYPE_CHECKING, Any
+
+from .intervals import (
+    Difference,
+    Interval,
+    Standing,
+    bootstrap_interval,
+    bootstrap_intervals,
+    mean_interval,
+    paired_difference,
+    standings,
+)
 from .knn import TorchKNN
+from .retrieval import Evaluation, evaluate
 
-__all__ = ["RECALL_AT", "RetrievalAccuracyCalculator", "TorchKNN"]
+if TYPE_CHECKING:
+    from .accuracy import RECALL_AT, RetrievalAccuracyCalculator
+
+__all__ = [
+    "RECALL_AT",
+    "Difference",
+    "Evaluation",
+    "Interval",
+    "RetrievalAccuracyCalculator",
+    "Standing",
+    "TorchKNN",
+    "bootstrap_interval",
+    "bootstrap_intervals",
+    "evaluate",
+    "mean_interval",
+    "paired_difference",
+    "standings",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # They need pytorch-metric-learning 2, which takes seconds to import; the rest does not.
+    if name in ("RECALL_AT", "RetrievalAccuracyCalculator"):
+        from . import accuracy
+
+        return getattr(accuracy, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

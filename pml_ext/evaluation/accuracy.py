@@ -288,7 +288,7 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
             query_labels,
             reference,
             reference_labels,
-            ref_includes_query,
+            torch.arange(len(query), device=query.device) if ref_includes_query else None,
             k,
             at_r=not names.isdisjoint(("mean_average_precision_at_r", "r_precision")),
             at_k="mean_average_precision" in names,

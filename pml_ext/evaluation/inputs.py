@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,20 @@ from torch import Tensor
 
 Array = Tensor | np.ndarray[Any, Any] | Sequence[Any]
 Strings = np.ndarray[Any, np.dtype[np.str_]]
+
+
+def loaded(name: str, given: Array | str | Path) -> Array:
+    """Return an array, read from its file ``.npy`` if that is what is given; nothing in the file is executed."""
+    if not isinstance(given, (str, Path)):
+        return given
+    try:
+        array = np.load(given, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{name}: {str(given)!r} is not an array of numbers or strings in NumPy's format") from error
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise ValueError(f"{name}: {str(given)!r} holds several arrays, give one of them")
+    return array
 
 
 def checked_embeddings(name: str, embeddings: Array, device: torch.device) -> Tensor:

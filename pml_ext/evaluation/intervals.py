@@ -126,16 +126,46 @@ def bootstrap_interval(
         >>> interval.mean, interval.low < 0.7, interval.high > 0.8
         (0.75, True, True)
     """
-    _check_level(level)
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1:
         raise ValueError(f"values must be one number for each query, got shape {x.shape}")
-    known = ~np.isnan(x)
-    if not known.any():
-        return Interval(np.nan, np.nan, np.nan, 0, len(x))
-    drawn = _resampled_means(x[None, known], _group_ids(groups, len(x), known), resamples, seed)[0]
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(x[known].mean()), float(low), float(high), int(known.sum()), len(x))
+    return bootstrap_intervals({"values": x}, groups=groups, level=level, resamples=resamples, seed=seed)["values"]
+
+
+def bootstrap_intervals(
+    values: Mapping[str, ArrayLike],
+    *,
+    groups: ArrayLike | None = None,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Give :func:`bootstrap_interval` of several metrics of the same queries, which are drawn once for all of them.
+
+    Args:
+        values: name -> one number for each query [n]; a query is NaN in all of them or in none.
+        groups: as there.
+        level: as there.
+        resamples: as there.
+        seed: as there.
+
+    Raises:
+        ValueError: the metrics are not of the same queries, and as there.
+    """
+    _check_level(level)
+    if not values:
+        return {}
+    aligned, known = _aligned(values)
+    total, valid = len(known), int(known.sum())
+    rows = [row for x in aligned.values() for row in x]
+    if len(rows) < len(aligned):  # all of them NaN
+        return dict.fromkeys(values, Interval(np.nan, np.nan, np.nan, 0, total))
+    drawn = _resampled_means(np.stack(rows), _group_ids(groups, total, known), resamples, seed)
+    lows, highs = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=1)
+    return {
+        name: Interval(float(row.mean()), float(low), float(high), valid, total)
+        for name, row, low, high in zip(values, rows, lows, highs, strict=True)
+    }
 
 
 def paired_difference(

@@ -1,6 +1,6 @@
 """Retrieval metrics of every query: exact, at any depth, without the nearest neighbours of all queries at once."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,14 +9,19 @@ from torch import Tensor
 from .knn import DISTANCES_PER_CHUNK, Points, full_float32, shifted, smallest, squared_distances
 from .ranks import counted_ranks
 
+# Which references [r, m] are to be passed over by the queries of these indices [r].
+Ignored = Callable[[Tensor], Tensor]
+
 
 class RetrievalScores(NamedTuple):
-    """The scores of n queries, each [n]; those that were not asked for are None."""
+    """The scores of n queries; those that were not asked for are None."""
 
-    first_match_rank: Tensor
-    r_precision: Tensor | None
-    average_precision_at_r: Tensor | None
-    average_precision: Tensor | None
+    matches: Tensor  # [n], how many references have the query's class
+    first_match_rank: Tensor  # [n]
+    r_precision: Tensor | None  # [n]
+    average_precision_at_r: Tensor | None  # [n]
+    average_precision: Tensor | None  # [n]
+    hits: Tensor  # [n, len(hits_at)], how many of them are among the nearest
 
 
 class _Matches(NamedTuple):
@@ -33,11 +38,13 @@ def retrieval_scores(
     query_classes: Tensor,
     reference: Tensor,
     reference_classes: Tensor,
-    ref_includes_query: bool,
+    own: Tensor | None,
     k: int,
     *,
     at_r: bool = True,
     at_k: bool = True,
+    hits_at: Sequence[int] = (),
+    ignored: Ignored | None = None,
     tile_size: int | None = None,
 ) -> RetrievalScores:
     r"""Score the ranking of all references by their distance to each query.
@@ -60,10 +67,13 @@ def retrieval_scores(
         query_classes: [n], integers from 0.
         reference: [m, d].
         reference_classes: [m], integers from 0.
-        ref_includes_query: the first n references are the queries, and a query is no reference of its own.
+        own: [n], the reference that is the query itself, which is no reference of its own (``None``: there is none).
         k: at least 1.
         at_r: compute ``r_precision`` and ``average_precision_at_r`` (default ``True``).
         at_k: compute ``average_precision`` (default ``True``).
+        hits_at: depths at which to count the matches (default ``()``).
+        ignored: says which references the query of an index passes over, as if they were not there (default ``None``:
+            none). Nothing is counted then: the nearest references are searched.
         tile_size: see :func:`counted_ranks`.
 
     Returns:
@@ -72,33 +82,39 @@ def retrieval_scores(
     Raises:
         ValueError: an embedding is so large that its distances overflow float32.
     """
-    n, m, self_count = len(query), len(reference), int(ref_includes_query)
-    classes = 1 + int(torch.cat([query_classes, reference_classes]).max())
-    matches = torch.bincount(reference_classes, minlength=classes)[query_classes] - self_count  # [n]
-    k = min(k, m - self_count)
-    cut = matches.clamp(max=k)
-    # How many of the nearest references decide the scores.
-    depths = torch.full_like(cut, k) if at_k else cut if at_r else torch.zeros_like(cut)
-
-    first = torch.full_like(matches, m)
-    hits, at_r_sums, at_k_sums = query.new_zeros(3, n, dtype=torch.float64)
+    n, m, self_count = len(query), len(reference), int(own is not None)
     with torch.no_grad(), full_float32(query.device):
-        data = _Data(*shifted(query, reference), query_classes, reference_classes, ref_includes_query)
+        data = _Data(*shifted(query, reference), query_classes, reference_classes, own, ignored)
+        matches = _count_matches(data)
+        k = min(k, m - self_count)
+        cut = matches.clamp(max=k)
+        # How many of the nearest references decide the scores.
+        depths = torch.full_like(cut, k) if at_k else cut if at_r else torch.zeros_like(cut)
+        if hits_at:
+            depths = depths.clamp(min=min(max(hits_at), m - self_count))
+
+        first = torch.full_like(matches, m)
+        r_hits, at_r_sums, at_k_sums = query.new_zeros(3, n, dtype=torch.float64)
+        hits = matches.new_zeros(n, len(hits_at))
         for found in _matches(data, (matches > 0).nonzero()[:, 0], matches, depths, tile_size):
             rows = found.rows
             first[rows] = found.first
             if at_r:
                 inside = found.ranks < cut[rows, None]
-                hits[rows] = inside.sum(dim=1).double()
+                r_hits[rows] = inside.sum(dim=1).double()
                 at_r_sums[rows] = _precision_sum(found, inside)
             if at_k:
                 at_k_sums[rows] = _precision_sum(found, found.ranks < k)
+            for column, depth in enumerate(hits_at):
+                hits[rows, column] = (found.ranks < min(depth, m)).sum(dim=1)
     r = matches.clamp(min=1)
     return RetrievalScores(
+        matches,
         first,
-        hits / r.clamp(max=k) if at_r else None,
+        r_hits / r.clamp(max=k) if at_r else None,
         at_r_sums / r if at_r else None,
         at_k_sums / r if at_k else None,
+        hits,
     )
 
 
@@ -107,12 +123,78 @@ def reciprocal_rank(rank: Tensor, k: int) -> Tensor:
     return torch.where(rank < k, 1 / (rank.double() + 1), 0)
 
 
+def vote_is_right(
+    query: Tensor,
+    query_classes: Tensor,
+    reference: Tensor,
+    reference_classes: Tensor,
+    own: Tensor | None,
+    ks: Sequence[int],
+    *,
+    ignored: Ignored | None = None,
+) -> Tensor:
+    """Whether most of the k nearest references have the class of the query, for each k [n, len(ks)].
+
+    Of classes with equally many among the k, the one with the nearest reference is elected.
+
+    Args:
+        query: [n, d].
+        query_classes: [n], integers from 0.
+        reference: [m, d].
+        reference_classes: [m], integers from 0.
+        own: see :func:`retrieval_scores`.
+        ks: each at least 1.
+        ignored: see :func:`retrieval_scores`.
+    """
+    right = torch.zeros(len(query), len(ks), dtype=torch.bool, device=query.device)
+    with torch.no_grad(), full_float32(query.device):
+        data = _Data(*shifted(query, reference), query_classes, reference_classes, own, ignored)
+        rows = torch.arange(len(query), device=query.device)
+        depth = min(max(ks), len(reference) - int(own is not None))
+        if depth < 1:
+            return right
+        for found in _nearest(data, rows, torch.full_like(rows, depth)):
+            # Votes are compared pairwise: so many of them at a time.
+            for some in torch.arange(len(found.rows), device=rows.device).split(
+                max(1, DISTANCES_PER_CHUNK // depth**2)
+            ):
+                # References that are not there elect nobody.
+                there = found.distances[some] < torch.inf
+                votes = reference_classes[found.indices[some]]
+                equal = (votes[:, :, None] == votes[:, None, :]) & there[:, None, :]
+                for column, k in enumerate(ks):
+                    counts = equal[:, :k, :k].sum(dim=2).masked_fill_(~there[:, :k], -1)
+                    # The first of the largest: the columns are in the order of the distances.
+                    order = counts * (depth + 1) - torch.arange(counts.shape[1], device=rows.device)
+                    elected = votes.gather(1, order.argmax(dim=1, keepdim=True))[:, 0]
+                    right[found.rows[some], column] = (elected == query_classes[found.rows[some]]) & there[:, 0]
+    return right
+
+
 class _Data(NamedTuple):
     query: Points
     reference: Points
     query_classes: Tensor
     reference_classes: Tensor
-    ref_includes_query: bool
+    own: Tensor | None
+    ignored: Ignored | None
+
+
+def _count_matches(data: _Data) -> Tensor:
+    """Count the references [n] that have the class of each query, without itself and those that it ignores."""
+    classes = 1 + int(torch.cat([data.query_classes, data.reference_classes]).max())
+    matches = torch.bincount(data.reference_classes, minlength=classes)[data.query_classes]
+    if data.own is not None:
+        matches -= 1
+    if data.ignored is None:
+        return matches
+    rows = torch.arange(len(matches), device=matches.device)
+    for chunk in rows.split(max(1, DISTANCES_PER_CHUNK // len(data.reference_classes))):
+        ignored = data.ignored(chunk) & (data.reference_classes == data.query_classes[chunk, None])
+        if data.own is not None:
+            ignored.scatter_(1, data.own[chunk, None], False)
+        matches[chunk] -= ignored.sum(dim=1)
+    return matches
 
 
 def _matches(data: _Data, rows: Tensor, matches: Tensor, depths: Tensor, tile_size: int | None) -> Iterator[_Matches]:
@@ -121,6 +203,10 @@ def _matches(data: _Data, rows: Tensor, matches: Tensor, depths: Tensor, tile_si
     The first match of every query is found; a query can be in two results, of which the second has it.
     """
     m, d = data.reference.moved.shape
+    some = min(16, m - int(data.own is not None))
+    if data.ignored is not None:
+        yield from _searched(data, rows, depths.clamp(min=some), settle_first=True)
+        return
     all_ranks = int(depths.sum()) > 0
     is_small = (matches <= _counting_limit(d, depths, m)) | (depths == 0)
     counted = [rows[is_small[rows]]]
@@ -136,7 +222,7 @@ def _matches(data: _Data, rows: Tensor, matches: Tensor, depths: Tensor, tile_si
             data.query_classes[counted_rows],
             data.reference,
             data.reference_classes,
-            counted_rows if data.ref_includes_query else None,
+            None if data.own is None else data.own[counted_rows],
             torch.where(is_small & all_ranks, matches, 1)[counted_rows],
             tile_size,
         ):
@@ -147,7 +233,6 @@ def _matches(data: _Data, rows: Tensor, matches: Tensor, depths: Tensor, tile_si
             tied.append(counted_rows[group.rows[group.tied]])
 
     # Most have a match among a few neighbours, and then need no further look at ties.
-    some = min(16, m - int(data.ref_includes_query))
     yield from _searched(data, torch.cat(tied), depths.clamp(min=some), settle_first=True)
 
 
@@ -156,8 +241,17 @@ def _counting_limit(d: int, depths: Tensor, m: int) -> Tensor:
     return 8 + d // 64 + 256 * depths // m
 
 
-def _searched(data: _Data, rows: Tensor, depths: Tensor, *, settle_first: bool = False) -> Iterator[_Matches]:
-    """Find the matches among the nearest references of the given queries, if asked also the first one wherever."""
+class _Neighbors(NamedTuple):
+    """The nearest references of some queries."""
+
+    rows: Tensor  # [r], which queries
+    distances: Tensor  # [r, k], ascending; infinite for the query itself and what it ignores
+    indices: Tensor  # [r, k]
+    everything: Tensor  # [r, m], the distances to all references; the next result overwrites it
+
+
+def _nearest(data: _Data, rows: Tensor, depths: Tensor) -> Iterator[_Neighbors]:
+    """Find the nearest references of the given queries, of each at least so many as its depth."""
     if len(rows) == 0:
         return
     m = len(data.reference.squares)
@@ -166,17 +260,24 @@ def _searched(data: _Data, rows: Tensor, depths: Tensor, *, settle_first: bool =
     chunk_size = max(1, DISTANCES_PER_CHUNK // (m + 8 * most))
     buffer = data.reference.squares.new_empty(min(len(rows), chunk_size) * m)
     for chunk in rows.split(chunk_size):
-        own = chunk if data.ref_includes_query else None
+        own = None if data.own is None else data.own[chunk]
         distances = squared_distances(data.query.at(chunk), data.reference, buffer, own)
-        depth = int(depths[chunk[-1]])
-        nearest = smallest(distances, depth)[1]
-        classes = data.query_classes[chunk, None]
-        hits = data.reference_classes[nearest] == classes  # [r, depth]
-        ranks = torch.where(hits, torch.arange(depth, device=hits.device), m)
+        if data.ignored is not None:
+            distances.masked_fill_(data.ignored(chunk), torch.inf)
+        yield _Neighbors(chunk, *smallest(distances, int(depths[chunk[-1]])), distances)
+
+
+def _searched(data: _Data, rows: Tensor, depths: Tensor, *, settle_first: bool = False) -> Iterator[_Matches]:
+    """Find the matches among the nearest references of the given queries, if asked also the first one wherever."""
+    m = len(data.reference.squares)
+    for found in _nearest(data, rows, depths):
+        classes = data.query_classes[found.rows, None]
+        hits = (data.reference_classes[found.indices] == classes) & (found.distances < torch.inf)  # [r, depth]
+        ranks = torch.where(hits, torch.arange(hits.shape[1], device=hits.device), m)
         first = ranks.amin(dim=1)
         if settle_first and (missed := first == m).any():
-            first[missed] = _first_match_rank(distances[missed], data.reference_classes == classes[missed])
-        yield _Matches(chunk, first, ranks, hits.cumsum(dim=1))
+            first[missed] = _first_match_rank(found.everything[missed], data.reference_classes == classes[missed])
+        yield _Matches(found.rows, first, ranks, hits.cumsum(dim=1))
 
 
 def _first_match_rank(distances: Tensor, matches: Tensor) -> Tensor:

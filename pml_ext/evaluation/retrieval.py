@@ -1,0 +1,333 @@
+"""Retrieval metrics of embeddings, in plain torch: their means, and the value of every query."""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from operator import index
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .clustering import scikit_kmeans
+from .inputs import Array, checked_embeddings, checked_labels, class_ids, loaded
+from .intervals import Interval, bootstrap_intervals
+from .scores import Ignored, reciprocal_rank, retrieval_scores, vote_is_right
+
+AT_K: Final = ("recall", "precision", "ir_recall", "knn_accuracy")
+OF_THE_RANKING: Final = (
+    "mean_average_precision_at_r",
+    "r_precision",
+    "mean_average_precision",
+    "mean_reciprocal_rank",
+)
+CLUSTERING: Final = ("NMI", "AMI")
+METRICS: Final = (*AT_K, *OF_THE_RANKING, *CLUSTERING)
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Evaluation(Mapping[str, float]):
+    """What :func:`evaluate` measured: a mapping from names to means that also has the value of every query.
+
+    Args:
+        means: name -> mean over the queries that have a match; NaN if there is none.
+        per_query: name -> [q] in float64, NaN for a query without a match; not of NMI and AMI.
+        query_classes: the class of each query, an integer from 0 in the order of the labels [q].
+        gallery_size: how many references there are.
+    """
+
+    means: dict[str, float]
+    per_query: dict[str, Tensor]
+    query_classes: Tensor
+    gallery_size: int
+
+    def __getitem__(self, name: str) -> float:
+        return self.means[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.means)
+
+    def __len__(self) -> int:
+        return len(self.means)
+
+    @cached_property
+    def intervals(self) -> dict[str, Interval]:
+        """The 95 % bootstrap intervals over the queries of all metrics but NMI and AMI."""
+        return bootstrap_intervals(self.per_query)
+
+    def intervals_over_classes(self) -> dict[str, Interval]:
+        """The same over classes: those of one class are drawn together, and stand for other classes."""
+        return bootstrap_intervals(self.per_query, groups=self.query_classes)
+
+    def __repr__(self) -> str:
+        width = max(map(len, self), default=0)
+        lines = [f"{'':{width}}    mean    95 % interval"]
+        for name, mean in self.items():
+            interval = self.intervals.get(name)
+            line = f"{name:{width}}  {mean:6.4f}"
+            lines.append(line if interval is None else f"{line}  [{interval.low:6.4f}, {interval.high:6.4f}]")
+        return "\n".join([*lines, self._note()])
+
+    def _note(self) -> str:
+        queries = len(self.query_classes)
+        note = f"{queries:,} queries of {len(self.query_classes.unique()):,} classes, {self.gallery_size:,} references"
+        if self.per_query:
+            without = int(next(iter(self.per_query.values())).isnan().sum())
+            note += f"; {without:,} queries without a match are left out" if without else ""
+            note += "; bootstrap over queries"
+        return note
+
+
+def evaluate(
+    embeddings: Array | str | Path,
+    labels: Array | str | Path,
+    *,
+    k: Sequence[int] = (1, 2, 4, 8),
+    metrics: Sequence[str] = ("recall", "mean_average_precision_at_r", "r_precision"),
+    query: Array | None = None,
+    gallery: Array | None = None,
+    groups: Array | None = None,
+    ignore: Array | None = None,
+    normalize: bool = False,
+    device: torch.device | str | None = None,
+) -> Evaluation:
+    r"""Measure how well the nearest embeddings of each have its label.
+
+    With :math:`h_j = 1` if the j-th nearest reference of a query has its label and otherwise 0, and R the number of
+    references that have it:
+
+    .. math::
+
+        \text{recall\_at\_k} &= \max_{j \le k} h_j &&\text{(one of k)} \\
+        \text{precision\_at\_k} &= \tfrac1k \textstyle\sum_{j \le k} h_j \\
+        \text{ir\_recall\_at\_k} &= \tfrac1R \textstyle\sum_{j \le k} h_j &&\text{(recall of information retrieval)} \\
+        \text{knn\_accuracy\_at\_k} &= [\text{most of the k nearest have the label}]
+            &&\text{(of equally many: the nearest's)} \\
+        \text{r\_precision} &= \tfrac1R \textstyle\sum_{j \le R} h_j \\
+        \text{mean\_average\_precision\_at\_r} &=
+            \tfrac1R \textstyle\sum_{j \le R} \tfrac{h_j}{j} \sum_{i \le j} h_i \\
+        \text{mean\_average\_precision} &= \tfrac1R \textstyle\sum_j \tfrac{h_j}{j} \sum_{i \le j} h_i \\
+        \text{mean\_reciprocal\_rank} &= 1 / \min \{ j : h_j = 1 \}
+
+    each averaged over the queries that have a match, R > 0. NMI and AMI compare the labels of the queries with the
+    clusters of their embeddings.
+
+    Args:
+        embeddings: [n, d], or a file ``.npy`` of them.
+        labels: [n] or [n, l], numbers or strings, or a file ``.npy`` of them; a row of l labels is one label.
+        k: of the metrics at k, integers from 1 (default ``(1, 2, 4, 8)``).
+        metrics: names from ``recall``, ``precision``, ``ir_recall``, ``knn_accuracy`` (each at all k) and
+            ``mean_average_precision_at_r``, ``r_precision``, ``mean_average_precision``, ``mean_reciprocal_rank``,
+            ``NMI``, ``AMI`` (default: recall, MAP@R and R-precision).
+        query: which of the embeddings are queries, booleans [n] or indices (default ``None``: all).
+        gallery: which of them are references; one that is a query too is no reference of its own (default ``None``:
+            all).
+        groups: [n] or [n, l]; a query passes over the references of its own group, other frames of its sequence say.
+            With rows (label, camera) those of the same object by the same camera, as in person re-identification
+            (default ``None``: over none).
+        ignore: which references a query passes over, booleans [queries, references] (default ``None``: none).
+        normalize: divide each embedding by its norm, so that the nearest is that of the largest cosine (default
+            ``False``).
+        device: where to compute (default ``None``: that of the embeddings).
+
+    Returns:
+        Name -> mean, in the order of ``metrics`` and ``k``, with the value of each query.
+
+    Raises:
+        TypeError: ``k`` is no sequence of integers; ``metrics`` no sequence of names; labels are neither numbers nor
+            strings.
+        ValueError: the shapes do not fit; an embedding is NaN or infinite; ``k`` or ``metrics`` is empty, repeats a
+            value or has a wrong one; there is no query or no reference; a file is no array.
+
+    Warns:
+        UserWarning: no query has a match.
+
+    Source:
+        Equal to :class:`RetrievalAccuracyCalculator`, which has the sources of its metrics, and with ``k=None`` there
+        for ``mean_average_precision`` and ``mean_reciprocal_rank``; it needs pytorch-metric-learning 2, this function
+        does not.
+
+    Example:
+        >>> embeddings = [[0.0, 0.0], [3.0, 0.0], [0.0, 1.0], [3.0, 2.0], [0.0, 5.0]]
+        >>> evaluation = evaluate(embeddings, ["a", "a", "b", "b", "a"], k=(1, 2, 3), metrics=("recall", "r_precision"))
+        >>> dict(evaluation)
+        {'recall_at_1': 0.0, 'recall_at_2': 0.6, 'recall_at_3': 1.0, 'r_precision': 0.2}
+        >>> evaluation.per_query["r_precision"].tolist()
+        [0.5, 0.5, 0.0, 0.0, 0.0]
+    """
+    ks, names = _checked_ks(k), _checked_metrics(metrics)
+    embeddings, labels = loaded("embeddings", embeddings), loaded("labels", labels)
+    device = torch.device(device or (embeddings.device if isinstance(embeddings, Tensor) else "cpu"))
+    x = checked_embeddings("embeddings", embeddings, device)
+    (classes,) = class_ids(checked_labels("labels", labels, len(x)))
+    classes = classes.to(device)
+    if normalize:
+        x = torch.nn.functional.normalize(x, dim=1)
+    queries, references = _places("query", query, len(x), device), _places("gallery", gallery, len(x), device)
+    passed_over = _passed_over(groups, ignore, queries, references, len(x))
+
+    place = torch.full((len(x),), -1, device=device)
+    place[references] = torch.arange(len(references), device=device)
+    own = place[queries]
+    per_query: dict[str, Tensor] = {}
+    for some in ((own >= 0).nonzero()[:, 0], (own < 0).nonzero()[:, 0]):
+        if len(some):
+            found = _scores(
+                names,
+                ks,
+                x[queries[some]],
+                classes[queries[some]],
+                x[references],
+                classes[references],
+                own[some] if own[some[0]] >= 0 else None,
+                None if passed_over is None else partial(_of_some, passed_over, some),
+            )
+            for name, values in found.items():
+                per_query.setdefault(name, values.new_full((len(queries),), torch.nan))[some] = values
+    means = {name: float(values.nanmean()) for name, values in per_query.items()}
+    if per_query and all(map(np.isnan, means.values())):
+        warnings.warn("no query has a reference with its label", stacklevel=2)
+    clusters = [name for name in names if name in CLUSTERING]
+    if clusters:
+        means |= _clustering(clusters, x[queries], classes[queries])
+    query_classes = classes[queries].unique(return_inverse=True)[1]
+    ordered = [full for name in names for full in ([f"{name}_at_{i}" for i in ks] if name in AT_K else [name])]
+    return Evaluation(
+        {name: means[name] for name in ordered},
+        {name: per_query[name].cpu() for name in ordered if name in per_query},
+        query_classes.cpu(),
+        len(references),
+    )
+
+
+def _scores(
+    names: Sequence[str],
+    ks: Sequence[int],
+    query: Tensor,
+    query_classes: Tensor,
+    reference: Tensor,
+    reference_classes: Tensor,
+    own: Tensor | None,
+    ignored: Ignored | None,
+) -> dict[str, Tensor]:
+    """Compute the metrics of each query [n], NaN where it has no match; empty if only clusters are asked for."""
+    data = (query, query_classes, reference, reference_classes, own)
+    if set(names) <= set(CLUSTERING):
+        return {}
+    m = len(reference)
+    counted = not {"precision", "ir_recall"}.isdisjoint(names)
+    scores = retrieval_scores(
+        *data,
+        m,
+        at_r=not {"mean_average_precision_at_r", "r_precision"}.isdisjoint(names),
+        at_k="mean_average_precision" in names,
+        hits_at=ks if counted else (),
+        ignored=ignored,
+    )
+    first, matches = scores.first_match_rank, scores.matches
+    values: dict[str, Tensor | None] = {
+        "mean_average_precision_at_r": scores.average_precision_at_r,
+        "r_precision": scores.r_precision,
+        "mean_average_precision": scores.average_precision,
+        "mean_reciprocal_rank": reciprocal_rank(first, m),
+    }
+    votes = vote_is_right(*data, ks, ignored=ignored) if "knn_accuracy" in names else None
+    for column, k in enumerate(ks):
+        values[f"recall_at_{k}"] = first < min(k, m)
+        if counted:
+            values[f"precision_at_{k}"] = scores.hits[:, column].double() / k
+            values[f"ir_recall_at_{k}"] = scores.hits[:, column].double() / matches
+        if votes is not None:
+            values[f"knn_accuracy_at_{k}"] = votes[:, column]
+    chosen = {name for name in values if name in names or name.rpartition("_at_")[0] in set(names) & set(AT_K)}
+    return {
+        name: torch.where(matches > 0, x.double(), torch.nan)
+        for name, x in values.items()
+        if name in chosen and x is not None
+    }
+
+
+def _clustering(names: Sequence[str], x: Tensor, classes: Tensor) -> dict[str, float]:
+    from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
+
+    functions = {"NMI": normalized_mutual_info_score, "AMI": adjusted_mutual_info_score}
+    clusters = scikit_kmeans(x, len(classes.unique())).cpu().numpy()
+    return {name: float(functions[name](classes.cpu().numpy(), clusters)) for name in names}
+
+
+def _passed_over(
+    groups: Array | None, ignore: Array | None, queries: Tensor, references: Tensor, n: int
+) -> Ignored | None:
+    """Return the function from places among the queries to what they pass over [r, m]."""
+    of_group = mask = None
+    if groups is not None:
+        (of_group,) = class_ids(checked_labels("groups", groups, n))
+        of_group = of_group.to(queries.device)
+    if ignore is not None:
+        mask = torch.as_tensor(ignore)
+        if mask.dtype != torch.bool or mask.shape != (len(queries), len(references)):
+            raise ValueError(
+                f"ignore must be booleans of shape {(len(queries), len(references))}, "
+                f"got {mask.dtype} of shape {tuple(mask.shape)}"
+            )
+
+    def passed_over(rows: Tensor) -> Tensor:
+        result = torch.zeros(len(rows), len(references), dtype=torch.bool, device=rows.device)
+        if of_group is not None:
+            result |= of_group[queries[rows], None] == of_group[references]
+        if mask is not None:
+            result |= mask[rows.to(mask.device)].to(rows.device)
+        return result
+
+    return None if of_group is None and mask is None else passed_over
+
+
+def _of_some(passed_over: Ignored, some: Tensor, rows: Tensor) -> Tensor:
+    return passed_over(some[rows])
+
+
+def _places(name: str, chosen: Array | None, n: int, device: torch.device) -> Tensor:
+    """Return the indices [q] that booleans [n] or indices choose."""
+    if chosen is None:
+        places = torch.arange(n, device=device)
+    else:
+        given = torch.as_tensor(chosen)
+        if given.dtype == torch.bool:
+            if given.shape != (n,):
+                raise ValueError(f"{name} must be booleans of shape {(n,)}, got shape {tuple(given.shape)}")
+            places = given.nonzero()[:, 0]
+        elif given.ndim == 1 and not given.is_floating_point():
+            places = given.long()
+            if len(places) and (places.min() < 0 or places.max() >= n or len(places.unique()) < len(places)):
+                raise ValueError(f"{name} must be different indices from 0 to {n - 1}, got {places.tolist()!r:.80}")
+        else:
+            raise ValueError(
+                f"{name} must be booleans [{n}] or indices, got {given.dtype} of shape {tuple(given.shape)}"
+            )
+    if len(places) == 0:
+        raise ValueError(f"{name} is empty: there is nothing to evaluate")
+    return places.to(device)
+
+
+def _checked_ks(k: Sequence[int]) -> tuple[int, ...]:
+    try:
+        ks = tuple(index(value) for value in k)
+        if any(isinstance(value, bool) for value in k):
+            raise TypeError
+    except TypeError:
+        raise TypeError(f"k must be a sequence of integers, got {k!r}") from None
+    if not ks or min(ks) < 1 or len(set(ks)) < len(ks):
+        raise ValueError(f"k must have one or more different integers, each at least 1, got {k!r}")
+    return tuple(sorted(ks))
+
+
+def _checked_metrics(metrics: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(metrics, str) or not all(isinstance(name, str) for name in metrics):
+        raise TypeError(f"metrics must be a sequence of names, got {metrics!r}")
+    unknown: list[Any] = [name for name in metrics if name not in METRICS]
+    if unknown or not metrics or len(set(metrics)) < len(metrics):
+        raise ValueError(f"metrics must be different names from {', '.join(METRICS)}, got {metrics!r}")
+    return tuple(metrics)
