@@ -4,17 +4,19 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, final
 
+import pytorch_metric_learning.losses as pml
 import torch
 from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
 from pytorch_metric_learning.reducers import BaseReducer
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import PairMatrixLoss
+from pml_ext.base import BatchMatrixLoss, PairMatrixLoss
+from pml_ext.losses import ClassCenterMarginLoss
 from pml_ext.pairs import Counted, masked_logsumexp
 from pml_ext.relations import IndicesTuple
 from pml_ext.sides import Sides, SideWeights, exponential_sum, near
-from pml_ext.wrappers.base import LossWrapper, is_row_loss
+from pml_ext.wrappers.base import LossWrapper, has_proxies, is_row_loss
 
 
 def anchor_weight(sim: Tensor, pos: Tensor, neg: Tensor, *, alpha: float) -> Tensor:
@@ -34,6 +36,22 @@ def weighted_sides(sides: Sides, *, loss: Callable[[Sides], SideWeights | None],
         return None
     losses, pos, neg = found.losses * weight.squeeze(1), found.pos * weight, found.neg * weight
     return found._replace(losses=losses, pos=pos, neg=neg)
+
+
+def gives_no_loss_of_anchors(loss: BaseMetricLossFunction) -> bool:
+    """Whether a loss is known to reduce its anchors itself, or to give the losses of classes."""
+    reduces = isinstance(loss, LossWrapper) and not isinstance(loss, AnchorWeightedLoss)
+    return reduces or isinstance(loss, (BatchMatrixLoss, ClassCenterMarginLoss, *_OF_CLASSES_OR_BATCH))
+
+
+_OF_CLASSES_OR_BATCH = (
+    pml.DynamicSoftMarginLoss,
+    pml.HistogramLoss,
+    pml.P2SGradLoss,
+    pml.PNPLoss,
+    pml.ProxyAnchorLoss,
+    pml.ThresholdConsistentMarginLoss,
+)
 
 
 @final
@@ -101,8 +119,9 @@ class AnchorWeightedLoss(LossWrapper):
         that are not normalised; the logarithms are never left here.
 
     Raises:
-        TypeError, ValueError: a loss that is not a PML loss, an alpha that is not a number, not finite or not above 0;
-            two embedding regularizers; in a call, a loss that reduces its anchors itself.
+        TypeError, ValueError: a loss that is not a PML loss, or one of classes or of the whole batch; an alpha that is
+            not a number, not finite or not above 0; two embedding regularizers; in a call, a loss that turns out to
+            reduce its anchors itself, or to be one of its proxies.
 
     Example:
         >>> import torch
@@ -122,17 +141,27 @@ class AnchorWeightedLoss(LossWrapper):
         **kwargs: Any,
     ) -> None:
         super().__init__(loss, **kwargs)
+        if gives_no_loss_of_anchors(loss):
+            raise TypeError(
+                f"loss must give a loss for each anchor, pair or triplet, in which an anchor can be weighted: "
+                f"{type(loss).__name__} does not"
+            )
         if self.embedding_regularizer is not None and loss.embedding_regularizer is not None:
             raise ValueError("embedding_regularizer was given to the wrapper, but the inner loss has one already")
         chunk_size = getattr(loss, "chunk_size", None)
         self.weights = _AnchorWeights(alpha=alpha, distance=loss.distance, chunk_size=chunk_size)
         self.set_reducer(loss.reducer if reducer is None else reducer)
+        self.record_hyperparameters(alpha=self.weights.alpha)
 
     @property
     def alpha(self) -> float:
         """The steepness of the weight."""
         alpha: float = self.weights.alpha
         return alpha
+
+    @alpha.setter
+    def alpha(self, value: float) -> None:
+        self.weights.alpha = value
 
     def sub_loss_names(self) -> list[str]:
         """Those of the inner loss, and of a regularizer of the wrapper. PML asks once before there is an inner loss."""
@@ -176,6 +205,13 @@ class AnchorWeightedLoss(LossWrapper):
                 f"{name!r} to one number, in which no anchor can be weighted"
             )
         if isinstance(weights, Tensor):
+            # Of PML's, NCA leaves out the samples whose likelihood is 0.
+            drops = isinstance(self.loss, pml.NCALoss)
+            if has_proxies(self.loss) and not drops and len(losses) != len(weights):
+                raise ValueError(
+                    f"loss must give a loss for each anchor, pair or triplet: {type(self.loss).__name__} gives "
+                    f"{len(losses)} for {len(weights)} samples"
+                )
             anchors = indices if isinstance(indices, Tensor) else indices[0]
             weight = weights[anchors].to(losses.dtype)
             weights = weight.view(-1, *[1] * (losses.ndim - 1))  # some of PML's losses are [.., 1]

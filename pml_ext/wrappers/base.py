@@ -7,12 +7,14 @@ from typing import Any, ClassVar
 import pytorch_metric_learning.losses as pml
 from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
 from pytorch_metric_learning.losses.mixins import WeightMixin
-from torch import Tensor
+from pytorch_metric_learning.regularizers import BaseRegularizer
+from torch import Tensor, nn
 
 from pml_ext import arguments
-from pml_ext.base import MatrixLoss, PairMatrixLoss, SampleLoss
+from pml_ext.base import MatrixLoss, PairMatrixLoss, PairModule, SampleLoss
 from pml_ext.hyperparameters import Configured
-from pml_ext.relations import IndicesTuple, own_set
+from pml_ext.pairs import PairMasks
+from pml_ext.relations import IndicesTuple, own_set, pair_relation
 
 
 class LossWrapper(Configured, BaseMetricLossFunction):
@@ -26,7 +28,8 @@ class LossWrapper(Configured, BaseMetricLossFunction):
 
     Args:
         loss: a PML loss, that is a `BaseMetricLossFunction`.
-        kwargs: `embedding_regularizer`, `embedding_reg_weight`, `collect_stats` of the wrapper itself.
+        kwargs: `embedding_regularizer`, `embedding_reg_weight`, `collect_stats` of the wrapper itself. A `distance` or
+            a `reducer` would not be used, and is refused: they are those of the inner loss.
     """
 
     has_own_distance: ClassVar[bool] = False
@@ -36,6 +39,11 @@ class LossWrapper(Configured, BaseMetricLossFunction):
     def __init__(self, loss: BaseMetricLossFunction, **kwargs: Any) -> None:
         if not isinstance(loss, BaseMetricLossFunction):
             raise TypeError(f"loss must be a PML loss (a BaseMetricLossFunction), got {type(loss).__name__}")
+        for name in ("distance", "reducer"):
+            if kwargs.pop(name, None) is not None:
+                raise TypeError(
+                    f"{name} of {type(self).__name__} is that of its loss: give it to {type(loss).__name__}"
+                )
         super().__init__(distance=loss.distance, **kwargs)
         self.loss = loss
 
@@ -50,6 +58,10 @@ class LossWrapper(Configured, BaseMetricLossFunction):
         """The loss of a batch; the arguments are those of every PML loss."""
         arguments.batch(embeddings, labels, ref_emb, ref_labels)
         ref_emb = own_set(embeddings, labels, ref_emb, ref_labels)
+        if isinstance(indices_tuple, PairMasks) and self.takes_indices and not takes_masks(self.loss):
+            refs = (embeddings, labels) if ref_emb is None else (ref_emb, ref_labels)
+            masks = pair_relation(embeddings, labels, indices_tuple, *refs)(0, len(embeddings))
+            indices_tuple = masks.indices()
         loss: Tensor = super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         return loss
 
@@ -67,11 +79,32 @@ def is_row_loss(loss: BaseMetricLossFunction) -> bool:
     )
 
 
+def has_only_directions(loss: nn.Module) -> bool:
+    """Whether a loss of ours, with all that is in it, brings the embeddings to unit length itself."""
+    ours = (MatrixLoss, SampleLoss, LossWrapper)
+    return all(
+        getattr(part, "normalize_embeddings", True) is not False
+        and (isinstance(part, ours) or not isinstance(part, (BaseMetricLossFunction, BaseRegularizer)))
+        and getattr(type(part), "similarity", PairModule.similarity) is PairModule.similarity
+        for part in loss.modules()
+    )
+
+
 def takes_masks(loss: Any) -> bool:
     """Whether a loss takes `PairMasks` as its `indices_tuple`."""
     if isinstance(loss, LossWrapper):
         return loss.takes_indices and takes_masks(loss.loss)
     return isinstance(loss, MatrixLoss)
+
+
+def refuses_indices(loss: Any) -> bool:
+    """Whether a loss, which need not be one of ours, is known to take no `indices_tuple`."""
+    if isinstance(loss, LossWrapper):
+        return not loss.takes_indices or refuses_indices(loss.loss)
+    return isinstance(loss, (SampleLoss, *_WITHOUT_INDICES))
+
+
+_WITHOUT_INDICES = (pml.InstanceLoss, pml.P2SGradLoss, pml.PNPLoss, pml.RankedListLoss, pml.VICRegLoss)
 
 
 def refuses_references(loss: Any) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 from pml_ext import arguments
 from pml_ext.blocks import unit
 from pml_ext.relations import IndicesTuple
-from pml_ext.wrappers.base import LossWrapper, checked_sizes, slice_sizes
+from pml_ext.wrappers.base import LossWrapper, checked_sizes, has_only_directions, slice_sizes
 
 
 @final
@@ -25,8 +25,9 @@ class BranchLoss(LossWrapper):
         loss: the loss of every slice. It is one object: parameters that it may have are shared by the slices.
         sizes: how many columns each slice has, together all columns; or one number B, for near-equal slices with
             bounds floor(b d / B).
-        normalize: whether slices are normalised, whatever the distance of the loss does. Without it use a distance
-            with `normalize_embeddings=False`, for the others normalise slices as they do embeddings.
+        normalize: whether slices are normalised, whatever the distance of the loss does; once, by that distance if it
+            does. Without it use a distance with `normalize_embeddings=False`, for the others normalise slices as they
+            do embeddings.
         kwargs: those of `LossWrapper`.
 
     Shape:
@@ -58,8 +59,7 @@ class BranchLoss(LossWrapper):
         self, loss: BaseMetricLossFunction, sizes: int | Sequence[int], *, normalize: bool = True, **kwargs: Any
     ) -> None:
         super().__init__(loss, **kwargs)
-        self.sizes = checked_sizes(sizes)
-        self.normalize = arguments.flag("normalize", normalize)
+        self.record_hyperparameters(sizes=checked_sizes(sizes), normalize=arguments.flag("normalize", normalize))
 
     def compute_loss(
         self,
@@ -79,6 +79,6 @@ class BranchLoss(LossWrapper):
         return self.reduced(torch.stack(losses).mean())
 
     def slices(self, embeddings: Tensor) -> list[Tensor]:
-        """The slices of embeddings [n, d], each [n, its size]."""
+        """The slices of embeddings [n, d] as the loss takes them, each [n, its size]."""
         slices = embeddings.split(slice_sizes(self.sizes, embeddings.shape[1]), dim=1)
-        return [unit(x) if self.normalize else x for x in slices]
+        return [unit(x) for x in slices] if self.normalize and not has_only_directions(self.loss) else list(slices)

@@ -8,12 +8,18 @@ from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import in_full
 from pml_ext.blocks import normalized
 from pml_ext.centers import Centers, CenterSource, leave_one_out
 from pml_ext.pairs import DisjointMasks, PairMasks, PrivateMasks, label_masks, looks_are_free
 from pml_ext.relations import IndicesTuple
-from pml_ext.wrappers.base import LossWrapper, takes_masks
+from pml_ext.similarity import at_least_single
+from pml_ext.wrappers.base import (
+    LossWrapper,
+    has_only_directions,
+    refuses_indices,
+    refuses_references,
+    takes_masks,
+)
 
 
 def center_masks(labels: Tensor, centers: Centers) -> DisjointMasks:
@@ -67,8 +73,9 @@ class CentersAsReferences(LossWrapper):
         step of the optimizer, here in each call, and its "dead" centres, never updated, are left out.
 
     Raises:
-        TypeError, ValueError: a loss that is not a PML loss, centres that are no source, `leave_one_out` with centres
-            that are not means of the batch; in a call an `indices_tuple` or `ref_emb`.
+        TypeError, ValueError: a loss that is not a PML loss or takes no references, centres that are no source,
+            `leave_one_out` with centres that are not means of the batch or with a loss that takes no pairs; in a call
+            an `indices_tuple` or `ref_emb`.
 
     Example:
         >>> import torch
@@ -93,15 +100,20 @@ class CentersAsReferences(LossWrapper):
         **kwargs: Any,
     ) -> None:
         super().__init__(loss, **kwargs)
+        if refuses_references(loss):
+            raise TypeError(f"loss must take references (ref_emb), {type(loss).__name__} does not")
         if not isinstance(centers, CenterSource):
             raise TypeError(f"centers must be a CenterSource, got {type(centers).__name__}")
         if leave_one_out and not centers.of_batch:
             raise ValueError(f"leave_one_out needs centers that are means of the batch, got {type(centers).__name__}")
         self.centers = centers
-        self.leave_one_out = arguments.flag("leave_one_out", leave_one_out)
+        if leave_one_out and refuses_indices(loss):
+            raise TypeError(f"leave_one_out needs a loss that takes pairs, {type(loss).__name__} does not")
         if normalize_embeddings is not None:
             arguments.flag("normalize_embeddings", normalize_embeddings)
-        self.normalize_embeddings = normalize_embeddings
+        self.record_hyperparameters(
+            leave_one_out=arguments.flag("leave_one_out", leave_one_out), normalize_embeddings=normalize_embeddings
+        )
 
     def compute_loss(
         self,
@@ -116,7 +128,7 @@ class CentersAsReferences(LossWrapper):
             raise ValueError("CentersAsReferences needs labels, got None")
         c_f.indices_tuple_not_supported(indices_tuple)
         c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
-        samples, _ = in_full(embeddings, None)
+        given = samples = at_least_single(embeddings)
         if self._normalizes():
             samples = normalized(self.distance, samples)
         centers = self.centers(samples, labels)
@@ -141,7 +153,9 @@ class CentersAsReferences(LossWrapper):
         pairs: IndicesTuple | None = masks
         if masks is not None and not has_masks:
             pairs = (*masks.pos.nonzero(as_tuple=True), *masks.neg.nonzero(as_tuple=True))
-        return self.reduced(self.loss(samples, labels, pairs, points, classes))
+        # Nothing is normalised twice.
+        anchors = given if has_only_directions(self.loss) else samples
+        return self.reduced(self.loss(anchors, labels, pairs, points, classes))
 
     def _normalizes(self) -> bool:
         given = self.normalize_embeddings

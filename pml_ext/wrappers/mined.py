@@ -10,7 +10,7 @@ from torch import Tensor
 from pml_ext import arguments
 from pml_ext.base import PairMiner
 from pml_ext.relations import IndicesTuple, Selected
-from pml_ext.wrappers.base import LossWrapper, is_row_loss, takes_masks
+from pml_ext.wrappers.base import LossWrapper, is_row_loss, refuses_indices, takes_masks
 
 
 @final
@@ -37,8 +37,8 @@ class MinedLoss(LossWrapper):
         Ours: `loss(x, y, miner(x, y))`, the way in which PML joins them.
 
     Raises:
-        TypeError, ValueError: a loss that is not a PML loss, a miner that is not a PML miner; in a call, an
-            `indices_tuple`, or no labels.
+        TypeError, ValueError: a loss that is not a PML loss or takes no pairs, a miner that is not a PML miner; in a
+            call, an `indices_tuple`, or no labels.
 
     Example:
         >>> import torch
@@ -54,6 +54,8 @@ class MinedLoss(LossWrapper):
 
     def __init__(self, loss: BaseMetricLossFunction, miner: BaseMiner, **kwargs: Any) -> None:
         super().__init__(loss, **kwargs)
+        if refuses_indices(loss):
+            raise TypeError(f"loss must take an indices_tuple, {type(loss).__name__} does not")
         if not isinstance(miner, BaseMiner):
             raise TypeError(f"miner must be a PML miner (a BaseMiner), got {type(miner).__name__}")
         self.miner = miner

@@ -49,10 +49,13 @@ class RandomSliceLoss(Seeded, LossWrapper):
         tensor(1.0633)
     """
 
+    fixed = ("sizes", "normalize")
+
     def __init__(
         self, loss: BaseMetricLossFunction, sizes: int | Sequence[int], *, normalize: bool = True, **kwargs: Any
     ) -> None:
         super().__init__(loss=BranchLoss(loss, sizes, normalize=normalize), **kwargs)
+        self.record_hyperparameters(sizes=self.loss.sizes, normalize=self.loss.normalize)
 
     def compute_loss(
         self,

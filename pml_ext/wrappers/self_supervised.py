@@ -3,35 +3,42 @@
 from typing import final
 
 import pytorch_metric_learning.losses as pml
+import torch
 from torch import Tensor, nn
 
 from pml_ext import arguments
-from pml_ext.wrappers.base import takes_references
+from pml_ext.pairs import DisjointMasks, label_masks, not_self
+from pml_ext.relations import IndicesTuple
+from pml_ext.wrappers.base import refuses_indices, takes_masks, takes_references
 
 
 @final
 class SelfSupervisedLoss(pml.SelfSupervisedLoss):  # type: ignore[misc, unused-ignore]
-    r"""Takes two views of each sample as a class of its own: embeddings and those of augmented samples.
+    r"""Takes the views of each sample as a class of its own: embeddings and those of augmented samples.
 
-        L = L'([x, x'], [1..n, 1..n])   if symmetric, else   L'(x, 1..n, references = x', 1..n)
+        L = L'([x, x', ..], [1..n, 1..n, ..])   if symmetric, else   L'(x, 1..n, references = [x', ..], [1..n, ..])
 
     Args:
         loss: a loss that takes references: all of this package do, of PML's those that it lists, of the wrappers
             those whose inner loss does.
-        symmetric: whether both views are anchors.
+        symmetric: whether all views are anchors, or the first only.
 
     Shape:
-        embeddings [n, d], ref_emb [n, d] -> a scalar.
+        embeddings [n, d], ref_emb [n, d] and any number of further views [n, d] -> a scalar. Optionally
+        `false_negatives`, booleans [n, n]: where (i, j) is true, no view of j is a negative of a view of i.
 
     Defaults:
         The distance and the reducer of the inner loss.
 
     Source:
-        A subclass of PML's wrapper of that name, which takes losses by a list of names.
+        A subclass of PML's wrapper of that name, which takes losses by a list of names, and two views. False negatives
+        are left out of both sides, not made positives: the "elimination" of Huynh et al., "Boosting Contrastive
+        Self-Supervised Learning with False Negative Cancellation", WACV 2022, arXiv 2011.11765.
 
     Raises:
-        TypeError: a loss that takes no references.
-        ValueError: in a call, views of different shapes.
+        TypeError: a loss that takes no references, a flag that is not one.
+        ValueError: in a call, views of different shapes, a mask of another shape or type, or with a loss that takes no
+            pairs.
 
     Example:
         >>> import torch
@@ -44,18 +51,48 @@ class SelfSupervisedLoss(pml.SelfSupervisedLoss):  # type: ignore[misc, unused-i
     def __init__(self, loss: nn.Module, symmetric: bool = True) -> None:
         if not takes_references(loss, self.supported_losses(), with_indices=False):
             raise TypeError(f"loss must take references, {type(loss).__name__} does not")
-        super().__init__(loss, symmetric)
+        super().__init__(loss, arguments.flag("symmetric", symmetric))
 
     @classmethod
     def check_loss_support(cls, loss_name: str) -> None:
         """PML's check by name; the loss itself was checked before."""
 
-    def forward(self, embeddings: Tensor, ref_emb: Tensor) -> Tensor:
-        """The loss of two views of the same samples."""
-        arguments.batch(embeddings, None, ref_emb, None)
-        if embeddings.shape != ref_emb.shape:
-            raise ValueError(
-                f"ref_emb must be a second view of each of {embeddings.shape[0]} embeddings, got {ref_emb.shape[0]}"
-            )
-        loss: Tensor = super().forward(embeddings, ref_emb)
+    def forward(
+        self, embeddings: Tensor, ref_emb: Tensor, *more: Tensor, false_negatives: Tensor | None = None
+    ) -> Tensor:
+        """The loss of two or more views of the same samples."""
+        views = [ref_emb, *more]
+        for number, view in enumerate(views):
+            arguments.batch(embeddings, None, view, None)
+            if embeddings.shape != view.shape:
+                raise ValueError(
+                    f"{f'view {number + 2}' if number else 'ref_emb'} must be another view of each of "
+                    f"{embeddings.shape[0]} embeddings, got {view.shape[0]}"
+                )
+        number = len(embeddings)
+        if false_negatives is not None:
+            self.check_mask(false_negatives, number)
+        samples = torch.arange(number, device=embeddings.device)
+        rows, columns = (embeddings, samples), (torch.cat(views), samples.repeat(len(views)))
+        if self.symmetric:
+            rows = columns = torch.cat((embeddings, columns[0])), torch.cat((samples, columns[1]))
+        pairs: IndicesTuple | None = None
+        if false_negatives is not None:
+            pos, neg = label_masks(rows[1], columns[1])
+            if self.symmetric:
+                pos = pos & not_self(0, len(pos), len(pos), pos.device)
+            false = false_negatives.to(neg.device).index_select(0, rows[1]).index_select(1, columns[1])
+            masks = DisjointMasks(pos, neg & ~false)
+            pairs = masks if takes_masks(self.loss) else masks.indices()
+        loss: Tensor = self.loss(*rows, pairs, *(() if self.symmetric else columns))
         return loss
+
+    def check_mask(self, false_negatives: Tensor, number: int) -> None:
+        """Raise an error for a mask that does not fit the number of samples, or that the loss cannot take."""
+        if refuses_indices(self.loss):
+            raise ValueError(f"false_negatives need a loss that takes pairs, {type(self.loss).__name__} does not")
+        if false_negatives.dtype != torch.bool or false_negatives.shape != (number, number):
+            raise ValueError(
+                f"false_negatives must be boolean of shape {(number, number)}, got {false_negatives.dtype} of shape "
+                f"{tuple(false_negatives.shape)}"
+            )
