@@ -8,6 +8,7 @@ drop self-pairs by index, accept any PML distance, and hand the pure function a 
 
 import hashlib
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, ClassVar
 
@@ -29,10 +30,10 @@ from pml_ext.blocks import (
     Sided,
     geometry_of,
     label_sides,
-    normalizable,
     normalized,
+    scores_by,
 )
-from pml_ext.engine import all_scores, row_losses
+from pml_ext.engine import all_scores, disabled, is_enabled, row_losses
 from pml_ext.hyperparameters import Configured
 from pml_ext.pairs import Counted, DisjointMasks, Needs, PairMasks, PrivateMasks, is_eager, substitute
 from pml_ext.relations import IndicesTuple, RowMasks, Selected, own_set, pair_relation, relation_of, wide
@@ -60,16 +61,14 @@ class PairModule(Configured, ABC):
         """Scores [n, m], larger is closer; None for the references means the embeddings themselves.
 
         Half precision is computed in float32, also under autocast: exponents follow, and PML's `LpDistance` would
-        build n * m * d numbers for float16.
+        build n * m * d numbers for float16. A distance that the engine knows is not asked, for it has no second
+        derivative, and no small distances far from the origin.
         """
         embeddings, ref_emb = in_full(embeddings, ref_emb)
-        embeddings, ref_emb = (normalizable(self.distance, x) for x in (embeddings, ref_emb))
         if torch.is_autocast_enabled(embeddings.device.type):
             with torch.autocast(embeddings.device.type, enabled=False):
-                matrix: Tensor = self.distance(embeddings, ref_emb)
-        else:
-            matrix = self.distance(embeddings, ref_emb)
-        return matrix if self.distance.is_inverted else -matrix
+                return scores_by(self.distance, embeddings, ref_emb)
+        return scores_by(self.distance, embeddings, ref_emb)
 
 
 def in_full(embeddings: Tensor, ref_emb: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -183,9 +182,12 @@ class PairMatrixLoss(MatrixLoss):
         """Losses and counts by ordinary autograd, for any distance; in chunks under checkpointing."""
         n = embeddings.shape[0]
         relation = relation_of(wide(masks, n), indices_tuple)
+        # A chunk is computed again in the backward pass, in the same way.
+        switch = nullcontext if is_enabled() else disabled
 
         def block(rows: Tensor, refs: Tensor | None, start: int) -> Counted:
-            sim = self.similarity(rows, refs)
+            with switch():
+                sim = self.similarity(rows, refs)
             return self.anchors(sim, *relation(sim, start))
 
         if self.chunk_size is None or self.chunk_size >= n:

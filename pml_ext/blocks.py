@@ -17,7 +17,14 @@ from pml_ext.engine import Sparse, Weighed, is_enabled
 from pml_ext.pairs import Counted, Needs, count, defined_rows, is_eager, looks_are_free, only
 from pml_ext.relations import Relation, RowMasks
 from pml_ext.sides import ABSENT, Sides, SideWeights
-from pml_ext.similarity import Geometry, normalize, unit_vectors, with_direction
+from pml_ext.similarity import (
+    Geometry,
+    normalize,
+    representable,
+    scores_of,
+    unit_vectors,
+    with_direction,
+)
 
 ClosedForm = Callable[..., SideWeights | None]
 
@@ -57,6 +64,22 @@ def normalizable(distance: Any, x: Tensor | None) -> Any:
     """Vectors [n, d] for a PML distance, which may normalise them: one that is 0 has a gradient of 0 then."""
     is_usual = distance.normalize_embeddings and type(distance).normalize is BaseDistance.normalize
     return with_direction(x, distance.p) if is_usual and x is not None and x.ndim == 2 else x
+
+
+def scores_by(distance: Any, x: Tensor, ref: Tensor | None) -> Tensor:
+    """The scores [n, m] by a PML distance, larger is closer, not a number where none can be told from an absent pair's.
+
+    By operations that autograd follows.
+    """
+    geometry = geometry_of(distance)
+    if geometry is not None:
+        return scores_of(x, ref, geometry)
+    dtype = x.dtype
+    if type(distance) is LpDistance and distance.p == 2 and x.device.type == "cpu" and is_eager() and is_enabled():
+        # Somebody listens. In single precision torch.cdist loses small distances.
+        x, ref = x.double(), None if ref is None else ref.double()
+    matrix: Tensor = distance(normalizable(distance, x), normalizable(distance, ref))
+    return representable(matrix if distance.is_inverted else -matrix).to(dtype)
 
 
 class Members(NamedTuple):

@@ -22,7 +22,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pml_ext import thresholds
-from pml_ext.similarity import Geometry, Vectors
+from pml_ext.pairs import looks_are_free
+from pml_ext.similarity import (
+    NOTHING,
+    Geometry,
+    Vectors,
+    differences,
+    half_squares,
+    is_centered,
+    origin_of,
+)
 
 _is_enabled = True
 
@@ -106,7 +115,7 @@ def row_losses(
 
 def all_scores(embeddings: Tensor, references: Tensor | None, geometry: Geometry) -> Tensor:
     """Scores of all pairs, without a gradient: embeddings [n, d], references [m, d] or None for the batch -> [n, m]."""
-    space = _Space.of(geometry, embeddings, references, private=False)
+    space = _Space(geometry, embeddings, references, private=False)
     return space.symmetric_scores() if space.is_symmetric else space.scores(0, len(embeddings))
 
 
@@ -121,7 +130,7 @@ class _RowLosses(torch.autograd.Function):
         chunk_size: int | None,
         learns: bool,
     ) -> tuple[Tensor, Tensor]:
-        space = _Space.of(geometry, x, ref, rows.private)
+        space = _Space(geometry, x, ref, rows.private)
         keep = chunk_size is None and learns and any(ctx.needs_input_grad[:2])
         scores = space.symmetric_scores() if keep and space.is_symmetric else None
         kept = _Kept(scores)
@@ -136,14 +145,14 @@ class _RowLosses(torch.autograd.Function):
             del weighed, sim
         # Saved, not put into ctx: so the backward pass frees them, however long the loss itself is kept.
         ctx.save_for_backward(x, ref, *((*space.tensors(), *kept.tensors()) if keep else ()))
-        ctx.job = geometry, rows, chunk_size
+        ctx.job = geometry, rows, chunk_size, space.is_precise
         ctx.mark_non_differentiable(counts)
         return losses, counts
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         x, ref, *done = ctx.saved_tensors
-        geometry, rows, chunk_size = ctx.job
+        geometry, rows, chunk_size, is_precise = ctx.job
         needed = ctx.needs_input_grad[:2]
         if torch.is_grad_enabled():  # a second derivative is wanted
             # By names of their own: the references may have been made of the embeddings, whose gradient is autograd's.
@@ -153,10 +162,11 @@ class _RowLosses(torch.autograd.Function):
             return *(next(found) if wanted else None for wanted in needed), None, None, None, None
         with torch.autocast(x.device.type, enabled=False):
             if done:
-                space = _Space.from_tensors(geometry, done[:6], rows.private)
-                gradients = space.gradients(done[6:], grad, needed)
+                space = _Space(geometry, x, ref, rows.private, done[:6])
+                gradients = space.gradients(done[6:], grad, needed, is_precise)
             else:
-                gradients = _Space.of(geometry, x, ref, rows.private).recomputed(rows, grad, chunk_size, needed)
+                space = _Space(geometry, x, ref, rows.private)
+                gradients = space.recomputed(rows, grad, chunk_size, needed, is_precise)
         return *gradients, None, None, None, None
 
 
@@ -197,51 +207,64 @@ class _Kept:
 class _Space:
     """Vectors in the form in which they are multiplied, their scores, and the way back from V to a gradient.
 
+    Attributes:
+        is_precise: whether scores were computed of pairs so near that single precision loses them also in the gradient.
+
     Args:
         geometry: how scores come from them.
-        a: the embeddings.
-        r: the references, None for the embeddings.
+        x: the embeddings as they are given.
+        ref: the references as they are given, None for the embeddings.
         private: whether the last n references belong to one row each.
+        tensors: what `tensors` returned for the same, to spare computing it again.
+        looks: whether to look for pairs that are near.
     """
 
-    def __init__(self, geometry: Geometry, a: Vectors, r: Vectors | None, private: bool) -> None:
-        self.geometry, self.a, self.r = geometry, a, r
-        references = (a if r is None else r).points
-        m = len(references) - len(a.points) if private else len(references)
-        self.shared, self.private = references[:m], references[m:] if private else None
-        self.centred = _is_centred(geometry)
-
-    @staticmethod
-    def of(geometry: Geometry, x: Tensor, ref: Tensor | None, private: bool) -> "_Space":
-        """The space of vectors as they are given."""
-        a = Vectors.of(x, geometry.normalize)
-        r = None if ref is None else Vectors.of(ref, geometry.normalize)
-        references = (a if r is None else r).points
-        if _is_centred(geometry) and len(references):
-            # Distances do not change with the origin, but their rounding errors do: of a batch that has all but
-            # collapsed, far from 0, nothing else would be left.
-            origin = references.mean(0)
-            a, r = a.about(origin), None if r is None else r.about(origin)
-        return _Space(geometry, a, r, private)
+    def __init__(
+        self,
+        geometry: Geometry,
+        x: Tensor,
+        ref: Tensor | None,
+        private: bool,
+        tensors: Sequence[Any] | None = None,
+        looks: bool = True,
+    ) -> None:
+        self.geometry, self.given = geometry, (x, ref)
+        self.centered = is_centered(geometry)
+        if tensors is not None:
+            a, r = Vectors(*tensors[:3]), None if tensors[3] is None else Vectors(*tensors[3:])
+        else:
+            a = Vectors.of(x, geometry.normalize)
+            r = None if ref is None else Vectors.of(ref, geometry.normalize)
+            a, r = a.bounded(geometry), None if r is None else r.bounded(geometry)
+            references = (a if r is None else r).points
+            if self.centered and len(references):
+                origin = origin_of(references)
+                a, r = a.about(origin), None if r is None else r.about(origin)
+        self.a, self.r = a, r
+        self.references = a if r is None else r
+        points = self.references.points
+        m = len(points) - len(a.points) if private else len(points)
+        self.shared, self.private = points[:m], points[m:] if private else None
+        self.looks = looks and self.centered and looks_are_free(self.shared)
+        self.is_precise = False
 
     def tensors(self) -> tuple[Tensor | None, ...]:
-        """What it consists of, six for `from_tensors`."""
+        """What it consists of, six for the constructor."""
         return (*self.a, *((None, None, None) if self.r is None else self.r))
 
-    @staticmethod
-    def from_tensors(geometry: Geometry, tensors: Sequence[Any], private: bool) -> "_Space":
-        """The space again."""
-        return _Space(geometry, Vectors(*tensors[:3]), None if tensors[3] is None else Vectors(*tensors[3:]), private)
+    @cached_property
+    def doubled(self) -> "_Space":
+        """The same in double precision, in which products lose nothing that single precision can tell apart."""
+        x, ref = self.given
+        private = self.private is not None
+        return _Space(self.geometry, x.double(), None if ref is None else ref.double(), private, looks=False)
 
     @cached_property
-    def half_squares(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Half the squared lengths [n, 1] and [m], and half the squared distances of each row that are 0 [n, 1].
-
-        A squared distance no larger than that is no more than rounding error; it is 0, and has a gradient of 0.
-        """
-        of_a = _half_square(self.a.points)
-        of_r = of_a if self.r is None else _half_square(self.r.points)
-        return of_a.unsqueeze(1), of_r, (8 * torch.finfo(of_a.dtype).eps * (of_a + of_r.amax())).unsqueeze(1)
+    def half_squares(self) -> tuple[Tensor, Tensor]:
+        """Half the squared lengths [n, 1] and [m]."""
+        of_a = half_squares(self.a.points, self.geometry.power)
+        of_r = of_a if self.r is None else half_squares(self.r.points, self.geometry.power)
+        return of_a.unsqueeze(1), of_r
 
     @property
     def is_symmetric(self) -> bool:
@@ -264,17 +287,48 @@ class _Space:
         if not self.geometry.euclidean:
             return scores
         m = len(self.shared)
-        of_a, of_r, smallest = self.half_squares
+        of_a, of_r = self.half_squares
         of_columns = of_r[first:m]
         if self.private is not None:
             of_columns = torch.cat((of_columns.expand(len(a), -1), of_r[m + start : m + stop].unsqueeze(1)), 1)
-        # -D^2 / 2. Both squares at once: so a pair and its mirror image are rounded alike.
-        scores.sub_(of_columns + of_a[start:stop])
-        if self.geometry.power == 2:
+        # Both squares at once: so a pair and its mirror image are rounded alike.
+        squares = of_columns + of_a[start:stop]
+        scores.sub_(squares)  # -D^2 / 2
+        if self.geometry.power == 2 and not self.looks:
             return scores.mul_(2).clamp_max_(0)
+        roundings = thresholds.NEAR_ROUNDINGS if self.looks else NOTHING
         # Compared into numbers: a product with booleans is thirty times slower.
-        is_some = torch.lt(scores, -smallest[start:stop], out=torch.empty_like(scores))
-        return scores.mul_(is_some.mul_(-2)).sqrt_().neg_()
+        is_some = torch.lt(scores, squares.mul_(-roundings * torch.finfo(squares.dtype).eps), out=squares)
+        near = self._near(is_some, start, first) if self.looks else None
+        if near is not None and len(near[0]) > thresholds.NEAR_SHARE * scores.numel() and scores.dtype == torch.float32:
+            self.is_precise = True
+            return self.doubled.scores(start, stop, first).float()
+        scores.mul_(is_some.mul_(-2))
+        scores = scores.neg_() if self.geometry.power == 2 else scores.sqrt_().neg_()
+        if near is not None:
+            scores.index_put_(near, self._again(*near, start, first))
+        return scores
+
+    def _near(self, is_some: Tensor, start: int, first: int) -> tuple[Tensor, Tensor] | None:
+        """The pairs of a block of which nothing is left, less those of a vector with itself."""
+        own = len(is_some) if self.r is None else 0
+        # Numbers in single precision are counted up to 2^24.
+        if is_some.numel() < 1 << 24 and is_some.sum().item() == is_some.numel() - own:
+            return None
+        rows = (is_some.sum(1) != is_some.shape[1] - bool(own)).nonzero().squeeze(1)
+        nothing = is_some[rows] == 0
+        if own:
+            nothing[torch.arange(len(rows), device=rows.device), rows + (start - first)] = False
+        i, columns = nothing.nonzero(as_tuple=True)
+        return (rows[i], columns) if len(i) else None
+
+    def _again(self, rows: Tensor, columns: Tensor, start: int, first: int) -> Tensor:
+        """The scores of some pairs of a block by the differences of their vectors."""
+        m = len(self.shared) - first
+        of = torch.where(columns < m, columns + first, len(self.shared) + start + rows)
+        distances = differences(self.a.base, self.references.base, rows + start, of)
+        self.is_precise = self.is_precise or bool(distances.any())
+        return distances.pow_(self.geometry.power).neg_()
 
     def symmetric_scores(self) -> Tensor:
         """Scores of the batch with itself [n, n]: blocks of rows from the diagonal on, mirrored."""
@@ -305,9 +359,12 @@ class _Space:
         return 2.0 if self.geometry.power == 2 else -1.0
 
     def gradients(
-        self, kept: Sequence[Tensor], grad: Tensor, needed: Sequence[bool]
+        self, kept: Sequence[Tensor], grad: Tensor, needed: Sequence[bool], is_precise: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """Of sum_i grad_i L_i, by embeddings and references; from V as it was kept."""
+        if is_precise and grad.dtype == torch.float32:
+            kept = [x.double() if x.is_floating_point() else x for x in kept]
+            return _single(self.doubled.gradients(kept, grad.double(), needed, True))
         grad = (grad * self.factor).unsqueeze(1)
         if len(kept) == 2:
             return self._of_few(kept[0], kept[1] * grad)
@@ -315,7 +372,7 @@ class _Space:
         if self.r is None:
             both = torch.empty_like(dense).copy_(dense.t()).mul_(grad.t()).addcmul_(dense, grad)
             of_batch = both @ self.shared
-            if self.centred:
+            if self.centered:
                 of_batch.addcmul_(both.sum(1, keepdim=True), self.shared, value=-1)
             return self.a.back(of_batch), None
         ga, gr = self._empty(needed)
@@ -323,24 +380,26 @@ class _Space:
         return self._back(ga, gr)
 
     def recomputed(
-        self, rows: Weighing, grad: Tensor, chunk_size: int | None, needed: Sequence[bool]
+        self, rows: Weighing, grad: Tensor, chunk_size: int | None, needed: Sequence[bool], is_precise: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """The same, with V computed again block by block: memory grows with a block, not with n * m."""
-        ga, gr = self._empty((True, True) if self.r is None else needed)
+        is_precise = is_precise and grad.dtype == torch.float32
+        back = self.doubled if is_precise else self
+        ga, gr = back._empty((True, True) if self.r is None else needed)
         grad = (grad * self.factor).unsqueeze(1)
         for start, stop in self.blocks(chunk_size, rows.together):
             sim = self.scores(start, stop)
             v = self.by_products(rows.weigh(sim, start).weights, sim)
             if isinstance(v, Sparse):
                 v = _scattered(v, torch.empty_like(sim))
-            self._add(v * grad[start:stop], start, ga, gr)
-        return self._back(ga, gr)
+            v = v * grad[start:stop]
+            back._add(v.double() if is_precise else v, start, ga, gr)
+        return _single(back._back(ga, gr)) if is_precise else back._back(ga, gr)
 
     def _empty(self, needed: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
-        references = self.a if self.r is None else self.r
         ga, gr = (
             torch.zeros_like(each.points) if wanted else None
-            for each, wanted in zip((self.a, references), needed, strict=True)
+            for each, wanted in zip((self.a, self.references), needed, strict=True)
         )
         return ga, gr
 
@@ -352,14 +411,14 @@ class _Space:
             ga[rows].addmm_(of_shared, self.shared)
             if self.private is not None:
                 ga[rows].addcmul_(of_private, self.private[rows])
-            if self.centred:
+            if self.centered:
                 ga[rows].addcmul_(v.sum(1, keepdim=True), a, value=-1)
         if gr is not None:
             gr[:m].addmm_(of_shared.t(), a)
-            if self.centred:
+            if self.centered:
                 gr[:m].addcmul_(of_shared.sum(0).unsqueeze(1), self.shared, value=-1)
             if self.private is not None:
-                gr[m:][rows].addcmul_(of_private, a - self.private[rows] if self.centred else a)
+                gr[m:][rows].addcmul_(of_private, a - self.private[rows] if self.centered else a)
 
     def _of_few(self, columns: Tensor, v: Tensor) -> tuple[Tensor | None, Tensor | None]:
         a, r, m, k = self.a.points, self.shared, len(self.shared), v.shape[1]
@@ -369,7 +428,7 @@ class _Space:
         begins = torch.searchsorted(of_column, torch.arange(m, device=v.device))
         rows, flat = order.div(k, rounding_mode="floor"), v.flatten()
         gr = F.embedding_bag(rows, a, begins, per_sample_weights=flat[order], mode="sum")
-        if self.centred:
+        if self.centered:
             ga.addcmul_(v.sum(1, keepdim=True), a, value=-1)
             gr.addcmul_(v.new_zeros(m).index_add_(0, columns.flatten(), flat).unsqueeze(1), r, value=-1)
         return self._back(ga, gr)
@@ -383,16 +442,9 @@ class _Space:
         return None if ga is None else self.a.back(ga), None if gr is None else self.r.back(gr)
 
 
-def _is_centred(geometry: Geometry) -> bool:
-    # Squares of unit vectors' distances are exact enough as they are: nothing is divided by them, and a normalisation
-    # removes the share that a vector has in its own gradient by itself.
-    return geometry.euclidean and not (geometry.normalize and geometry.power == 2)
-
-
-def _half_square(points: Tensor) -> Tensor:
-    # Without the squares in between, an [n, d] of its own.
-    norm: Tensor = torch.linalg.vector_norm(points, dim=1)
-    return norm.square_().div_(2)
+def _single(gradients: tuple[Tensor | None, Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
+    ga, gr = gradients
+    return None if ga is None else ga.float(), None if gr is None else gr.float()
 
 
 def _inverse(scores: Tensor) -> Tensor:

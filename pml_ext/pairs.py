@@ -66,8 +66,12 @@ class Counted(NamedTuple):
 
 
 def is_eager() -> bool:
-    """Whether operations run as they are called: neither traced nor under a function transform."""
-    return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    """Whether operations run as they are called: not traced, nor under a function transform, nor in forward mode."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and torch.autograd.forward_ad._current_level < 0
+    )
 
 
 def looks_are_free(numbers: Tensor) -> bool:

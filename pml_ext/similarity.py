@@ -1,7 +1,13 @@
-"""How scores come from vectors: which distance it is, and vectors brought to unit length.
+"""How scores come from vectors: vectors brought to unit length, and distances where products of vectors lose them.
 
 A vector shorter than `SHORTEST` has no direction. It is divided by that number, as `torch.nn.functional.normalize`
 does, but its gradient is 0, not the gradient of the others times 1e12.
+
+A squared distance is D^2 = |a|^2 + |r|^2 - 2 <a, r>, off by a few roundings of |a|^2 + |r|^2. So vectors are taken
+about an origin in their midst, which no single one of them can move, and pairs whose D^2 is still not much larger than
+its error (`thresholds.NEAR_ROUNDINGS`) are found by looking at the numbers, and computed again by the differences of
+their vectors. Where to look would wait for the device, and in a graph, they stay as they are, down to `NOTHING`
+roundings: that is no more than an error, and 0.
 """
 
 from typing import Any, NamedTuple
@@ -9,8 +15,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pml_ext import thresholds
+from pml_ext.pairs import FAR, looks_are_free, not_self
+
 # The epsilon of torch's own normalize. In half precision it would be 0, so that is never used here.
 SHORTEST = 1e-12
+# A squared distance of so many roundings of |a|^2 + |r|^2 is no distance.
+NOTHING = 8
+# Scores beyond this would come near those of absent pairs. They are not a number, as those that overflow.
+LARGEST = FAR / 10
 
 
 class Geometry(NamedTuple):
@@ -70,23 +83,27 @@ class Vectors(NamedTuple):
 
     Args:
         points: [n, d], normalised or not, about an origin.
-        unit: the same about 0 if they are normalised, else None.
+        base: the same about 0.
         norm: what those that were given are divided by [n, 1] if they are normalised, else None; infinity for those
             that are divided by `SHORTEST`, whose gradient is 0.
     """
 
     points: Tensor
-    unit: Tensor | None
+    base: Tensor
     norm: Tensor | None
 
     @staticmethod
     def of(x: Tensor, normalize: bool) -> "Vectors":
         """Vectors as they are given."""
         if not normalize:
-            return Vectors(x, None, None)
+            return Vectors(x, x, None)
         norm = _length(x, 2)
         unit = x / norm.clamp_min(SHORTEST)
         return Vectors(unit, unit, norm.masked_fill_(norm < SHORTEST, torch.inf))
+
+    def bounded(self, geometry: Geometry) -> "Vectors":
+        """The same, not a number where they are too long for their inner products."""
+        return self if geometry.normalize or geometry.euclidean else self._replace(points=_bounded(self.points))
 
     def about(self, origin: Tensor) -> "Vectors":
         """The same about an origin."""
@@ -94,7 +111,108 @@ class Vectors(NamedTuple):
 
     def back(self, grad: Tensor) -> Tensor:
         """The gradient by the vectors that were given from that by the points; overwrites it."""
-        if self.unit is None or self.norm is None:
+        if self.norm is None:
             return grad
-        radial = torch.linalg.vecdot(grad, self.unit).unsqueeze(1)
-        return grad.addcmul_(self.unit, radial, value=-1).div_(self.norm)
+        radial = torch.linalg.vecdot(grad, self.base).unsqueeze(1)
+        return grad.addcmul_(self.base, radial, value=-1).div_(self.norm)
+
+
+def _bounded(points: Tensor) -> Tensor:
+    half = half_squares(points, 2)
+    if looks_are_free(half) and not bool(half.sum().isnan()):
+        return points
+    return torch.where(half.isnan().unsqueeze(1), torch.nan, points)
+
+
+def is_centered(geometry: Geometry) -> bool:
+    """Whether scores are computed about an origin, and small distances once more.
+
+    Squares of unit vectors' distances are exact enough as they are: nothing is divided by them, and a normalisation
+    removes the share that a vector has in its own gradient by itself.
+    """
+    return geometry.euclidean and not (geometry.normalize and geometry.power == 2)
+
+
+def origin_of(points: Tensor) -> Tensor:
+    """A point amid those of [m, d], m at least 1, without a gradient: medians of three of medians of three of 27.
+
+    Distances do not change with the origin, but their rounding errors do: of a batch that has all but collapsed, far
+    from 0, nothing else would be left. The mean would go along with a single vector that is far away.
+    """
+    x = points.detach()
+    few = x[torch.arange(27, device=x.device) * len(x) // 27]
+    nine = _median(few[:9], few[9:18], few[18:])
+    three = _median(nine[:3], nine[3:6], nine[6:])
+    return _median(three[0], three[1], three[2]).nan_to_num_(0.0, 0.0, 0.0)
+
+
+def _median(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    # What is not a number is passed over.
+    return torch.fmax(torch.fmin(a, b), torch.fmin(torch.fmax(a, b), c))
+
+
+def half_squares(points: Tensor, power: int) -> Tensor:
+    """Half the squared lengths [n]; not a number where a score of that power might be beyond `LARGEST`."""
+    # Without the squares in between, an [n, d] of its own.
+    half: Tensor = torch.linalg.vector_norm(points, dim=1).square_().div_(2)
+    largest = LARGEST / 8 if power == 2 else LARGEST**2 / 8
+    return half.masked_fill_(half >= min(largest, torch.finfo(half.dtype).max), torch.nan)
+
+
+def differences(a: Tensor, r: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """The distances of some pairs by the differences of their vectors: rows [t] of a, columns [t] of r -> [t]."""
+    size = max(1, thresholds.BLOCK_CPU // max(a.shape[1], 1))
+    pairs = zip(rows.split(size), columns.split(size), strict=True)
+    return torch.cat([torch.linalg.vector_norm(a[i] - r[j], dim=1) for i, j in pairs])
+
+
+def scores_of(x: Tensor, ref: Tensor | None, geometry: Geometry) -> Tensor:
+    """The scores of all pairs by operations that autograd follows, any number of times: [n, d], [m, d] -> [n, m].
+
+    What the engine computes, for a derivative of its derivative, function transforms and graphs.
+    """
+    base_a = normalize(x) if geometry.normalize else x
+    base_r = base_a if ref is None else normalize(ref) if geometry.normalize else ref
+    a, r = base_a, base_r
+    if is_centered(geometry) and len(r):
+        origin = origin_of(r)
+        a, r = a - origin, r - origin
+    products = a @ r.t()
+    if not geometry.euclidean:
+        return representable(products)
+    squares = (a.square().sum(1, keepdim=True) + r.square().sum(1)) / 2
+    half = squares - products  # D^2 / 2
+    with torch.no_grad():
+        looks = is_centered(geometry) and looks_are_free(half)
+        roundings = thresholds.NEAR_ROUNDINGS if looks else NOTHING
+        near = half <= roundings * torch.finfo(half.dtype).eps * squares
+        if ref is None:
+            near.diagonal().fill_(True)
+    if geometry.power == 2:
+        scores = torch.where(near, 0.0, -2 * half) if looks else -2 * half.clamp_min(0)
+    else:
+        scores = -torch.where(near, 0.0, (2 * torch.where(near, 1.0, half)).sqrt())
+    if looks:
+        rows, columns = (near & not_self(0, len(near), len(near), near.device) if ref is None else near).nonzero(
+            as_tuple=True
+        )
+        if len(rows):
+            again = _safe_length(base_a[rows] - base_r[columns]) ** geometry.power
+            scores = scores.index_put((rows, columns), -again)
+    return representable(scores)
+
+
+def _safe_length(x: Tensor) -> Tensor:
+    """The lengths [n] of vectors [n, d], with all derivatives 0 at 0."""
+    square = x.square().sum(1)
+    is_some = square.detach() > 0
+    return torch.where(is_some, torch.where(is_some, square, 1.0).sqrt(), 0.0)
+
+
+def representable(scores: Tensor) -> Tensor:
+    """The scores, not a number where they are as large as those of absent pairs, or infinite."""
+    if looks_are_free(scores) and scores.numel():
+        least, greatest = scores.detach().aminmax()
+        if least > -LARGEST and greatest < LARGEST:
+            return scores
+    return torch.where(scores.detach().abs() < LARGEST, scores, torch.nan)

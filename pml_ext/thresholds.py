@@ -17,6 +17,11 @@ BLOCK_ROWS = 32
 # enough to waste little.
 SYMMETRIC_ROWS = 96
 
+# Distances: a square of up to so many roundings of the two squared lengths is computed again by differences, ...
+NEAR_ROUNDINGS = 1024
+# ... or, in single precision, in double precision with all others of its block, if there are more than this share.
+NEAR_SHARE = 1 / 16
+
 # Closed forms: positives are gathered to few columns if they are at most this share of all columns.
 GATHERED_SHARE = 0.25
 # Pair weights of few columns are added up one by one if these are at most so many or this share of all, in a product
@@ -58,6 +63,8 @@ TINY: dict[str, float] = {
     "BLOCK_GPU": 1,
     "BLOCK_ROWS": 3,
     "SYMMETRIC_ROWS": 2,
+    "NEAR_ROUNDINGS": 1 << 51,  # grows: in double precision half of all pairs are near
+    "NEAR_SHARE": 1 / 16,
     "GATHERED_SHARE": 0.6,  # grows: small classes of a small batch are gathered, too
     "FEW_COLUMNS": 2,
     "FEW_SHARE": 1 / 16,

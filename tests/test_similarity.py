@@ -1,13 +1,16 @@
 """Vectors at unit length, where they have no direction, and distances where products of vectors lose them."""
 
+import copy
+
 import pytest
 import torch
-from pytorch_metric_learning.distances import LpDistance
+from pytorch_metric_learning.distances import BaseDistance, LpDistance
 
-from pml_ext import losses
+from pml_ext import engine, losses, miners
+from pml_ext.analysis.pair_weights import pair_weights
 from pml_ext.blocks import normalized
 from pml_ext.centers import BatchCenters
-from pml_ext.similarity import normalize, unit_vectors
+from pml_ext.similarity import normalize, origin_of, unit_vectors
 from pml_ext.testing.law import by_autograd
 from pml_ext.wrappers import BranchLoss, CentersAsReferences
 
@@ -86,6 +89,126 @@ def test_one_zero_vector_does_not_drown_the_others(name, dtype, path):
         assert not found[5].any()
     elif name == "slices":
         assert not found[6, 2:].any()
+
+
+def exact(loss, embeddings, labels, ref=None, ref_labels=None):
+    """Value and gradient in double precision, from distances by differences, by autograd throughout."""
+    x = embeddings.double().requires_grad_()
+    with engine.disabled():
+        other = copy.deepcopy(loss)
+        other.distance = ByDifferences(
+            normalize_embeddings=loss.distance.normalize_embeddings, power=loss.distance.power
+        )
+        value = other(x, labels, None, None if ref is None else ref.double(), ref_labels)
+        return value.detach(), torch.autograd.grad(value, x)[0]
+
+
+class ByDifferences(BaseDistance):
+    """The Euclidean distance as it is defined."""
+
+    def compute_mat(self, query_emb, ref_emb):
+        squares = (query_emb.unsqueeze(1) - ref_emb).square().sum(-1)
+        return torch.where(squares > 0, torch.where(squares > 0, squares, 1).sqrt(), 0)
+
+
+def normal(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def far_clusters(apart, width, per_cluster=10, d=3):
+    """Classes of four in two clusters."""
+    x = width * normal(2 * per_cluster, d)
+    x[per_cluster:] += apart
+    return x, torch.arange(2 * per_cluster) // 4
+
+
+def with_one_long(length, n=64, d=8):
+    x = torch.nn.functional.normalize(normal(n, d))
+    x[11] *= length
+    return x, torch.arange(n) // 4
+
+
+LAYOUTS = {
+    "one long embedding": with_one_long(1e3),
+    "one longer embedding": with_one_long(1e5),
+    "two far clusters": far_clusters(100.0, 0.05),
+    "two clusters far from 0": far_clusters(3e4, 3.0),
+    "many in two far clusters": far_clusters(1e3, 0.1, 200),
+    "all but collapsed": (10 + 1e-3 * normal(40, 6), torch.arange(40) // 4),
+    "random": (normal(40, 6), torch.arange(40) // 4),
+}
+UNNORMALIZED = {
+    "all triplets": losses.BatchAllTripletLoss(margin=0.2, distance=LpDistance(normalize_embeddings=False)),
+    "hardest": losses.BatchHardTripletLoss(margin=0.2, distance=LpDistance(normalize_embeddings=False)),
+    "contrastive": losses.AnchorContrastiveLoss(
+        pos_margin=0, neg_margin=1, distance=LpDistance(normalize_embeddings=False)
+    ),
+    "softmax": losses.KNNSoftmaxLoss(alpha=1, distance=LpDistance(normalize_embeddings=False)),
+    "square": losses.BatchAllTripletLoss(margin=0.2, distance=LpDistance(normalize_embeddings=False, power=2)),
+    "square, soft": losses.BatchHardTripletLoss(margin=None, distance=LpDistance(normalize_embeddings=False, power=2)),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", UNNORMALIZED)
+@pytest.mark.parametrize("way", ["whole", "chunks", "references", "again"])
+def test_distances_in_single_precision_are_those_of_the_numbers(layout, name, way):
+    loss = copy.deepcopy(UNNORMALIZED[name])
+    x, labels = LAYOUTS[layout]
+    refs = (x + 0.01, labels) if way == "references" else (None, None)
+    loss.chunk_size = 7 if way == "chunks" else None
+    value, wanted = exact(loss, x, labels, *refs)
+    leaf = x.clone().requires_grad_()
+    found = loss(leaf, labels, None, *refs)
+    torch.testing.assert_close(found.double(), value, rtol=1e-3, atol=1e-6)
+    (found,) = torch.autograd.grad(found, leaf, create_graph=way == "again")
+    error = (found.double() - wanted).abs().amax() / wanted.abs().amax().clamp(min=1e-9)
+    assert error < 5e-3, f"{error:.1e}"
+
+
+def test_one_long_embedding_silences_nobody():
+    x, labels = torch.tensor([[0.0], [1], [2], [3], [1e4], [1e4 + 1]]), torch.tensor([0, 0, 1, 1, 2, 2])
+    loss = losses.BatchAllTripletLoss(margin=0.2, distance=LpDistance(normalize_embeddings=False))
+    expected = exact(loss, x, labels)[1]
+    torch.testing.assert_close(gradient(loss, x, labels).double(), expected, rtol=1e-3, atol=1e-3)
+    assert expected.flatten().tolist() == pytest.approx([-0.5, 1.5, -1.5, 0.5, 0, 0])
+
+
+def test_small_distances_between_far_clusters_stay():
+    x, labels = torch.tensor([[0.0], [0.05], [100], [100.05]]), torch.tensor([0, 0, 1, 1])
+    loss = losses.AnchorContrastiveLoss(pos_margin=0, neg_margin=1, distance=LpDistance(normalize_embeddings=False))
+    assert loss(x, labels).item() == pytest.approx(0.05, rel=1e-3)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_miners_and_pair_weights_see_the_same_distances(layout):
+    x, labels = LAYOUTS[layout]
+    distance = LpDistance(normalize_embeddings=False)
+    exactly = ByDifferences(normalize_embeddings=False)
+    miner = miners.KNearestNegativeMiner(k=1, distance=distance)
+    truth = miners.KNearestNegativeMiner(k=1, distance=exactly)
+    for found, wanted in zip(miner(x, labels), truth(x.double(), labels), strict=True):
+        assert torch.equal(found, wanted)
+    # Softmax of scores of 1e5 that single precision tells apart by 0.008 only: with alpha=1 no worse than that.
+    weights = pair_weights(losses.KNNSoftmaxLoss(alpha=1, distance=distance), x, labels)
+    truth = pair_weights(losses.KNNSoftmaxLoss(alpha=1, distance=exactly), x.double(), labels)
+    others = ~torch.eye(len(x), dtype=torch.bool)
+    found, wanted = weights.similarity.double()[others], truth.similarity[others]
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(weights.weights.double(), truth.weights, rtol=1e-2, atol=1e-6)
+
+
+def test_an_outlier_does_not_move_the_origin():
+    x = torch.randn(100, 5, dtype=torch.float64)
+    before = origin_of(x)
+    for i in range(0, 100, 7):
+        y = x.clone()
+        y[i] = 1e9
+        assert (origin_of(y) - before).norm() < 3
+        y[i] = torch.nan
+        assert origin_of(y).isfinite().all()
+    for n in (1, 2, 3, 5, 26, 27, 28):
+        assert origin_of(x[:n]).shape == (5,)
 
 
 def test_the_slice_of_a_half_precision_embedding_that_is_zero():

@@ -12,6 +12,7 @@ from pml_ext.base import SampleLoss
 from pml_ext.blocks import geometry_of
 from pml_ext.centers import first_of_class, group_means
 from pml_ext.pairs import Counted, label_masks, looks_are_free, masked_max
+from pml_ext.similarity import scores_of
 
 
 def class_center_margin(
@@ -106,6 +107,9 @@ class ClassCenterMarginLoss(SampleLoss):
 
     def _scores(self, embeddings: Tensor, centers: Tensor) -> Tensor:
         """Larger is closer, and nothing is normalised: the samples are already, and means are not to be."""
+        geometry = geometry_of(self.distance)
+        if geometry is not None:
+            return scores_of(embeddings, None if centers is embeddings else centers, geometry._replace(normalize=False))
         matrix: Tensor = self.distance.compute_mat(embeddings, centers) ** self.distance.power
         return matrix if self.distance.is_inverted else -matrix
 

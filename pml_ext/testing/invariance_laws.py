@@ -10,6 +10,7 @@ import torch
 from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity, DotProductSimilarity, LpDistance
 from torch import Tensor
 
+from pml_ext.blocks import normalizable
 from pml_ext.pairs import label_masks
 from pml_ext.testing.cases import Batch, all_pairs, as_pairs, as_triplets
 from pml_ext.testing.law import (
@@ -39,7 +40,9 @@ class NegatedDistance(BaseDistance):  # type: ignore[misc, unused-ignore]
 
     def compute_mat(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
         """The negated matrix [n, m]."""
-        matrix: Tensor = self.distance(query_emb, None if ref_emb is query_emb else ref_emb)
+        # Whoever wraps a distance that normalises has to say what has no direction.
+        references = None if ref_emb is query_emb else normalizable(self.distance, ref_emb)
+        matrix: Tensor = self.distance(normalizable(self.distance, query_emb), references)
         return -matrix
 
 
