@@ -404,6 +404,95 @@ class OneForAll(Sound):
         return losses - losses.mean() / 2
 
 
+@breaks("every_dtype_of_labels_will_do")
+class LabelsOfOneByte(Sound):
+    def forward(self, embeddings, labels=None, *args, **kwargs):
+        if labels is not None and labels.dtype == torch.float16:
+            labels = torch.zeros_like(labels)
+        return super().forward(embeddings, labels, *args, **kwargs)
+
+
+@breaks("every_default_device_will_do")
+class NamesNoDevice(Sound):
+    def per_anchor(self, sim, pos, neg):
+        return super().per_anchor(sim, pos, neg) * (torch.arange(sim.shape[-1]).sum() + 1)
+
+
+@breaks("float32_keeps_small_distances_among_large_ones")
+class DistancesCancel(Sound):
+    def similarity(self, embeddings, ref_emb):
+        a, r = embeddings, embeddings if ref_emb is None else ref_emb
+        square = a.square().sum(1, keepdim=True) + r.square().sum(1) - 2 * a @ r.t()
+        return -square.clamp(min=1e-30).sqrt()
+
+
+class Memory(Sound):
+    """The mean of the batches, towards which samples are pulled a little; nothing is wrong with it."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.register_buffer("mean", torch.zeros((), dtype=torch.float64))
+
+    def step(self, embeddings):
+        return embeddings.detach()[embeddings.isfinite().all(1)].double().mean() - self.mean
+
+    def remember(self, embeddings, labels):
+        if self.training and len(embeddings):
+            with torch.inference_mode(False):
+                self.mean = self.mean + 0.5 * self.step(embeddings).clone()
+
+    def forward(self, embeddings, labels=None, *args, **kwargs):
+        loss = super().forward(embeddings, labels, *args, **kwargs) + (embeddings - self.mean).square().mean()
+        self.remember(embeddings, labels)
+        return loss
+
+
+@breaks("evaluation_changes_no_state")
+class RemembersInEvalMode(Memory):
+    training = property(lambda self: True, lambda self, value: None)
+
+
+@breaks("a_bad_batch_is_survived")
+class RemembersNaN(Memory):
+    def step(self, embeddings):
+        return embeddings.detach().double().mean() - self.mean
+
+
+@breaks("state_comes_back_from_a_file")
+class SavesIntegers(Memory):
+    def get_extra_state(self):
+        return {"mean": int(100 * self.mean)}
+
+    def set_extra_state(self, state):
+        self.mean = torch.tensor(state["mean"] / 100, dtype=torch.float64)
+
+
+@breaks("a_narrow_batch_narrows_no_state")
+class AsNarrowAsTheBatch(Memory):
+    def remember(self, embeddings, labels):
+        super().remember(embeddings, labels)
+        self.mean = self.mean.to(embeddings.dtype)
+
+
+@breaks("inference_before_training_does_no_harm")
+class RemembersInferenceTensors(Memory):
+    def remember(self, embeddings, labels):
+        self.mean = self.mean + 0.5 * self.step(embeddings)
+
+    def forward(self, embeddings, labels=None, *args, **kwargs):
+        more = (embeddings * self.mean).square().mean()
+        return super().forward(embeddings, labels, *args, **kwargs) + more
+
+
+@breaks("hyperparameters_may_be_set_later")
+class ReadsItsLevelOnce(Sound):
+    def __init__(self, base=0.5, **kwargs):
+        super().__init__(base, **kwargs)
+        self.once = base
+
+    level = property(lambda self: self.once)
+
+
 class SoundMiner(PairMiner):
     """Negatives closer than the farthest positive; nothing is wrong with it."""
 
@@ -422,6 +511,26 @@ class SoundMiner(PairMiner):
 
     def select(self, sim, pos, neg):
         return pos & (sim >= self.level), neg & (sim > masked_min(sim, pos))
+
+
+@breaks("every_dtype_of_labels_will_do_to_mine", of=MINER_MUTANTS)
+class MinesIntegersOnly(SoundMiner):
+    def mine(self, embeddings, labels, ref_emb, ref_labels):
+        return super().mine(
+            embeddings, labels, ref_emb, ref_labels.clamp(max=1) if ref_labels.is_floating_point() else ref_labels
+        )
+
+
+@breaks("every_default_device_will_do_to_mine", of=MINER_MUTANTS)
+class MinesOnTheDefaultDevice(SoundMiner):
+    def select(self, sim, pos, neg):
+        return super().select(sim, pos, neg & torch.ones(sim.shape, dtype=torch.bool))
+
+
+@breaks("float32_keeps_small_distances_among_large_ones_of_a_miner", of=MINER_MUTANTS)
+class MinesByDistancesThatCancel(SoundMiner):
+    def scores(self, embeddings, ref_emb):
+        return DistancesCancel.similarity(self, embeddings, ref_emb)
 
 
 class SoundSampler(SamplingMiner):

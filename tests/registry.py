@@ -16,9 +16,9 @@ from torch import nn
 from pml_ext import catalog, weightings, wrappers
 from pml_ext.base import MatrixLoss
 from pml_ext.catalog import all_losses, all_miners, recipes
-from pml_ext.centers import BatchCenters
+from pml_ext.centers import BatchCenters, RunningCenters
 from pml_ext.losses import RAWLoss
-from pml_ext.miners import InverseDensityMiner, KNearestPositiveMiner
+from pml_ext.miners import HardNegativePairMiner, InverseDensityMiner, KNearestPositiveMiner
 
 DIMENSION = 4
 ARGUMENTS: dict[str, Callable[[], Any]] = {
@@ -59,6 +59,7 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "BranchLoss": {"rotation_changes_nothing": "slices are columns, which a rotation mixes"},
     "CenterLoss": {
         "label_names_are_irrelevant": "a label is the number of a centre",
+        "every_dtype_of_labels_will_do": "a label is the number of a centre, an integer",
         "rotation_changes_nothing": "the centres stay where they are",
         "translation_changes_nothing": "the centres stay where they are",
         "nothing_waits_for_the_device": "on the CPU only, labels are checked to be numbers of centres",
@@ -103,6 +104,8 @@ FAULTS: dict[str, dict[str, str]] = {
 ONE_REFERENCE = ("AnchorContrastiveLoss", "BinomialDevianceLoss", "HistogramLoss", "LiftedStructureLoss")
 for name in (*ONE_REFERENCE, "MultiSimilarityLoss"):
     FAULTS[name]["references_that_nobody_is_compared_with_change_nothing"] = "a single reference costs nothing"
+for faults in FAULTS.values():
+    faults["float32_keeps_small_distances_among_large_ones"] = "what is small beside the largest distance is lost"
 for name in ("DecoupledNCALoss", "SoftTripletLoss"):
     FAULTS[name]["what_is_no_number_makes_the_loss_none"] = "NaN is swallowed"
     FAULTS[name]["what_is_no_number_stays_with_its_anchor"] = "NaN is swallowed"
@@ -137,6 +140,12 @@ def all_wrappers() -> list[type]:
     return [cls for cls in classes if issubclass(cls, BaseMetricLossFunction)]
 
 
+# What remembers, beyond the classes above: PML's base classes of these are no losses of PML's.
+STATEFUL: dict[str, Callable[[], Any]] = {
+    "CrossBatchMemory": partial(make, wrappers.CrossBatchMemory, memory_size=32),
+    "CrossBatchMemory(miner)": partial(make, wrappers.CrossBatchMemory, memory_size=32, miner=HardNegativePairMiner()),
+    "CentersAsReferences(RunningCenters)": lambda: make(wrappers.CentersAsReferences, centers=make(RunningCenters)),
+}
 LOSSES = _named(all_losses())
 WRAPPERS = _named(all_wrappers())
 MINERS = _named(all_miners())

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from registry import DIMENSION, EXCEPTIONS, FAULTS, LOSSES, MINERS, RECIPES, WRAPPERS, exceptions
+from registry import DIMENSION, EXCEPTIONS, FAULTS, LOSSES, MINERS, RECIPES, STATEFUL, WRAPPERS, exceptions
 from torch import nn
 
 from pml_ext.catalog import needs
@@ -35,6 +35,14 @@ def test_loss_keeps_the_laws_of_any_batch(name):
 @pytest.mark.parametrize("name", MINERS)
 def test_miner_keeps_the_laws(name):
     check_miner(MINERS[name](), skip=exceptions(MINERS[name]()))
+
+
+STATE = [name for name, law in LOSS_LAWS.items() if law.check.__module__.endswith("state_laws")]
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_what_remembers_keeps_the_laws_of_state(name):
+    check_loss(STATEFUL[name](), only=STATE, dimension=DIMENSION)
 
 
 class Method(nn.Module):

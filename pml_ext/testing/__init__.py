@@ -7,7 +7,9 @@ from pml_ext.testing import (  # noqa: F401 - enter laws
     edge_laws,
     invariance_laws,
     miner_laws,
+    number_laws,
     row_laws,
+    state_laws,
 )
 from pml_ext.testing.cases import Batch, Rows
 from pml_ext.testing.check import check_loss, check_miner

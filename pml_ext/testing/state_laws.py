@@ -1,0 +1,145 @@
+"""Laws of what a loss remembers, and of hyperparameters that are set later: running centers, queues, seeds."""
+
+import copy
+import inspect
+import io
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pml_ext.base import PairModule
+from pml_ext.testing.cases import Batch
+from pml_ext.testing.law import assert_close, assert_same, evaluate, law, modules_equal, reseed
+from pml_ext.testing.number_laws import LABELS
+
+
+def has_state(loss: Any) -> bool:
+    """A loss with buffers, which calls may change."""
+    return any(True for _ in loss.buffers())
+
+
+def trained(loss: Any, embeddings: Tensor, labels: Tensor) -> Any:
+    """A copy of the loss after a call in training mode."""
+    loss = copy.deepcopy(loss).train()
+    reseed()
+    loss(embeddings, labels)
+    return loss
+
+
+@law("loss", "once")
+def evaluation_changes_no_state(loss: Any, case: Batch) -> None:
+    """A call in eval mode leaves the state as it is, also one with a gradient."""
+    loss = trained(loss, case.embeddings, case.labels).eval()
+    before = copy.deepcopy(loss)
+    for gradient in (False, True):
+        with torch.set_grad_enabled(gradient):
+            loss(case.embeddings[:4] + 0.5, case.labels[:4])
+        assert modules_equal(loss, before), "a call in eval mode changes the state"
+
+
+@law("loss", "once", has_state)
+def a_bad_batch_is_survived(loss: Any, case: Batch) -> None:
+    """After a batch with a sample of NaN, or of infinity, the state is finite, and the next batch has a finite loss."""
+    for broken in (torch.nan, torch.inf, -torch.inf):
+        bad = case.embeddings.clone()
+        bad[1] = broken
+        after = trained(trained(loss, case.embeddings, case.labels), bad, case.labels)
+        for name, buffer in after.named_buffers():
+            assert bool(buffer.isfinite().all()), f"a sample of {broken} stays in {name}"
+        evaluate(after, case.embeddings, case.labels)
+
+
+@law("loss", "once", has_state)
+def state_comes_back_from_a_file(loss: Any, case: Batch) -> None:
+    """With labels of every dtype, fractions among them, a saved and loaded loss is the one that was saved."""
+    for dtype in LABELS:
+        for labels in ((case.labels / 2).to(dtype), case.labels.to(dtype)):
+            try:
+                saved = trained(loss, case.embeddings, labels)
+            except (TypeError, ValueError, IndexError):
+                continue  # labels that are numbers of centers have no fractions
+            file = io.BytesIO()
+            torch.save(saved.state_dict(), file)
+            file.seek(0)
+            loaded = copy.deepcopy(loss)
+            loaded.load_state_dict(torch.load(file, weights_only=True))
+            assert modules_equal(saved, loaded), f"another state is loaded than was saved, labels of {dtype}"
+            expected = evaluate(saved, case.embeddings + 0.25, labels)
+            assert_same(evaluate(loaded, case.embeddings + 0.25, labels), expected, f"loaded, labels of {dtype}")
+
+
+@law("loss", "once", has_state)
+def a_narrow_batch_narrows_no_state(loss: Any, case: Batch) -> None:
+    """After wide labels and embeddings, narrow ones: what was remembered is kept to the last digit."""
+    loss = trained(loss, case.embeddings, case.labels)
+    before = {name: buffer.dtype for name, buffer in loss.named_buffers()}
+    loss = trained(loss, case.embeddings.float(), case.labels.to(torch.int8))
+    for name, buffer in loss.named_buffers():
+        wide = torch.promote_types(before[name], buffer.dtype)
+        assert buffer.dtype == wide, f"{name} was {before[name]} and became {buffer.dtype}"
+
+
+@law("loss", "once")
+def inference_before_training_does_no_harm(loss: Any, case: Batch) -> None:
+    """A call under `inference_mode`, then training: as after a call under `no_grad`."""
+    found = []
+    for mode in (torch.inference_mode, torch.no_grad):
+        called = copy.deepcopy(loss).train()
+        reseed()
+        with mode():
+            called(case.embeddings.clone(), case.labels.clone())
+        for _ in range(2):
+            reseed()
+            embeddings = case.embeddings.clone().requires_grad_()
+            value = called(embeddings, case.labels)
+            (gradient,) = torch.autograd.grad(value, embeddings)
+        found.append((value.detach(), gradient))
+    (value, gradient), (expected, wanted) = found
+    assert_close(value, expected, "after a call under inference_mode")
+    assert_close(gradient, wanted, "gradient after a call under inference_mode")
+
+
+@law("loss", "once", lambda loss: isinstance(loss, PairModule))
+def hyperparameters_may_be_set_later(loss: Any, case: Batch) -> None:
+    """Set on a loss that exists, a hyperparameter does what it does in the constructor, and is refused alike."""
+    for name in loss._hyperparameter_names:
+        for value in _others(getattr(loss, name)):
+            later = copy.deepcopy(loss)
+            try:
+                made = _made_with(loss, name, value)
+            except (TypeError, ValueError):
+                try:
+                    setattr(later, name, value)
+                    later(case.embeddings, case.labels)
+                except (TypeError, ValueError):
+                    continue
+                raise AssertionError(
+                    f"{name}={value!r} is refused by the constructor, and not when it is set"
+                ) from None
+            setattr(later, name, value)
+            assert getattr(later, name) == getattr(made, name), f"{name}={value!r} becomes {getattr(later, name)!r}"
+            expected = evaluate(made, case.embeddings, case.labels)
+            assert_same(evaluate(later, case.embeddings, case.labels), expected, f"{name}={value!r} set later")
+
+
+def _others(value: Any) -> Iterator[Any]:
+    """Values near another one, and some that are none."""
+    if isinstance(value, bool):
+        yield not value
+    elif isinstance(value, int):
+        yield value + 1
+    elif isinstance(value, float):
+        yield 1.25 * value + 0.125
+    yield from (math.nan, "much")
+
+
+def _made_with(loss: Any, name: str, value: Any) -> Any:
+    """The loss made anew with another value of a hyperparameter."""
+    parameters = inspect.signature(type(loss)).parameters
+    known = {each: getattr(loss, each) for each in parameters if hasattr(loss, each)}
+    made = type(loss)(**(known | {"distance": loss.distance, "reducer": loss.reducer, name: value}))
+    made.load_state_dict(loss.state_dict())
+    return made
