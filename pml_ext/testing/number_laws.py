@@ -76,12 +76,12 @@ def one_long(case: Batch) -> Tensor:
 
 def far_clusters(case: Batch) -> Tensor:
     """The embeddings in two clusters, far from one another for their width; classes are in both."""
-    return 0.02 * case.embeddings + 100 * (torch.arange(len(case.labels)) % 2).unsqueeze(1)
+    return 0.02 * case.embeddings + 100 * (torch.arange(len(case.labels)) % 2 - 0.75).unsqueeze(1)
 
 
 def far_classes(case: Batch) -> Tensor:
     """The same with each class in one of them."""
-    return 0.02 * case.embeddings + 100 * (case.labels % 2).unsqueeze(1)
+    return 0.02 * case.embeddings + 100 * (case.labels % 2 - 0.75).unsqueeze(1)
 
 
 _LAYOUTS = {"one long embedding": one_long, "two far clusters": far_clusters, "far classes": far_classes}
