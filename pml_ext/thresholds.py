@@ -58,6 +58,24 @@ POINTS_PER_CENTER = 8
 # Classes come together if the largest is less than so many times as large as the smallest.
 CLASS_SIZE_RATIO = 4
 
+# Evaluation: rows and columns of a tile of distances: 1 MB of float32 stays in the cache of a core; a GPU wants longer
+# kernels.
+TILE_CPU = 512
+TILE_GPU = 4096
+# So many distances are held at once: 64 MB of float32.
+DISTANCES = 1 << 24
+# A squared distance below this share of the two squared norms has lost digits in the expansion: its relative error is
+# about 1e-7 over the share. It is computed again, by differences.
+NEAR = 1e-4
+# So many distances of near pairs are computed again at a time.
+NEAR_DISTANCES = 1 << 18
+# The k smallest distances are looked for in groups of so many columns first.
+COLUMNS_FOR_EACH = 16
+# From so many matches on, more for many dimensions, the search for neighbors is faster than counting.
+COUNTED_MATCHES = 8
+# So many draws of a bootstrap at a time: 64 MB.
+DRAWS = 1 << 23
+
 TINY: dict[str, float] = {
     "BLOCK_CPU": 1,
     "BLOCK_GPU": 1,
@@ -82,6 +100,14 @@ TINY: dict[str, float] = {
     "GROUPED_COLUMNS": 4,
     "POINTS_PER_CENTER": 0,
     "CLASS_SIZE_RATIO": 2,
+    "TILE_CPU": 3,
+    "TILE_GPU": 3,
+    "DISTANCES": 64,
+    "NEAR": 0.1,  # grows: ordinary pairs are near ones, too
+    "NEAR_DISTANCES": 4,
+    "COLUMNS_FOR_EACH": 2,
+    "COUNTED_MATCHES": 2,
+    "DRAWS": 32,
 }
 
 

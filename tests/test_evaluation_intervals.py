@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
+from pml_ext import thresholds
 from pml_ext.evaluation import intervals
 from pml_ext.evaluation.intervals import bootstrap_interval, mean_interval, paired_difference, standings
 
@@ -94,7 +95,7 @@ def test_queries_without_a_value_are_left_out():
 
 def test_few_at_a_time_changes_nothing(monkeypatch):
     expected = bootstrap_interval([0.0, 1.0, 1.0], resamples=50)
-    monkeypatch.setattr(intervals, "_COUNTS", 12)
+    monkeypatch.setattr(thresholds, "DRAWS", 12)
     assert bootstrap_interval([0.0, 1.0, 1.0], resamples=50).mean == expected.mean
     drawn = np.concatenate(list(intervals._drawn_counts(3, 50, 0)))
     assert drawn.shape == (50, 3)

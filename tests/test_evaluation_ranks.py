@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pml_ext.evaluation import RetrievalAccuracyCalculator, TorchKNN, knn, ranks, scores
+from pml_ext import thresholds
+from pml_ext.evaluation import RetrievalAccuracyCalculator, TorchKNN, scores
 from pml_ext.evaluation.knn import shifted
 from pml_ext.evaluation.ranks import counted_ranks
 from pml_ext.evaluation.scores import retrieval_scores
@@ -118,8 +119,8 @@ def test_equals_the_neighbour_path(way, search, tile_size, k, avg):
     """Whichever way the ranks are found, with ties and without, every metric is that of sorted neighbours."""
     expected = accuracies(search, TorchKNN(), k=k, **avg)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranks, "CPU_TILE", tile_size)
-        patch.setattr(scores, "DISTANCES_PER_CHUNK", 8 * tile_size)
+        patch.setattr(thresholds, "TILE_CPU", tile_size)
+        patch.setattr(thresholds, "DISTANCES", 8 * tile_size)
         if way != "as estimated":
             patch.setattr(scores, "_counting_limit", lambda *_: math.inf if way == "counted" else -1)
         actual = accuracies(search, None, k=k, **avg)
@@ -165,7 +166,7 @@ def test_long_tail(tile_size, k, monkeypatch):
     embeddings, labels = long_tail()
     if tile_size == 1:
         embeddings, labels = embeddings[:60], labels[:60]
-    monkeypatch.setattr(ranks, "CPU_TILE", tile_size)
+    monkeypatch.setattr(thresholds, "TILE_CPU", tile_size)
     for data in (
         (embeddings, labels),
         (embeddings[:50], labels[:50], embeddings[50:], labels[50:]),
@@ -246,7 +247,7 @@ def test_distances_that_cancel(name, way, monkeypatch):
         monkeypatch.setattr(scores, "_counting_limit", lambda *_: -1)
     elif way != "torch":
         monkeypatch.setattr(scores, "_counting_limit", lambda *_: math.inf)
-        monkeypatch.setattr(ranks, "CPU_TILE", way)
+        monkeypatch.setattr(thresholds, "TILE_CPU", way)
     expected, actual = (
         RetrievalAccuracyCalculator((1, 2, 5, 20), include=METRICS, device=CPU, knn_func=f).get_accuracy(
             embeddings, labels
@@ -294,7 +295,7 @@ def test_collapsed_embeddings():
 
 @pytest.mark.parametrize("m", [96, 97, 99])
 def test_grouped_search_finds_every_column(m, monkeypatch):
-    monkeypatch.setattr(knn, "GROUP_SIZE", 4)
+    monkeypatch.setattr(thresholds, "COLUMNS_FOR_EACH", 4)
     line = torch.arange(float(m))[torch.randperm(m)][:, None]
     distances, indices = TorchKNN()(line, 4, line)
     assert torch.equal(indices[:, 0], torch.arange(m))
@@ -312,7 +313,7 @@ def test_grouped_search(search, k):
     query, reference = torch.tensor(query).float(), torch.tensor(reference).float()
     expected = TorchKNN()(query, k, reference, ref_includes_query)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(knn, "GROUP_SIZE", 2)
+        patch.setattr(thresholds, "COLUMNS_FOR_EACH", 2)
         actual = TorchKNN()(query, k, reference, ref_includes_query)
     assert torch.equal(actual[0], expected[0])
     assert torch.equal(actual[1], expected[1])
@@ -411,7 +412,7 @@ def test_memory_grows_with_n_only(avg):
 
 
 def test_memory_of_large_classes(monkeypatch):
-    monkeypatch.setattr(scores, "DISTANCES_PER_CHUNK", 2**16)
+    monkeypatch.setattr(thresholds, "DISTANCES", 2**16)
     generator = torch.Generator().manual_seed(0)
     embeddings, labels = torch.randn(2000, 8, generator=generator), torch.arange(2000) // 200
     calculator = RetrievalAccuracyCalculator(exclude=("NMI", "AMI"), device=CPU)

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pml_ext.evaluation import RetrievalAccuracyCalculator, evaluate, ranks, scores
+from pml_ext import thresholds
+from pml_ext.evaluation import RetrievalAccuracyCalculator, TorchKNN, evaluate, scores
 from pml_ext.evaluation.retrieval import AT_K, METRICS, OF_THE_RANKING
 
 KS = (1, 2, 5, 30)
@@ -76,7 +77,7 @@ def experiments(draw):
 
 
 @pytest.mark.filterwarnings("ignore:no query has a reference")
-@pytest.mark.parametrize("way", ["counted", "searched", "as estimated"])
+@pytest.mark.parametrize("way", ["counted", "searched", "as estimated", "tiny"])
 @given(
     experiment=experiments(),
     metrics=st.just(EVERYTHING) | st.lists(st.sampled_from(EVERYTHING), min_size=1, unique=True),
@@ -92,10 +93,9 @@ def test_equals_oracle(way, experiment, metrics, tile):
         by_group = groups is not None and groups[i] == groups[j]
         return by_group or (mask is not None and bool(mask[query.index(i), gallery.index(j)]))
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranks, "CPU_TILE", tile)
-        patch.setattr(scores, "DISTANCES_PER_CHUNK", 8 * tile)
-        if way != "as estimated":
+    sizes = thresholds.TINY if way == "tiny" else {"TILE_CPU": tile, "DISTANCES": 8 * tile}
+    with pytest.MonkeyPatch.context() as patch, thresholds.replaced(**sizes):
+        if way in ("counted", "searched"):
             patch.setattr(scores, "_counting_limit", lambda *_: math.inf if way == "counted" else -1)
         evaluation = evaluate(
             np.array(embeddings),
@@ -131,6 +131,23 @@ def test_equals_the_calculator():
         embeddings[:40], labels[:40], embeddings[40:], labels[40:], include=OF_THE_RANKING
     )
     assert dict(gallery) == pytest.approx(expected, abs=1e-12, rel=0)
+
+
+@given(seed=st.integers(0, 2**16), far=st.booleans(), k=st.integers(1, 10))
+def test_tiny_thresholds_change_nothing(seed, far, k):
+    """Values that are not integers: the same neighbors, votes and clusters, so the same numbers."""
+    embeddings, labels = blobs(40, 6, 3, seed)
+    if far:
+        embeddings += 300 * torch.nn.functional.one_hot(labels % 2, 3)
+    arguments = {"k": (k, 60), "metrics": METRICS, "groups": torch.arange(40) // 3}
+    expected = evaluate(embeddings, labels, **arguments)
+    distances, indices = TorchKNN()(embeddings, k, embeddings, True)
+    with thresholds.tiny():
+        actual = evaluate(embeddings, labels, **arguments)
+        again = TorchKNN()(embeddings, k, embeddings, True)
+    assert dict(actual) == pytest.approx(dict(expected), abs=1e-12, rel=0)
+    assert torch.equal(again[1], indices)
+    torch.testing.assert_close(again[0], distances, rtol=2e-3, atol=0)
 
 
 def test_larger_data_and_large_classes():

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from .comparison import Comparison, compare
 from .intervals import (
     Difference,
     Interval,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RECALL_AT",
+    "Comparison",
     "Difference",
     "Evaluation",
     "Interval",
@@ -28,6 +30,7 @@ __all__ = [
     "TorchKNN",
     "bootstrap_interval",
     "bootstrap_intervals",
+    "compare",
     "evaluate",
     "mean_interval",
     "paired_difference",

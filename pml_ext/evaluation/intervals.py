@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pml_ext import thresholds
+
 Floats = NDArray[np.float64]
 
 RESAMPLES = 2000
-# Resampled counts held at once: 64 MB.
-_COUNTS = 2**23
 
 
 class Interval(NamedTuple):
@@ -392,7 +392,7 @@ def _resampled_means(x: Floats, groups: NDArray[np.int64], resamples: int, seed:
 def _drawn_counts(count: int, resamples: int, seed: int) -> Iterator[Floats]:
     """Yield how often each of so many is drawn, [r, count], until there are as many rows as resamples."""
     generator = np.random.default_rng(seed)
-    for start in range(0, resamples, rows := max(1, _COUNTS // count)):
+    for start in range(0, resamples, rows := max(1, thresholds.DRAWS // count)):
         size = min(rows, resamples - start)
         places = generator.integers(count, size=(size, count)) + count * np.arange(size)[:, None]
         yield np.bincount(places.ravel(), minlength=size * count).reshape(size, count).astype(np.float64)

@@ -7,16 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Distances held at once when no chunk size is given: 64 MB of float32.
-DISTANCES_PER_CHUNK = 2**24
-
-# A squared distance below this share of the two squared norms has lost digits in the expansion: what is left has a
-# relative error of about 1e-7 over the share. It is computed again, by differences, in blocks of so many distances.
-NEAR = 1e-4
-NEAR_BLOCK = 2**18
-
-# The smallest distances are looked for in groups of so many columns first.
-GROUP_SIZE = 16
+from pml_ext import thresholds
 
 
 class TorchKNN:
@@ -104,7 +95,7 @@ class TorchKNN:
             queries, references = shifted(query, reference)
             own = torch.arange(n, device=query.device) if ref_includes_query else None
 
-            chunk_size = self.chunk_size or max(1, DISTANCES_PER_CHUNK // m)
+            chunk_size = self.chunk_size or max(1, thresholds.DISTANCES // m)
             buffer = queries.squares.new_empty(min(n, chunk_size) * m)
             distances = buffer.new_empty(n, k)
             indices = torch.empty(n, k, dtype=torch.long, device=query.device)
@@ -160,15 +151,15 @@ def squared_distances(query: Points, reference: Points, buffer: Tensor, own: Ten
     if own is not None:
         distances.scatter_(1, own[:, None], torch.inf)
     if n:
-        rows = (distances.amin(dim=1) < NEAR * (query.squares + reference.squares.max())).nonzero()[:, 0]
-        for some in rows.split(max(1, NEAR_BLOCK // m)):
+        rows = (distances.amin(dim=1) < thresholds.NEAR * (query.squares + reference.squares.max())).nonzero()[:, 0]
+        for some in rows.split(max(1, thresholds.NEAR_DISTANCES // m)):
             distances[some] = recompute_near(distances[some], query.at(some), reference)
     return distances
 
 
 def recompute_near(distances: Tensor, query: Points, reference: Points) -> Tensor:
     """Compute the distances [n, m] of near pairs again, in place, from the differences of query and reference."""
-    near = distances < NEAR * (query.squares[:, None] + reference.squares)
+    near = distances < thresholds.NEAR * (query.squares[:, None] + reference.squares)
     rows, columns = near.any(dim=1).nonzero()[:, 0], near.any(dim=0).nonzero()[:, 0]
     if len(rows) == 0:
         return distances
@@ -200,15 +191,16 @@ def smallest(distances: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _topk(distances: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the k smallest of each row [r, m], sorted, and their columns; faster than ``topk`` where k is small."""
     m = distances.shape[1]
-    width = m // GROUP_SIZE
-    if k * GROUP_SIZE > width:
+    size = thresholds.COLUMNS_FOR_EACH
+    width = m // size
+    if k * size > width:
         values, columns = distances.topk(k, largest=False)
         return values, columns
     # Column c is in group c % width: the k smallest are in the k groups with the smallest minima, or in the remainder.
-    whole = GROUP_SIZE * width
-    minima = distances[:, :whole].unflatten(1, (GROUP_SIZE, width)).amin(dim=1)  # [r, width]
+    whole = size * width
+    minima = distances[:, :whole].unflatten(1, (size, width)).amin(dim=1)  # [r, width]
     groups = minima.topk(k, largest=False, sorted=False).indices
-    members = groups[:, :, None] + torch.arange(0, whole, width, device=distances.device)  # [r, k, GROUP_SIZE]
+    members = groups[:, :, None] + torch.arange(0, whole, width, device=distances.device)  # [r, k, size]
     remainder = torch.arange(whole, m, device=distances.device).expand(len(distances), -1)
     candidates = torch.cat([members.flatten(1), remainder], dim=1)
     values, places = distances.gather(1, candidates).topk(k, largest=False)

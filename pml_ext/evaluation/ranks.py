@@ -7,10 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .knn import NEAR, Points, recompute_near
+from pml_ext import thresholds
 
-# Rows and columns of a tile of distances: 1 MB of float32 stays in the cache of a core; a GPU wants longer kernels.
-CPU_TILE, GPU_TILE = 512, 4096
+from .knn import Points, recompute_near
 
 
 class CountedRanks(NamedTuple):
@@ -74,7 +73,7 @@ def counted_ranks(
         reference.at(columns),
         reference_keys[columns],
         shared,
-        tile_size or (CPU_TILE if slots.device.type == "cpu" else GPU_TILE),
+        tile_size or (thresholds.TILE_CPU if slots.device.type == "cpu" else thresholds.TILE_GPU),
     )
     slots_of_row = slots[rows].tolist()
     levels = [tiles.nearest_matches(i, max(slots_of_row[where])) for i, where in enumerate(tiles.rows)]
@@ -104,7 +103,7 @@ class _Tiles:
         largest = max(where.stop - where.start for where in self.rows + self.columns)
         self.buffers = self.left.new_empty(2, largest**2)
         self.near_rows, self.near_columns = (
-            [NEAR * points.squares[where].max().item() for where in slices]
+            [thresholds.NEAR * points.squares[where].max().item() for where in slices]
             for points, slices in ((query, self.rows), (reference, self.columns))
         )
 

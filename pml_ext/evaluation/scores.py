@@ -6,7 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .knn import DISTANCES_PER_CHUNK, Points, full_float32, shifted, smallest, squared_distances
+from pml_ext import thresholds
+
+from .knn import Points, full_float32, shifted, smallest, squared_distances
 from .ranks import counted_ranks
 
 # Which references [r, m] are to be passed over by the queries of these indices [r].
@@ -156,7 +158,7 @@ def vote_is_right(
         for found in _nearest(data, rows, torch.full_like(rows, depth)):
             # Votes are compared pairwise: so many of them at a time.
             for some in torch.arange(len(found.rows), device=rows.device).split(
-                max(1, DISTANCES_PER_CHUNK // depth**2)
+                max(1, thresholds.DISTANCES // depth**2)
             ):
                 # References that are not there elect nobody.
                 there = found.distances[some] < torch.inf
@@ -189,7 +191,7 @@ def _count_matches(data: _Data) -> Tensor:
     if data.ignored is None:
         return matches
     rows = torch.arange(len(matches), device=matches.device)
-    for chunk in rows.split(max(1, DISTANCES_PER_CHUNK // len(data.reference_classes))):
+    for chunk in rows.split(max(1, thresholds.DISTANCES // len(data.reference_classes))):
         ignored = data.ignored(chunk) & (data.reference_classes == data.query_classes[chunk, None])
         if data.own is not None:
             ignored.scatter_(1, data.own[chunk, None], False)
@@ -238,7 +240,7 @@ def _matches(data: _Data, rows: Tensor, matches: Tensor, depths: Tensor, tile_si
 
 def _counting_limit(d: int, depths: Tensor, m: int) -> Tensor:
     """Estimate up to how many matches counting, with half of the products, is faster than the product and a search."""
-    return 8 + d // 64 + 256 * depths // m
+    return thresholds.COUNTED_MATCHES + d // 64 + 256 * depths // m
 
 
 class _Neighbors(NamedTuple):
@@ -257,7 +259,7 @@ def _nearest(data: _Data, rows: Tensor, depths: Tensor) -> Iterator[_Neighbors]:
     m = len(data.reference.squares)
     rows = rows[depths[rows].argsort()]
     most = int(depths[rows[-1]])
-    chunk_size = max(1, DISTANCES_PER_CHUNK // (m + 8 * most))
+    chunk_size = max(1, thresholds.DISTANCES // (m + 8 * most))
     buffer = data.reference.squares.new_empty(min(len(rows), chunk_size) * m)
     for chunk in rows.split(chunk_size):
         own = None if data.own is None else data.own[chunk]
