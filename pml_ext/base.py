@@ -466,11 +466,13 @@ class Seeded:
 
     Args:
         seed: None for torch's global generator, an integer for a stream of its own (the same pairs, call by call, on
-            the same device; its position is in `state_dict`), or a `torch.Generator` on the embeddings' device.
+            the same device; its position is in `state_dict`), or a `torch.Generator` on the embeddings' device. In
+            eval mode neither moves on: every call draws what the next one in training will.
         kwargs: those of the other base.
     """
 
     is_random: bool = True
+    training: bool
 
     def __init__(self, *, seed: int | torch.Generator | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -480,11 +482,15 @@ class Seeded:
 
     def generator(self, device: torch.device) -> torch.Generator | None:
         """The generator of this call. A call number instead of a running state survives pickling and resuming."""
-        if not isinstance(self.seed, int):
-            return self.seed
-        self._calls += 1
+        if isinstance(self.seed, torch.Generator):
+            return self.seed if self.training else self.seed.clone_state()
+        if self.seed is None:
+            return None
+        call = self._calls + 1
+        if self.training:
+            self._calls = call
         # Hashed, because the CPU generator takes the low 32 bits of a seed: all must depend on seed and call.
-        digest = hashlib.sha256(f"{self.seed} {self._calls}".encode()).digest()
+        digest = hashlib.sha256(f"{self.seed} {call}".encode()).digest()
         return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
 
     def get_extra_state(self) -> dict[str, Any]:

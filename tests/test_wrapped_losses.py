@@ -23,7 +23,7 @@ from pml_ext.losses import (
     KNNSoftmaxLoss,
     RAWLoss,
 )
-from pml_ext.miners import HardNegativePairMiner, KNearestPositiveMiner
+from pml_ext.miners import HardNegativePairMiner, InverseDensityMiner, KNearestPositiveMiner
 from pml_ext.pairs import PairMasks, label_masks, not_self
 from pml_ext.wrappers import (
     AnchorWeightedLoss,
@@ -347,3 +347,28 @@ def test_nothing_is_normalised_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(branch, "unit", lambda _: pytest.fail("the distance normalises the slices"))
     BranchLoss(RAWLoss(), 2)(embeddings(0), LABELS)
     BranchLoss(MinedLoss(RAWLoss(), KNearestPositiveMiner()), 2)(embeddings(0), LABELS)
+
+
+# --- Chance. ----------------------------------------------------------------------------------------------------------
+
+
+def _mined_at_random(seed: Any) -> MinedLoss:
+    return MinedLoss(RAWLoss(), InverseDensityMiner(seed=seed))
+
+
+@pytest.mark.parametrize("seed", [3, None])
+@pytest.mark.parametrize("make", [lambda seed: RandomSliceLoss(RAWLoss(), 2, seed=seed), _mined_at_random])
+def test_in_eval_mode_a_stream_of_draws_stands_still(make: Any, seed: int | None) -> None:
+    def generator() -> Any:
+        return torch.Generator().manual_seed(5) if seed is None else seed
+
+    x, run, loss = embeddings(0), make(generator()), make(generator())
+    expected = [run(x, LABELS) for _ in range(3)]
+    found = []
+    for _ in range(3):
+        loss.eval()
+        tried = [loss(x, LABELS) for _ in range(2)]
+        found.append(loss.train()(x, LABELS))
+        assert tried == [found[-1]] * 2
+    assert found == expected
+    assert len({value.item() for value in found}) > 1
