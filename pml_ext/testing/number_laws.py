@@ -49,7 +49,7 @@ def _unless_refused(loss: Any, *batch: Any) -> Any:
     """What a loss makes of references, None if it takes none."""
     try:
         return evaluate(loss, *batch)
-    except (ValueError, NotImplementedError):
+    except (TypeError, ValueError, NotImplementedError):
         return None
 
 
@@ -59,11 +59,11 @@ def every_default_device_will_do(loss: Any, case: Batch) -> None:
 
     The other device is "meta", on which tensors have no values.
     """
-    pairs = as_pairs(all_pairs(case.labels)) if is_matrix_loss(loss) else None
-    for given in (None, pairs) if pairs else (None,):
-        expected = evaluate(loss, case.embeddings, case.labels, given)
+    pairs = as_pairs(all_pairs(case.labels))
+    for given in ((), (pairs,)) if is_matrix_loss(loss) else ((),):
+        expected = evaluate(loss, case.embeddings, case.labels, *given)
         with torch.device("meta"):
-            actual = evaluate(loss, case.embeddings, case.labels, given)
+            actual = evaluate(loss, case.embeddings, case.labels, *given)
         assert_same(actual, expected, "another default device")
 
 
