@@ -164,8 +164,11 @@ def index_tuple(value: Any) -> None:
     for index in value:
         if not isinstance(index, Tensor) or index.ndim != 1:
             raise TypeError(f"indices_tuple must hold 1-D tensors, got {index!r}")
-        if (index.is_floating_point() and index.numel()) or index.dtype == torch.bool:
+        is_empty = not torch.compiler.is_compiling() and index.numel() == 0
+        if (index.is_floating_point() and not is_empty) or index.dtype == torch.bool:
             raise TypeError(f"indices_tuple must hold integer tensors, got {index.dtype}")
+    if torch.compiler.is_compiling():
+        return  # lengths are not known
     lengths = [len(index) for index in value]
     if len(set(lengths[:2])) > 1 or len(set(lengths[2 - len(lengths) % 2 :])) > 1:
         raise ValueError(f"the tensors of indices_tuple must have matching lengths, got {lengths}")

@@ -35,9 +35,9 @@ from pml_ext.blocks import (
 )
 from pml_ext.engine import all_scores, disabled, is_enabled, row_losses
 from pml_ext.hyperparameters import Configured
-from pml_ext.pairs import Counted, DisjointMasks, Needs, PairMasks, PrivateMasks, is_eager, substitute
+from pml_ext.pairs import Counted, DisjointMasks, Needs, PairMasks, PrivateMasks, is_eager, looks_are_free, substitute
 from pml_ext.relations import IndicesTuple, RowMasks, Selected, own_set, pair_relation, relation_of, wide
-from pml_ext.similarity import Geometry, at_least_single
+from pml_ext.similarity import Geometry, at_least_single, without_autocast
 
 
 class StaticDivisorReducer(DivisorReducer):
@@ -65,10 +65,8 @@ class PairModule(Configured, ABC):
         derivative, and no small distances far from the origin.
         """
         embeddings, ref_emb = in_full(embeddings, ref_emb)
-        if torch.is_autocast_enabled(embeddings.device.type):
-            with torch.autocast(embeddings.device.type, enabled=False):
-                return scores_by(self.distance, embeddings, ref_emb)
-        return scores_by(self.distance, embeddings, ref_emb)
+        with without_autocast(embeddings):
+            return scores_by(self.distance, embeddings, ref_emb)
 
 
 def in_full(embeddings: Tensor, ref_emb: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -440,7 +438,20 @@ class PairMiner(PairModule, BaseMiner):
             return PairMasks(pos, neg)
         self.embedding_size = embeddings.shape[1]
         sim = self.scores(embeddings, None if ref_emb is embeddings else ref_emb)
-        return DisjointMasks(*self.select(sim, pos, neg))
+        return DisjointMasks(*self.narrow(sim, pos, neg))
+
+    def narrow(self, sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
+        """The selection, under autocast as without; an anchor with a score that is no number keeps all its pairs.
+
+        No comparison with such a score is true, so that it would drop out unseen.
+        """
+        with without_autocast(sim):
+            kept_pos, kept_neg = self.select(sim, pos, neg)
+        # The sum of numbers may be too large to be one, but then the slower way finds nothing.
+        if looks_are_free(sim) and bool(sim.sum().isfinite()):
+            return kept_pos, kept_neg
+        unknown = (sim.isnan() & (pos | neg)).any(-1, keepdim=True)
+        return kept_pos | (pos & unknown), kept_neg | (neg & unknown)
 
     def scores(self, embeddings: Tensor, ref_emb: Tensor | None) -> Tensor:
         """What `similarity` gives, without a gradient and with less work where the engine knows the distance."""
@@ -448,9 +459,7 @@ class PairMiner(PairModule, BaseMiner):
         if geometry is None:
             return self.similarity(embeddings, ref_emb)
         embeddings, ref_emb = in_full(embeddings, ref_emb)
-        if not torch.is_autocast_enabled(embeddings.device.type):
-            return all_scores(embeddings, ref_emb, geometry)
-        with torch.autocast(embeddings.device.type, enabled=False):
+        with without_autocast(embeddings):
             return all_scores(embeddings, ref_emb, geometry)
 
     def output_assertion(self, output: IndicesTuple) -> None:

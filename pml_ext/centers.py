@@ -160,27 +160,57 @@ class KMeansCenters(GroupCenters):
         self.seed = arguments.seed("seed", seed)
         self.max_iterations = arguments.count("max_iterations", max_iterations)
 
-    @torch.no_grad()
     def groups(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """The cluster of each sample."""
-        if not self.per_class:
-            present = torch.ones_like(labels, dtype=torch.bool).unsqueeze(0)
-            return self._clusters(embeddings.unsqueeze(0), present, first_of_class(labels).unsqueeze(0)).squeeze(0)
-        clusters = torch.zeros_like(labels, dtype=torch.long)
-        for members, present in _classes(labels):
-            clusters[members[present]] = self._clusters(embeddings[members], present)[present]
-        return clusters
+        # torch.compile takes it for one operation: it neither makes generators nor waits for the sizes of classes.
+        clusters = torch.ops.pml_ext.clusters if torch.compiler.is_compiling() else clusters_of
+        how = self.n_clusters, float(self.label_weight), self.per_class, self.seed, self.max_iterations
+        found: Tensor = clusters(embeddings.detach(), labels, *how)
+        return found
 
-    def _clusters(self, points: Tensor, present: Tensor, classes: Tensor | None = None) -> Tensor:
-        return kmeans(
-            points,
-            present,
-            self.n_clusters,
-            generator=torch.Generator().manual_seed(self.seed),
-            classes=classes,
-            class_weight=self.label_weight,
-            max_iterations=self.max_iterations,
-        )
+
+def clusters_of(
+    embeddings: Tensor,
+    labels: Tensor,
+    n_clusters: int,
+    label_weight: float,
+    per_class: bool,
+    seed: int,
+    max_iterations: int,
+) -> Tensor:
+    """The cluster of each sample of a batch [n], as `KMeansCenters` says."""
+
+    def clusters(points: Tensor, present: Tensor, classes: Tensor | None = None) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        how: dict[str, Any] = {"class_weight": label_weight, "max_iterations": max_iterations}
+        return kmeans(points, present, n_clusters, generator=generator, classes=classes, **how)
+
+    with torch.no_grad():
+        if not per_class:
+            present = torch.ones_like(labels, dtype=torch.bool).unsqueeze(0)
+            return clusters(embeddings.unsqueeze(0), present, first_of_class(labels).unsqueeze(0)).squeeze(0)
+        found = torch.zeros_like(labels, dtype=torch.long)
+        for members, present in _classes(labels):
+            found[members[present]] = clusters(embeddings[members], present)[present]
+        return found
+
+
+@torch.library.custom_op("pml_ext::clusters", mutates_args=())
+def _clusters(
+    embeddings: Tensor,
+    labels: Tensor,
+    n_clusters: int,
+    label_weight: float,
+    per_class: bool,
+    seed: int,
+    max_iterations: int,
+) -> Tensor:
+    return clusters_of(embeddings, labels, n_clusters, label_weight, per_class, seed, max_iterations).clone()
+
+
+@_clusters.register_fake
+def _clusters_without_values(embeddings: Tensor, labels: Tensor, *how: Any) -> Tensor:
+    return torch.empty_like(labels, dtype=torch.long)
 
 
 @final

@@ -349,7 +349,8 @@ def informative(sim: Tensor, pos: Tensor, neg: Tensor, epsilon: float) -> tuple[
     The mining of the Multi-Similarity loss, and the informative pairs of RAW.
     """
     hardest_pos, hardest_neg = masked_min(sim, pos), masked_max(sim, neg)  # [.., n, 1]
-    return pos & (sim < hardest_neg + epsilon), neg & (sim > hardest_pos - epsilon)
+    # What is not comparable is kept, so that it stays visible.
+    return pos & ~(sim >= hardest_neg + epsilon), neg & ~(sim <= hardest_pos - epsilon)
 
 
 def crossing(sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:

@@ -49,14 +49,15 @@ def _sample_rows(log_weights: Tensor, mask: Tensor, k: Tensor, generator: torch.
 
 def _sample_by_counting(log_weights: Tensor, mask: Tensor, k: Tensor, generator: torch.Generator | None) -> Tensor:
     """`sample` by the same order, whose k-th number is found by counting: no look at the numbers, any k."""
-    return top_mask(log_weights + gumbel_like(log_weights, generator), mask, k) & (log_weights > -torch.inf)
+    keys = _about_the_largest(log_weights, mask).add_(gumbel_like(log_weights, generator))
+    return _no_more(top_mask(keys, mask, k) & (log_weights > -torch.inf), keys, k)
 
 
 def _sample_by_order(
     log_weights: Tensor, mask: Tensor, k: Tensor, most: int, generator: torch.Generator | None
 ) -> Tensor:
     """`sample` by the order of the log-weights after independent Gumbel noise was added to them; no k above `most`."""
-    keys = only(log_weights + gumbel_like(log_weights, generator), mask, -FAR)
+    keys = only(_about_the_largest(log_weights, mask).add_(gumbel_like(log_weights, generator)), mask, -FAR)
     top = keys.topk(most)
     return _mask_of(top.indices, (torch.arange(most, device=k.device) < k) & (top.values > -FAR / 2), mask.shape[1])
 
@@ -68,10 +69,8 @@ def _sample_by_search(
 
     Of draws with replacement the first k that differ are k draws without.
     """
-    exponents = only(log_weights, mask, -FAR)
-    # A row in which nothing can be drawn has no weight at all.
-    exponents.sub_(exponents.amax(1, keepdim=True).clamp_min_(-FAR / 2)).mul_(1 / math.log(2))
-    weights = exponents.exp2_()
+    exponents = only(_about_the_largest(log_weights, mask), mask, -FAR)
+    weights = exponents.mul_(1 / math.log(2)).exp2_()
     # More than is wanted, as some will be alike: to go on costs far more than to look up some in vain.
     columns = _search(weights, 2 * most + 3 if most > 1 else 1, generator)
     # Rounding may point beside the weights that are not 0.
@@ -88,6 +87,25 @@ def _sample_by_search(
         left = mask[rows] & ~drawn[rows]
         drawn[rows] |= _sample_by_order(log_weights[rows], left, missing[rows], most, generator)
     return drawn
+
+
+def _about_the_largest(log_weights: Tensor, mask: Tensor) -> Tensor:
+    """The log-weights less the largest of the mask in their row: around 300 floats are too far apart to hold noise.
+
+    A row in which nothing can be drawn keeps what it has.
+    """
+    largest = only(log_weights, mask, -FAR).amax(-1, keepdim=True)
+    return log_weights - torch.where(largest.abs() < FAR / 2, largest, 0.0)
+
+
+def _no_more(drawn: Tensor, keys: Tensor, k: Tensor) -> Tensor:
+    """The mask without what is too much: of keys equal to the k-th largest the first are drawn."""
+    if looks_are_free(keys) and not bool((count(drawn) > k).any()):
+        return drawn
+    last = keys.masked_fill(~drawn, torch.inf).amin(-1, keepdim=True)
+    equal = drawn & (keys == last)
+    left = k - (drawn & ~equal).sum(-1, keepdim=True)
+    return drawn & (~equal | (equal.cumsum(-1) <= left))
 
 
 def _mask_of(columns: Tensor, kept: Tensor, m: int) -> Tensor:
@@ -141,7 +159,8 @@ def gumbel_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
     The logarithm of an exponential one, made from random integers: `exponential_` takes five times as long.
     """
     integers, bits = (torch.int64, 63) if x.dtype == torch.float64 else (torch.int32, 31)
-    noise = torch.empty(x.shape, dtype=integers, device=x.device).random_(generator=generator)
+    # Not `random_`, which torch.compile does not capture.
+    noise = torch.randint(0, torch.iinfo(integers).max, x.shape, dtype=integers, device=x.device, generator=generator)
     # Minus a number in (0, 1), finest at 0, where the largest noise comes from. The factor undoes a rounding to 1.
     uniform = noise.to(x.dtype).add_(0.5).mul_(-(2.0**-bits) * (1 - torch.finfo(x.dtype).eps))
     return uniform.log1p_().neg_().log_().neg_()

@@ -10,6 +10,7 @@ their vectors. Where to look would wait for the device, and in a graph, they sta
 roundings: that is no more than an error, and 0.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -37,6 +38,12 @@ class Geometry(NamedTuple):
 def at_least_single(x: Tensor) -> Tensor:
     """The same numbers in at least single precision."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Where operations on the device of x compute in the precision of their arguments."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def with_direction(x: Tensor, p: float = 2) -> Tensor:

@@ -77,7 +77,7 @@ class MinedLoss(LossWrapper):
         pairs: Any
         if isinstance(self.miner, PairMiner) and shares_scores(self.miner, self.loss):
             self.miner.embedding_size = embeddings.shape[1]
-            pairs = Selected(self.miner.select)
+            pairs = Selected(self.miner.narrow)
         else:
             pairs = mined_pairs(self.miner, self.loss, embeddings, labels, *references)
         return self.reduced(self.loss(embeddings, labels, pairs, *references))
