@@ -75,6 +75,7 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "KNNSoftmaxLoss": {"equal_samples_are_treated_alike": "of equal positives the first is the one always kept"},
     "LargeMarginNearestNeighborLoss": {"equal_samples_are_treated_alike": "of equal positives the first are targets"},
     "MCA": {
+        "every_dtype_of_labels_will_do": "a label is the number of a centre, an integer",
         "label_names_are_irrelevant": "a label is the number of a centre",
         "rotation_changes_nothing": "the centres stay where they are",
     },
@@ -85,6 +86,7 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
         "references_equal_to_the_batch_agree": "it finds its pairs itself",
     },
     "NPair": {
+        "every_default_device_will_do": "PML makes the numbers of the pairs where it pleases",
         "batch_order_is_irrelevant": "of each class it takes the pair that comes first",
         "empty_batch_costs_nothing": "PML's regularizer takes the mean over no sample",
         "it_learns": "it takes one pair of each class, and inner products grow with lengths too: not in so few steps",
@@ -101,13 +103,19 @@ FAULTS: dict[str, dict[str, str]] = {
         "what_is_no_number_stays_with_its_anchor": "NaN is swallowed",
     }
     for name in ("DecoupledNCALoss", "SoftTripletLoss")
+} | {
+    name: {"what_is_no_number_makes_the_loss_none": "a miner drops the pairs of NaN"}
+    for name in (
+        *("BinDeviance2018", "DistanceMatch", "DistWeightNeighbour", "HardMining2020", "MCA"),
+        *("BinBranch", "BDWNeighbour", "EnsembleDWNeighbour"),
+    )
 }
 
 
 def exceptions(subject: nn.Module, recipe: str = "") -> tuple[str, ...]:
     """The laws that the subject, made by that recipe, need not keep."""
     name = type(subject).__name__
-    return (*EXCEPTIONS.get(name, ()), *EXCEPTIONS.get(recipe, ()), *FAULTS.get(name, ()))
+    return tuple(law for table in (EXCEPTIONS, FAULTS) for each in (name, recipe) for law in table.get(each, ()))
 
 
 def make(cls: Callable[..., Any], **arguments: Any) -> Any:
