@@ -1,6 +1,9 @@
 """How the suite runs: hypothesis profiles, one thread per worker, the same random state for every test."""
 
 import os
+import re
+import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -18,3 +21,28 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _random_state():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def torchvision():
+    """torchvision.transforms. Its wheels are built for one torch each; beside another one, or beside a torch without
+    CUDA, it does not find its compiled operators. The transforms need none of them: they are declared for it.
+    """
+    if find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed")
+    declared = []
+    for _ in range(20):
+        try:
+            from torchvision import transforms as found
+        except RuntimeError as error:
+            missing = re.fullmatch(r"operator (\w+)::(\w+) does not exist", str(error))
+            if missing is None:
+                pytest.skip(f"torchvision cannot be imported: {error}")
+            declared.append(torch.library.Library(missing[1], "FRAGMENT"))
+            declared[-1].define(f"{missing[2]}(Tensor x) -> Tensor")
+            for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+                del sys.modules[name]
+        else:
+            return found
+    pytest.skip("torchvision cannot be imported")
+    return None

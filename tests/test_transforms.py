@@ -2,9 +2,7 @@
 
 import math
 import pickle
-import re
 import sys
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -24,31 +22,6 @@ PLAIN = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
 @pytest.fixture
 def by_pillow(monkeypatch):
     monkeypatch.setattr(transforms, "torchvision_transforms", lambda: None)
-
-
-@pytest.fixture(scope="session")
-def torchvision():
-    """torchvision.transforms. Its wheels are built for one torch each; beside another one, or beside a torch without
-    CUDA, it does not find its compiled operators. The transforms need none of them: they are declared for it.
-    """
-    if find_spec("torchvision") is None:
-        pytest.skip("torchvision is not installed")
-    declared = []
-    for _ in range(20):
-        try:
-            from torchvision import transforms as found
-        except RuntimeError as error:
-            missing = re.fullmatch(r"operator (\w+)::(\w+) does not exist", str(error))
-            if missing is None:
-                pytest.skip(f"torchvision cannot be imported: {error}")
-            declared.append(torch.library.Library(missing[1], "FRAGMENT"))
-            declared[-1].define(f"{missing[2]}(Tensor x) -> Tensor")
-            for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-                del sys.modules[name]
-        else:
-            return found
-    pytest.skip("torchvision cannot be imported")
-    return None
 
 
 def noise(width, height, mode="RGB", seed=0):

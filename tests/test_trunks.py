@@ -167,3 +167,32 @@ def test_efficientnet_lite_is_the_published_one():
     assert torch.allclose(scaled, torch.full((3,), -127 / 128))
     random = models.build("efficientnet_lite0", torch.rand(2, 3, 64, 64), 8, weights=trunks.RANDOM)
     assert not random.trunk.freeze_batch_norm
+
+
+def test_a_model_of_timm_is_a_trunk(torchvision):  # which timm imports
+    pytest.importorskip("timm")
+    network = models.build("timm:resnet18", torch.rand(2, 3, 64, 64), 8, weights=trunks.RANDOM)
+    assert network.embedder.in_features == 512
+    assert network.preprocessing == Preprocessing((224, 224), interpolation="bicubic", crop=0.95)
+    with pytest.raises(BenchmarkError, match="timm has no model 'resnet1'; did you mean resnet"):
+        models.build("timm:resnet1", torch.rand(2, 3, 64, 64), 8)
+
+
+def test_a_model_of_torchvision_is_a_trunk(torchvision):
+    for name, features in (("resnet18", 512), ("mobilenet_v3_small", 1024)):
+        network = models.build(f"torchvision:{name}", torch.rand(2, 3, 64, 64), 8, weights=trunks.RANDOM)
+        assert network.embedder.in_features == features
+        assert network.preprocessing == Preprocessing((224, 224))
+    with pytest.raises(BenchmarkError, match="torchvision has no model 'nope'"):
+        models.build("torchvision:nope", torch.rand(2, 3, 64, 64), 8)
+
+
+def test_weights_that_cannot_be_downloaded_are_one_line(torchvision, monkeypatch):
+    timm = pytest.importorskip("timm")
+
+    def fail(*args, **kwargs):
+        raise OSError("no route to host\nmore")
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    with pytest.raises(BenchmarkError, match=r"pretrained weights of timm:resnet18 cannot be had \(no route to host\)"):
+        models.build("timm:resnet18", torch.rand(2, 3, 64, 64), 8)

@@ -87,11 +87,11 @@ def build(trunk: str | nn.Module, image_shape: tuple[int, ...], weights: str = P
     """
     if isinstance(trunk, nn.Module):
         built = Trunk(type(trunk).__name__, trunk, None, False, rebuildable=False)
-    elif trunk in _BUILDERS:
-        built = _BUILDERS[trunk](trunk, image_shape, weights == PRETRAINED)
+    elif trunk in BUILDERS:
+        built = BUILDERS[trunk](trunk, image_shape, weights == PRETRAINED)
     elif ":" in trunk:
         prefix, _, name = trunk.partition(":")
-        builder = _PREFIXES.get(prefix, _of_ones_own)
+        builder = PREFIXES.get(prefix, _of_ones_own)
         built = builder(trunk, image_shape, weights == PRETRAINED) if name else _unknown(trunk)
     else:
         built = _unknown(trunk)
@@ -235,7 +235,7 @@ def _of_ones_own(name: str, image_shape: tuple[int, ...], pretrained: bool) -> T
 
 def _unknown(name: str) -> Trunk:
     raise BenchmarkError(
-        f"unknown trunk {name!r}; known: {', '.join(_BUILDERS)}, timm:NAME, torchvision:NAME, package.module:factory"
+        f"unknown trunk {name!r}; known: {', '.join(BUILDERS)}, timm:NAME, torchvision:NAME, package.module:factory"
     )
 
 
@@ -262,8 +262,8 @@ def _downloaded(name: str, pretrained: bool, make: Callable[[], nn.Module]) -> n
         ) from error
 
 
-_BUILDERS: dict[str, Callable[[str, tuple[int, ...], bool], Trunk]] = {
+BUILDERS: dict[str, Callable[[str, tuple[int, ...], bool], Trunk]] = {
     "conv4": _conv4,
     "efficientnet_lite0": _efficientnet_lite0,
 }
-_PREFIXES: dict[str, Callable[[str, tuple[int, ...], bool], Trunk]] = {"timm": _timm, "torchvision": _torchvision}
+PREFIXES: dict[str, Callable[[str, tuple[int, ...], bool], Trunk]] = {"timm": _timm, "torchvision": _torchvision}

@@ -1,0 +1,146 @@
+"""A gallery of embedded images that answers: which of them look most like this one?"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pml_ext.benchmark import files
+from pml_ext.benchmark.errors import BenchmarkError
+
+EMBEDDINGS, NAMES = "embeddings.npy", "index.json"
+# Embeddings compared at a time: bounds the memory of a search without faiss.
+_BLOCK = 1 << 18
+
+
+class Match(NamedTuple):
+    """An answer.
+
+    Args:
+        path: the file of the image, "" if it came from no file.
+        label: the name of its class, "" if that is not known.
+        similarity: cosine similarity with what was asked for.
+        position: of the image in the index.
+    """
+
+    path: str
+    label: str
+    similarity: float
+    position: int
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """Embeddings of unit length with what they are of.
+
+    Args:
+        embeddings: [n, d] float32, each of length 1.
+        paths: the file of each, or none.
+        labels: the class of each, or none.
+
+    Raises:
+        BenchmarkError: numbers of other lengths, or that are not finite.
+
+    Example:
+        >>> index = Index(torch.eye(3), labels=("cat", "dog", "cow"))
+        >>> [match.label for match in index.search(torch.tensor([[0.6, 0.8, 0.0]]), k=2)[0]]
+        ['dog', 'cat']
+    """
+
+    embeddings: Tensor
+    paths: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.embeddings.ndim != 2 or not len(self.embeddings):
+            raise BenchmarkError(f"an index needs embeddings [n, d], got {list(self.embeddings.shape)}")
+        for name in ("paths", "labels"):
+            value = getattr(self, name)
+            if value and len(value) != len(self.embeddings):
+                raise BenchmarkError(f"the index has {len(self.embeddings)} embeddings, but {len(value)} {name}")
+        if not bool(self.embeddings.isfinite().all()):
+            raise BenchmarkError("the index has embeddings that are not finite")
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    def search(self, embeddings: Tensor, k: int = 8) -> list[list[Match]]:
+        """The k most similar of the index for each embedding [q, d], the nearest first; all if there are fewer."""
+        if k < 1:
+            raise BenchmarkError(f"k must be at least 1, got {k}")
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.embeddings.shape[1]:
+            raise BenchmarkError(
+                f"the index has embeddings of {self.embeddings.shape[1]} dimensions, asked for {list(embeddings.shape)}"
+            )
+        unit = torch.nn.functional.normalize(embeddings.detach().float().cpu(), dim=1)
+        scores, positions = self._nearest(unit, min(k, len(self)))
+        return [
+            [self._match(position, score) for position, score in zip(row_positions, row_scores, strict=True)]
+            for row_positions, row_scores in zip(positions.tolist(), scores.tolist(), strict=True)
+        ]
+
+    def _nearest(self, unit: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        try:
+            import faiss
+        except ImportError:
+            return self._nearest_by_torch(unit, k)
+        flat = faiss.IndexFlatIP(self.embeddings.shape[1])
+        flat.add(np.ascontiguousarray(self.embeddings.numpy()))
+        scores, positions = flat.search(np.ascontiguousarray(unit.numpy()), k)
+        return torch.from_numpy(scores), torch.from_numpy(positions)
+
+    def _nearest_by_torch(self, unit: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        rows = max(1, _BLOCK // len(self))
+        found = [(block @ self.embeddings.t()).topk(k, dim=1) for block in unit.split(rows)]
+        return torch.cat([each.values for each in found]), torch.cat([each.indices for each in found])
+
+    def _match(self, position: int, score: float) -> Match:
+        path = self.paths[position] if self.paths else ""
+        label = self.labels[position] if self.labels else ""
+        return Match(path, label, score, position)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the index to a folder: an array of numpy and a JSON file, no pickle."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        files.write(folder / EMBEDDINGS, _array_bytes(self.embeddings.numpy()))
+        files.write_json(folder / NAMES, {"format": 1, "paths": list(self.paths), "labels": list(self.labels)})
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Index:
+        """Read what `save` wrote.
+
+        Raises:
+            BenchmarkError: no index, or a damaged one.
+        """
+        folder = Path(folder)
+        try:
+            embeddings = np.load(folder / EMBEDDINGS, allow_pickle=False)
+            names = json.loads((folder / NAMES).read_text(encoding="utf-8"))
+            paths, labels = (_texts(names[each]) for each in ("paths", "labels"))
+            tensor = torch.from_numpy(np.ascontiguousarray(embeddings, dtype=np.float32))
+        except OSError as error:
+            raise BenchmarkError(f"{folder} has no index: {error.strerror or error}") from None
+        except (ValueError, KeyError, TypeError, EOFError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise BenchmarkError(f"the index in {folder} is damaged: {reason}") from None
+        return cls(tensor, paths, labels)
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise TypeError("paths and labels must be lists of text")
+    return tuple(value)
+
+
+def _array_bytes(array: Any) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    return stream.getvalue()
