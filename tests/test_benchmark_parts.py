@@ -16,7 +16,6 @@ from pytorch_metric_learning import losses as pml_losses
 from pml_ext import catalog
 from pml_ext.benchmark import BenchmarkError, Experiment, Result, evaluate, losses, pictures, plots, table
 from pml_ext.benchmark.data import Data
-from pml_ext.benchmark.network import EmbeddingNetwork
 from pml_ext.datasets import DATASETS
 
 METRICS = evaluate.names((1, 2, 4, 8))
@@ -115,24 +114,6 @@ def test_the_catalog_comes_before_pml() -> None:
     recipe = losses.build("RAW", classes=7, embedding_size=5)
     assert type(recipe.loss) is type(catalog.build("RAW").loss)
     assert len(losses.names()) == len(set(losses.names()))
-
-
-# --- the network
-
-
-@pytest.mark.parametrize("shape", [(1, 32, 32), (1, 8, 8), (3, 20, 9)])
-def test_network(shape: tuple[int, ...]) -> None:
-    network = EmbeddingNetwork(shape, embedding_size=10)
-    images = torch.rand(3, *shape)
-    embeddings = network(images)
-    assert embeddings.shape == (3, 10)
-    embeddings.sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
-    trunk, embedder = network.parts().values()
-    assert torch.equal(network.eval()(images), embedder(trunk(images)))
-    assert sum(p.numel() for part in (trunk, embedder) for p in part.parameters()) == sum(
-        p.numel() for p in network.parameters()
-    )
 
 
 # --- the table

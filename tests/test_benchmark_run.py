@@ -24,6 +24,7 @@ from pml_ext.benchmark import (
     checkpoint,
     evaluate,
     folder,
+    losses,
     plots,
     randomness,
     result,
@@ -151,7 +152,7 @@ def test_another_seed_other_numbers(finished: tuple[Path, list[Result]], tmp_pat
 
 def test_losses_of_a_seed_share_weights_and_batches(tmp_path: Path) -> None:
     data = Data.of(SMALL)
-    runs = {name: Run(SMALL, data, name, 5, tmp_path, Progress(0)) for name in SMALL.losses}
+    runs = {name: Run(SMALL, data, losses.parse(name), 5, tmp_path, Progress(0)) for name in SMALL.losses}
     start = new_network(SMALL, data, 5).trunk.state_dict()
     batches = {}
     for name, trial in runs.items():
@@ -166,7 +167,7 @@ def test_building_a_run_leaves_the_seed_set(tmp_path: Path) -> None:
     # ProxyAnchorLoss draws its proxies; the first batch must not depend on that.
     drawn = set()
     for name in ("RAW", "ProxyAnchorLoss"):
-        Run(SMALL, Data.of(SMALL), name, 5, tmp_path, Progress(0))
+        Run(SMALL, Data.of(SMALL), losses.parse(name), 5, tmp_path, Progress(0))
         drawn.add((float(torch.rand(())), float(np.random.rand())))  # noqa: NPY002
     assert len(drawn) == 1
 

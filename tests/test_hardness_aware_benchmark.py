@@ -39,7 +39,7 @@ def test_a_run_has_the_methods_trainer_on_everybodys_network_and_batches(name: s
     batches = []
     weights = []
     for each in (name, "RAW"):
-        run = Run(SMALL, data, each, 0, tmp_path, Progress(0))
+        run = Run(SMALL, data, losses.parse(each), 0, tmp_path, Progress(0))
         weights.append([parameter.clone() for parameter in run.learner.network.trunk.parameters()])
         batches.append(run.batches.epoch())
         if each == name:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PROTOCOLS = Path(__file__).resolve().parent / "protocols"
 # What may be given anew when an experiment is continued: it grows, or runs elsewhere.
 GROWING = ("losses", "seeds", "epochs")
-MOVING = ("device", "workers", "out")
+MOVING = ("device", "workers", "cache", "out")
 
 
 def _flag(default: Any, kind: Kind, text: str, *, group: str, metavar: str = "N", none: str | None = None) -> Any:
@@ -57,12 +57,12 @@ class Experiment:
         folds: cut the training classes into this many parts, and train as many times, each time choosing the model on
             another part; None is one run with one set of validation classes. Default None.
         validation: share of the training classes that choose the epoch; 0 takes the last one. None is what the data
-            set keeps for it, otherwise a fifth if there are at least 20 training classes. Default None.
+            set keeps for it, otherwise a third if there are at least 6 training classes. Default None.
         trunk: "conv4", "efficientnet_lite0", "timm:NAME", "torchvision:NAME", "module:factory" or a module.
             Default "conv4".
         weights: a file of weights for the trunk. Default None: those that come with it.
-        head: what the embedding starts from: "linear" (random), "pca" (of the features), None is "pca" where `frozen`.
-            Default None.
+        head: what the embedding starts from: "random" or "pca" (of the features); None is "pca" where `frozen` or where
+            the data are vectors. Default None.
         embedding_size: dimension of the embeddings. Default 64.
         image_size: one number, or height and width. None is what the trunk wants. Default None.
         frozen: compute the features of the trunk once and train the head alone. Default False.
@@ -85,6 +85,7 @@ class Experiment:
         ema: test an exponential moving average of the weights with this decay; 0 tests the weights. Default 0.
         recall_at: the k of recall@k. Default (1, 2, 4, 8).
         workers: processes that load images. Default 0: none.
+        cache: the folder for features of frozen trunks; None is pml_ext in the user's cache. Default None.
         device: "cpu", "cuda", "cuda:1", ...; "auto" is cuda where there is one. Default "auto".
         out: the folder for everything that is written; None is `runs/<data>-<date>-<time>`. Default None.
         protocol: a protocol of the literature, by name: the defaults of all other arguments. Default None.
@@ -135,7 +136,7 @@ class Experiment:
         "share of the training classes that choose the epoch; 0 takes the last one",
         group="data",
         metavar="SHARE",
-        none="what the data set keeps for it, or a fifth of 20 classes and more",
+        none="what the data set keeps for it, or a third of 6 classes and more",
     )
     trunk: Any = _flag(
         "conv4",
@@ -149,11 +150,11 @@ class Experiment:
     )
     head: str | None = _flag(
         None,
-        Text(("linear", "pca")),
-        "what the embedding starts from: linear (random) or pca (of the features)",
+        Text(("random", "pca")),
+        "what the embedding starts from: random, or pca (of the features)",
         group="network",
         metavar="NAME",
-        none="pca if --frozen, or else linear",
+        none="pca if --frozen, or else random",
     )
     embedding_size: int = _flag(64, Whole(1), "dimension of the embeddings", group="network")
     image_size: tuple[int, ...] | None = _flag(
@@ -234,6 +235,14 @@ class Experiment:
     )
     recall_at: tuple[int, ...] = _flag((1, 2, 4, 8), Several(Whole(1)), "the k of recall@k", group="data")
     workers: int = _flag(0, Whole(0), "processes that load images", group="running")
+    cache: str | None = _flag(
+        None,
+        Text(),
+        "where features of frozen trunks are kept",
+        group="running",
+        metavar="DIR",
+        none="pml_ext in the user's cache",
+    )
     device: str = _flag("auto", Text(), "cpu, cuda, cuda:1, ...; auto is cuda where there is one", group="running")
     out: str | None = _flag(
         None, Text(), "where everything is written", group="running", metavar="DIR", none="runs/<data>-<date>-<time>"

@@ -2,52 +2,156 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
+from pml_ext.benchmark import trunks
 from pml_ext.benchmark.config import Experiment
 from pml_ext.benchmark.errors import BenchmarkError
+from pml_ext.benchmark.preprocessing import IMAGENET, Preprocessing
+from pml_ext.benchmark.splits import VALIDATION, Split, cut, remarks
+from pml_ext.benchmark.transforms import test_transform, train_transform
+from pml_ext.benchmark.trunks import Trunk
 from pml_ext.datasets import DATASETS
+from pml_ext.datasets import open as open_source
+from pml_ext.datasets.samples import DataError, Samples
 
-SHARE = 0.2  # of the training classes, for validation
-ENOUGH = 20  # training classes, from which on a part of them is kept for validation
+ENOUGH = 6  # training classes, from which on a part of them is kept for validation
 CUT_SEED = 0
+SMALL = 64  # pixels of a side, for a trunk that does not say what it wants
+VECTORS = "vectors"
+
+Transform = Callable[[Any], Tensor]
 
 
-@dataclass(frozen=True)
+class Part(Dataset[tuple[Tensor, int]]):
+    """Some images of a data set, transformed.
+
+    Args:
+        samples: the data set.
+        index: which of its samples.
+        transform: from an image to what a network takes.
+
+    Attributes:
+        labels: [n], 0 to c - 1.
+        classes: the name of each label.
+        query, gallery, sequences: of these samples, as in `Samples`.
+    """
+
+    def __init__(self, samples: Samples, index: Tensor, transform: Transform | None) -> None:
+        self.samples, self.index, self.transform = samples, index, transform
+        found, self.labels = torch.unique(samples.labels[index], return_inverse=True)
+        self.classes = [samples.classes[label] for label in found.tolist()]
+        self.query, self.gallery, self.sequences = (
+            None if each is None else each[index] for each in (samples.query, samples.gallery, samples.sequences)
+        )
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        assert self.samples.image is not None
+        assert self.transform is not None
+        return self.transform(self.samples.image(int(self.index[i]))), int(self.labels[i])
+
+    def image(self, i: int) -> Any:
+        """The image itself, for pictures; None of a vector."""
+        return None if self.samples.image is None else self.samples.image(int(self.index[i]))
+
+
+class VectorPart(Part):
+    """Some vectors of a data set, or the features of its images; a batch is one look-up."""
+
+    def __init__(self, samples: Samples, index: Tensor, vectors: Tensor) -> None:
+        super().__init__(samples, index, None)
+        self.vectors = vectors
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        return self.vectors[i].float(), int(self.labels[i])
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Several samples at once."""
+        index = torch.as_tensor(indices)
+        return self.vectors[index].float(), self.labels[index]
+
+
+@dataclass(frozen=True, eq=False)
 class Data:
-    """Three sets of images with disjoint classes. Labels of `train` are 0, 1, ...
+    """Three sets of samples with disjoint classes. Labels of `train` are 0, 1, ...
 
     Args:
         name: what tables call it.
         train: samples (image, label) with `labels` and `classes`.
         validation: None if the data are too few.
         test: the unseen classes.
-        notes: what was found while reading.
+        trunk: what the images were made for, without its weights.
+        preprocessing: how an image becomes an input; None for vectors, and for images that are tensors already.
+        samples: the whole data set; None for the sets that come with the package, in their own resolution.
+        split: how it was cut.
+        notes: what was found while reading, for people.
+        head: weights and bias that the embedder starts from; None for random ones.
+        frozen: whether the samples are features of the trunk.
     """
 
     name: str
     train: Any
     validation: Any | None
     test: Any
+    trunk: Trunk
+    preprocessing: Preprocessing | None = None
+    samples: Samples | None = None
+    split: Split | None = None
     notes: tuple[str, ...] = ()
+    head: dict[str, Tensor] | None = None
+    frozen: bool = False
 
     @classmethod
     def of(cls, experiment: Experiment, fold: int | None = None) -> Data:
-        """The data of an experiment, or of one of its folds."""
-        if not isinstance(experiment.data, str) or experiment.data not in DATASETS:
-            raise BenchmarkError(f"data {experiment.data!r} cannot be read")
-        kind = DATASETS[experiment.data]
-        whole, test = kind(split="train"), kind(split="test")
-        classes = torch.unique(whole.labels)
-        kept = validation_classes(len(classes), experiment.validation, fold, experiment.folds)
-        if len(kept) == 0:
-            return cls(experiment.data, whole.part(classes), None, test)
-        rest = classes[~torch.isin(torch.arange(len(classes)), kept)]
-        return cls(experiment.data, whole.part(rest), whole.part(classes[kept], split="test"), test)
+        """The data of an experiment, or of one of its folds.
+
+        Raises:
+            BenchmarkError: data that cannot be read or not be cut, a trunk that cannot be built.
+        """
+        small = experiment.trunk == "conv4" and experiment.image_size is None
+        if isinstance(experiment.data, str) and experiment.data in DATASETS and small:
+            return _built_in(experiment, experiment.data, fold)
+        try:
+            samples = open_source(experiment.data)
+            split = _cut(samples, experiment, fold)
+        except DataError as error:
+            raise BenchmarkError(str(error)) from error
+        parts = {name: index for name, index in split.parts().items() if len(index)}
+        made: dict[str, Any]
+        if samples.vectors is not None:
+            trunk, preprocessing = Trunk(VECTORS, torch.nn.Identity(), None, pretrained=True), None
+            made = {name: VectorPart(samples, index, samples.vectors[index]) for name, index in parts.items()}
+        else:
+            trunk, preprocessing = _trunk(experiment)
+            train, test = train_transform(preprocessing), test_transform(preprocessing)
+            made = {name: Part(samples, index, train if name == "train" else test) for name, index in parts.items()}
+        return cls(
+            name=samples.name,
+            train=made["train"],
+            validation=made.get("validation"),
+            test=made["test"],
+            trunk=trunk,
+            preprocessing=preprocessing,
+            samples=samples,
+            split=split,
+            notes=(samples.describe(), split.describe(samples)),
+        )
+
+    def with_features(self, features: Tensor) -> Data:
+        """The same with the features of a frozen trunk [n, f], of all samples, in the place of images."""
+        assert self.samples is not None
+        assert self.split is not None
+        parts = {name: VectorPart(self.samples, index, features[index]) for name, index in self.split.parts().items()}
+        return replace(self, train=parts["train"], validation=parts.get("validation"), test=parts["test"], frozen=True)
 
     @property
     def train_classes(self) -> int:
@@ -63,6 +167,11 @@ class Data:
     def watched(self) -> tuple[str, Any]:
         """The set that is measured after every epoch, and what it is called."""
         return ("test", self.test) if self.validation is None else ("validation", self.validation)
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether the trunk can do something before it is trained here."""
+        return self.trunk.pretrained
 
     def images_per_class(self, experiment: Experiment) -> int:
         """How many images of a class are in a training batch."""
@@ -80,28 +189,48 @@ class Data:
         """Training steps per epoch."""
         return experiment.steps or max(1, len(self.train) // self.batch_size(experiment))
 
-    def warnings(self, experiment: Experiment) -> list[str]:
-        """What a batch will be that nobody may have meant, a line each."""
-        counts = torch.bincount(self.train.labels)
-        per_class, size = self.images_per_class(experiment), self.batch_size(experiment)
-        said = []
-        few = int((counts < per_class).sum())
-        if few:
-            said.append(
-                f"{few} of {len(counts)} training classes have fewer than {per_class} images: "
-                "a batch repeats some of theirs"
-            )
-        alone = int((counts < 2).sum())
-        if alone:
-            said.append(f"{alone} training classes have one image: its positives are copies of it")
-        if size < 0.75 * experiment.batch_size:
-            said.append(
-                f"a batch has {size} images, not {experiment.batch_size}: "
-                f"{self.classes_per_batch(experiment)} classes of {per_class}"
-            )
-        if len(self.train) < size:
-            said.append(f"a batch has {size} images, the training set {len(self.train)}")
-        return said
+    def warnings(self, experiment: Experiment) -> tuple[str, ...]:
+        """What training will be that its author may not expect, a line each."""
+        if self.samples is None or self.split is None:
+            return ()
+        return remarks(
+            self.samples,
+            self.split,
+            batch_size=experiment.batch_size,
+            images_per_class=self.images_per_class(experiment),
+        )
+
+
+def _cut(samples: Samples, experiment: Experiment, fold: int | None) -> Split:
+    if fold is not None and experiment.folds is not None:
+        return cut(samples, fold=fold, folds=experiment.folds, seed=CUT_SEED)
+    if experiment.validation is None and not (samples.split and "validation" in samples.split):
+        without = cut(samples, validation=0, seed=CUT_SEED)
+        if len(samples.labels[without.train].unique()) < ENOUGH:
+            return without
+    return cut(samples, validation=experiment.validation, seed=CUT_SEED)
+
+
+def _trunk(experiment: Experiment) -> tuple[Trunk, Preprocessing]:
+    """What the trunk is, and how it wants its images."""
+    size = experiment.image_size
+    shape = None if size is None else (size[0], size[-1])
+    guess = (3, *(shape or (SMALL, SMALL)))
+    trunk = trunks.build(experiment.trunk, guess, experiment.weights or trunks.PRETRAINED)
+    wanted = trunk.preprocessing or IMAGENET.at((SMALL, SMALL))
+    return trunk, wanted if shape is None else wanted.at(shape)
+
+
+def _built_in(experiment: Experiment, name: str, fold: int | None) -> Data:
+    """A set that comes with the package as it is: small tensors, training images bent anew at every access."""
+    whole, test = (DATASETS[name](split=split) for split in ("train", "test"))
+    trunk = Trunk("conv4", torch.nn.Identity(), None, pretrained=False)
+    classes = torch.unique(whole.labels)
+    kept = validation_classes(len(classes), experiment.validation, fold, experiment.folds)
+    if len(kept) == 0:
+        return Data(name, whole.part(classes), None, test, trunk)
+    rest = classes[~torch.isin(torch.arange(len(classes)), kept)]
+    return Data(name, whole.part(rest), whole.part(classes[kept], split="test"), test, trunk)
 
 
 def validation_classes(count: int, share: float | None, fold: int | None = None, folds: int | None = None) -> Tensor:
@@ -109,7 +238,7 @@ def validation_classes(count: int, share: float | None, fold: int | None = None,
 
     Args:
         count: training classes.
-        share: of them, for validation; None is a fifth, or none of fewer than 20.
+        share: of them, for validation; None is a third, or none of fewer than 6.
         fold: which of the `folds`, instead of a share.
         folds: how many parts the classes are cut into.
 
@@ -118,14 +247,14 @@ def validation_classes(count: int, share: float | None, fold: int | None = None,
 
     Example:
         >>> validation_classes(250, None).shape, validation_classes(5, None).shape
-        (torch.Size([50]), torch.Size([0]))
+        (torch.Size([83]), torch.Size([0]))
     """
     order = torch.randperm(count, generator=torch.Generator().manual_seed(CUT_SEED))
     if fold is not None and folds is not None:
         chosen = order[fold::folds]
         what = f"folds {folds}"
     else:
-        part = (SHARE if count >= ENOUGH else 0.0) if share is None else share
+        part = (VALIDATION if count >= ENOUGH else 0.0) if share is None else share
         chosen = order[: round(part * count)] if part else order[:0]
         what = f"validation {part:g}"
         if part == 0:

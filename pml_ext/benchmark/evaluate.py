@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from pytorch_metric_learning.utils.inference import FaissKMeans
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pml_ext.benchmark.learning import AMP
 from pml_ext.benchmark.progress import Progress
-from pml_ext.evaluation import RetrievalAccuracyCalculator
+from pml_ext.evaluation import Evaluation, evaluate
 
 RETRIEVAL = ("mean_average_precision_at_r", "r_precision")
 CHOSEN_BY = "mean_average_precision_at_r"
+CLUSTERS = 2000  # test classes, above which NMI would take longer than all the rest
 TEST_BATCH = 128  # larger ones are slower on a CPU: their activations are memory fresh from the kernel
 
 Metrics = dict[str, float]
@@ -27,7 +29,7 @@ class NotFinite(Exception):  # noqa: N818 - an outcome of a run, not a mistake o
 
 def names(recall_at: Iterable[int]) -> tuple[str, ...]:
     """The names of the metrics on test classes, in the order of the table."""
-    return (*(f"recall_at_{k}" for k in recall_at), *RETRIEVAL, "NMI")
+    return (*(f"recall_at_{k}" for k in sorted(recall_at)), *RETRIEVAL, "NMI")
 
 
 def embed(
@@ -64,15 +66,32 @@ def embed(
 
 
 def measure(
-    embeddings: Tensor, labels: Tensor, *, recall_at: Sequence[int], device: torch.device, clusters: bool
-) -> Metrics:
-    """Retrieval metrics of normalized embeddings, each compared with all others; with NMI if `clusters`."""
-    calculator = RetrievalAccuracyCalculator(
-        recall_at=recall_at,
-        include=names(recall_at) if clusters else names(recall_at)[:-1],
-        device=device,
-        # PML's default, but for a warning that faiss would print at every test of classes with few images.
-        kmeans_func=FaissKMeans(niter=20, gpu=device.type == "cuda", min_points_per_centroid=1),
+    embeddings: Tensor, dataset: Any, *, recall_at: Sequence[int], device: torch.device, clusters: bool
+) -> Evaluation:
+    """Retrieval metrics of the normalized embeddings of a dataset, with NMI if `clusters`.
+
+    Each is compared with all others; where the dataset has a query and a gallery, these with those, and not with what
+    is of the query's own sequence.
+    """
+    some_clusters = clusters and len(torch.unique(dataset.labels)) <= CLUSTERS
+    return evaluate(
+        embeddings.to(device),
+        dataset.labels,
+        k=recall_at,
+        metrics=("recall", *RETRIEVAL, *(("NMI",) if some_clusters else ())),
+        query=getattr(dataset, "query", None),
+        gallery=getattr(dataset, "gallery", None),
+        groups=getattr(dataset, "sequences", None),
     )
-    measured = calculator.get_accuracy(embeddings, labels)
-    return {name: float(measured[name]) for name in names(recall_at) if name in measured}
+
+
+def per_query(evaluation: Evaluation) -> bytes:
+    """What each query of a test has, as an .npz file: recall@1, average precision at R and the query's class."""
+    stream = io.BytesIO()
+    np.savez_compressed(
+        stream,
+        recall_at_1=evaluation.per_query["recall_at_1"].numpy().astype(np.float32),
+        mean_average_precision_at_r=evaluation.per_query[CHOSEN_BY].numpy().astype(np.float32),
+        query_classes=evaluation.query_classes.numpy(),
+    )
+    return stream.getvalue()

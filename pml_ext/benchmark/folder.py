@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -45,24 +46,28 @@ def run_folder(out: Path, loss: str, seed: int, fold: int | None = None) -> Path
     return out / f"{_safe(loss)}-seed{seed}{'' if fold is None else f'-fold{fold}'}"
 
 
-def create(experiment: Experiment) -> Path:
-    """Make the folder of a new experiment; `start` writes down what it is."""
+def check_new(experiment: Experiment) -> Path:
+    """The folder of a new experiment, if nothing is in the way."""
     out = Path(str(named(experiment).out))
     if (out / ARGUMENTS).exists():
         raise BenchmarkError(f"{out} holds an experiment already: continue it with --resume, or choose another --out")
     if out.is_dir() and any(each.name not in STRANGERS and not each.name.startswith(".") for each in out.iterdir()):
         raise BenchmarkError(f"{out} is not empty: choose another --out")
-    files.make_folder(out)
     return out
 
 
-def start(out: Path, experiment: Experiment) -> None:
-    """Write down the arguments of an experiment, of a new one or of one that has grown."""
-    files.write_json(out / ARGUMENTS, {k: v for k, v in experiment.arguments().items() if k != "out"})
+def start(out: Path, experiment: Experiment, losses: Sequence[str]) -> None:
+    """Write down the arguments of an experiment, new or grown, with the names of its losses."""
+    named_by = experiment.arguments() | {"losses": list(losses)}
+    files.write_json(out / ARGUMENTS, {k: v for k, v in named_by.items() if k != "out"})
 
 
-def reopen(experiment: Experiment) -> Experiment:
+def reopen(experiment: Experiment, losses: Sequence[str]) -> Experiment:
     """The experiment that was started before in `out`, with the losses, seeds and epochs that this one adds.
+
+    Args:
+        experiment: with `out`, or the last one is meant.
+        losses: the names of its losses; one that is an object takes the place of the name that was written down.
 
     Raises:
         BenchmarkError: another argument differs, or more epochs would have changed the first ones too.
@@ -72,8 +77,10 @@ def reopen(experiment: Experiment) -> Experiment:
     grown = replace(
         experiment,
         out=str(out),
-        losses=_together(then["losses"], experiment.losses),
-        seeds=_together(then["seeds"], experiment.seeds),
+        losses=tuple(
+            ({name: name for name in then["losses"]} | dict(zip(losses, experiment.losses, strict=True))).values()
+        ),
+        seeds=tuple(dict.fromkeys((*then["seeds"], *experiment.seeds))),
     )
     now = grown.arguments()
     changed = [
@@ -92,7 +99,6 @@ def reopen(experiment: Experiment) -> Experiment:
             f"the experiment in {out} has a {grown.schedule} schedule over {then['epochs']} epochs: "
             f"for {grown.epochs}, choose another --out"
         )
-    files.make_folder(out)
     return grown
 
 
@@ -133,17 +139,7 @@ def latest() -> Path:
     return started[-1].parent
 
 
-def _together(before: tuple[Any, ...], now: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What was there and what is new; an object takes the place of the name that was stored of it."""
-    by_name = {_key(each): each for each in before} | {_key(each): each for each in now}
-    return tuple(by_name.values())
-
-
-def _key(value: Any) -> Any:
-    return value if isinstance(value, (str, int)) else config.display_name(value)
-
-
 def _safe(name: str) -> str:
     """A name as a part of a path: what may stand for something else is replaced, and then told apart by a digest."""
-    plain = re.sub(r"[^\w.=+,()-]", "_", name).lstrip(".")[:100]
+    plain = re.sub(r"[^\w .=+,()-]", "_", name).lstrip(".")[:100]
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

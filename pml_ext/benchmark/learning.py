@@ -54,17 +54,26 @@ class LossLearner:
         loss: called with embeddings, labels and what the miner chose.
         miner: None for all pairs.
         experiment: optimizer, rates, schedule, clipping, precision, average.
+        pretrained: whether the trunk is, so that it learns more slowly.
         total: steps of the whole run.
         device: where the network is.
     """
 
     def __init__(
-        self, network: Any, loss: nn.Module, miner: Any, experiment: Experiment, *, total: int, device: torch.device
+        self,
+        network: Any,
+        loss: nn.Module,
+        miner: Any,
+        experiment: Experiment,
+        *,
+        pretrained: bool,
+        total: int,
+        device: torch.device,
     ) -> None:
         self.network, self.miner = network, miner
         self.loss: nn.Module = loss
         self.device, self.clip = device, experiment.clip
-        self.optimizers = optimizers(network, loss, experiment)
+        self.optimizers = optimizers(network, loss, experiment, pretrained=pretrained)
         self._rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
         self._factor = schedule(experiment.schedule, experiment.warmup, total)
         self._dtype = AMP.get(experiment.amp)
@@ -180,11 +189,13 @@ class TrainerLearner:
         return {name: torch.as_tensor(value).detach() for name, value in self.trainer.losses.items()}
 
 
-def optimizers(network: Any, loss: nn.Module, experiment: Experiment) -> dict[str, torch.optim.Optimizer]:
+def optimizers(
+    network: Any, loss: nn.Module, experiment: Experiment, *, pretrained: bool
+) -> dict[str, torch.optim.Optimizer]:
     """An optimizer each for trunk, embedder and a loss with weights, by PML's names; none for what has no weights."""
     parts: dict[str, nn.Module] = {**network.parts(), "metric_loss": loss}
     rates = {
-        "trunk": trunk_rate(network, experiment),
+        "trunk": trunk_rate(experiment, pretrained=pretrained),
         "embedder": experiment.learning_rate,
         "metric_loss": experiment.loss_learning_rate,
     }
@@ -197,11 +208,11 @@ def optimizers(network: Any, loss: nn.Module, experiment: Experiment) -> dict[st
     return found
 
 
-def trunk_rate(network: Any, experiment: Experiment) -> float:
+def trunk_rate(experiment: Experiment, *, pretrained: bool) -> float:
     """The learning rate of the trunk: a tenth of the head's if it is pretrained, unless it is given."""
     if experiment.trunk_learning_rate is not None:
         return experiment.trunk_learning_rate
-    return experiment.learning_rate * (0.1 if getattr(network, "pretrained", False) else 1)
+    return experiment.learning_rate * (0.1 if pretrained else 1)
 
 
 def schedule(name: str, warmup: int, total: int) -> Callable[[int], float]:

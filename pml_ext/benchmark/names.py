@@ -58,14 +58,14 @@ def losses() -> list[str]:
 
 def check_loss(spec: str) -> None:
     """Raise BenchmarkError for a loss whose name cannot be meant: "RAWW", "RAWW(gamma=0.3)", "pml:Triplet"."""
-    module, colon, name = spec.partition("(")[0].partition(":")
+    module, colon, name = (each.strip() for each in re.split(r"[(+]", spec, maxsplit=1)[0].partition(":"))
     if colon and module != "pml":
         if not (module and name):
             raise BenchmarkError(f"loss {spec!r} must be written module:name")
         return
     name, known = (name, list(pml())) if colon else (module, losses())
-    if name.strip() not in known:
-        raise BenchmarkError(did_you_mean("loss", name.strip(), known))
+    if name not in known:
+        raise BenchmarkError(did_you_mean("loss", name, known))
 
 
 def check_data(source: str) -> None:

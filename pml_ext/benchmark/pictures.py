@@ -13,6 +13,7 @@ from torch import Tensor
 RIGHT, WRONG = "#009E73", "#D55E00"
 NEIGHBOURS = 8
 QUERIES = 4
+SIDE = 96  # pixels of a photograph
 MAPPED = 12  # classes in the map
 # Twelve classes: six hues that colour-blind readers can tell apart, times two markers.
 HUES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
@@ -120,8 +121,10 @@ def _name(test: Any, index: int) -> str:
 
 
 def _picture(axes: Any, test: Any, index: int) -> None:
-    image = test[index][0]
-    axes.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", interpolation="nearest")
+    if hasattr(test, "image"):  # as it is, before it was made an input
+        axes.imshow(test.image(index).resize((SIDE, SIDE)), interpolation="nearest")
+    else:
+        axes.imshow(test[index][0].permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
 

@@ -20,7 +20,7 @@ from pml_ext.benchmark.config import Experiment
 from pml_ext.benchmark.data import Data
 from pml_ext.benchmark.folder import run_folder
 from pml_ext.benchmark.pictures import gallery, projection
-from pml_ext.benchmark.result import UNTRAINED, Result
+from pml_ext.benchmark.result import BASELINES, FROZEN_TRUNK, UNTRAINED, UNTRAINED_HEAD, Result
 from pml_ext.benchmark.table import by_loss
 from pml_ext.benchmark.training import embeddings_of
 
@@ -46,10 +46,11 @@ def draw(experiment: Experiment, data: Data, out: Path, results: Sequence[Result
     }
     if not embeddings:
         return []
+    seen = data.samples is None or data.samples.image is not None
     drawn = [
         _save(learning_curves(results), folder / "learning_curves.png"),
         _save(recall_curves(results), folder / "recall_at_k.png"),
-        _save(gallery(data.test, embeddings), folder / "gallery.png"),
+        *([_save(gallery(data.test, embeddings), folder / "gallery.png")] if seen else []),
         _save(projection(data.test, embeddings), folder / "projection.png"),
     ]
     healths = {name: runs for name in by_loss(results) if (runs := _healths(out, name, results))}
@@ -65,6 +66,8 @@ def learning_curves(results: Sequence[Result]) -> Figure:
     """Recall@1 after each epoch, every loss a line; thin lines are single seeds if there are several."""
     groups = by_loss(results)
     untrained = groups.pop(UNTRAINED, [])
+    for name in (FROZEN_TRUNK, UNTRAINED_HEAD):
+        groups.pop(name, None)
     chosen = any(result.validation for result in results)
     if chosen:  # other classes than those that the untrained network was tested on
         untrained = []
@@ -99,7 +102,7 @@ def recall_curves(results: Sequence[Result]) -> Figure:
     groups = by_loss(results)
     names = [name for name in results[0].metrics if name.startswith("recall_at_")]
     recall_at = [int(name.removeprefix("recall_at_")) for name in names]
-    trained = [name for name in groups if name != UNTRAINED]
+    trained = [name for name in groups if name not in BASELINES]
     styles = dict(zip(trained, _styles(len(trained)), strict=True))
     ends = []
     for loss, runs in groups.items():
@@ -218,10 +221,10 @@ def _best(results: Sequence[Result]) -> list[str]:
     # The untrained network first, then the losses with the best recall@1, in the order of the table.
     groups = by_loss(results)
     score = {
-        name: mean(run.metrics["recall_at_1"] for run in runs) for name, runs in groups.items() if name != UNTRAINED
+        name: mean(run.metrics["recall_at_1"] for run in runs) for name, runs in groups.items() if name not in BASELINES
     }
     chosen = sorted(score, key=lambda name: -score[name])[:PICTURED]
-    return [name for name in groups if name == UNTRAINED or name in chosen]
+    return [name for name in groups if name in (UNTRAINED, UNTRAINED_HEAD) or name in chosen]
 
 
 def _axes(title: str, x: str, y: str) -> tuple[Figure, Any]:

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import sqlite3
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import torch
 
-from pml_ext.benchmark import evaluate, files, folder, lock, losses, records, result, table
+from pml_ext.benchmark import evaluate, files, folder, frozen, lock, losses, records, result, table
 from pml_ext.benchmark.checkpoint import DamagedError, epochs_done
 from pml_ext.benchmark.config import Experiment
 from pml_ext.benchmark.data import Data
 from pml_ext.benchmark.device import torch_device
 from pml_ext.benchmark.errors import BenchmarkError, check_extras, explain
-from pml_ext.benchmark.evaluate import Metrics, NotFinite
+from pml_ext.benchmark.evaluate import NotFinite
+from pml_ext.benchmark.losses import LossSpec
 from pml_ext.benchmark.progress import Progress
-from pml_ext.benchmark.result import UNTRAINED, Key, Result
+from pml_ext.benchmark.result import BASELINES, FROZEN_TRUNK, UNTRAINED, UNTRAINED_HEAD, Key, Result
 from pml_ext.benchmark.training import Diverged, Run, identity, new_network
+from pml_ext.evaluation import Evaluation
 
 RESULTS = "results.jsonl"
 TABLE = "table.md"
 ERROR = "error.txt"
+QUERIES = "queries.npz"
+NAMED = 12  # losses in the line that says what is going to happen
 # What failed for a reason of its own is tried again when the experiment is continued; what diverged would diverge.
 RAISED = "raised: "
 LONG = 300.0  # seconds of training, from which on an estimate is worth a line
@@ -55,161 +60,209 @@ def run(experiment: Experiment, *, resume: bool = False, say: Say = lambda line:
     from pml_ext.benchmark import plots  # noqa: F401 - needs the extras; what is wrong with it shows before the training
 
     torch_device(experiment.device)
-    data = _data(experiment)
-    for name in experiment.losses:
+    specs = losses.parse_all(experiment.losses)
+    if resume:
+        experiment = folder.reopen(experiment, [spec.name for spec in specs])
+        specs = losses.parse_all(experiment.losses)
+        out = Path(str(experiment.out))
+    else:
+        experiment = folder.named(experiment)
+        out = folder.check_new(experiment)
+    data = [Data.of(experiment, fold) for fold in _folds(experiment)]
+    for spec in specs:
+        _check_method(spec, experiment)
         losses.rehearse(
-            name,
+            spec,
             classes=data[0].train_classes,
             embedding_size=experiment.embedding_size,
             images_per_class=data[0].images_per_class(experiment),
         )
-    experiment = folder.reopen(experiment) if resume else folder.named(experiment)
-    out = Path(str(experiment.out)) if resume else folder.create(experiment)
+    files.make_folder(out)
     with lock.held(out):
-        before = _read(experiment, out)
-        folder.start(out, experiment)
-        for line in _plan(experiment, data[0], out):
+        jobs = Jobs(experiment, {spec.name: spec for spec in specs}, out, say)
+        before = jobs.read()
+        folder.start(out, experiment, list(jobs.specs))
+        for line in _plan(jobs, data[0]):
             say(line)
-        results = _runs(experiment, data, out, before, say)
-        _report(experiment, data[0], out, results, say)
+        jobs.data = frozen.prepared(experiment, data, say)
+        results = jobs.run(before)
+        _report(experiment, jobs.data[0], out, results, say)
     failed = [f"{result.name_of(one.key)}: {one.error}" for one in results if one.error]
     if failed:
         raise BenchmarkError("; ".join(failed))
     return results
 
 
-def _data(experiment: Experiment) -> list[Data]:
-    """The data of each fold; one without folds."""
-    return [Data.of(experiment, fold) for fold in _folds(experiment)]
-
-
 def _folds(experiment: Experiment) -> Sequence[int | None]:
     return [None] if experiment.folds is None else range(experiment.folds)
 
 
-def _keys(experiment: Experiment) -> Iterator[Key]:
-    """Every run of an experiment, in its order."""
-    for seed in experiment.seeds:
-        yield UNTRAINED, seed, None
-        for name in experiment.losses:
-            for fold in _folds(experiment):
-                yield name, seed, fold
+def _check_method(spec: LossSpec, experiment: Experiment) -> None:
+    """Raise BenchmarkError for arguments that a method with optimizers of its own would not heed."""
+    heeded = {"optimizer": "adam", "schedule": "constant", "warmup": 0, "clip": None, "amp": "none", "ema": 0}
+    unheeded = [name for name, default in heeded.items() if getattr(experiment, name) != default]
+    if spec.method is not None and unheeded:
+        raise BenchmarkError(f"{spec.name} trains in its own way, without {', '.join(unheeded)}: leave that out")
 
 
-def _read(experiment: Experiment, out: Path) -> list[Result]:
-    """The results that are there, of runs of this experiment."""
-    known = set(_keys(experiment))
-    found = result.read(out / RESULTS)
-    for one in found:
-        if one.key not in known:
-            raise BenchmarkError(
-                f"{out / RESULTS} has a result of {result.name_of(one.key)}, which is no run of this experiment: "
-                "remove its line, or add it to --losses and --seeds"
-            )
-    return found
+class Jobs:
+    """The runs of an experiment.
+
+    Args:
+        experiment: the arguments.
+        specs: the losses by name.
+        out: the folder.
+        say: called with each line for the reader.
+
+    Attributes:
+        data: of each fold; to be set before `run`.
+    """
+
+    def __init__(self, experiment: Experiment, specs: dict[str, LossSpec], out: Path, say: Say) -> None:
+        self.experiment, self.specs, self.out, self.say = experiment, specs, out, say
+        self.data: list[Data] = []
+        self._paced = False
+
+    def keys(self, data: Data | None = None) -> list[Key]:
+        """Every run, in its order; without the data, all that there could be."""
+        found: list[Key] = []
+        for seed in self.experiment.seeds:
+            found += [(name, seed, None) for name in self._baselines(seed, data)]
+            found += [(name, seed, fold) for name in self.specs for fold in _folds(self.experiment)]
+        return found
+
+    def _baselines(self, seed: int, data: Data | None) -> Sequence[str]:
+        if data is None:
+            return BASELINES
+        if not data.pretrained:
+            return (UNTRAINED,)
+        # A frozen trunk, and a head of principal components, are the same for every seed.
+        first = seed == self.experiment.seeds[0]
+        head = (UNTRAINED_HEAD,) if first or data.head is None else ()
+        return (FROZEN_TRUNK, *head) if first else head
+
+    def read(self) -> list[Result]:
+        """The results that are there.
+
+        Raises:
+            BenchmarkError: one is of no run of this experiment.
+        """
+        known = set(self.keys())
+        found = result.read(self.out / RESULTS)
+        for one in found:
+            if one.key not in known:
+                raise BenchmarkError(
+                    f"{self.out / RESULTS} has a result of {result.name_of(one.key)}, which is no run of this "
+                    "experiment: remove its line, or add it to --losses and --seeds"
+                )
+        return found
+
+    def folder(self, key: Key) -> Path:
+        """The folder of a run."""
+        return folder.run_folder(self.out, *key)
+
+    def run(self, before: list[Result]) -> list[Result]:
+        """Do what is left to do, and write every result when it is there."""
+        results = {one.key: one for one in before}
+        keys = self.keys(self.data[0])
+        todo = [key for key in keys if key not in results or not self._ended(results[key])]
+        left = {key: self.experiment.epochs - self._done(key) for key in todo if key[0] in self.specs}
+        total = self.experiment.epochs * sum(key[0] in self.specs for key in keys)
+        progress = Progress(total, done=total - sum(left.values()))
+        try:
+            for key in todo:
+                one = self._one(key, progress, sum(left.values()))
+                left.pop(key, None)
+                results[key] = one
+                result.write(self.out / RESULTS, [results[each] for each in keys if each in results])
+                if not progress.shown:
+                    self.say(_line(one))
+        finally:
+            progress.close()
+        return [results[key] for key in keys]
+
+    def _ended(self, one: Result) -> bool:
+        """Whether a run is not to be continued."""
+        if one.error:
+            return not one.error.startswith(RAISED)
+        return not one.trained or len(one.history) >= self.experiment.epochs
+
+    def _done(self, key: Key) -> int:
+        return epochs_done(self.folder(key), identity(*key))
+
+    def _one(self, key: Key, progress: Progress, epochs_left: int) -> Result:
+        name, seed, fold = key
+        where, data, arguments = self.folder(key), self.data[fold or 0], self._arguments()
+
+        def pace(seconds: float) -> None:
+            expected = seconds * data.steps(self.experiment) * epochs_left
+            if expected > LONG and not self._paced:
+                self.say(f"about {_duration(expected)} of training, tests not counted")
+            self._paced = True
+
+        where.mkdir(exist_ok=True)
+        try:
+            if name not in self.specs:
+                measured = self._test_baseline(name, seed, data, where, progress)
+                files.write(where / QUERIES, evaluate.per_query(measured))
+                return Result(name, seed, dict(measured), [], None, arguments)
+            run = Run(self.experiment, data, self.specs[name], seed, where, progress, fold=fold, pace=pace)
+            tested = run.train()
+            files.write(where / QUERIES, evaluate.per_query(tested.test))
+        except (Diverged, NotFinite) as error:
+            return _failed(key, arguments, f"diverged: {error}")
+        except (OSError, sqlite3.Error, MemoryError, BenchmarkError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # a loss of one's own may raise anything; the others are none the worse for it
+            files.write(where / ERROR, traceback.format_exc().encode())
+            first = (str(error).strip().splitlines() or [""])[0][:300]
+            return _failed(key, arguments, f"{RAISED}{type(error).__name__}: {first} (see {where / ERROR})")
+        return Result(
+            name,
+            seed,
+            tested.metrics,
+            tested.history,
+            mean(epoch["seconds"] for epoch in tested.history),
+            arguments,
+            failure=run.failure,
+            fold=fold,
+            best_epoch=tested.best_epoch,
+            last=tested.last,
+            validation=tested.validation,
+        )
+
+    def _arguments(self) -> dict[str, Any]:
+        return self.experiment.arguments() | {"losses": list(self.specs)}
+
+    def _test_baseline(self, name: str, seed: int, data: Data, where: Path, progress: Progress) -> Evaluation:
+        """Test the network of a seed before training, or its trunk alone, and record the result as epoch 0."""
+        progress.who = f"{name} seed {seed}"
+        device = torch_device(self.experiment.device)
+        network = new_network(self.experiment, data, seed)
+        embeddings = evaluate.embed(
+            network.trunk if name == FROZEN_TRUNK else network,
+            data.test,
+            device=device,
+            workers=self.experiment.workers,
+            progress=progress,
+        )
+        recall_at = self.experiment.recall_at
+        measured = evaluate.measure(embeddings, data.test, recall_at=recall_at, device=device, clusters=True)
+        records.rewind(where)
+        with records.keeping(where) as keeper:
+            records.record_metrics(keeper, 0, "test", dict(measured))
+            keeper.save_records()
+        return measured
 
 
-def _ended(one: Result, experiment: Experiment) -> bool:
-    """Whether a run is not to be continued."""
-    if one.error:
-        return not one.error.startswith(RAISED)
-    return not one.trained or len(one.history) >= experiment.epochs
-
-
-def _runs(experiment: Experiment, data: list[Data], out: Path, before: list[Result], say: Say) -> list[Result]:
-    results = {one.key: one for one in before}
-    keys = list(_keys(experiment))
-    todo = [key for key in keys if key not in results or not _ended(results[key], experiment)]
-    trained = [key for key in keys if key[0] != UNTRAINED]
-    left = {
-        key: experiment.epochs - epochs_done(folder.run_folder(out, *key), identity(*key))
-        for key in todo
-        if key[0] != UNTRAINED
-    }
-    progress = Progress(experiment.epochs * len(trained), done=experiment.epochs * len(trained) - sum(left.values()))
-
-    def pace(seconds: float) -> None:
-        expected = seconds * data[0].steps(experiment) * sum(left.values())
-        if expected > LONG:
-            say(f"about {_duration(expected)} of training, tests not counted")
-
-    try:
-        for key in todo:
-            fold = key[2]
-            one = _one(experiment, data[fold or 0], key, folder.run_folder(out, *key), progress, pace)
-            pace = _silent
-            results[key] = one
-            result.write(out / RESULTS, [results[each] for each in keys if each in results])
-            if not progress.shown:
-                say(_line(one))
-    finally:
-        progress.close()
-    return [results[key] for key in keys]
-
-
-def _silent(seconds: float) -> None:
-    """Say nothing."""
-
-
-def _one(
-    experiment: Experiment, data: Data, key: Key, where: Path, progress: Progress, pace: Callable[[float], None]
-) -> Result:
-    name, seed, fold = key
-    where.mkdir(exist_ok=True)
-    arguments = experiment.arguments()
-    try:
-        if name == UNTRAINED:
-            metrics = _test_untrained(experiment, data, seed, where, progress)
-            return Result(name, seed, metrics, [], None, arguments)
-        run = Run(experiment, data, name, seed, where, progress, fold=fold, pace=pace)
-        tested = run.train()
-    except (Diverged, NotFinite) as error:
-        return _failed(key, arguments, f"diverged: {error}")
-    except (OSError, sqlite3.Error, MemoryError, BenchmarkError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # a loss of one's own may raise anything; the other losses are none the worse for it
-        files.write(where / ERROR, traceback.format_exc().encode())
-        first = (str(error).strip().splitlines() or [""])[0][:300]
-        return _failed(key, arguments, f"{RAISED}{type(error).__name__}: {first} (see {where / ERROR})")
-    return Result(
-        name,
-        seed,
-        tested.metrics,
-        tested.history,
-        mean(epoch["seconds"] for epoch in tested.history),
-        arguments,
-        failure=run.failure,
-        fold=fold,
-        best_epoch=tested.best_epoch,
-        last=tested.last,
-        validation=tested.validation,
-    )
-
-
-def _failed(key: Key, arguments: dict[str, object], error: str) -> Result:
+def _failed(key: Key, arguments: dict[str, Any], error: str) -> Result:
     name, seed, fold = key
     return Result(name, seed, {}, [], None, arguments, error=error, fold=fold)
 
 
-def _test_untrained(experiment: Experiment, data: Data, seed: int, where: Path, progress: Progress) -> Metrics:
-    """Test the network of a seed before training, and record the result as epoch 0."""
-    progress.who = f"{UNTRAINED} seed {seed}"
-    device = torch_device(experiment.device)
-    network = new_network(experiment, data, seed)
-    embeddings = evaluate.embed(network, data.test, device=device, workers=experiment.workers, progress=progress)
-    metrics = evaluate.measure(
-        embeddings, data.test.labels, recall_at=experiment.recall_at, device=device, clusters=True
-    )
-    records.rewind(where)
-    with records.keeping(where) as keeper:
-        records.record_metrics(keeper, 0, "test", metrics)
-        keeper.save_records()
-    return metrics
-
-
-def _plan(experiment: Experiment, data: Data, out: Path) -> list[str]:
-    folds = experiment.folds or 1
-    runs = len(experiment.losses) * len(experiment.seeds) * folds
+def _plan(jobs: Jobs, data: Data) -> list[str]:
+    experiment = jobs.experiment
+    runs = len(jobs.specs) * len(experiment.seeds) * (experiment.folds or 1)
     device = torch_device(experiment.device)
     threads = f" ({_number(torch.get_num_threads(), 'thread')})" if device.type == "cpu" else ""
     chosen = (
@@ -217,14 +270,15 @@ def _plan(experiment: Experiment, data: Data, out: Path) -> list[str]:
         if data.validation is None
         else f"choosing the epoch on {len(torch.unique(data.validation.labels))} others ({len(data.validation)} images)"
     )
+    names = list(jobs.specs) if len(jobs.specs) <= NAMED else [*list(jobs.specs)[:NAMED], "..."]
     return [
         f"{data.name}: training on {data.train_classes} classes ({len(data.train)} images), {chosen}, "
         f"testing on {data.test_classes} other classes ({len(data.test)} images)",
         *data.notes,
-        f"{', '.join(map(str, experiment.losses))}: {_number(runs, 'run')} of {_number(experiment.epochs, 'epoch')}, "
+        f"{', '.join(names)}: {_number(runs, 'run')} of {_number(experiment.epochs, 'epoch')}, "
         f"{_number(data.steps(experiment), 'step')} each of {data.batch_size(experiment)} images, on {device}{threads}",
         *data.warnings(experiment),
-        f"writing to {out}",
+        f"writing to {jobs.out}",
     ]
 
 

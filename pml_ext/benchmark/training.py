@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -10,20 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pml_ext.analysis import EmbeddingHealth
-from pml_ext.benchmark import checkpoint, evaluate, losses, randomness, records
+from pml_ext.benchmark import checkpoint, evaluate, models, randomness, records, trunks
 from pml_ext.benchmark.batches import ClassBatches
 from pml_ext.benchmark.config import Experiment
-from pml_ext.benchmark.data import Data
+from pml_ext.benchmark.data import Data, VectorPart
 from pml_ext.benchmark.device import torch_device
 from pml_ext.benchmark.evaluate import CHOSEN_BY, Metrics
 from pml_ext.benchmark.learning import Learner, LossLearner, TrainerLearner, stateful
-from pml_ext.benchmark.network import EmbeddingNetwork
+from pml_ext.benchmark.losses import LossSpec
+from pml_ext.benchmark.models import Network
 from pml_ext.benchmark.progress import Progress
 from pml_ext.benchmark.result import BASELINES
+from pml_ext.evaluation import Evaluation
 from pml_ext.trainers.methods import methods
 
 # Steps between two looks at the health of a run, which take about a hundredth of the training time; there are at least
@@ -46,6 +49,7 @@ class Tested:
         last: the same, of the last one.
         best_epoch: the number of the best epoch, from 1 on.
         validation: on the validation classes, of the best epoch; {} without them.
+        test: the same as `metrics`, with the value of each query.
         embeddings: of the test classes, normalized, of the best epoch.
     """
 
@@ -54,13 +58,30 @@ class Tested:
     last: Metrics
     best_epoch: int
     validation: Metrics
+    test: Evaluation = field(repr=False)
     embeddings: Tensor = field(repr=False)
 
 
-def new_network(experiment: Experiment, data: Data, seed: int) -> Any:
+def new_network(experiment: Experiment, data: Data, seed: int) -> Network:
     """The untrained network of a seed, the same for every loss."""
+    example = torch.stack([data.train[i % len(data.train)][0] for i in range(2)])
     randomness.seed_everything(seed)
-    network = EmbeddingNetwork(data.train.image_shape, experiment.embedding_size)
+    if isinstance(data.train, VectorPart):
+        network = Network(nn.Identity(), nn.Linear(example.shape[1], experiment.embedding_size))
+    else:
+        network = models.build(
+            # The runs must not train one another's.
+            copy.deepcopy(experiment.trunk),
+            example,
+            experiment.embedding_size,
+            weights=experiment.weights or trunks.PRETRAINED,
+            freeze_batch_norm=experiment.freeze_batch_norm,
+            preprocessing=data.preprocessing,
+        )
+    if data.head is not None:
+        network.embedder.load_state_dict(data.head)
+    if experiment.trunk_learning_rate == 0:
+        network.trunk.requires_grad_(False)
     return network.to(torch_device(experiment.device))
 
 
@@ -70,7 +91,7 @@ class Run:
     Args:
         experiment: the arguments.
         data: the data.
-        name: the name of the loss.
+        spec: the loss.
         seed: the seed.
         folder: where the checkpoint and the logs are.
         progress: the bars.
@@ -82,7 +103,7 @@ class Run:
         self,
         experiment: Experiment,
         data: Data,
-        name: str,
+        spec: LossSpec,
         seed: int,
         folder: Path,
         progress: Progress,
@@ -91,13 +112,13 @@ class Run:
         pace: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self.experiment, self.data, self.folder, self.progress = experiment, data, folder, progress
-        self.name, self.seed, self.fold = name, seed, fold
+        self.name, self.seed, self.fold = spec.name, seed, fold
         self.device = torch_device(experiment.device)
         self.steps = data.steps(experiment)
         self.pace: Callable[[float], None] | None = pace
         self.history: list[Metrics] = []
         self.best: dict[str, Any] | None = None
-        self.learner = _learner(experiment, data, name, new_network(experiment, data, seed))
+        self.learner = _learner(experiment, data, spec, new_network(experiment, data, seed))
         self.batches = ClassBatches(
             data.train.labels,
             classes=data.classes_per_batch(experiment),
@@ -144,8 +165,7 @@ class Run:
         started = time.perf_counter()
         self.learner.begin(epoch)
         total = torch.zeros((), device=self.device)
-        loader = DataLoader(self.data.train, batch_sampler=self.batches.epoch(), num_workers=self.experiment.workers)
-        bar = self.progress.steps(self._loaded(loader), self.steps)
+        bar = self.progress.steps(self._loaded(self.batches.epoch()), self.steps)
         for i, (images, labels) in enumerate(bar):
             step = (epoch - 1) * self.steps + i
             loss = self.learner.step(images, labels, step)
@@ -163,7 +183,7 @@ class Run:
         mean_loss = float(total) / self.steps  # waits for the device
         seconds = time.perf_counter() - started
         split, dataset = self.data.watched
-        metrics = self._measure(dataset, clusters=False)
+        metrics = dict(self._measured(self._embed(dataset), dataset, clusters=False))
         records.record_metrics(keeper, epoch, split, metrics)
         keeper.save_records()
         self.history.append({"epoch": epoch, **metrics, "loss": mean_loss, "seconds": seconds})
@@ -174,7 +194,15 @@ class Run:
         self._save(keeper)
         self.progress.epoch_done(f"{self.name} recall@1 {metrics['recall_at_1']:.1%}")
 
-    def _loaded(self, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    def _loaded(self, chosen: list[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch, on the device."""
+        train = self.data.train
+        if isinstance(train, VectorPart):
+            for indices in chosen:
+                vectors, labels = train.batch(indices)
+                yield vectors.to(self.device), labels.to(self.device)
+            return
+        loader = DataLoader(train, batch_sampler=chosen, num_workers=self.experiment.workers)
         with self.loading.used():
             batches = iter(loader)
         while True:
@@ -190,9 +218,6 @@ class Run:
         *before, now = [-math.inf if math.isnan(score) else score for score in scores]
         return self.best is None or now > max(before, default=-math.inf)
 
-    def _measure(self, dataset: Any, *, clusters: bool) -> Metrics:
-        return self._measured(self._embed(dataset), dataset.labels, clusters=clusters)
-
     def _embed(self, dataset: Any) -> Tensor:
         return evaluate.embed(
             self.learner.tested(),
@@ -203,9 +228,9 @@ class Run:
             progress=self.progress,
         )
 
-    def _measured(self, embeddings: Tensor, labels: Tensor, *, clusters: bool) -> Metrics:
+    def _measured(self, embeddings: Tensor, dataset: Any, *, clusters: bool) -> Evaluation:
         return evaluate.measure(
-            embeddings, labels, recall_at=self.experiment.recall_at, device=self.device, clusters=clusters
+            embeddings, dataset, recall_at=self.experiment.recall_at, device=self.device, clusters=clusters
         )
 
     def _test(self) -> Tested:
@@ -218,14 +243,16 @@ class Run:
             for name, part in self.learner.tested().parts().items():
                 part.load_state_dict(self.best["models"][name])
             embeddings = self._embed(test)
-        metrics = self._measured(embeddings, test.labels, clusters=True)
-        chosen = {name: value for name, value in self.history[best_epoch - 1].items() if name in metrics}
+        measured = self._measured(embeddings, test, clusters=True)
+        of_last = measured if best_epoch == len(self.history) else self._measured(last, test, clusters=True)
+        chosen = {name: value for name, value in self.history[best_epoch - 1].items() if name in measured}
         return Tested(
             history=self.history,
-            metrics=metrics,
-            last=metrics if best_epoch == len(self.history) else self._measured(last, test.labels, clusters=True),
+            metrics=dict(measured),
+            last=dict(of_last),
             best_epoch=best_epoch,
             validation={} if self.data.validation is None else chosen,
+            test=measured,
             embeddings=embeddings,
         )
 
@@ -300,12 +327,12 @@ def _states(parts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _learner(experiment: Experiment, data: Data, name: str, network: Any) -> Learner:
-    """What learns under a name: the trainer of a method, or a loss."""
+def _learner(experiment: Experiment, data: Data, spec: LossSpec, network: Network) -> Learner:
+    """What learns by a loss: the trainer of a method, or the loss itself."""
     device, steps = torch_device(experiment.device), data.steps(experiment)
-    if name in methods:
+    if spec.method is not None:
         parts = network.parts()
-        trainer = methods[name].trainer(
+        trainer = methods[spec.method].trainer(
             parts["trunk"],
             parts["embedder"],
             data.train,
@@ -317,8 +344,15 @@ def _learner(experiment: Experiment, data: Data, name: str, network: Any) -> Lea
             data_device=device,
         )
         return TrainerLearner(trainer, network, steps=steps)
-    recipe = losses.build(name, classes=data.train_classes, embedding_size=experiment.embedding_size)
-    miner = None if recipe.miner is None else recipe.miner.to(device)
+    recipe = spec.build(classes=data.train_classes, embedding_size=experiment.embedding_size)
+    # An object is the same one for every seed: it must be as new for each.
+    loss, miner = copy.deepcopy((recipe.loss, recipe.miner)) if spec.in_memory else (recipe.loss, recipe.miner)
     return LossLearner(
-        network, recipe.loss.to(device), miner, experiment, total=steps * experiment.epochs, device=device
+        network,
+        loss.to(device),
+        None if miner is None else miner.to(device),
+        experiment,
+        pretrained=data.pretrained,
+        total=steps * experiment.epochs,
+        device=device,
     )
