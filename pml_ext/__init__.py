@@ -1,3 +1,71 @@
-"""Hard-mining and pair-weighting losses, miners and trainers for pytorch-metric-learning."""
+"""Hard-mining and pair-weighting losses, miners and trainers for pytorch-metric-learning.
+
+What stands here is imported when it is asked for: `import pml_ext` takes no time.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pml_ext import (
+        analysis,
+        benchmark,
+        catalog,
+        datasets,
+        evaluation,
+        losses,
+        miners,
+        testing,
+        trainers,
+        weightings,
+        wrappers,
+    )
+    from pml_ext.analysis.pair_weights import pair_weights
+    from pml_ext.benchmark import Experiment
+    from pml_ext.benchmark.saved import load
+    from pml_ext.evaluation import compare, evaluate
+    from pml_ext.pairs import PairMasks
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Experiment",
+    "PairMasks",
+    "analysis",
+    "benchmark",
+    "catalog",
+    "compare",
+    "datasets",
+    "evaluate",
+    "evaluation",
+    "load",
+    "losses",
+    "miners",
+    "pair_weights",
+    "testing",
+    "trainers",
+    "weightings",
+    "wrappers",
+]
+
+# Where the words stand that are no modules. None of them may be the name of one: importing it would take their place.
+_WORDS = {
+    "Experiment": "benchmark",
+    "PairMasks": "pairs",
+    "compare": "evaluation",
+    "evaluate": "evaluation",
+    "load": "benchmark.saved",
+    "pair_weights": "analysis.pair_weights",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WORDS:
+        return getattr(import_module(f"{__name__}.{_WORDS[name]}"), name)
+    if name in __all__:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
