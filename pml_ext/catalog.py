@@ -6,7 +6,7 @@
 import argparse
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,7 +19,7 @@ from pytorch_metric_learning.miners import MultiSimilarityMiner
 from pytorch_metric_learning.regularizers import LpRegularizer
 from torch import Tensor
 
-from pml_ext import losses, miners, wrappers
+from pml_ext import losses, miners, spaces, wrappers
 from pml_ext.centers import BatchCenters, KMeansCenters, LearnedCenters
 from pml_ext.losses import (
     AdaptiveBinomialDevianceLoss,
@@ -102,7 +102,8 @@ class Part:
 class Entry:
     """How to make a recipe: a loss, a miner or None, and the arguments in which they differ from their defaults.
 
-    An argument that is a class, a distance say, or a `Part`, or a tuple of these, is made anew for every recipe.
+    An argument that is a class, a distance say, or a `Part`, or a tuple of these, is made anew for every recipe. What
+    `pml_ext.spaces` says of an argument's range is replaced by what `space` says; None takes it out.
     """
 
     loss: Callable[..., Any]
@@ -110,6 +111,7 @@ class Entry:
     source: str = ""
     loss_args: Mapping[str, Any] = field(default_factory=dict)
     miner_args: Mapping[str, Any] = field(default_factory=dict)
+    space: Mapping[str, spaces.Range | None] = field(default_factory=dict)
 
 
 _hard_negatives = Part(HardNegativePairMiner, {"distance": LpDistance})
@@ -201,6 +203,7 @@ recipes: Mapping[str, Entry] = MappingProxyType(
             AnchorContrastiveLoss,
             source="the 2020 zoo, without jumps of its value (step=0.5 as coded)",
             loss_args={"pos_margin": 1, "neg_margin": 0.5, "average": False, "distance": CosineSimilarity},
+            space={"pos_margin": spaces.Range(0.7, 1, 1), "neg_margin": spaces.Range(0.1, 0.9, 0.5)},
         ),
         "HardMining2020": Entry(
             LargeMarginNearestNeighborLoss,
@@ -261,6 +264,7 @@ recipes: Mapping[str, Entry] = MappingProxyType(
                 "leave_one_out": True,
                 "normalize_embeddings": True,
             },
+            space={"label_weight": None},  # classes are clustered one by one
         ),
         "MCA": Entry(
             CentersAsReferences,
@@ -354,6 +358,7 @@ recipes: Mapping[str, Entry] = MappingProxyType(
                 "sizes": 4,
                 "embedding_regularizer": Part(BranchDiversityRegularizer, {"sizes": 4, "beta": 40}),
             },
+            space={"sizes": None},  # the loss and its regularizer have the same
         ),
         "NPair": Entry(
             NPairsLoss,
@@ -363,6 +368,7 @@ recipes: Mapping[str, Entry] = MappingProxyType(
                 "embedding_regularizer": Part(LpRegularizer, {"p": 2, "power": 2}),
                 "embedding_reg_weight": 0.0015,
             },
+            space={"embedding_reg_weight": spaces.Range(5e-5, 0.05, 0.0015, log=True)},
         ),
         "SoftTriple": Entry(SoftTripleLoss, source="Qian et al. 2019, arXiv 1909.05235; PML's loss"),
         "XBM": Entry(
@@ -375,18 +381,19 @@ recipes: Mapping[str, Entry] = MappingProxyType(
 
 
 def build(name: str, **overrides: Any) -> Recipe:
-    """Make the recipe of that name; keyword overrides go to its loss.
+    """Make the recipe of that name; keyword overrides go to its loss, those called `miner.<argument>` to its miner.
 
-    Of a loss made of parts, an override goes to the outermost part that names it as an argument.
+    Of a loss or miner made of parts, an override goes to the outermost part that names it as an argument;
+    `<argument>.<name>` begins at the part that is that argument.
 
     Raises:
         ValueError: no recipe has that name; the message lists the nearest, or all.
         TypeError: an argument without a default is missing (see `needs`), or no part takes an override.
 
     Example:
-        >>> recipe = build("BinDeviance2018", base=0.4)
-        >>> recipe.loss.base, type(recipe.miner).__name__
-        (0.4, 'HardNegativePairMiner')
+        >>> recipe = build("BinDeviance2018", base=0.4, **{"miner.epsilon": 0.2})
+        >>> recipe.loss.base, recipe.miner.epsilon
+        (0.4, 0.2)
         >>> recipe = build("CenterNCA", alpha=8)
         >>> recipe.loss.loss.alpha
         8
@@ -395,10 +402,46 @@ def build(name: str, **overrides: Any) -> Recipe:
     missing = [argument for argument in needs(name) if argument not in overrides]
     if missing:
         raise TypeError(f"{name} needs {', '.join(missing)}: give {' and '.join(f'{each}=' for each in missing)}")
-    part, others = _overridden(Part(entry.loss, entry.loss_args), overrides)
-    loss = part.make(**(_made(part.args, others) | others))
-    miner = None if entry.miner is None else entry.miner(**_made(entry.miner_args, {}))
-    return Recipe(name, loss, miner, entry.source)
+    parts = {"loss": Part(entry.loss, entry.loss_args)}
+    if entry.miner is not None:
+        parts["miner"] = Part(entry.miner, entry.miner_args)
+    plain = {key: value for key, value in overrides.items() if "." not in key}
+    parts["loss"], others = _overridden(parts["loss"], plain)
+    for key in (key for key in overrides if "." in key):
+        place, _, argument = key.partition(".")
+        own_miner = place == "miner" and "miner" in parts
+        changed = _within(Part(Recipe, parts) if own_miner else parts["loss"], place, {argument: overrides[key]})
+        if changed is None:
+            raise TypeError(f"{name} has no part that takes {key}; searched are {', '.join(space(name)) or 'none'}")
+        parts = dict(changed.args) if own_miner else parts | {"loss": changed}
+    loss = parts["loss"].make(**(_made(parts["loss"].args, others) | others))
+    return Recipe(name, loss, _made_value(parts.get("miner")), entry.source)
+
+
+def space(name: str) -> dict[str, spaces.Range]:
+    """What a search may change in a recipe, and from where to where: the keywords of `build`.
+
+    Example:
+        >>> for keyword, values in space("BinDeviance2018").items():
+        ...     print(keyword, values)
+        alpha 0.5 to 8 (2), log
+        beta 12.5 to 200 (50), log
+        base 0.2 to 0.8 (0.5)
+        balance 0.2 to 5 (1), log
+        miner.epsilon 0.01 to 0.25 (0.05), log
+    """
+    entry = _entry(name)
+    root = Part(entry.loss, entry.loss_args)
+    found = _ranges(root)
+    miner = [] if entry.miner is None else [("miner", Part(entry.miner, entry.miner_args))]
+    for place, part in [*_places(root), *miner, *(("miner", inner) for _, each in miner for _, inner in _places(each))]:
+        for key, values in _ranges(part).items():
+            found.setdefault(f"{place}.{key}" if place == "miner" or key in found else key, values)
+    for key, replaced in entry.space.items():
+        found.pop(key, None)
+        if replaced is not None:
+            found[key] = replaced
+    return found
 
 
 def needs(name: str) -> tuple[str, ...]:
@@ -431,10 +474,49 @@ def _overridden(part: Part, overrides: Mapping[str, Any]) -> tuple[Part, dict[st
     args = dict(part.args) | {k: v for k, v in overrides.items() if k in named}
     others = {k: v for k, v in overrides.items() if k not in named}
     for key, value in args.items():
-        inner = None if key in overrides else _as_part(value)
-        if inner is not None and others:
+        if key in overrides:
+            continue
+        if isinstance(value, tuple):
+            members = []
+            for member in value:
+                inner = _as_part(member)
+                changed, others = (member, others) if inner is None else _overridden(inner, others)
+                members.append(changed)
+            args[key] = tuple(members)
+        elif (inner := _as_part(value)) is not None and others:
             args[key], others = _overridden(inner, others)
     return Part(part.make, args), others
+
+
+def _places(part: Part) -> Iterator[tuple[str, Part]]:
+    """Every part of a part, outermost first, with the name of the argument that it is; `miner` for what a miner has."""
+    level = [("", part)]
+    while level:
+        inner = [
+            ("miner" if place == "miner" else key, found)
+            for place, outer in level
+            for key, value in outer.args.items()
+            for member in (value if isinstance(value, tuple) else (value,))
+            if (found := _as_part(member)) is not None
+        ]
+        yield from inner
+        level = inner
+
+
+def _within(part: Part, place: str, override: Mapping[str, Any]) -> Part | None:
+    """The part with an override in the outermost of its parts that is the argument `place` and takes it."""
+    if (target := _as_part(part.args.get(place))) is not None:
+        changed, others = _overridden(target, override)
+        if not others:
+            return Part(part.make, {**part.args, place: changed})
+    for key, value in part.args.items():
+        if (inner := _as_part(value)) is not None and (found := _within(inner, place, override)) is not None:
+            return Part(part.make, {**part.args, key: found})
+    return None
+
+
+def _ranges(part: Part) -> dict[str, spaces.Range]:
+    return spaces.ranges(part.make, part.args)
 
 
 _ARGS, _KWARGS = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD

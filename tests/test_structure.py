@@ -26,7 +26,7 @@ LAYERS = (
     ("benchmark",),
     ("trainers", "analysis", "evaluation", "datasets", "testing"),
     ("catalog",),
-    ("wrappers",),
+    ("spaces", "wrappers"),
     ("losses", "miners"),
     ("centers", "weightings"),
     ("kmeans",),
