@@ -68,7 +68,7 @@ def test_a_damaged_index_is_one_line(tmp_path):
     assert "is damaged: 'paths'" in refused()
     (folder / "index.json").write_text(json.dumps({"paths": [1], "labels": []}))
     assert "must be lists of text" in refused()
-    (folder / "index.json").write_text(json.dumps({"paths": ["a"], "labels": []}))
+    (folder / "index.json").write_text(json.dumps({"paths": ["a"], "labels": [], "model": ""}))
     assert refused() == "the index has 30 embeddings, but 1 paths"
     index.save(folder)
     content = (folder / "embeddings.npy").read_bytes()

@@ -15,6 +15,7 @@ from torch import Tensor
 from pml_ext.benchmark import files
 from pml_ext.benchmark.errors import BenchmarkError
 
+_BESIDE = ("paths", "labels", "model")
 EMBEDDINGS, NAMES = "embeddings.npy", "index.json"
 # Embeddings compared at a time: bounds the memory of a search without faiss.
 _BLOCK = 1 << 18
@@ -44,6 +45,7 @@ class Index:
         embeddings: [n, d] float32, each of length 1.
         paths: the file of each, or none.
         labels: the class of each, or none.
+        model: a digest of the model that embedded them, "" if it is not known.
 
     Raises:
         BenchmarkError: numbers of other lengths, or that are not finite.
@@ -57,6 +59,7 @@ class Index:
     embeddings: Tensor
     paths: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    model: str = ""
 
     def __post_init__(self) -> None:
         if self.embeddings.ndim != 2 or not len(self.embeddings):
@@ -111,7 +114,7 @@ class Index:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         files.write(folder / EMBEDDINGS, _array_bytes(self.embeddings.numpy()))
-        files.write_json(folder / NAMES, {"format": 1, "paths": list(self.paths), "labels": list(self.labels)})
+        files.write_json(folder / NAMES, {"format": 1, **{name: getattr(self, name) for name in _BESIDE}})
 
     @classmethod
     def load(cls, folder: str | Path) -> Index:
@@ -124,14 +127,14 @@ class Index:
         try:
             embeddings = np.load(folder / EMBEDDINGS, allow_pickle=False)
             names = json.loads((folder / NAMES).read_text(encoding="utf-8"))
-            paths, labels = (_texts(names[each]) for each in ("paths", "labels"))
+            paths, labels, model = _texts(names["paths"]), _texts(names["labels"]), str(names["model"])
             tensor = torch.from_numpy(np.ascontiguousarray(embeddings, dtype=np.float32))
         except OSError as error:
             raise BenchmarkError(f"{folder} has no index: {error.strerror or error}") from None
         except (ValueError, KeyError, TypeError, EOFError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise BenchmarkError(f"the index in {folder} is damaged: {reason}") from None
-        return cls(tensor, paths, labels)
+        return cls(tensor, paths, labels, model)
 
 
 def _texts(value: Any) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from pml_ext.benchmark import checkpoint, environment, files, trunks
 from pml_ext.benchmark.errors import BenchmarkError
+from pml_ext.benchmark.features import digest
 from pml_ext.benchmark.index import Index, Match
 from pml_ext.benchmark.models import Network, evaluating
 from pml_ext.benchmark.preprocessing import Preprocessing
@@ -215,15 +216,30 @@ class EmbeddingModel(nn.Module):
 
         if not isinstance(gallery, (str, os.PathLike)) and _is_list_of_files(gallery):
             paths = [os.fspath(path) for path in gallery]
-            return Index(self.embed(paths, show=show), tuple(paths))
+            return Index(self.embed(paths, show=show), tuple(paths), model=self.digest)
         samples = datasets.open(gallery)
         inputs: Sequence[Any] = samples.vectors if samples.image is None else _Lazy(samples.image, len(samples))  # type: ignore[assignment]
         labels = tuple(samples.classes[label] for label in samples.labels.tolist())
-        return Index(self.embed(inputs, show=show), samples.paths or (), labels)
+        return Index(self.embed(inputs, show=show), samples.paths or (), labels, self.digest)
 
     def query(self, image: Any, gallery: Index, k: int = 8) -> list[Match]:
         """The k images of a gallery that are most similar to one image, the nearest first."""
-        return gallery.search(self.embed([image]), k)[0]
+        return self.queries([image], gallery, k)[0]
+
+    def queries(self, images: Any, gallery: Index, k: int = 8) -> list[list[Match]]:
+        """The same for several images.
+
+        Raises:
+            BenchmarkError: another model has embedded the gallery.
+        """
+        if gallery.model not in ("", self.digest):
+            raise BenchmarkError("the index was made by another model: embed the gallery again")
+        return gallery.search(self.embed(images), k)
+
+    @property
+    def digest(self) -> str:
+        """A digest of the weights."""
+        return digest(self.network)
 
 
 class _Lazy(Sequence[Any]):
