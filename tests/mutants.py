@@ -15,6 +15,7 @@ from pml_ext.base import BatchMatrixLoss, PairMatrixLoss, PairMiner, SamplingMin
 from pml_ext.pairs import Counted, PairMasks, masked_mean, masked_min, nearest, softplus
 from pml_ext.sampling import sample
 from pml_ext.sides import ABSENT, SideWeights, above
+from pml_ext.wrappers.base import LossWrapper
 
 LOSS_MUTANTS, MINER_MUTANTS = {}, {}
 
@@ -493,6 +494,40 @@ class ReadsItsLevelOnce(Sound):
     level = property(lambda self: self.once)
 
 
+class SoundWrapper(LossWrapper):
+    """The mean of a loss and of the squared lengths; nothing is wrong with it."""
+
+    def __init__(self, loss, *, lengths=False, **kwargs):
+        super().__init__(loss, **kwargs)
+        self.record_hyperparameters(lengths=lengths)
+
+    def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
+        refs = (None, None) if ref_emb is embeddings else (ref_emb, ref_labels)
+        loss = self.loss(embeddings, labels, indices_tuple, *refs)
+        return self.reduced(loss + embeddings.square().sum(1).mean() if self.lengths else loss)
+
+
+class ReducerIgnored(SoundWrapper):
+    def __init__(self, loss, *, reducer=None, **kwargs):
+        super().__init__(loss, **kwargs)
+
+
+class FlagIgnored(SoundWrapper):
+    def __init__(self, loss, *, twice=False, **kwargs):
+        super().__init__(loss, **kwargs)
+        self.twice = twice
+
+
+@breaks("what_a_wrapper_is_given_is_used")
+def a_reducer_is_ignored():
+    return ReducerIgnored(Sound())
+
+
+@breaks("what_a_wrapper_is_given_is_used")
+def a_flag_is_ignored():
+    return FlagIgnored(Sound())
+
+
 class SoundMiner(PairMiner):
     """Negatives closer than the farthest positive; nothing is wrong with it."""
 
@@ -511,6 +546,37 @@ class SoundMiner(PairMiner):
 
     def select(self, sim, pos, neg):
         return pos & (sim >= self.level), neg & (sim > masked_min(sim, pos))
+
+
+@breaks("a_row_function_is_one", of=MINER_MUTANTS)
+class AMeanOfTheBatch(SoundMiner):
+    is_row_function = True
+
+    def select(self, sim, pos, neg):
+        return pos, neg & (sim > sim[neg].mean())
+
+
+@breaks("a_row_function_is_one", of=MINER_MUTANTS)
+class CoinsForEachRow(SoundMiner):
+    is_row_function = True
+
+    def select(self, sim, pos, neg):
+        return pos, neg & (torch.rand(sim.shape) < 0.5)
+
+
+@breaks("a_single_reference_can_be_mined", of=MINER_MUTANTS)
+class NearestButOne(SoundMiner):
+    def select(self, sim, pos, neg):
+        return pos, neg & (sim < sim.topk(2).values[:, :1])
+
+
+@breaks("hyperparameters_of_a_miner_may_be_set_later", of=MINER_MUTANTS)
+class ReadsTheLevelOfAMinerOnce(SoundMiner):
+    def __init__(self, base=-0.25, **kwargs):
+        super().__init__(base, **kwargs)
+        self.once = base
+
+    level = property(lambda self: self.once)
 
 
 @breaks("every_dtype_of_labels_will_do_to_mine", of=MINER_MUTANTS)

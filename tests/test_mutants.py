@@ -3,7 +3,7 @@
 import pytest
 import torch
 from mistakes import MISTAKES
-from mutants import LOSS_MUTANTS, MINER_MUTANTS, Sound, SoundMiner, SoundSampler
+from mutants import LOSS_MUTANTS, MINER_MUTANTS, Sound, SoundMiner, SoundSampler, SoundWrapper
 from oracles import OF_ANCHORS, OF_MINERS
 from pytorch_metric_learning.losses import TripletMarginLoss
 from pytorch_metric_learning.miners import MultiSimilarityMiner
@@ -50,6 +50,9 @@ def test_every_law_has_a_mutant():
 
 def test_what_is_sound_keeps_all_laws():
     check_loss(Sound, examples=20, skip=FAULTS.get("BinomialDevianceLoss", ()))
+    check_loss(
+        lambda: SoundWrapper(Sound()), only=["what_a_wrapper_is_given_is_used", "hyperparameters_may_be_set_later"]
+    )
     check_miner(SoundMiner, examples=20)
     check_miner(SoundSampler, examples=20)
 

@@ -1,6 +1,7 @@
 """The laws of losses and miners, for anybody's loss or miner: ours, PML's, your own."""
 
 from pml_ext.testing import (  # noqa: F401 - enter laws
+    argument_laws,
     batch_laws,
     closed_form_laws,
     contract_laws,
@@ -9,6 +10,7 @@ from pml_ext.testing import (  # noqa: F401 - enter laws
     miner_laws,
     number_laws,
     row_laws,
+    selection_laws,
     state_laws,
 )
 from pml_ext.testing.cases import Batch, Rows

@@ -1,16 +1,12 @@
-"""Laws of what a loss remembers, and of hyperparameters that are set later: running centers, queues, seeds."""
+"""Laws of what a loss remembers: running centers, queues, the positions of seeds."""
 
 import copy
-import inspect
 import io
-import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pml_ext.base import PairModule
 from pml_ext.testing.cases import Batch
 from pml_ext.testing.law import assert_close, assert_same, evaluate, law, modules_equal, reseed
 from pml_ext.testing.number_laws import LABELS
@@ -100,46 +96,3 @@ def inference_before_training_does_no_harm(loss: Any, case: Batch) -> None:
     (value, gradient), (expected, wanted) = found
     assert_close(value, expected, "after a call under inference_mode")
     assert_close(gradient, wanted, "gradient after a call under inference_mode")
-
-
-@law("loss", "once", lambda loss: isinstance(loss, PairModule))
-def hyperparameters_may_be_set_later(loss: Any, case: Batch) -> None:
-    """Set on a loss that exists, a hyperparameter does what it does in the constructor, and is refused alike."""
-    for name in loss._hyperparameter_names:
-        for value in _others(getattr(loss, name)):
-            later = copy.deepcopy(loss)
-            try:
-                made = _made_with(loss, name, value)
-            except (TypeError, ValueError):
-                try:
-                    setattr(later, name, value)
-                    later(case.embeddings, case.labels)
-                except (TypeError, ValueError):
-                    continue
-                raise AssertionError(
-                    f"{name}={value!r} is refused by the constructor, and not when it is set"
-                ) from None
-            setattr(later, name, value)
-            assert getattr(later, name) == getattr(made, name), f"{name}={value!r} becomes {getattr(later, name)!r}"
-            expected = evaluate(made, case.embeddings, case.labels)
-            assert_same(evaluate(later, case.embeddings, case.labels), expected, f"{name}={value!r} set later")
-
-
-def _others(value: Any) -> Iterator[Any]:
-    """Values near another one, and some that are none."""
-    if isinstance(value, bool):
-        yield not value
-    elif isinstance(value, int):
-        yield value + 1
-    elif isinstance(value, float):
-        yield 1.25 * value + 0.125
-    yield from (math.nan, "much")
-
-
-def _made_with(loss: Any, name: str, value: Any) -> Any:
-    """The loss made anew with another value of a hyperparameter."""
-    parameters = inspect.signature(type(loss)).parameters
-    known = {each: getattr(loss, each) for each in parameters if hasattr(loss, each)}
-    made = type(loss)(**(known | {"distance": loss.distance, "reducer": loss.reducer, name: value}))
-    made.load_state_dict(loss.state_dict())
-    return made
