@@ -103,13 +103,7 @@ FAULTS: dict[str, dict[str, str]] = {
         "what_is_no_number_stays_with_its_anchor": "NaN is swallowed",
     }
     for name in ("DecoupledNCALoss", "SoftTripletLoss")
-} | {
-    name: {"what_is_no_number_makes_the_loss_none": "a miner drops the pairs of NaN"}
-    for name in (
-        *("BinDeviance2018", "DistanceMatch", "DistWeightNeighbour", "HardMining2020", "MCA"),
-        *("BinBranch", "BDWNeighbour", "EnsembleDWNeighbour"),
-    )
-}
+} | {"HardMining2020": {"what_is_no_number_makes_the_loss_none": "a miner drops the pairs of NaN"}}
 
 
 def exceptions(subject: nn.Module, recipe: str = "") -> tuple[str, ...]:
