@@ -76,6 +76,9 @@ COUNTED_MATCHES = 8
 # So many draws of a bootstrap at a time: 64 MB.
 DRAWS = 1 << 23
 
+# Whether numbers on the CPU may be looked at, because nothing waits for it; False to compute as on a device.
+LOOKS = True
+
 TINY: dict[str, float] = {
     "BLOCK_CPU": 1,
     "BLOCK_GPU": 1,
@@ -127,9 +130,10 @@ def replaced(**values: float) -> Iterator[None]:
         ...     print(thresholds.SYMMETRIC_ROWS)
         2
     """
-    unknown = values.keys() - TINY.keys()
+    known = (*TINY, "LOOKS")
+    unknown = values.keys() - set(known)
     if unknown:
-        raise ValueError(f"no threshold is called {', '.join(sorted(unknown))}; there are {', '.join(TINY)}")
+        raise ValueError(f"no threshold is called {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     before = {name: globals()[name] for name in values}
     globals().update(values)
     try:
@@ -141,3 +145,8 @@ def replaced(**values: float) -> Iterator[None]:
 def tiny() -> AbstractContextManager[None]:
     """All of them so small that a dozen samples fall into several blocks, groups and fall-backs."""
     return replaced(**TINY)
+
+
+def as_on_a_device() -> AbstractContextManager[None]:
+    """All of them tiny, and the CPU as a device for whose numbers one would have to wait."""
+    return replaced(**TINY, LOOKS=False)

@@ -11,8 +11,9 @@ from pytorch_metric_learning import losses as pml_losses
 from pytorch_metric_learning import miners as pml_miners
 from pytorch_metric_learning.distances import CosineSimilarity
 
+from pml_ext import arguments
 from pml_ext.base import BatchMatrixLoss, PairMatrixLoss, PairMiner, SamplingMiner
-from pml_ext.pairs import Counted, PairMasks, masked_mean, masked_min, nearest, softplus
+from pml_ext.pairs import Counted, PairMasks, in_row_blocks, masked_mean, masked_min, nearest, softplus
 from pml_ext.sampling import sample
 from pml_ext.sides import ABSENT, SideWeights, above
 from pml_ext.wrappers.base import LossWrapper
@@ -37,7 +38,7 @@ class Sound(PairMatrixLoss):
 
     def __init__(self, base=0.5, **kwargs):
         super().__init__(**kwargs)
-        self.record_hyperparameters(base=base)
+        self.record_hyperparameters(base=arguments.finite("base", base))
 
     def get_default_distance(self):
         return CosineSimilarity()
@@ -231,6 +232,46 @@ class HalfTheClosedFormOfABatch(BatchMatrixLoss):
         return SideWeights(loss, 0 * sides.pos, there / neg)
 
 
+def closed_form_of_sound(sides, *, base):
+    """What `Sound` computes, in closed form."""
+    pos, neg = 5 * (base - sides.pos), 5 * (sides.neg - base)
+    pos_count, neg_count = sides.pos_count.clamp(min=1), sides.neg_count.clamp(min=1)
+    losses = (softplus(pos) / pos_count).sum(1) + (softplus(neg) / neg_count).sum(1)
+    return SideWeights(losses, -5 * pos.sigmoid() / pos_count, 5 * neg.sigmoid() / neg_count)
+
+
+class SoundClosedForm(Sound):
+    """Nothing is wrong with it either."""
+
+    closed_form = staticmethod(closed_form_of_sound)
+
+
+@breaks("hand_written_gradients_agree_with_autograd")
+class SignOfTheClosedForm(Sound):
+    @staticmethod
+    def closed_form(sides, *, base):
+        found = closed_form_of_sound(sides, base=base)
+        return found._replace(pos=-found.pos)
+
+
+@breaks("thresholds_change_nothing")
+class RelativeToTheBlock(Sound):
+    @staticmethod
+    def closed_form(sides, *, base):
+        found = closed_form_of_sound(sides, base=base)
+        return found._replace(losses=found.losses * len(found.losses) ** 0.5) if len(sides.neg) < 4 else found
+
+
+@breaks("large_batches_agree_with_autograd")
+class LastRowOfALongBlockLost(Sound):
+    @staticmethod
+    def closed_form(sides, *, base):
+        found = closed_form_of_sound(sides, base=base)
+        if len(sides.neg) > 32:
+            found.neg[-1] = 0
+        return found
+
+
 @breaks("chunk_size_changes_nothing")
 class DividedByTheRows(Sound):
     def anchors(self, *args):
@@ -249,11 +290,9 @@ class Standardised(Sound):
 
 @breaks("empty_batch_costs_nothing", "no_references_cost_nothing")
 class EmptinessNotSeen(Sound):
-    def is_empty(self, embeddings, ref_emb):
-        return False
-
-    def per_anchor(self, sim, pos, neg):
-        return super().per_anchor(sim, pos, neg) + 0 * sim.amax(-1)
+    def forward(self, embeddings, labels=None, indices_tuple=None, ref_emb=None, ref_labels=None):
+        loss = super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        return loss + 0 * (embeddings if ref_emb is None else ref_emb).mean()
 
 
 @breaks("batch_is_not_written_to")
@@ -378,7 +417,7 @@ class StandardDeviationOfEachRow(Sound):
 @breaks("labels_of_references_are_not_ignored")
 class LabelsOfReferencesIgnored(Sound):
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
-        same = ref_labels is not None and len(ref_labels) == len(labels)
+        same = ref_emb.data_ptr() == embeddings.data_ptr()
         return super().compute_loss(embeddings, labels, indices_tuple, ref_emb, labels if same else ref_labels)
 
 
@@ -733,3 +772,9 @@ class SeedIgnored(SoundSampler):
 class DrawsFromPython(SoundSampler):
     def generator(self, device):
         return torch.Generator(device).manual_seed(random.getrandbits(30))
+
+
+@breaks("thresholds_change_no_pair", of=MINER_MUTANTS)
+class AboveTheMeanOfTheBlock(SoundMiner):
+    def select(self, sim, pos, neg):
+        return in_row_blocks(lambda sim, pos, neg: (pos, neg & (sim >= sim.mean())), sim, pos, neg)

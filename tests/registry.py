@@ -57,10 +57,7 @@ MORE: dict[str, tuple[dict[str, Any], ...]] = {
 EXCEPTIONS: dict[str, dict[str, str]] = {
     "BranchLoss": {"rotation_changes_nothing": "slices are columns, which a rotation mixes"},
     "CenterLoss": {
-        "label_names_are_irrelevant": "a label is the number of a centre",
         "every_dtype_of_labels_will_do": "a label is the number of a centre, an integer",
-        "rotation_changes_nothing": "the centres stay where they are",
-        "translation_changes_nothing": "the centres stay where they are",
         "nothing_waits_for_the_device": "on the CPU only, labels are checked to be numbers of centres",
     },
     "CentersAsReferences": {
@@ -70,14 +67,15 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
         "references_are_a_set": "its references are the centres",
         "a_single_reference_has_a_finite_loss": "its references are the centres",
     },
-    "DecoupledNCALoss": {"equal_samples_are_treated_alike": "of equal positives the first is the one always kept"},
+    "DecoupledNCALoss(k=2, alpha=4, beta=1)": {
+        "equal_samples_are_treated_alike": "of equal positives the first is the one always kept",
+    },
     "HistogramLoss": {"one_pair_of_each_kind_is_enough": "it is constant where histograms do not overlap"},
-    "KNNSoftmaxLoss": {"equal_samples_are_treated_alike": "of equal positives the first is the one always kept"},
+    "KNNSoftmaxLoss(k=2)": {"equal_samples_are_treated_alike": "of equal positives the first is the one always kept"},
     "LargeMarginNearestNeighborLoss": {"equal_samples_are_treated_alike": "of equal positives the first are targets"},
+    "LargeMarginNearestNeighborLoss(k=None)": {},
     "MCA": {
         "every_dtype_of_labels_will_do": "a label is the number of a centre, an integer",
-        "label_names_are_irrelevant": "a label is the number of a centre",
-        "rotation_changes_nothing": "the centres stay where they are",
     },
     "MeanGapLoss": {"one_pair_of_each_kind_is_enough": "it keeps no pair of fewer than five positive ones"},
     "MinedLoss": {
@@ -102,14 +100,18 @@ FAULTS: dict[str, dict[str, str]] = {
         "what_is_no_number_makes_the_loss_none": "NaN is swallowed",
         "what_is_no_number_stays_with_its_anchor": "NaN is swallowed",
     }
-    for name in ("DecoupledNCALoss", "SoftTripletLoss")
+    for name in ("DecoupledNCALoss(k=2, alpha=4, beta=1)", "SoftTripletLoss")
 } | {"HardMining2020": {"what_is_no_number_makes_the_loss_none": "a miner drops the pairs of NaN"}}
 
 
-def exceptions(subject: nn.Module, recipe: str = "") -> tuple[str, ...]:
-    """The laws that the subject, made by that recipe, need not keep."""
-    name = type(subject).__name__
-    return tuple(law for table in (EXCEPTIONS, FAULTS) for each in (name, recipe) for law in table.get(each, ()))
+def exceptions(subject: nn.Module, name: str = "") -> dict[str, str]:
+    """The laws that the subject need not keep or is known to break, each with the reason.
+
+    Those of its class, or of the setting of it that has the name; those of the recipe of that name beside both.
+    """
+    own = type(subject).__name__
+    of_class = {} if name in EXCEPTIONS and name.startswith(f"{own}(") else EXCEPTIONS.get(own, {})
+    return of_class | EXCEPTIONS.get(name, {}) | FAULTS.get(own, {}) | FAULTS.get(name, {})
 
 
 def make(cls: Callable[..., Any], **arguments: Any) -> Any:

@@ -6,7 +6,7 @@ from registry import DIMENSION, EXCEPTIONS, FAULTS, LOSSES, MINERS, RECIPES, STA
 from torch import nn
 
 from pml_ext.catalog import needs
-from pml_ext.testing import LOSS_LAWS, MINER_LAWS, Batch, LawBroken, check_loss, check_miner
+from pml_ext.testing import LOSS_LAWS, MINER_LAWS, Batch, check_loss, check_miner
 from pml_ext.testing.contract_laws import check_compiled
 from pml_ext.testing.law import fresh, is_random
 from pml_ext.wrappers import BranchLoss
@@ -14,6 +14,8 @@ from pml_ext.wrappers import BranchLoss
 ONCE = tuple(law.name for law in LOSS_LAWS.values() if law.kind == "once")
 DRAWN = tuple(law.name for law in LOSS_LAWS.values() if law.kind != "once")
 ALL_LOSSES = LOSSES | WRAPPERS
+# All triplets of a few hundred samples take seconds by autograd: once is enough.
+CUBIC = tuple(name for name in LOSSES if name.startswith("SoftTripletLoss("))
 
 
 def dimension(subject: nn.Module) -> int | None:
@@ -23,18 +25,19 @@ def dimension(subject: nn.Module) -> int | None:
 @pytest.mark.parametrize("name", ALL_LOSSES)
 def test_loss_keeps_the_laws_of_one_batch(name):
     loss = ALL_LOSSES[name]()
-    check_loss(loss, only=ONCE, skip=exceptions(loss), dimension=dimension(loss))
+    skip = ["large_batches_agree_with_autograd"] if name in CUBIC else []
+    check_loss(loss, only=ONCE, skip=skip, expected_failures=exceptions(loss, name))
 
 
 @pytest.mark.parametrize("name", ALL_LOSSES)
 def test_loss_keeps_the_laws_of_any_batch(name):
     loss = ALL_LOSSES[name]()
-    check_loss(loss, only=DRAWN, skip=exceptions(loss), dimension=dimension(loss))
+    check_loss(loss, only=DRAWN, expected_failures=exceptions(loss, name))
 
 
 @pytest.mark.parametrize("name", MINERS)
 def test_miner_keeps_the_laws(name):
-    check_miner(MINERS[name](), skip=exceptions(MINERS[name]()))
+    check_miner(MINERS[name](), expected_failures=exceptions(MINERS[name](), name))
 
 
 STATE = [name for name, law in LOSS_LAWS.items() if law.check.__module__.endswith("state_laws")]
@@ -91,7 +94,9 @@ def test_recipe_keeps_the_laws(name):
     laws = OF_A_METHOD if any(map(is_random, parts)) else (*OF_A_METHOD, *OF_A_METHOD_WITHOUT_CHANCE)
     if any(type(part).__module__.startswith(PML_PARTS) for part in parts):
         laws = tuple(law for law in laws if law not in NOT_OF_PML)
-    check_loss(method, only=laws, skip=exceptions(method.loss, name), dimension=dimension_of(name), examples=20)
+    faults = FAULTS.get(name, {})
+    skip = exceptions(method.loss, name).keys() - faults
+    check_loss(method, only=laws, skip=skip, expected_failures=faults, dimension=dimension_of(name), examples=20)
 
 
 def dimension_of(name):
@@ -125,31 +130,10 @@ def test_loss_on_cuda_is_that_on_cpu(name):
     assert embeddings.device == labels.device == actual.device
 
 
-@pytest.mark.parametrize(("name", "law"), [(name, law) for name in FAULTS for law in FAULTS[name]])
-def test_fault_is_still_there(name, law):
-    """If not, its line in the registry can go."""
-    if name in RECIPES:
-        check, size, made = check_loss, dimension_of(name), [lambda: Method(RECIPES[name]())]
-    else:
-        made = [make for each, make in (ALL_LOSSES | MINERS).items() if each.split("(")[0] == name]
-        check, size = (check_miner, None) if name in MINERS else (check_loss, dimension(made[0]()))
-    broken = []
-    for make in made:
-        try:
-            check(make(), only=[law], dimension=size)
-        except LawBroken as error:
-            broken.append(error.law)
-    assert law in broken, f"{name} keeps {law} now: remove it from FAULTS"
-
-
 def test_exceptions_are_of_things_that_exist():
-    known = {name.split("(")[0] for name in (*ALL_LOSSES, *MINERS, *RECIPES)}
-    assert set(EXCEPTIONS) <= known
-    for laws in EXCEPTIONS.values():
+    settings = {*ALL_LOSSES, *MINERS, *RECIPES}
+    known = settings | {name.split("(")[0] for name in settings}
+    assert {*EXCEPTIONS, *FAULTS} <= known
+    for laws in (*EXCEPTIONS.values(), *FAULTS.values()):
         assert set(laws) <= set(LOSS_LAWS) | set(MINER_LAWS)
         assert all(laws.values()), "an exception without a reason"
-
-
-def test_a_law_that_does_not_exist_is_an_error():
-    with pytest.raises(ValueError, match="no law is called gravity"):
-        check_loss(LOSSES["RAWLoss"], skip=["gravity"])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import BatchMatrixLoss
-from pml_ext.pairs import kth_largest, largest
+from pml_ext.pairs import kth_largest, largest, masked_max
 from pml_ext.sides import Sides, SideWeights, above, below, near
 
 
@@ -41,9 +41,12 @@ def _closest(sim: Tensor, mask: Tensor, k: Tensor) -> Tensor:
 
 
 def _mean(sim: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean, [..]; 0 if there are no weights."""
-    total = weights.sum(-1)
-    return torch.where(weights > 0, sim, 0.0).mul(weights).sum(-1) / torch.where(total > 0, total, 1.0)
+    """Weighted mean, [..], 0 if there are no weights; of equal scores exactly what they are: none is beyond."""
+    total, there = weights.sum(-1), weights > 0
+    top = masked_max(sim.detach(), there)
+    top = torch.where(total.unsqueeze(-1) > 0, top, 0.0)
+    rest = torch.where(there, sim - top, 0.0).mul(weights).sum(-1) / torch.where(total > 0, total, 1.0)
+    return top.squeeze(-1) + rest
 
 
 def mean_gap_weights(sides: Sides, columns: Tensor, *, fraction: float) -> SideWeights:
@@ -55,12 +58,18 @@ def mean_gap_weights(sides: Sides, columns: Tensor, *, fraction: float) -> SideW
     if kept == 0 or n_neg == 0:
         return SideWeights(neg.new_zeros(()), torch.zeros_like(pos), torch.zeros_like(neg))
     near_pos, near_neg = largest(pos.flatten(), kept), largest(neg.flatten(), min(kept, n_neg))
-    is_pulled, is_pushed = below(near_pos, near_neg.mean()), above(near_neg, near_pos.mean())
+    mean_pos, mean_neg = _mean_of(near_pos), _mean_of(near_neg)
+    is_pulled, is_pushed = below(near_pos, mean_neg), above(near_neg, mean_pos)
     pulled, pushed = is_pulled.sum().clamp(min=1), is_pushed.sum().clamp(min=1)
     loss = (near_neg * is_pushed).sum() / pushed - (near_pos * is_pulled).sum() / pulled
-    pull = _shares(pos, near_pos).mul_(below(pos, near_neg.mean())).div_(-pulled)
-    push = _shares(neg, near_neg).mul_(above(neg, near_pos.mean())).div_(pushed)
+    pull = _shares(pos, near_pos).mul_(below(pos, mean_neg)).div_(-pulled)
+    push = _shares(neg, near_neg).mul_(above(neg, mean_pos)).div_(pushed)
     return SideWeights(loss, pull, push)
+
+
+def _mean_of(scores: Tensor) -> Tensor:
+    top = scores.amax()
+    return top + (scores - top).mean()
 
 
 def _shares(scores: Tensor, nearest: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from pml_ext.testing import (  # noqa: F401 - enter laws
     invariance_laws,
     miner_laws,
     number_laws,
+    regime_laws,
     row_laws,
     selection_laws,
     state_laws,
@@ -16,7 +17,9 @@ from pml_ext.testing import (  # noqa: F401 - enter laws
 from pml_ext.testing.cases import Batch, Rows
 from pml_ext.testing.check import check_loss, check_miner
 from pml_ext.testing.law import LOSS_LAWS, MINER_LAWS, Law, LawBroken
+from pml_ext.testing.parametrize import parametrize_with_laws
 from pml_ext.testing.sampling import assert_frequencies, inclusion_probabilities, subset_probabilities
+from pml_ext.testing.table import LawTable, Verdict
 
 __all__ = [
     "LOSS_LAWS",
@@ -24,10 +27,13 @@ __all__ = [
     "Batch",
     "Law",
     "LawBroken",
+    "LawTable",
     "Rows",
+    "Verdict",
     "assert_frequencies",
     "check_loss",
     "check_miner",
     "inclusion_probabilities",
+    "parametrize_with_laws",
     "subset_probabilities",
 ]

@@ -27,7 +27,7 @@ from pml_ext.testing.law import (
 )
 
 
-@law("loss", "batch")
+@law("loss", "batch", stage="call")
 def any_batch_has_a_finite_loss(loss: Any, case: Batch) -> None:
     """A finite scalar and a finite gradient, by the embeddings and by every parameter of the loss."""
     outcome(loss, case)
@@ -76,7 +76,7 @@ _DEGENERATE = {
 }
 
 
-@law("loss", "once")
+@law("loss", "once", stage="batch")
 def degenerate_batches_have_a_finite_loss(loss: Any, case: Batch) -> None:
     """One sample, one class, all labels different, duplicates, a collapsed batch, zero vectors: finite all the same."""
     for name, batch in _DEGENERATE.items():
@@ -88,14 +88,14 @@ def degenerate_batches_have_a_finite_loss(loss: Any, case: Batch) -> None:
                 raise AssertionError(f"{name}, {dtype}: {error}") from None
 
 
-@law("loss", "once")
+@law("loss", "once", stage="batch")
 def empty_batch_costs_nothing(loss: Any, case: Batch) -> None:
     """No samples at all: a loss of exactly 0."""
     value, _ = evaluate(loss, case.embeddings[:0], case.labels[:0])
     assert value.item() == 0, f"the loss is {value.item()}"
 
 
-@law("loss", "once", is_matrix_loss)
+@law("loss", "once", is_matrix_loss, stage="batch")
 def no_references_cost_nothing(loss: Any, case: Batch) -> None:
     """Nothing to compare with: a loss of exactly 0, with a zero gradient."""
     value, gradient = evaluate(loss, case.embeddings, case.labels, None, case.embeddings[:0], case.labels[:0])
@@ -103,7 +103,7 @@ def no_references_cost_nothing(loss: Any, case: Batch) -> None:
     assert not gradient.any(), f"the gradient is {gradient}"
 
 
-@law("loss", "once", takes_pairs)
+@law("loss", "once", takes_pairs, stage="batch")
 def one_pair_of_each_kind_is_enough(loss: Any, case: Batch) -> None:
     """A single positive pair, farther than a single negative pair, moves the embeddings."""
     embeddings = torch.eye(3, case.dimension, dtype=torch.float64)
@@ -126,7 +126,7 @@ _DISTANCES = (
 )
 
 
-@law("loss", "once", lambda loss: isinstance(loss, PairModule))
+@law("loss", "once", lambda loss: isinstance(loss, PairModule), stage="batch")
 def every_distance_is_welcome(loss: Any, case: Batch) -> None:
     """The loss is finite with each of PML's distances."""
     for distance in _DISTANCES:
@@ -137,7 +137,7 @@ def every_distance_is_welcome(loss: Any, case: Batch) -> None:
             raise AssertionError(f"with {kind}: {error}") from error
 
 
-@law("loss", "once")
+@law("loss", "once", stage="batch")
 def half_precision_is_close(loss: Any, case: Batch) -> None:
     """float16 and bfloat16 embeddings, and autocast, give a finite loss close to that of float32."""
     for dtype in (torch.float16, torch.bfloat16):

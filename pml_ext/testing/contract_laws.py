@@ -113,7 +113,7 @@ def calls_leave_no_trace(loss: Any, case: Batch) -> None:
     assert_same(evaluate(loss, case.embeddings, case.labels), expected, "called again")
 
 
-@law("loss", "once", is_ours)
+@law("loss", "once", is_ours, stage="use")
 def nothing_waits_for_the_device(loss: Any, case: Batch) -> None:
     """On the path of labels no operation asks for the value of a tensor, forward, backward, and in the reducer.
 
@@ -125,7 +125,7 @@ def nothing_waits_for_the_device(loss: Any, case: Batch) -> None:
         loss(torch.empty(shape, requires_grad=True), torch.empty(shape[:1], dtype=torch.long)).backward()
 
 
-@law("loss", "once", is_ours)
+@law("loss", "once", is_ours, stage="use", as_shipped_only=True)
 def compiles_as_one_graph(loss: Any, case: Batch) -> None:
     """`torch.compile(fullgraph=True)` captures the loss on labels, and keeps value and gradient."""
     check_compiled(loss, case, "aot_eager")
@@ -143,7 +143,7 @@ def check_compiled(loss: Any, case: Batch, backend: str) -> None:
     assert_close(gradient, expected.gradient, f"gradient, compiled by {backend}")
 
 
-@law("loss", "once")
+@law("loss", "once", stage="use")
 def it_learns(loss: Any, case: Batch) -> None:
     """Thirty steps of Adam on random embeddings bring those of a class together, and apart from the others."""
     reseed()

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from pytorch_metric_learning.losses.mixins import WeightMixin
@@ -15,17 +15,27 @@ from pml_ext.testing.cases import Batch
 from pml_ext.wrappers.base import LossWrapper
 
 Kind = Literal["rows", "batch", "once"]
+# From cause to symptom: a law of a later stage may be broken because one of an earlier stage is.
+Stage = Literal["function", "call", "closed form", "batch", "invariance", "contract", "use"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+_STAGE_OF_KIND: dict[Kind, Stage] = {"rows": "function", "batch": "batch", "once": "contract"}
 Subject = Literal["loss", "miner"]
 Check = Callable[[Any, Any], None]
 C = TypeVar("C", bound=Check)
 
 
 class LawBroken(AssertionError):  # noqa: N818 - it reads as the sentence it stands for
-    """A law does not hold. `law` is its name; the cause is the assertion or the exception that showed it."""
+    """A law does not hold. The cause is the assertion or the exception that showed it.
 
-    def __init__(self, law: str, text: str) -> None:
+    Args:
+        law: the name of the law.
+        text: what is wrong, beginning with that name.
+        case: that which shows it.
+    """
+
+    def __init__(self, law: str, text: str, case: Any = None) -> None:
         super().__init__(text)
-        self.law = law
+        self.law, self.case = law, case
 
 
 @dataclass(frozen=True)
@@ -37,12 +47,16 @@ class Law:
         check: raises AssertionError if the subject breaks the law on the case.
         kind: what its cases are: "rows" a pair matrix, "batch" embeddings with labels, "once" one fixed batch.
         applies: to which subjects.
+        stage: where it stands between cause and symptom.
+        as_shipped_only: whether other thresholds than the shipped ones would show nothing new.
     """
 
     name: str
     check: Check
     kind: Kind
     applies: Callable[[Any], bool]
+    stage: Stage
+    as_shipped_only: bool = False
 
     def __call__(self, subject: Any, case: Any) -> None:
         """Hold the subject against the law, on one case."""
@@ -52,7 +66,7 @@ class Law:
             raise
         except Exception as error:
             reason = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
-            raise LawBroken(self.name, f"{self.name}: {type(subject).__name__} on {case}: {reason}") from error
+            raise LawBroken(self.name, f"{self.name}: {type(subject).__name__} on {case}: {reason}", case) from error
 
 
 LOSS_LAWS: dict[str, Law] = {}
@@ -74,6 +88,11 @@ def takes_pairs(subject: Any) -> bool:
     return not isinstance(subject, (SampleLoss, WeightMixin))
 
 
+def labels_are_names(subject: Any) -> bool:
+    """What needs no more of labels than which are equal; to others they are the numbers of weights or centers."""
+    return not isinstance(subject, WeightMixin) and not any(hasattr(part, "num_classes") for part in subject.modules())
+
+
 def is_row_loss(subject: Any) -> bool:
     """A loss that is a function of each row of the pair matrix."""
     return isinstance(subject, PairMatrixLoss)
@@ -89,29 +108,42 @@ def is_random(subject: Any) -> bool:
     return bool(getattr(subject, "is_random", False))
 
 
-def law(subject: Subject, kind: Kind, applies: Callable[[Any], bool] = any_subject) -> Callable[[C], C]:
-    """Enter the function decorated as a law, under its name."""
+def law(
+    subject: Subject,
+    kind: Kind,
+    applies: Callable[[Any], bool] = any_subject,
+    *,
+    stage: Stage | None = None,
+    as_shipped_only: bool = False,
+) -> Callable[[C], C]:
+    """Enter the function decorated as a law, under its name; its stage follows from its kind if none is given."""
 
     def enter(check: C) -> C:
         laws = LOSS_LAWS if subject == "loss" else MINER_LAWS
         name = getattr(check, "__name__", "")
-        laws[name] = Law(name, check, kind, applies)
+        laws[name] = Law(name, check, kind, applies, stage or _STAGE_OF_KIND[kind], as_shipped_only)
         return check
 
     return enter
 
 
-def chosen(laws: dict[str, Law], subject: Any, skip: Iterable[str], only: Iterable[str] | None) -> list[Law]:
-    """The laws that apply to the subject, less those in `skip`, or just those in `only`.
+def chosen(laws: dict[str, Law], skip: Iterable[str], only: Iterable[str] | None) -> list[Law]:
+    """The laws less those in `skip`, or just those in `only`, from cause to symptom.
 
     Raises:
         ValueError: no law has a name that was given.
     """
     skip, names = frozenset(skip), frozenset(laws) if only is None else frozenset(only)
-    unknown = sorted((skip | names) - frozenset(laws))
+    check_names(laws, skip | names)
+    ordered = sorted(laws.values(), key=lambda law: STAGES.index(law.stage))
+    return [law for law in ordered if law.name in names - skip]
+
+
+def check_names(laws: dict[str, Law], names: Iterable[str]) -> None:
+    """Raise a ValueError if no law has one of the names."""
+    unknown = sorted(frozenset(names) - frozenset(laws))
     if unknown:
         raise ValueError(f"no law is called {', '.join(unknown)}; there are {', '.join(laws)}")
-    return [law for law in laws.values() if law.name in names - skip and law.applies(subject)]
 
 
 class Outcome(NamedTuple):

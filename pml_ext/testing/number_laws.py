@@ -87,7 +87,8 @@ def far_classes(case: Batch) -> Tensor:
 _LAYOUTS = {"one long embedding": one_long, "two far clusters": far_clusters, "far classes": far_classes}
 
 
-@law("loss", "once", is_matrix_loss)
+# Where one has to wait for numbers, nobody looks which pairs are near.
+@law("loss", "once", is_matrix_loss, as_shipped_only=True)
 def float32_keeps_small_distances_among_large_ones(loss: Any, case: Batch) -> None:
     """One long embedding, or two far clusters, under distances of vectors as they are: as in float64."""
     for power in (1, 2):
@@ -108,7 +109,7 @@ def _size(gradient: Tensor) -> Tensor:
     return gradient.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
 
 
-@law("miner", "once", lambda miner: is_ours(miner) and not is_random(miner))
+@law("miner", "once", lambda miner: is_ours(miner) and not is_random(miner), as_shipped_only=True)
 def float32_keeps_small_distances_among_large_ones_of_a_miner(miner: Any, case: Batch) -> None:
     """One long embedding, or two far clusters, under distances of vectors as they are: the same pairs in float32."""
     far = variant(miner, distance=LpDistance(normalize_embeddings=False))

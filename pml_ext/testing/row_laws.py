@@ -157,7 +157,7 @@ def float32_is_float64_rounded(loss: Any, case: Rows) -> None:
     assert_close(single.losses, double.losses, "float32", 1e-5)
 
 
-@law("loss", "once", is_matrix_loss)
+@law("loss", "once", is_matrix_loss, stage="function")
 def levels_are_declared(loss: Any, case: Any) -> None:
     """No hyperparameter outside `levels` behaves as an absolute level of the score.
 

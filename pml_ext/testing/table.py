@@ -1,0 +1,103 @@
+"""What came of holding a loss or a miner against the laws: one verdict a law, and a table that shows itself."""
+
+import html
+import textwrap
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Result = Literal["passed", "failed", "expected failure", "unexpected pass", "not applicable"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One law, as a subject kept it or not.
+
+    Args:
+        law: its name.
+        result: "passed"; "failed"; "expected failure", one that was announced; "unexpected pass", one that was
+            announced and does not show; or "not applicable".
+        tried: the number of cases that were tried, each in one way to compute it.
+        case: the smallest that was found to break the law, or None.
+        text: what was wrong, or why it was expected.
+        regime: the thresholds in force when it broke.
+    """
+
+    law: str
+    result: Result
+    tried: int = 0
+    case: Any = None
+    text: str = ""
+    regime: str = ""
+
+    @property
+    def applies(self) -> bool:
+        """Whether the law applies to the subject."""
+        return self.result != "not applicable"
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether it is a failure, or a success that was announced as a failure."""
+        return self.result in ("failed", "unexpected pass")
+
+
+@dataclass(frozen=True)
+class LawTable:
+    """The verdicts on one subject, from cause to symptom: the first bad one is the one to look at.
+
+    Example:
+        >>> LawTable("MyLoss", (Verdict("it_learns", "passed", 1), Verdict("copies_are_equal", "failed", 1, text="no")))
+        MyLoss: 2 laws, 1 passed, 1 failed
+        failed            copies_are_equal: no
+        passed            it_learns
+    """
+
+    subject: str
+    verdicts: tuple[Verdict, ...]
+
+    def __iter__(self) -> Iterator[Verdict]:
+        return iter(self.verdicts)
+
+    def __len__(self) -> int:
+        return len(self.verdicts)
+
+    def __getitem__(self, law: str) -> Verdict:
+        return next(verdict for verdict in self.verdicts if verdict.law == law)
+
+    @property
+    def bad(self) -> tuple[Verdict, ...]:
+        """Those that failed, or passed although they were expected not to; the cause first."""
+        return tuple(verdict for verdict in self.verdicts if verdict.is_bad)
+
+    def __repr__(self) -> str:
+        lines = [self._summary()]
+        for verdict in self.verdicts:
+            if verdict.text and verdict.applies:
+                lines.append(f"{verdict.result:<18}{textwrap.shorten(f'{verdict.law}: {verdict.text}', 300)}")
+        for result in ("passed", "not applicable"):
+            names = [verdict.law for verdict in self.verdicts if verdict.result == result]
+            if names:
+                indent = " " * 18
+                text = textwrap.fill(", ".join(names), 118, initial_indent=indent, subsequent_indent=indent)
+                lines.append(f"{result:<18}{text.lstrip()}")
+        return "\n".join(lines)
+
+    def _summary(self) -> str:
+        numbers = Counter[str](verdict.result for verdict in self.verdicts)
+        kinds = ("passed", "failed", "unexpected pass", "expected failure", "not applicable")
+        counts = [f"{numbers[kind]} {kind}" for kind in kinds if numbers[kind]]
+        return ", ".join([f"{self.subject}: {len(self)} laws", *counts])
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in self._cells(verdict)) + "</tr>"
+            for verdict in self.verdicts
+        )
+        head = "".join(f"<th>{name}</th>" for name in ("law", "result", "tried", "smallest input", "why"))
+        summary = html.escape(self._summary())
+        return f"<table><caption>{summary}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+    @staticmethod
+    def _cells(verdict: Verdict) -> tuple[Any, ...]:
+        return verdict.law, verdict.result, verdict.tried, "" if verdict.case is None else verdict.case, verdict.text
