@@ -235,6 +235,20 @@ def test_standings_count_seeds_that_diverged():
     assert not everything["none"].is_best
 
 
+def test_a_best_of_few_runs_hides_nobody():
+    """Two runs far apart have the best mean: nothing is distinguishable from it, but something worse than another."""
+    queries = np.arange(200) % 10
+    methods = {
+        "unsteady": np.stack([queries < 10, queries < 8]),
+        "good": np.stack([queries < 8, queries < 8, queries < 8]),
+        "bad": np.stack([queries < 3, queries < 3, queries < 3]),
+    }
+    found = standings(methods)
+    assert {name: x.is_best for name, x in found.items()} == {"unsteady": True, "good": True, "bad": False}
+    assert found["bad"].to_best.p_value > 0.05
+    assert (found["bad"].first, found["bad"].last) == (2, 3)
+
+
 def test_holm_of_its_paper():
     """The example of every textbook: .01, .04, .03, .005 of four."""
     assert intervals._holm([0.01, 0.04, 0.03, 0.005]).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])

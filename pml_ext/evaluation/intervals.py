@@ -46,7 +46,7 @@ class Standing(NamedTuple):
         valid: how many these are.
         total: how many seeds there were.
         to_best: the difference to the method with the best mean; None for that method, and for one that diverged.
-        is_best: whether it is not distinguishable from the best.
+        is_best: whether it is not distinguishable from the best, nor worse than another.
         first: the best rank, from 1, that the comparisons with all others leave it.
         last: the worst.
     """
@@ -234,7 +234,8 @@ def standings(
     """Say which methods are not distinguishable from the best, and which ranks each of them can have.
 
     Every pair of methods is compared as by :func:`paired_difference`. A method is distinguishable from the one with
-    the best mean if their difference is significant after Holm's correction for all comparisons with the best; its
+    the best mean if their difference is significant after Holm's correction for all comparisons with the best. Where
+    that one has few runs, far apart, nothing is; so a method that is worse than another one is no best either. The
     ranks are those that the significant differences among all pairs, after Holm's correction for all of them, leave.
 
     Args:
@@ -286,7 +287,7 @@ def standings(
             len(part.seeds),
             _seeds_of(methods[name]),
             to_best.get(name),
-            name == best or (name in to_best and not worse[name]),
+            above[name] == 0 and (name == best or (name in to_best and not worse[name])),
             1 + above[name],
             len(methods) - below[name],
         )
