@@ -35,7 +35,17 @@ from pml_ext.blocks import (
 )
 from pml_ext.engine import all_scores, disabled, is_enabled, row_losses
 from pml_ext.hyperparameters import Configured
-from pml_ext.pairs import Counted, DisjointMasks, Needs, PairMasks, PrivateMasks, is_eager, looks_are_free, substitute
+from pml_ext.pairs import (
+    Counted,
+    DisjointMasks,
+    Needs,
+    PairMasks,
+    PrivateMasks,
+    all_known,
+    is_eager,
+    substitute,
+    unknown,
+)
 from pml_ext.relations import IndicesTuple, RowMasks, Selected, own_set, pair_relation, relation_of, wide
 from pml_ext.similarity import Geometry, at_least_single, without_autocast
 
@@ -231,9 +241,13 @@ class PairMatrixLoss(MatrixLoss):
     def anchors(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Counted:
         """Losses and counts of some anchors from their scores and masks. Undefined anchors have 0 and 0."""
         sim, pos, neg, defined = substitute(sim, pos, neg, self.needs)
+        known = all_known(sim)
+        if not known:  # the gradient of a pair that is not selected is 0 times its score somewhere
+            sim = torch.where(pos | neg, sim, 0.0)
         result = self.per_anchor(sim, pos, neg)
         losses, counts = result if isinstance(result, Counted) else (result, defined.long())
-        return Counted(torch.where(defined, losses, 0.0), torch.where(defined, counts, 0))
+        losses, counts = torch.where(defined, losses, 0.0), torch.where(defined, counts, 0)
+        return Counted(losses if known else losses + unknown(sim), counts)
 
 
 class BatchMatrixLoss(MatrixLoss):
@@ -447,11 +461,10 @@ class PairMiner(PairModule, BaseMiner):
         """
         with without_autocast(sim):
             kept_pos, kept_neg = self.select(sim, pos, neg)
-        # The sum of numbers may be too large to be one, but then the slower way finds nothing.
-        if looks_are_free(sim) and bool(sim.sum().isfinite()):
+        if all_known(sim):
             return kept_pos, kept_neg
-        unknown = (sim.isnan() & (pos | neg)).any(-1, keepdim=True)
-        return kept_pos | (pos & unknown), kept_neg | (neg & unknown)
+        no_number = (sim.isnan() & (pos | neg)).any(-1, keepdim=True)
+        return kept_pos | (pos & no_number), kept_neg | (neg & no_number)
 
     def scores(self, embeddings: Tensor, ref_emb: Tensor | None) -> Tensor:
         """What `similarity` gives, without a gradient and with less work where the engine knows the distance."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pml_ext import thresholds
 from pml_ext.engine import Sparse, Weighed, is_enabled
-from pml_ext.pairs import Counted, Needs, count, defined_rows, is_eager, looks_are_free, only
+from pml_ext.pairs import Counted, Needs, all_known, count, defined_rows, is_eager, looks_are_free, only
 from pml_ext.relations import Relation, RowMasks
 from pml_ext.sides import ABSENT, Sides, SideWeights
 from pml_ext.similarity import (
@@ -226,7 +226,11 @@ class MaskSides:
         """The sides of the block of scores [b, m] that begins at a row."""
         pos, neg = self.relation(sim, start)
         pos_count, neg_count = (count(mask).to(sim.dtype) for mask in (pos, neg))
-        return Sides(only(sim, pos, ABSENT), only(sim, neg, -ABSENT), pos_count, neg_count, False)
+        if all_known(sim):
+            return Sides(only(sim, pos, ABSENT), only(sim, neg, -ABSENT), pos_count, neg_count, False)
+        # What is no number, in a pair that is not selected, would still be none after an addition.
+        near, far = torch.where(pos, sim, ABSENT), torch.where(neg, sim, -ABSENT)
+        return Sides(near, far, pos_count, neg_count, False)
 
     def columns(self, start: int, stop: int) -> Tensor | None:
         """Positives stay where they are."""
@@ -268,11 +272,16 @@ class LossRows:
         """Losses and pair weights of the rows start, start + 1, ... with scores sim [b, m]."""
         if self.closed_form is None or self.sides is None:
             return self._differentiated(sim, start)
+        if looks_are_free(sim) and not all_known(sim):
+            return self._differentiated(sim, start)  # which sees what is no number
         sides = self.sides(sim, start)
+        unknown = _unknown(sides)
         found = self.closed_form(sides)
         if found is None:
             return self._differentiated(sim, start)
         losses, pos, neg, counts, neg_column = found
+        if unknown is not None:
+            losses, neg = losses + unknown.squeeze(1), neg + unknown
         if not self.sides.complete:
             defined = _defined(sides, self.needs)
             losses = torch.where(defined.squeeze(1), losses, 0.0)
@@ -352,6 +361,13 @@ def _differentiated(sim: Tensor, function: Callable[[Tensor], Tensor]) -> tuple[
         return values, torch.zeros_like(sim)
     (weights,) = torch.autograd.grad(total, leaf)
     return values.detach(), weights
+
+
+def _unknown(sides: Sides) -> Tensor | None:
+    """0 for rows of numbers and not a number for others [b, 1]; None where others have been looked for already."""
+    if looks_are_free(sides.neg):
+        return None
+    return (sides.pos.sum(1, keepdim=True) + sides.neg.sum(1, keepdim=True)) * 0
 
 
 def _are_few(columns: Tensor, neg_column: Tensor, m: int) -> bool:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pml_ext import thresholds
-from pml_ext.pairs import looks_are_free
+from pml_ext.pairs import all_known, looks_are_free
 from pml_ext.similarity import (
     NOTHING,
     Geometry,
@@ -259,6 +259,17 @@ class _Space:
         private = self.private is not None
         return _Space(self.geometry, x.double(), None if ref is None else ref.double(), private, looks=False)
 
+    def known(self) -> "_Space":
+        """The same for the way back, with 0 for what is no number: its pairs have weights that are none, or none."""
+        points = (self.a.points, self.references.points)
+        if all(all_known(x) for x in points[: 1 if self.r is None else 2]):
+            return self
+        tensors = [None if x is None else x.nan_to_num(0.0, 0.0, 0.0) for x in self.tensors()]
+        for place, vectors in ((2, self.a), (5, self.r)):
+            if vectors is not None and vectors.norm is not None:
+                tensors[place] = vectors.norm.nan_to_num(torch.inf)
+        return _Space(self.geometry, *self.given, self.private is not None, tensors)
+
     @cached_property
     def half_squares(self) -> tuple[Tensor, Tensor]:
         """Half the squared lengths [n, 1] and [m]."""
@@ -299,7 +310,7 @@ class _Space:
         roundings = thresholds.NEAR_ROUNDINGS if self.looks else NOTHING
         # Compared into numbers: a product with booleans is thirty times slower.
         is_some = torch.lt(scores, squares.mul_(-roundings * torch.finfo(squares.dtype).eps), out=squares)
-        near = self._near(is_some, start, first) if self.looks else None
+        near = self._near(scores, is_some, start, first) if self.looks else None
         if near is not None and len(near[0]) > thresholds.NEAR_SHARE * scores.numel() and scores.dtype == torch.float32:
             self.is_precise = True
             return self.doubled.scores(start, stop, first).float()
@@ -309,14 +320,14 @@ class _Space:
             scores.index_put_(near, self._again(*near, start, first))
         return scores
 
-    def _near(self, is_some: Tensor, start: int, first: int) -> tuple[Tensor, Tensor] | None:
+    def _near(self, scores: Tensor, is_some: Tensor, start: int, first: int) -> tuple[Tensor, Tensor] | None:
         """The pairs of a block of which nothing is left, less those of a vector with itself."""
         own = len(is_some) if self.r is None else 0
         # Numbers in single precision are counted up to 2^24.
         if is_some.numel() < 1 << 24 and is_some.sum().item() == is_some.numel() - own:
             return None
         rows = (is_some.sum(1) != is_some.shape[1] - bool(own)).nonzero().squeeze(1)
-        nothing = is_some[rows] == 0
+        nothing = (is_some[rows] == 0) & ~scores[rows].isnan()
         if own:
             nothing[torch.arange(len(rows), device=rows.device), rows + (start - first)] = False
         i, columns = nothing.nonzero(as_tuple=True)
@@ -365,6 +376,11 @@ class _Space:
         if is_precise and grad.dtype == torch.float32:
             kept = [x.double() if x.is_floating_point() else x for x in kept]
             return _single(self.doubled.gradients(kept, grad.double(), needed, True))
+        return self.known()._of_kept(kept, grad, needed)
+
+    def _of_kept(
+        self, kept: Sequence[Tensor], grad: Tensor, needed: Sequence[bool]
+    ) -> tuple[Tensor | None, Tensor | None]:
         grad = (grad * self.factor).unsqueeze(1)
         if len(kept) == 2:
             return self._of_few(kept[0], kept[1] * grad)
@@ -384,7 +400,7 @@ class _Space:
     ) -> tuple[Tensor | None, Tensor | None]:
         """The same, with V computed again block by block: memory grows with a block, not with n * m."""
         is_precise = is_precise and grad.dtype == torch.float32
-        back = self.doubled if is_precise else self
+        back = (self.doubled if is_precise else self).known()
         ga, gr = back._empty((True, True) if self.r is None else needed)
         grad = (grad * self.factor).unsqueeze(1)
         for start, stop in self.blocks(chunk_size, rows.together):
@@ -448,9 +464,10 @@ def _single(gradients: tuple[Tensor | None, Tensor | None]) -> tuple[Tensor | No
 
 
 def _inverse(scores: Tensor) -> Tensor:
-    """1 / score, and 0 for 0."""
+    """1 / score, and 0 for 0; 0, too, for what is no number: if its pair counts, its weight is none either."""
     square = scores.square().clamp_min_(torch.finfo(scores.dtype).tiny)
-    return torch.div(scores, square, out=square)
+    inverse = torch.div(scores, square, out=square)
+    return inverse if all_known(scores) else inverse.nan_to_num_(0.0)
 
 
 def _scattered(few: Sparse, out: Tensor) -> Tensor:

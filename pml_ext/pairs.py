@@ -190,6 +190,20 @@ def substitute(sim: Tensor, pos: Tensor, neg: Tensor, needs: Needs) -> tuple[Ten
     )
 
 
+def all_known(sim: Tensor) -> bool:
+    """Whether all scores are known to be numbers, by a look at their sum, where that is free; it cannot overflow."""
+    return looks_are_free(sim) and bool(sim.detach().sum().isfinite())
+
+
+def unknown(sim: Tensor) -> Tensor:
+    """0 for rows of numbers, not a number, in the gradient too, for others: sim [.., n, m] -> [.., n].
+
+    To be added to what may pass over such scores: comparisons with them are false.
+    """
+    factor = torch.where(sim.detach().isfinite().all(-1, keepdim=True), 0.0, torch.nan)
+    return (sim * factor).sum(-1)
+
+
 def defined_rows(has_pos: Tensor, has_neg: Tensor, needs: Needs) -> Tensor:
     """Which rows have the pairs in `needs`, from whether they have positives and negatives."""
     match needs:

@@ -222,4 +222,5 @@ def representable(scores: Tensor) -> Tensor:
         least, greatest = scores.detach().aminmax()
         if least > -LARGEST and greatest < LARGEST:
             return scores
-    return torch.where(scores.detach().abs() < LARGEST, scores, torch.nan)
+    # A factor, so that the gradient is none, either.
+    return scores * torch.where(scores.detach().abs() < LARGEST, 1.0, torch.nan)

@@ -95,13 +95,7 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
 }
 
 # Laws that a class breaks and should not, with what is wrong: a test fails as soon as the law holds.
-FAULTS: dict[str, dict[str, str]] = {
-    name: {
-        "what_is_no_number_makes_the_loss_none": "NaN is swallowed",
-        "what_is_no_number_stays_with_its_anchor": "NaN is swallowed",
-    }
-    for name in ("DecoupledNCALoss(k=2, alpha=4, beta=1)", "SoftTripletLoss")
-} | {"HardMining2020": {"what_is_no_number_makes_the_loss_none": "a miner drops the pairs of NaN"}}
+FAULTS: dict[str, dict[str, str]] = {}
 
 
 def exceptions(subject: nn.Module, name: str = "") -> dict[str, str]:

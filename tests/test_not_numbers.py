@@ -1,0 +1,112 @@
+"""What is no number, or larger than a score may be: seen where it belongs, and nowhere else."""
+
+import copy
+
+import pytest
+import torch
+from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity, LpDistance
+from pytorch_metric_learning.reducers import DoNothingReducer
+
+from pml_ext import losses, pairs
+from pml_ext.pairs import PairMasks
+from pml_ext.testing.cases import all_pairs
+from pml_ext.testing.law import by_autograd
+from tests.registry import LOSSES
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*lies outside:UserWarning")
+ROWS = [name for name, make in LOSSES.items() if hasattr(make(), "chunk_size")]
+DISTANCES = {
+    "cosine": CosineSimilarity(),
+    "product": DotProductSimilarity(normalize_embeddings=False),
+    "distance": LpDistance(),
+    "square of vectors as they are": LpDistance(power=2, normalize_embeddings=False),
+}
+
+
+@pytest.fixture(params=["looks", "does not look"])
+def device(request, monkeypatch):
+    """The CPU, as it is, and as another device, where to look at numbers would wait for it."""
+    if request.param == "does not look":
+        for module in ("pairs", "blocks", "engine", "similarity", "base"):
+            target = f"pml_ext.{module}.looks_are_free"
+            monkeypatch.setattr(target, lambda numbers: False, raising=False)
+    return request.param
+
+
+def losses_and_gradient(loss, x, labels, indices=None):
+    x = x.clone().requires_grad_()
+    found = loss(x, labels, indices)["loss"]["losses"]
+    return found.detach(), torch.autograd.grad(found[found.detach().isfinite()].sum(), x)[0]
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("distance", [DISTANCES["cosine"], DISTANCES["distance"]], ids=["cosine", "distance"])
+@pytest.mark.parametrize("chunk_size", [None, 5])
+def test_pairs_that_are_not_selected_may_be_anything(name, distance, chunk_size, device):
+    loss = copy.deepcopy(LOSSES[name]())
+    loss.distance, loss.chunk_size = distance, chunk_size
+    loss.set_reducer(DoNothingReducer())
+    x, labels = torch.randn(16, 4, dtype=torch.float64), torch.arange(16) // 4
+    selected = PairMasks(*(mask.clone() for mask in all_pairs(labels)))
+    for mask in selected:
+        mask[5] = mask[:, 5] = False
+    expected = losses_and_gradient(loss, x, labels, selected)
+    x[5, 1] = torch.nan
+    for each in (loss, by_autograd(loss)) if chunk_size is None else (loss,):
+        found = losses_and_gradient(each, x, labels, selected)
+        torch.testing.assert_close(found[0], expected[0])
+        others = torch.arange(16) != 5
+        if each is loss:  # autograd multiplies what is no number by 0
+            torch.testing.assert_close(found[1][others], expected[1][others])
+            assert not found[1][5].any()
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("path", ["engine", "plain"])
+def test_every_anchor_that_is_compared_with_it_has_no_loss(name, device, path):
+    loss = LOSSES[name]()
+    loss.set_reducer(DoNothingReducer())
+    loss = by_autograd(loss) if path == "plain" else loss
+    x, labels = torch.randn(16, 4, dtype=torch.float64), torch.arange(16) // 4
+    for value in (torch.nan, torch.inf):
+        x[5, 1] = value
+        leaf = x.clone().requires_grad_()
+        found = loss(leaf, labels)["loss"]["losses"]
+        assert not found.isfinite().any()
+        (gradient,) = torch.autograd.grad(found.mean(), leaf)
+        assert not gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["BatchHardTripletLoss", "SemiHardTripletLoss", "RAWLoss"])
+@pytest.mark.parametrize("path", ["engine", "plain"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("distance", list(DISTANCES.values())[1::2], ids=list(DISTANCES)[1::2])
+@pytest.mark.parametrize("length", [1e15, 1e30])
+def test_scores_like_those_of_absent_pairs_are_no_numbers(name, path, dtype, distance, length, device):
+    loss = getattr(losses, name)(distance=distance)
+    loss = by_autograd(loss) if path == "plain" else loss
+    x, labels = length * torch.randn(12, 4, dtype=dtype), torch.arange(12) // 3
+    leaf = x.requires_grad_()
+    value = loss(leaf, labels)
+    assert not value.isfinite()
+    assert not torch.autograd.grad(value, leaf)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("path", ["engine", "plain"])
+def test_large_scores_are_right_up_to_there(path, device):
+    x, labels = torch.tensor([[0.0], [1], [2], [4]], dtype=torch.float64), torch.tensor([0, 0, 1, 1])
+    loss = losses.BatchHardTripletLoss(margin=0.0, distance=LpDistance(power=2, normalize_embeddings=False))
+    loss = by_autograd(loss) if path == "plain" else loss
+    expected = loss(x, labels).item()
+    assert expected > 0
+    leaf = (1e13 * x).requires_grad_()
+    value = loss(leaf, labels)
+    assert value.item() == pytest.approx(1e26 * expected)
+    (gradient,) = torch.autograd.grad(value, leaf)
+    assert gradient.isfinite().all()
+    assert gradient.any()
+
+
+def test_sums_of_scores_are_numbers():
+    assert pairs.all_known(torch.full((100, 100), 1e29))
+    assert not pairs.all_known(torch.full((2, 2), torch.inf))
