@@ -15,6 +15,7 @@ from toy import toy
 
 from pml_ext import catalog, losses, weightings, wrappers
 from pml_ext.analysis import NoPairWeightsError, PairWeights, pair_weights
+from pml_ext.base import MatrixLoss
 from pml_ext.centers import BatchCenters
 from pml_ext.losses import PairWeightedLoss
 from pml_ext.miners import HardNegativePairMiner, InverseDensityMiner
@@ -526,3 +527,21 @@ def test_masks_without_labels_name_pairs():
     for loss in (losses.MultiSimilarityLoss(), PairWeightedLoss(weightings.multi_similarity)):
         by_pairs = pair_weights(loss, x, None, as_pairs(masks))
         assert torch.equal(by_pairs.derivative, pair_weights(loss, x, labels).derivative)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("made_inside", [False, True])
+@pytest.mark.parametrize("name", [name for name in LOSSES if issubclass(type(LOSSES[name]()), MatrixLoss)])
+def test_weights_are_the_same_where_no_gradient_is_wanted(name, made_inside, mode):
+    x, labels = torch.randn(6, 4), torch.tensor([0, 0, 1, 1, 2, 2])
+    expected = pair_weights(LOSSES[name](), x, labels)
+    with mode():
+        given = (x.clone(), labels.clone()) if made_inside else (x, labels)
+        actual = pair_weights(LOSSES[name](), *given)
+        pairs = all_pairs(given[1])
+        by_pairs = pair_weights(LOSSES[name](), given[0], None, pairs, given[0].clone())
+        own = pair_weights(LOSSES[name](), *given, ref_emb=given[0], ref_labels=given[1])
+    for weights in (actual, by_pairs, own):
+        torch.testing.assert_close(weights.derivative, expected.derivative)
+        assert not weights.derivative.is_inference()
+    assert torch.equal(actual.beyond, expected.beyond)

@@ -116,8 +116,24 @@ def pair_weights(
     if not isinstance(loss, nn.Module):
         raise TypeError(f"loss must be a PML loss, got {type(loss).__name__}")
     arguments.batch(embeddings, labels, ref_emb, ref_labels)
-    x = embeddings.detach().requires_grad_()
-    references = x if ref_emb is embeddings else None if ref_emb is None else ref_emb.detach()
+    # Whether the caller wants gradients or not: these are numbers like any other.
+    with torch.inference_mode(False), torch.enable_grad():
+        return _pair_weights(loss, embeddings, labels, indices_tuple, ref_emb, ref_labels)
+
+
+def _pair_weights(
+    loss: nn.Module,
+    embeddings: Tensor,
+    labels: Tensor | None,
+    indices_tuple: IndicesTuple | None,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+) -> PairWeights:
+    x = _ordinary(embeddings).detach().requires_grad_()
+    references = x if ref_emb is embeddings else None if ref_emb is None else _ordinary(ref_emb).detach()
+    same_labels = ref_labels is labels
+    labels, indices_tuple = _ordinary(labels), _ordinary(indices_tuple)
+    ref_labels = labels if same_labels else _ordinary(ref_labels)
     given_first, named = [x, labels, indices_tuple], {"ref_emb": references, "ref_labels": ref_labels}
     # Not every loss takes all five, a memory for example.
     while given_first[-1] is None:
@@ -126,7 +142,7 @@ def pair_weights(
     name = type(loss).__name__
     loss = _copied(loss)
     devices = [embeddings.device] if embeddings.is_cuda else []
-    with torch.random.fork_rng(devices=devices), torch.enable_grad(), _recorded(loss) as calls:
+    with torch.random.fork_rng(devices=devices), _recorded(loss) as calls:
         value = loss(*given_first, **named)
     if not calls:
         raise NoPairWeightsError(f"{name} never compares embeddings through its distance, so it has no pair weights")
@@ -158,6 +174,15 @@ def pair_weights(
         given=given,
         beyond=beyond,
     )
+
+
+def _ordinary(given: Any) -> Any:
+    """What was given, without tensors of inference mode: no gradient may pass those."""
+    if isinstance(given, Tensor):
+        return given.clone() if given.is_inference() else given
+    if isinstance(given, PairMasks):
+        return type(given)(*(_ordinary(mask) for mask in given))
+    return tuple(_ordinary(index) for index in given) if isinstance(given, tuple) else given
 
 
 def _stacked(matrices: list[Tensor]) -> Tensor:
