@@ -120,6 +120,15 @@ def batch(embeddings: Any, labels: Any, ref_emb: Any, ref_labels: Any) -> None:
     _labels("ref_labels", ref_labels, ref_emb)
 
 
+def batch_to_mine(embeddings: Any, labels: Any, ref_emb: Any, ref_labels: Any) -> None:
+    """Check the tensors of one call of a miner, which needs labels."""
+    batch(embeddings, labels, ref_emb, ref_labels)
+    if labels is None:
+        raise ValueError("a miner needs labels, got None")
+    if ref_emb is not None and ref_labels is None:
+        raise ValueError("the pairs are unknown: ref_emb was given without ref_labels")
+
+
 def _embeddings(name: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor of shape (batch size, dimension), got {_described(value)}")

@@ -419,11 +419,7 @@ class PairMiner(PairModule, BaseMiner):
             Four index tensors, or `PairMasks` if the miner was made with `as_masks`. Anchors index `embeddings`,
             positives and negatives `ref_emb`.
         """
-        arguments.batch(embeddings, labels, ref_emb, ref_labels)
-        if labels is None:
-            raise ValueError("a miner needs labels, got None")
-        if ref_emb is not None and ref_labels is None:
-            raise ValueError("the pairs are unknown: ref_emb was given without ref_labels")
+        arguments.batch_to_mine(embeddings, labels, ref_emb, ref_labels)
         ref_emb = own_set(embeddings, labels, ref_emb, ref_labels)
         mined: IndicesTuple = super().forward(embeddings, labels, ref_emb, ref_labels)
         return mined

@@ -440,12 +440,13 @@ class _Others(torch.autograd.Function):
 
 
 def _class_numbers(labels: Tensor, num_classes: int) -> Tensor:
-    """The labels as indices, after a check."""
-    if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise TypeError(f"labels must be integers, got {labels.dtype}")
-    valid = (labels >= 0) & (labels < num_classes)
-    arguments.holds(valid, f"labels must be in 0..{num_classes - 1}, the numbers of the classes", labels)
-    return labels.long()
+    """The labels as indices, after a check: whole numbers of any dtype."""
+    numbers = labels.long()  # not every unsigned dtype can be compared
+    valid = (numbers >= 0) & (numbers < num_classes)
+    if labels.is_floating_point():
+        valid &= numbers == labels
+    arguments.holds(valid, f"labels must be whole numbers in 0..{num_classes - 1}, those of the classes", labels)
+    return numbers
 
 
 def _check_dimension(embeddings: Tensor, centers: Tensor) -> None:

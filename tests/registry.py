@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from pytorch_metric_learning.losses import BaseMetricLossFunction
+from pytorch_metric_learning.miners import TripletMarginMiner
 from torch import nn
 
 from pml_ext import catalog, weightings, wrappers
@@ -26,11 +27,13 @@ ARGUMENTS: dict[str, Callable[[], Any]] = {
     "loss": RAWLoss,
     "centers": BatchCenters,
     "miner": KNearestPositiveMiner,
+    "per_anchor": lambda: 1,
     "weighting": lambda: weightings.raw,
     "sizes": lambda: 2,
 }
 
 MORE: dict[str, tuple[dict[str, Any], ...]] = {
+    "CappedMiner": ({"miner": TripletMarginMiner(margin=1), "per_anchor": 2},),
     "AnchorContrastiveLoss": ({"average": False, "step": 0.5},),
     "BatchHardTripletLoss": ({"margin": None},),
     "ChainedMiner": ({"miners": (InverseDensityMiner(), KNearestPositiveMiner(k=2))},),
@@ -57,7 +60,6 @@ MORE: dict[str, tuple[dict[str, Any], ...]] = {
 EXCEPTIONS: dict[str, dict[str, str]] = {
     "BranchLoss": {"rotation_changes_nothing": "slices are columns, which a rotation mixes"},
     "CenterLoss": {
-        "every_dtype_of_labels_will_do": "a label is the number of a centre, an integer",
         "nothing_waits_for_the_device": "on the CPU only, labels are checked to be numbers of centres",
     },
     "CentersAsReferences": {
@@ -74,9 +76,6 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "KNNSoftmaxLoss(k=2)": {"equal_samples_are_treated_alike": "of equal positives the first is the one always kept"},
     "LargeMarginNearestNeighborLoss": {"equal_samples_are_treated_alike": "of equal positives the first are targets"},
     "LargeMarginNearestNeighborLoss(k=None)": {},
-    "MCA": {
-        "every_dtype_of_labels_will_do": "a label is the number of a centre, an integer",
-    },
     "MeanGapLoss": {"one_pair_of_each_kind_is_enough": "it keeps no pair of fewer than five positive ones"},
     "MinedLoss": {
         "one_pair_of_each_kind_is_enough": "it finds its pairs itself",

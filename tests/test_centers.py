@@ -731,7 +731,7 @@ def test_clamps_have_a_zero_gradient_beyond():
         (lambda: CenterLoss(2, 2, distance=CosineSimilarity()), ValueError, "got CosineSimilarity"),
         (lambda: CenterLoss(2, 2)(X6, Y6 + 1), ValueError, "in 0..1"),
         (lambda: CenterLoss(2, 2, centers="learned")(X6, -Y6), ValueError, "in 0..1"),
-        (lambda: CenterLoss(2, 2)(X6, Y6.float()), TypeError, "integers"),
+        (lambda: CenterLoss(2, 2)(X6, Y6 + 0.5), ValueError, "whole numbers in 0..1.*got 0.5"),
         (lambda: CenterLoss(2, 3)(X6, Y6), ValueError, "dimension 2, the centres 3"),
         (lambda: CenterLoss(2, 2)(X6, Y6, ref_emb=-X6, ref_labels=Y6), ValueError, "ref_emb"),
         (lambda: CenterLoss(2, 2)(X6, Y6, (Y6, Y6, Y6)), ValueError, "indices_tuple"),

@@ -10,6 +10,7 @@ from pml_ext import sampling, thresholds
 from pml_ext.base import PairMiner, SamplingMiner
 from pml_ext.catalog import all_miners
 from pml_ext.miners import (
+    CappedMiner,
     ChainedMiner,
     DistanceWeightedMiner,
     ExponentialPositiveMiner,
@@ -221,7 +222,7 @@ DRAWING = [DistanceWeightedMiner, ExponentialPositiveMiner, InverseDensityMiner]
 
 
 def test_every_miner_is_here() -> None:
-    assert {*map(type, DETERMINISTIC), *DRAWING, ChainedMiner} == set(all_miners())
+    assert {*map(type, DETERMINISTIC), *DRAWING, CappedMiner, ChainedMiner} == set(all_miners())
 
 
 @pytest.mark.parametrize("miner", DETERMINISTIC, ids=lambda miner: type(miner).__name__)

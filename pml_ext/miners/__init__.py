@@ -1,5 +1,6 @@
 """Miners: subclasses of PML's `BaseMiner`, usable wherever a PML miner is."""
 
+from pml_ext.miners.capped import CappedMiner
 from pml_ext.miners.chained import ChainedMiner
 from pml_ext.miners.distance_weighted import DistanceWeightedMiner
 from pml_ext.miners.exponential_positive import ExponentialPositiveMiner
@@ -9,6 +10,7 @@ from pml_ext.miners.k_nearest_negative import KNearestNegativeMiner
 from pml_ext.miners.k_nearest_positive import KNearestPositiveMiner
 
 __all__ = [
+    "CappedMiner",
     "ChainedMiner",
     "DistanceWeightedMiner",
     "ExponentialPositiveMiner",
