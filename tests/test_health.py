@@ -18,6 +18,7 @@ from torch import nn
 
 from pml_ext import catalog, losses, wrappers
 from pml_ext.analysis import EmbeddingHealth, Health, pair_weights
+from pml_ext.analysis.geometry import NAN
 from pml_ext.analysis.health import measure
 from pml_ext.benchmark import Experiment, checkpoint, plots, records, training
 from pml_ext.datasets import Digits, Glyphs
@@ -72,8 +73,9 @@ UNNORMALISED = distances.LpDistance(normalize_embeddings=False)
         ("collapsed", losses.RAWLoss(), 1 + 0.01 * healthy_batch(), LABELS, None),
         ("collapsed", losses.RAWLoss(distance=UNNORMALISED), 1e-5 * healthy_batch(), LABELS, FAR),
         ("", losses.RAWLoss(), 1e-5 * healthy_batch(), LABELS, FAR),  # the distance normalises
-        ("exploding norms", losses.RAWLoss(), 1e3 * healthy_batch(), LABELS, FAR),
-        ("", losses.RAWLoss(), 1e3 * healthy_batch(), LABELS, replace(FAR, norm_mean=900.0)),
+        ("exploding norms", losses.RAWLoss(distance=UNNORMALISED), 1e3 * healthy_batch(), LABELS, FAR),
+        ("", losses.RAWLoss(), 1e3 * healthy_batch(), LABELS, FAR),  # the distance normalises
+        ("", losses.RAWLoss(distance=UNNORMALISED), 1e3 * healthy_batch(), LABELS, replace(FAR, norm_mean=900.0)),
         ("", losses.RAWLoss(), 3 * healthy_batch(), LABELS, replace(FAR, norm_mean=1e-4)),
         ("no positives", losses.RAWLoss(), healthy_batch(), torch.arange(12), None),
         ("no negatives", losses.RAWLoss(), healthy_batch(), torch.zeros(12).long(), None),
@@ -155,7 +157,7 @@ def test_a_run_is_the_same_with_and_without_a_look_at_it(name):
     def run(watched):
         torch.manual_seed(3)
         loss, network = STATEFUL[name](), nn.Linear(8, 4)
-        health = EmbeddingHealth(loss, every=2) if watched else None
+        health = EmbeddingHealth(loss, every=2, last=100) if watched else None
         optimizer = torch.optim.Adam([*network.parameters(), *loss.parameters()], lr=0.01)
         values = []
         for iteration in range(1 if "graph" in name else 5):  # that loss fails when it is trained twice
@@ -191,7 +193,7 @@ def test_a_look_leaves_the_generator_of_the_device():
 
 def test_it_measures_what_the_loss_is_about_to_see():
     loss = wrappers.CrossBatchMemory(losses.RAWLoss(), embedding_size=8, memory_size=64)
-    health = EmbeddingHealth(loss, every=3)
+    health = EmbeddingHealth(loss, every=3, last=100)
     for iteration in range(5):
         x = healthy_batch().requires_grad_()
         expected = measure(loss, x, LABELS, first=next(iter(health.history.values()), None))
@@ -199,16 +201,21 @@ def test_it_measures_what_the_loss_is_about_to_see():
             loss.loss(x, LABELS)  # an evaluation is not an iteration
         loss(x, labels=LABELS)
         measured = health.step(iteration)
-        assert measured == (expected if iteration in (0, 3) else None)
+        if iteration in (0, 3):
+            assert replace(measured, loss=NAN) == expected
+            assert measured.loss > 0
+        else:
+            assert measured is None
     assert list(health.history) == [0, 3]
     assert health.latest == health.history[3]
     health.close()
     assert not loss._forward_pre_hooks
+    assert not loss._forward_hooks
 
 
 def test_a_run_that_continues_keeps_its_rhythm_and_its_history():
     loss = losses.RAWLoss()
-    health = EmbeddingHealth(loss, every=4)
+    health = EmbeddingHealth(loss, every=4, last=100)
     assert health.failure == ""
     assert health.step(0) is None  # the loss was not called
     health.load_state_dict({"history": {"4": vars(FAR)}})
@@ -234,8 +241,19 @@ def test_copies_of_a_watched_loss_are_not_watched():
 def test_a_compiled_loss_is_measured():
     loss = torch.compile(losses.RAWLoss(), backend="aot_eager")
     health = EmbeddingHealth(loss, every=1)
-    loss(healthy_batch().requires_grad_(), LABELS)
-    assert health.step(0) == measure(losses.RAWLoss(), healthy_batch(), LABELS)
+    x = healthy_batch().requires_grad_()
+    loss(x, LABELS).backward()
+    seen = health.step(0)
+    assert replace(seen, loss=NAN, gradient=NAN) == measure(losses.RAWLoss(), healthy_batch(), LABELS)
+    assert seen.loss == pytest.approx(losses.RAWLoss()(healthy_batch(), LABELS).item())
+    assert seen.gradient == pytest.approx(x.grad.norm(dim=1).mean().item())
+
+
+def test_a_watched_loss_compiles_as_one_graph():
+    loss = losses.RAWLoss()
+    EmbeddingHealth(loss, every=1)
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(healthy_batch(), LABELS), losses.RAWLoss()(healthy_batch(), LABELS))
 
 
 def test_statistics_of_a_distance_stay_as_they_are():
@@ -280,12 +298,12 @@ def test_in_the_trainer_of_pml_with_its_hooks_and_its_record_keeper(loss, pairs,
     keeper.save_records()
     keeper.tensorboard_writer.close()
     assert len(seen) == 10
-    assert list(health.history) == [0, 3, 6, 9]
+    assert list(health.history) == list(range(10)), "also a short run is measured ten times"
     with closing(sqlite3.connect(tmp_path / "csv" / "logs.db")) as database:
         database.row_factory = sqlite3.Row
         rows = [dict(row) for row in database.execute("SELECT * FROM embedding_health")]
         assert database.execute("SELECT COUNT(*) FROM loss_histories").fetchone()[0]
-    assert [row["~iteration~"] for row in rows] == [0, 3, 6, 9]
+    assert [row["~iteration~"] for row in rows] == list(range(10))
     for row, measured in zip(rows, health.history.values(), strict=True):
         numbers = {k: v for k, v in vars(measured).items() if k not in ("failure", *_WITHOUT_PAIRS * (not pairs))}
         assert {k: row[k] for k in numbers} == numbers
@@ -368,7 +386,7 @@ def separation(health):
 @pytest.mark.parametrize("name", HEALTHY)
 def test_a_healthy_run_is_not_named(name):
     health = train_on_glyphs(catalog.build(name).loss, learning_rate=0.003, steps=31, classes=16)
-    assert [measured.failure for measured in health.history.values()] == [""] * 4
+    assert {measured.failure for measured in health.history.values()} == {""}
     assert separation(health.latest) > 2 * separation(health.history[0])
 
 

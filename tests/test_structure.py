@@ -36,7 +36,7 @@ LAYERS = (
     ("sides", "similarity"),
     ("pairs", "synthesis"),
     ("hyperparameters",),
-    ("arguments", "thresholds"),
+    ("arguments", "inputs", "thresholds"),
 )
 
 

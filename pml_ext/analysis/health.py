@@ -5,12 +5,15 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pml_ext import arguments
+from pml_ext.analysis import stuck
+from pml_ext.analysis.geometry import NAN, geometry, pairs_of_classes, possible_rank
 from pml_ext.analysis.pair_weights import NoPairWeightsError, PairWeights, pair_weights
 from pml_ext.pairs import label_masks, not_self
 from pml_ext.relations import IndicesTuple
@@ -26,8 +29,6 @@ EXPLODING = 100.0
 ACTIVE_SHARE = 1e-3
 # Of the weights at the first measurement, together: below, nothing is left to learn.
 NOTHING_LEFT = 1e-6
-
-NAN = float("nan")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,14 @@ class Health:
         effective_rank: exp(entropy of the normalised singular values) of the centred normalised embeddings
             (Roy and Vetterli 2007): how many dimensions are in use.
         failure: "" or one line that begins with the name of the failure: "not finite", "no negatives",
-            "collapsed", "exploding norms", "no positives" or "nothing to learn from".
+            "collapsed", "exploding norms", "no positives" or "nothing to learn from"; of a run that is watched also
+            "no gradient reaches the embeddings", "nothing moves", "positives no closer than negatives", "repeated
+            images", "few dimensions" or "loss above its start".
+        separation: the probability that a positive pair of the batch has a larger cosine than a negative one; chance
+            is 1/2.
+        repeated: share of the positive pairs whose embeddings are the same: those of one image, drawn twice.
+        loss: the value of the loss in the run.
+        gradient: mean length of the gradient of an embedding in the run.
     """
 
     positive_mean: float
@@ -71,6 +79,10 @@ class Health:
     spread: float
     effective_rank: float
     failure: str = ""
+    separation: float = NAN
+    repeated: float = NAN
+    loss: float = NAN
+    gradient: float = NAN
 
 
 def measure(
@@ -105,14 +117,14 @@ def measure(
     embeddings = embeddings.detach()
     if embeddings.dtype in (torch.float16, torch.bfloat16):
         embeddings = embeddings.float()
-    pairs, geometry = None, _geometry(embeddings)
-    if math.isfinite(geometry["norm_max"]):
+    pairs, lie = None, geometry(embeddings)
+    if math.isfinite(lie["norm_max"]):
         try:
             pairs = pair_weights(loss, embeddings, labels, indices_tuple, ref_emb, ref_labels)
         except NoPairWeightsError:
             pairs = None
     samples = _samples(loss, embeddings, labels) if pairs is None or not pairs.given else None
-    numbers: dict[str, Any] = _scores(samples or pairs) | _budget(pairs) | geometry
+    numbers: dict[str, Any] = _scores(samples or pairs) | _budget(pairs) | lie | pairs_of_classes(embeddings, labels)
     health = Health(**numbers)
     distance = getattr(loss, "distance", None)
     normalises = bool(getattr(distance, "normalize_embeddings", True))
@@ -158,26 +170,6 @@ def _budget(pairs: PairWeights | None) -> dict[str, float]:
     }
 
 
-def _geometry(embeddings: Tensor) -> dict[str, float]:
-    if len(embeddings) == 0:
-        return dict.fromkeys(("norm_mean", "norm_std", "norm_max", "spread", "effective_rank"), 0.0)
-    norms = embeddings.norm(dim=1)
-    directions = nn.functional.normalize(embeddings)
-    centred = directions - directions.mean(0)
-    rank = NAN
-    if centred.isfinite().all():
-        values = torch.linalg.svdvals(centred)
-        shares = values / values.sum().clamp(min=torch.finfo(values.dtype).tiny)
-        rank = torch.special.entr(shares).sum().exp().item()
-    return {
-        "norm_mean": norms.mean().item(),
-        "norm_std": norms.std(correction=0).item(),
-        "norm_max": norms.max().item(),
-        "spread": centred.square().sum(1).mean().item(),
-        "effective_rank": rank,
-    }
-
-
 def _failure(
     health: Health,
     pairs: PairWeights | None,
@@ -200,7 +192,7 @@ def _failure(
         return (
             f"collapsed: all embeddings have shrunk to zero (mean length {health.norm_mean:.2g}, it was {length:.2g})"
         )
-    if health.norm_mean > EXPLODING * max(1.0, length):
+    if not normalises and health.norm_mean > EXPLODING * max(1.0, length):
         return f"exploding norms: the mean length of an embedding is {health.norm_mean:.3g}, it was {length:.3g}"
     if not positives:
         return "no positives in the batch: use a sampler with several samples of a class, PML's MPerClassSampler"
@@ -226,16 +218,43 @@ def _has_pairs(labels: Tensor | None, pairs: PairWeights | None) -> tuple[bool, 
     return (True, True) if pairs is not None and not pairs.given else (pos, neg)
 
 
+@dataclass
+class _Call:
+    """What is seen of one call of the loss; the health of its batch is measured when it is asked for."""
+
+    look: Callable[[], Health]
+    possible_rank: int
+    dimension: int
+    requires_grad: bool
+    behind: list[nn.Parameter]
+    own: list[nn.Parameter]
+    loss: Tensor | None = None
+    gradient: Tensor | None = None
+
+    def take_gradient(self, gradient: Tensor) -> None:
+        """A hook on the embeddings."""
+        self.gradient = gradient.detach().norm(dim=1).mean()
+
+    def measured(self) -> Health:
+        """The health of the batch, with the loss and the gradient of the run."""
+        loss, gradient = (NAN if value is None else float(value) for value in (self.loss, self.gradient))
+        return replace(self.look(), loss=loss, gradient=gradient)
+
+
 class EmbeddingHealth:
     """Measures the health of a run while it trains, and records it. The run is the same with and without it.
 
-    Every `every` iterations it measures the batch that the loss is called with, just before the loss sees it.
+    It measures the batch that the loss is called with, just before the loss sees it, every `every` iterations, and
+    more often while the run is young: also a short run is measured ten times. At the end of the iteration it has seen
+    the loss and the gradient too, and whether parameters move.
 
     Args:
-        loss: the loss that is trained with, called once in an iteration.
-        every: iterations between two measurements, at least 1. One costs about as much as the loss itself, forward and
-            backward, and a singular value decomposition of the batch.
-        last: the number of the last iteration of the run, from 0 on, which is measured too. Default None: unknown.
+        loss: the loss that is trained with, called once in an iteration; of a compiled loss the compiled one.
+        every: iterations between two measurements at most, at least 1. One costs about as much as the loss itself,
+            forward and backward, and a singular value decomposition of the batch.
+        last: the number of the last iteration of the run, from 0 on, which is measured too, and ten at least in equal
+            distances. Default None: unknown; then `latest` and `failure` measure the last batch if nobody has, of a
+            loss without a state.
         record_keeper: PML's record-keeper, or None. The numbers go to the group `embedding_health`, by iteration.
 
     Attributes:
@@ -262,21 +281,27 @@ class EmbeddingHealth:
         self.record_keeper = record_keeper
         self.history: dict[int, Health] = {}
         self._due = True
-        self._measured: Health | None = None
+        self._call: _Call | None = None
+        self._last_call: tuple[int, _Call] | None = None
+        self._motion = stuck.Motion()
         self._handle = loss.register_forward_pre_hook(_Watch(self), with_kwargs=True)
         # Record-keeper records every number in every dictionary of a loss, and fails on one that is named by a number;
         # that the name is there is all that torch asks.
         loss._forward_pre_hooks_with_kwargs[self._handle.id] = None  # type: ignore[assignment]
+        self._after = loss.register_forward_hook(_WatchOutput(self))
 
     @property
     def latest(self) -> Health | None:
         """The last measurement."""
+        if self._last_call is not None:
+            self._measure(*self._last_call)
         return next(reversed(self.history.values()), None)
 
     @property
     def failure(self) -> str:
         """What was wrong at the last measurement, in one line; "" if nothing was."""
-        return self.latest.failure if self.latest else ""
+        latest = self.latest
+        return latest.failure if latest else ""
 
     def end_of_iteration_hook(self, trainer: Any) -> None:
         """For PML's trainers."""
@@ -292,36 +317,89 @@ class EmbeddingHealth:
         return both
 
     def step(self, iteration: int) -> Health | None:
-        """Say that an iteration has ended: for a training loop of one's own, after the loss was called.
+        """Say that an iteration has ended: for a training loop of one's own, after the optimizer's step.
 
         Returns:
             what was measured in it; None if it was not due, or the loss was not called.
         """
-        health, self._measured = self._measured, None
+        call, self._call = self._call, None
         self._due = self._wanted(iteration + 1)
+        self._last_call = None if call is None else (iteration, call)
         # The first call is measured whatever its number is, which nobody knows before.
-        if health is None or not self._wanted(iteration):
-            return None
+        return self._measure(iteration, call) if call is not None and self._wanted(iteration) else None
+
+    def _measure(self, iteration: int, call: _Call) -> Health:
+        self._last_call = None
+        health = call.measured()
+        still = self._motion.still("the network", call.behind, iteration)
+        still = still or self._motion.still("the loss", call.own, iteration)
+        health = replace(health, failure=health.failure or self._why(health, call, iteration, still))
         self.history[iteration] = health
         if self.record_keeper is not None:
             numbers = {name: value for name, value in asdict(health).items() if name != "failure"}
             self.record_keeper.update_records(numbers, iteration, parent_name="embedding_health")
         return health
 
+    def _why(self, health: Health, call: _Call, iteration: int, still: str) -> str:
+        """Why the run does not get on, if the batch itself looks right."""
+        measured = [*self.history.values(), health]
+        if call.loss is not None and not math.isfinite(health.loss):
+            return f"not finite: the loss is {health.loss:g}"
+        late = iteration >= stuck.STEPS and len(measured) > stuck.IN_A_ROW
+        recent = measured[-stuck.IN_A_ROW :]
+        return (
+            stuck.without_gradient(call.requires_grad, health.gradient, health.loss)
+            or still
+            or (stuck.mixed([each.separation for each in recent], iteration) if late else "")
+            or stuck.repeats([each.repeated for each in recent])
+            or (stuck.thin(health.effective_rank, call.possible_rank, call.dimension) if late else "")
+            or stuck.risen([each.loss for each in measured if not math.isnan(each.loss)])
+        )
+
     def _wanted(self, iteration: int) -> bool:
-        return iteration % self.every == 0 or iteration == self.last
+        if self.last is not None:
+            stride = max(1, (self.last + 1) // 10)
+        else:
+            # From 16 on, eight times while the run doubles.
+            stride = 1 << max(0, (iteration // 8).bit_length() - 1)
+        return iteration % min(self.every, stride) == 0 or iteration == self.last
 
     def before_call(self, loss: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Measure what the loss is about to be called with, if it is time."""
-        if not (self._due and torch.is_grad_enabled()):
+        wanted = self._due or self.last is None
+        if not torch.is_grad_enabled() or not wanted or self._call is not None:
             return
-        self._due = False
         names = ("embeddings", "labels", "indices_tuple", "ref_emb", "ref_labels")
         parameters = inspect.signature(loss.forward).parameters.values()
         own = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-        call = dict(zip((*own, *names[len(own) :]), args, strict=False)) | kwargs
+        given = dict(zip((*own, *names[len(own) :]), args, strict=False)) | kwargs
+        call = {name: given[name] for name in names if name in given}
+        embeddings, labels = call["embeddings"], call.get("labels")
         first = next(iter(self.history.values()), None)
-        self._measured = measure(loss, **{name: call[name] for name in names if name in call}, first=first)
+        if self._due:
+            health = measure(loss, **call, first=first)
+            look, behind = (lambda: health), stuck.parameters_behind(embeddings)
+        elif any(True for _ in loss.buffers()):
+            return  # it moves, and later is another one
+        else:
+            call["embeddings"] = embeddings.detach()
+            look, behind = partial(measure, loss, **call, first=first), []
+        self._due = False
+        self._call = seen = _Call(
+            look,
+            possible_rank(len(embeddings), embeddings.shape[1], labels),
+            embeddings.shape[1],
+            embeddings.requires_grad,
+            behind,
+            [*loss.parameters()],
+        )
+        if embeddings.requires_grad:
+            embeddings.register_hook(seen.take_gradient)
+
+    def after_call(self, value: Any) -> None:
+        """Take the loss of a call that is measured."""
+        if self._call is not None and self._call.loss is None and isinstance(value, Tensor):
+            self._call.loss = value.detach().mean()
 
     def state_dict(self) -> dict[str, Any]:
         """The history, for a checkpoint."""
@@ -334,6 +412,7 @@ class EmbeddingHealth:
     def close(self) -> None:
         """Stop watching the loss."""
         self._handle.remove()
+        self._after.remove()
 
 
 class _Watch:
@@ -343,10 +422,20 @@ class _Watch:
         self.health = health
 
     def __call__(self, loss: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.health.before_call(loss, args, kwargs)
+        # Of a loss that is watched and then compiled, nothing is seen: the hooks must not break its graph.
+        if not torch.compiler.is_compiling():
+            self.health.before_call(loss, args, kwargs)
 
     def __reduce__(self) -> tuple[Any, tuple[()]]:
         return _nobody, ()
+
+
+class _WatchOutput(_Watch):
+    """The hook after the loss."""
+
+    def __call__(self, loss: nn.Module, args: tuple[Any, ...], value: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self.health.after_call(value)
 
 
 def _nobody() -> Callable[..., None]:

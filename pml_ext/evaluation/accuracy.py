@@ -12,8 +12,9 @@ from pytorch_metric_learning.utils import common_functions as c_f
 from pytorch_metric_learning.utils import inference
 from torch import Tensor
 
+from pml_ext.inputs import Array, Strings, checked_embeddings, checked_labels, class_ids, warn_of_own
+
 from .clustering import scikit_kmeans
-from .inputs import Array, Strings, checked_embeddings, checked_labels, class_ids, warn_of_own
 from .knn import TorchKNN
 from .scores import reciprocal_rank, retrieval_scores
 

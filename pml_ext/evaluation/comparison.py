@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .inputs import Array, loaded
+from pml_ext.inputs import Array, loaded
+
 from .intervals import Difference, paired_difference
 from .retrieval import Evaluation, evaluate
 

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pml_ext.inputs import Array, checked_embeddings, checked_labels, class_ids, loaded
+
 from .clustering import scikit_kmeans
-from .inputs import Array, checked_embeddings, checked_labels, class_ids, loaded
 from .intervals import Interval, bootstrap_intervals
 from .scores import Ignored, reciprocal_rank, retrieval_scores, vote_is_right
 

@@ -1,4 +1,4 @@
-"""Embeddings and labels of any kind that an evaluation is given, checked."""
+"""Embeddings and labels of any kind, as an evaluation or a diagnosis is given them, checked."""
 
 import warnings
 from collections.abc import Sequence
