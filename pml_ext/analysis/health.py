@@ -353,7 +353,7 @@ class EmbeddingHealth:
             or (stuck.mixed([each.separation for each in recent], iteration) if late else "")
             or stuck.repeats([each.repeated for each in recent])
             or (stuck.thin(health.effective_rank, call.possible_rank, call.dimension) if late else "")
-            or stuck.risen([each.loss for each in measured if not math.isnan(each.loss)])
+            or (stuck.risen([each.loss for each in measured if not math.isnan(each.loss)]) if late else "")
         )
 
     def _wanted(self, iteration: int) -> bool:

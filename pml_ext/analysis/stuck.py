@@ -18,7 +18,7 @@ THIN_FROM = 10
 # More positive pairs than this share of the same image: the sampler repeats images. Where each of 16 images of a class
 # may be drawn anew, a batch has 6 % of them on average.
 REPEATED_SHARE = 0.2
-# Of the loss at the first measurement, in so many measurements in a row as above.
+# Of the largest loss of the first measurements, in the last ones: so many in a row as above of both.
 ABOVE_START = 1.1
 
 
@@ -51,9 +51,10 @@ def repeats(shares: Sequence[float]) -> str:
 
 def risen(losses: Sequence[float]) -> str:
     """A line if the loss has been above its start for a while, and "" otherwise."""
-    if len(losses) <= IN_A_ROW or not min(losses[-IN_A_ROW:]) > ABOVE_START * losses[0] > 0:
+    begun = max(losses[:IN_A_ROW], default=0.0)
+    if len(losses) < 2 * IN_A_ROW or not min(losses[-IN_A_ROW:]) > ABOVE_START * begun > 0:
         return ""
-    return f"loss above its start: {losses[-1]:.4g}, it was {losses[0]:.4g}; a smaller learning rate may help"
+    return f"loss above its start: {losses[-1]:.4g}, it was {begun:.4g}; a smaller learning rate may help"
 
 
 def without_gradient(requires_grad: bool, gradient: float, loss: float) -> str:
