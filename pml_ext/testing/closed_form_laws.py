@@ -12,10 +12,11 @@ from torch import Tensor
 
 from pml_ext.pairs import Counted, defined_rows
 from pml_ext.sides import ABSENT, Sides, SideWeights
-from pml_ext.testing.cases import Batch, Rows
+from pml_ext.testing.cases import Batch, Rows, Scores
 from pml_ext.testing.law import assert_close, is_row_loss, law
 from pml_ext.testing.row_laws import gradient_of
 
+_TIES: tuple[Scores, ...] = ("grid", "equal")
 IN_PLACE, GATHERED = "positives in place", "positives gathered"
 
 
@@ -176,12 +177,12 @@ def closed_form_is_the_loss(loss: Any, case: Rows) -> None:
 @law("loss", "rows", has_closed_form)
 def equal_scores_share_their_weight(loss: Any, case: Rows) -> None:
     """Where scores are equal the pair weights are still those of autograd: equals share, and none is forgotten."""
-    if not case.has_ties:
-        return
-    expected, weights = by_autograd(loss, *case.matrix)
-    for form in forms(loss, *case.matrix):
-        assert_close(form.losses, expected.losses, f"losses of equal scores, {form.layout}", 1e-10)
-        assert_close(form.weights, weights, f"weights of equal scores, {form.layout}", 1e-10)
+    ties = (Rows(4, 8, scores=scores, inverted=case.inverted, seed=case.seed) for scores in _TIES)
+    for matrix in (case.matrix, *(each.matrix for each in ties)):
+        expected, weights = by_autograd(loss, *matrix)
+        for form in forms(loss, *matrix):
+            assert_close(form.losses, expected.losses, f"losses of equal scores, {form.layout}", 1e-10)
+            assert_close(form.weights, weights, f"weights of equal scores, {form.layout}", 1e-10)
 
 
 @law("loss", "rows", has_closed_form)
