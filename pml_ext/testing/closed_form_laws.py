@@ -94,7 +94,7 @@ def _padded(scores: Tensor, spare: int, far: float) -> Tensor:
     return torch.nn.functional.pad(scores, (0, spare), value=far)
 
 
-@law("loss", "rows", has_closed_form)
+@law("loss", "rows", has_closed_form, stage="closed form")
 def closed_form_keeps_the_dtype(loss: Any, case: Rows) -> None:
     """Of float32 scores come float32 losses and pair weights, and counts that are integers."""
     sim, pos, neg = case.matrix
@@ -104,7 +104,7 @@ def closed_form_keeps_the_dtype(loss: Any, case: Rows) -> None:
         assert not form.counts.is_floating_point(), f"counts are {form.counts.dtype}, {form.layout}"
 
 
-@law("loss", "rows", has_closed_form)
+@law("loss", "rows", has_closed_form, stage="closed form")
 def few_columns_come_with_gathered_positives(loss: Any, case: Rows) -> None:
     """A closed form names the only columns of its negatives where the positives have been gathered, and else has all.
 
@@ -115,7 +115,7 @@ def few_columns_come_with_gathered_positives(loss: Any, case: Rows) -> None:
             assert form.found.neg_column is None, "neg_column is given, but the positives have not been gathered"
 
 
-@law("loss", "rows", has_closed_form)
+@law("loss", "rows", has_closed_form, stage="closed form")
 def pair_weights_are_derivatives_by_the_score(loss: Any, case: Rows) -> None:
     """Positives have weights of at most 0, negatives of at least 0: not the positive weights of papers."""
     sim, pos, neg = case.matrix
@@ -128,7 +128,7 @@ def pair_weights_are_derivatives_by_the_score(loss: Any, case: Rows) -> None:
             )
 
 
-@law("loss", "rows", has_closed_form)
+@law("loss", "rows", has_closed_form, stage="closed form")
 def absent_pairs_cost_nothing(loss: Any, case: Rows) -> None:
     """Columns without a pair change nothing, and have no weight: a mean is one over the count of the pairs."""
     sim, pos, neg = case.matrix
@@ -145,7 +145,7 @@ def absent_pairs_cost_nothing(loss: Any, case: Rows) -> None:
             assert not outside.any(), f"absent pairs have the weights {outside}, {form.layout}"
 
 
-@law("loss", "once", has_closed_form)
+@law("loss", "once", has_closed_form, stage="closed form")
 def blocks_of_any_height_are_alike(loss: Any, case: Batch) -> None:
     """In a block of 41 equal rows every one has the loss and the weights that it has alone."""
     sim, pos, neg = Rows(1, 8, density=1.0, inverted=loss.distance.is_inverted).matrix
@@ -155,7 +155,7 @@ def blocks_of_any_height_are_alike(loss: Any, case: Batch) -> None:
         assert_close(high.weights, alone.weights.repeat(41, 1), f"weights of 41 equal rows, {high.layout}", 1e-12)
 
 
-@law("loss", "rows", has_closed_form)
+@law("loss", "rows", has_closed_form, stage="closed form")
 def closed_form_counts_as_the_loss_does(loss: Any, case: Rows) -> None:
     """Each row adds to the divisor what it adds by the loss itself."""
     expected, _ = by_autograd(loss, *case.matrix)
@@ -163,7 +163,7 @@ def closed_form_counts_as_the_loss_does(loss: Any, case: Rows) -> None:
         assert_close(form.counts, expected.counts, f"counts, {form.layout}", 0)
 
 
-@law("loss", "rows", has_closed_form)
+@law("loss", "rows", has_closed_form, stage="closed form")
 def closed_form_is_the_loss(loss: Any, case: Rows) -> None:
     """Losses and pair weights are those of autograd on the pure function, where no two scores are equal."""
     if case.has_ties:
@@ -174,7 +174,7 @@ def closed_form_is_the_loss(loss: Any, case: Rows) -> None:
         assert_close(form.weights, weights, f"weights, {form.layout}", 1e-10)
 
 
-@law("loss", "rows", has_closed_form)
+@law("loss", "rows", has_closed_form, stage="closed form")
 def equal_scores_share_their_weight(loss: Any, case: Rows) -> None:
     """Where scores are equal the pair weights are still those of autograd: equals share, and none is forgotten."""
     ties = (Rows(4, 8, scores=scores, inverted=case.inverted, seed=case.seed) for scores in _TIES)
@@ -185,7 +185,7 @@ def equal_scores_share_their_weight(loss: Any, case: Rows) -> None:
             assert_close(form.weights, weights, f"weights of equal scores, {form.layout}", 1e-10)
 
 
-@law("loss", "rows", has_closed_form)
+@law("loss", "rows", has_closed_form, stage="closed form")
 def closed_form_passes_on_what_is_no_number(loss: Any, case: Rows) -> None:
     """A score that is NaN makes the loss of its row NaN, and no other: a comparison does not swallow it."""
     sim, pos, neg = case.matrix

@@ -25,7 +25,7 @@ from pml_ext.testing.law import (
 )
 
 
-@law("loss", "batch", is_matrix_loss)
+@law("loss", "batch", is_matrix_loss, stage="engine")
 def equal_scores_share_the_gradient_of_autograd(loss: Any, case: Batch) -> None:
     """Where scores are equal, exactly, the engine has the value and the gradient of ordinary autograd."""
     exact, embeddings = on_a_grid(loss, case)
@@ -57,7 +57,7 @@ def _grid(x: Tensor) -> Tensor:
     return (x.clamp(-1, 1) * 2).round() / 2
 
 
-@law("loss", "batch", is_matrix_loss)
+@law("loss", "batch", is_matrix_loss, stage="engine")
 def divisors_agree_with_autograd(loss: Any, case: Batch) -> None:
     """Under every way to reduce, the engine gives what ordinary autograd gives: its divisor is that of the loss."""
     if case.has_ties:

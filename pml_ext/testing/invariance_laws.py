@@ -183,7 +183,7 @@ def negated_distance_agrees(loss: Any, case: Batch) -> None:
     assert_close(actual.gradient[rows], expected.gradient[rows], "gradient, distance negated")
 
 
-@law("loss", "batch", is_ours, stage="closed form")
+@law("loss", "batch", is_ours, stage="engine")
 def hand_written_gradients_agree_with_autograd(loss: Any, case: Batch) -> None:
     """The engine, and the closed form of a loss, have the value and the gradient of ordinary autograd."""
     if case.has_ties:

@@ -16,7 +16,7 @@ from pml_ext.wrappers.base import LossWrapper
 
 Kind = Literal["rows", "batch", "once"]
 # From cause to symptom: a law of a later stage may be broken because one of an earlier stage is.
-Stage = Literal["function", "call", "closed form", "batch", "invariance", "contract", "use"]
+Stage = Literal["function", "call", "closed form", "engine", "batch", "invariance", "contract", "use"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 _STAGE_OF_KIND: dict[Kind, Stage] = {"rows": "function", "batch": "batch", "once": "contract"}
 Subject = Literal["loss", "miner"]

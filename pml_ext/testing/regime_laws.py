@@ -17,7 +17,7 @@ LARGE = {
 }
 
 
-@law("loss", "batch", is_ours, stage="closed form", as_shipped_only=True)
+@law("loss", "batch", is_ours, stage="engine", as_shipped_only=True)
 def thresholds_change_nothing(loss: Any, case: Batch) -> None:
     """In blocks and groups of a few, and as on a device, value and gradient are those of all at once."""
     if case.has_ties:
@@ -30,7 +30,7 @@ def thresholds_change_nothing(loss: Any, case: Batch) -> None:
         assert_same(actual, expected, regime.__name__)
 
 
-@law("loss", "once", is_ours, stage="closed form", as_shipped_only=True)
+@law("loss", "once", is_ours, stage="engine", as_shipped_only=True)
 def large_batches_agree_with_autograd(loss: Any, case: Batch) -> None:
     """A few hundred samples of unequal classes have the value and the gradient of ordinary autograd."""
     for name, sizes in LARGE.items():
