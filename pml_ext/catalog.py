@@ -103,7 +103,8 @@ class Entry:
     """How to make a recipe: a loss, a miner or None, and the arguments in which they differ from their defaults.
 
     An argument that is a class, a distance say, or a `Part`, or a tuple of these, is made anew for every recipe. What
-    `pml_ext.spaces` says of an argument's range is replaced by what `space` says; None takes it out.
+    `pml_ext.spaces` says of an argument's range is replaced by what `space` says; None takes it out. An override of an
+    argument in `shared` is one of another part's argument too.
     """
 
     loss: Callable[..., Any]
@@ -112,6 +113,7 @@ class Entry:
     loss_args: Mapping[str, Any] = field(default_factory=dict)
     miner_args: Mapping[str, Any] = field(default_factory=dict)
     space: Mapping[str, spaces.Range | None] = field(default_factory=dict)
+    shared: Mapping[str, str] = field(default_factory=dict)
 
 
 _hard_negatives = Part(HardNegativePairMiner, {"distance": LpDistance})
@@ -358,7 +360,7 @@ recipes: Mapping[str, Entry] = MappingProxyType(
                 "sizes": 4,
                 "embedding_regularizer": Part(BranchDiversityRegularizer, {"sizes": 4, "beta": 40}),
             },
-            space={"sizes": None},  # the loss and its regularizer have the same
+            shared={"sizes": "embedding_regularizer.sizes"},
         ),
         "NPair": Entry(
             NPairsLoss,
@@ -402,6 +404,8 @@ def build(name: str, **overrides: Any) -> Recipe:
     missing = [argument for argument in needs(name) if argument not in overrides]
     if missing:
         raise TypeError(f"{name} needs {', '.join(missing)}: give {' and '.join(f'{each}=' for each in missing)}")
+    # Those that the caller gives for a part by name are that part's.
+    overrides = {entry.shared[each]: overrides[each] for each in entry.shared if each in overrides} | overrides
     parts = {"loss": Part(entry.loss, entry.loss_args)}
     if entry.miner is not None:
         parts["miner"] = Part(entry.miner, entry.miner_args)

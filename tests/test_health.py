@@ -6,6 +6,7 @@ import pickle
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import pytorch_metric_learning.losses as pml
@@ -403,3 +404,16 @@ def test_a_long_collapsing_run_stays_named(name):
 def test_a_long_healthy_run_is_never_named(name):
     health = train_on_glyphs(catalog.build(name).loss, learning_rate=0.003, steps=300, classes=250)
     assert {measured.failure for measured in health.history.values()} == {""}
+
+
+MINED = partial(wrappers.MinedLoss, losses.RAWLoss(), InverseDensityMiner())
+
+
+@pytest.mark.parametrize("make", [losses.RAWLoss, MINED], ids=["loss", "mined"])
+def test_a_compiled_loss_is_watched_from_outside(make):
+    embeddings, labels = torch.randn(9, 4, requires_grad=True), torch.arange(9) // 3
+    torch._dynamo.reset()
+    compiled = torch.compile(make(), fullgraph=True, backend="eager")
+    watched = EmbeddingHealth(compiled)
+    assert compiled(embeddings, labels).isfinite()
+    assert watched.step(0).spread > 0

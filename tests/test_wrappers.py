@@ -521,3 +521,10 @@ def test_recipes_of_slices_have_their_parts() -> None:
 
 def test_wrappers_are_exported_by_name() -> None:
     assert all(getattr(wrappers, name).__name__ == name for name in wrappers.__all__)
+
+
+def test_an_override_of_the_sizes_reaches_the_regularizer():
+    loss = build("JSDivBranch", sizes=3).loss
+    assert (loss.sizes, loss.embedding_regularizer.sizes) == (3, 3)
+    loss = build("JSDivBranch", sizes=[2, 6], **{"embedding_regularizer.sizes": 2}).loss
+    assert (loss.sizes, loss.embedding_regularizer.sizes) == ((2, 6), 2)
