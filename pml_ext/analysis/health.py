@@ -249,11 +249,12 @@ class EmbeddingHealth:
     the loss and the gradient too, and whether parameters move.
 
     Args:
-        loss: the loss that is trained with, called once in an iteration; of a compiled loss what `torch.compile`
-            returned, because a graph measures nothing.
-        every: iterations between two measurements, at least 1. One costs about as much as the loss itself, forward and
-            backward, and a singular value decomposition of the batch.
-        last: the number of the last iteration of the run, from 0 on, which is measured too. Default None: unknown.
+        loss: the loss that is trained with, called once in an iteration; of a compiled loss the compiled one.
+        every: iterations between two measurements at most, at least 1. One costs about as much as the loss itself,
+            forward and backward, and a singular value decomposition of the batch.
+        last: the number of the last iteration of the run, from 0 on, which is measured too, and ten at least in equal
+            distances. Default None: unknown; then `latest` and `failure` measure the last batch if nobody has, of a
+            loss without a state.
         record_keeper: PML's record-keeper, or None. The numbers go to the group `embedding_health`, by iteration.
 
     Attributes:
@@ -421,11 +422,7 @@ class _Watch:
         self.health = health
 
     def __call__(self, loss: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-<<<<<<< HEAD
         # Of a loss that is watched and then compiled, nothing is seen: the hooks must not break its graph.
-=======
-        # A graph measures nothing: watch what torch.compile returned, which is called as it is.
->>>>>>> 139b694 (A watched loss compiles; sizes of a recipe reach its regularizer)
         if not torch.compiler.is_compiling():
             self.health.before_call(loss, args, kwargs)
 
