@@ -14,7 +14,7 @@ from PIL import Image
 from pytorch_metric_learning import losses as pml_losses
 
 from pml_ext import catalog
-from pml_ext.benchmark import BenchmarkError, Experiment, Result, evaluate, losses, pictures, plots, table
+from pml_ext.benchmark import BenchmarkError, Experiment, Result, curves, evaluate, losses, pictures, plots, table
 from pml_ext.benchmark.data import Data
 from pml_ext.datasets import DATASETS
 
@@ -154,12 +154,12 @@ def has(image: np.ndarray, colour: str) -> bool:
     return bool((np.abs(image.astype(int) - rgb).sum(axis=2) < 6).sum() > 40)
 
 
-@pytest.mark.parametrize("draw", [plots.learning_curves, plots.recall_curves])
+@pytest.mark.parametrize("draw", [curves.learning_curves, curves.recall_curves])
 def test_curves_have_a_line_and_a_name_per_loss(draw: Callable[[list[Result]], Figure], tmp_path: Path) -> None:
     names = ["RAW", "ContrastiveLoss", "TripletMarginLoss"]
     figure = draw([made("untrained", 0, 0.05), *(made(name, 0, 0.5 + i / 10) for i, name in enumerate(names))])
     image = pixels(figure, tmp_path)
-    for colour in plots.COLOURS[:3]:
+    for colour in curves.COLOURS[:3]:
         assert has(image, colour)
     (axes,) = figure.axes
     written = [text.get_text() for text in axes.texts]
@@ -170,7 +170,7 @@ def test_curves_have_a_line_and_a_name_per_loss(draw: Callable[[list[Result]], F
 
 
 def test_learning_curves_start_untrained() -> None:
-    figure = plots.learning_curves([made("untrained", 0, 0.05), made("RAW", 0, 0.6)])
+    figure = curves.learning_curves([made("untrained", 0, 0.05), made("RAW", 0, 0.6)])
     line = figure.axes[0].lines[0]
     assert list(line.get_xdata()) == [0, 1, 2, 3]
     assert np.allclose(line.get_ydata(), [5, 20, 40, 60])
@@ -178,7 +178,7 @@ def test_learning_curves_start_untrained() -> None:
 
 def test_names_at_the_ends_do_not_overlap() -> None:
     results = [made("untrained", 0, 0.05), *(made(name, 0, 0.9) for name in ("RAW", "ContrastiveLoss", "NCALoss"))]
-    figure = plots.recall_curves(results)
+    figure = curves.recall_curves(results)
     FigureCanvasAgg(figure).draw()
     (axes,) = figure.axes
     boxes = [text.get_window_extent() for text in axes.texts]
@@ -187,7 +187,7 @@ def test_names_at_the_ends_do_not_overlap() -> None:
 
 
 def test_many_losses_get_a_legend(tmp_path: Path) -> None:
-    figure = plots.learning_curves([made(f"loss{i}", 0, i / 40) for i in range(1, 32)])
+    figure = curves.learning_curves([made(f"loss{i}", 0, i / 40) for i in range(1, 32)])
     assert len({(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines}) >= 28
     assert len(figure.axes[0].get_legend().get_texts()) == 31
     assert pixels(figure, tmp_path).std() > 10
@@ -235,6 +235,37 @@ def test_all_pictures_of_an_experiment(tmp_path: Path) -> None:
         with Image.open(out / "plots" / name) as image:
             assert min(image.size) > 500
             assert np.asarray(image.convert("L")).std() > 10
+    report = (out / "report.html").read_text(encoding="utf-8")
+    for part in ("Results", "Curves", "Retrievals", "Map", "Health", "Arguments", "gain over untrained"):
+        assert part in report, part
+    assert report.count("<li class=") == 6 * 2 * 8
+    assert "training on" not in report
+    assert "digits: trained on" in report
+
+
+def test_what_queries_have_is_known_or_not(tmp_path: Path) -> None:
+    results = [made("RAW", 0, 0.5), replace(made("RAW", 1, 0.5), error="diverged", metrics={}), made("NCA", 0, 0.5)]
+
+    def save(loss: str, seed: int, content: bytes) -> None:
+        (tmp_path / f"{loss}-seed{seed}").mkdir(exist_ok=True)
+        (tmp_path / f"{loss}-seed{seed}" / "queries.npz").write_bytes(content)
+
+    def values(*rows: float) -> bytes:
+        stream = io.BytesIO()
+        np.savez_compressed(stream, recall_at_1=np.array(rows, dtype=np.float32))
+        return stream.getvalue()
+
+    save("RAW", 0, values(1, 0, 1))
+    assert list(plots._queries(tmp_path, results)) == ["RAW"]
+    save("NCA", 0, values(0, 0, 1))
+    found = plots._queries(tmp_path, results)
+    assert found["RAW"].tolist()[0] == [1, 0, 1]
+    assert np.isnan(found["RAW"][1]).all()
+    for damaged in (b"", values(0, 0, 1)[:40], values(0, 0, 1).replace(b"recall", b"recoll"), b"PK\x03\x04nothing"):
+        save("NCA", 0, damaged)
+        assert list(plots._queries(tmp_path, results)) == ["RAW"]
+    save("NCA", 0, values(0, 1))  # of another test set
+    assert plots._queries(tmp_path, results) == {}
 
 
 def test_no_more_than_the_best_losses_are_pictured() -> None:

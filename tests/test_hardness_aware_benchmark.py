@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pml_ext.benchmark import Experiment, Result, checkpoint, losses, plots, records
+from pml_ext.benchmark import Experiment, Result, checkpoint, curves, losses, plots, records
 from pml_ext.benchmark.data import Data
 from pml_ext.benchmark.folder import run_folder
 from pml_ext.benchmark.progress import Progress
@@ -73,7 +73,7 @@ def test_interrupted_ends_with_the_same_numbers_and_is_drawn(tmp_path: Path, mon
     assert records.series(run_folder(tmp_path / "whole", "untrained", 0), "hardness_HardnessSchedule", ("lam",)) == {}
 
     for part in ("gallery", "projection", "learning_curves", "recall_curves"):  # they have tests of their own
-        monkeypatch.setattr(plots, part, lambda *_: plots._axes("", "", "")[0])
+        monkeypatch.setattr(plots, part, lambda *_: curves._axes("", "", "")[0])
     drawn = draw(whole, Data.of(SMALL), tmp_path / "whole", results)
     assert drawn[-1].name == "hardness.png"
     with Image.open(drawn[-1]) as image:
@@ -81,7 +81,7 @@ def test_interrupted_ends_with_the_same_numbers_and_is_drawn(tmp_path: Path, mon
 
 
 def test_hardness_curves_show_the_mean_over_seeds() -> None:
-    runs = [{key: [1.0, value] for key in plots.HARDNESS} | {"step": [0, 10]} for value in (0.2, 0.4)]
-    figure = plots.hardness_curves({"HDML-Triplet": runs})
+    runs = [{key: [1.0, value] for key in curves.HARDNESS} | {"step": [0, 10]} for value in (0.2, 0.4)]
+    figure = curves.hardness_curves({"HDML-Triplet": runs})
     assert [len(axes.lines) for axes in figure.axes] == [1, 1, 3]
     assert all(line.get_ydata() == pytest.approx([1, 0.3]) for axes in figure.axes for line in axes.lines)

@@ -134,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Train one network with several losses, on your images or on images that come with the package, "
         "and compare how well it retrieves classes that it was not trained on.",
         epilog="An interrupted experiment continues with --resume; --resume --losses NCA --seeds 3 4 adds to a "
-        "finished one. Everything is written under --out: results.jsonl, table.md, plots, checkpoints, "
+        "finished one. Everything is written under --out: results.jsonl, table.md, report.html, plots, checkpoints, "
         "and the logs of record-keeper (CSV, SQLite, TensorBoard).",
     )
     groups = {name: parser.add_argument_group(title) for name, title in GROUPS.items()}

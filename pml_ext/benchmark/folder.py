@@ -3,6 +3,7 @@
 experiment.json              the arguments
 results.jsonl                one line per run that ended
 table.md, plots/*.png        the comparison
+report.html                  all of it on one page
 best/                        the model that the validation classes chose
 <loss>-seed<n>/              one run: checkpoint.pt, best/, queries.npz, records/ (record-keeper), tensorboard/
 """

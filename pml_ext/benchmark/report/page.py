@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pml_ext.benchmark import curves
 from pml_ext.benchmark.result import Result
 from pml_ext.benchmark.table import columns
 from pml_ext.evaluation.intervals import Difference, Interval
@@ -145,8 +146,6 @@ def _rank(row: Row) -> str:
 
 
 def _curves(contents: Contents, rows: Sequence[Row]) -> str:
-    from pml_ext.benchmark import plots
-
     best = [row.loss for row in rows if row.trained][:CURVES]
     kept = {*best, *(row.loss for row in rows if not row.trained)}
     results = [result for result in contents.results if result.loss in kept and not result.error]
@@ -156,8 +155,8 @@ def _curves(contents: Contents, rows: Sequence[Row]) -> str:
     results = [replace(result, loss=names[result.loss]) for result in results]
     left_out = sum(row.trained for row in rows) - len(best)
     drawn = [
-        figure(partial(plots.learning_curves, results), "Recall@1 after each epoch", SMALL),
-        figure(partial(plots.recall_curves, results), "Recall@k: is one of the k nearest of the same class?", SMALL),
+        figure(partial(curves.learning_curves, results), "Recall@1 after each epoch", SMALL),
+        figure(partial(curves.recall_curves, results), "Recall@k: is one of the k nearest of the same class?", SMALL),
     ]
     note = f"<p>Those with the best recall@1; {left_out} more are in the table.</p>" if left_out else ""
     return f'<div class="curves">{"".join(drawn)}</div>{note}'
@@ -182,15 +181,13 @@ def _map(contents: Contents) -> str:
 
 
 def _health(contents: Contents, rows: Sequence[Row]) -> str:
-    from pml_ext.benchmark import plots
-
     best = [row.loss for row in rows if row.loss in contents.healths][:CURVES]
     if not best:
         return ""
     names = shortened(best)
     healths = {names[loss]: contents.healths[loss] for loss in best}
     return figure(
-        partial(plots.health_curves, healths),
+        partial(curves.health_curves, healths),
         "What the losses do to pairs, and how the embeddings look, by step",
         (9, 6.4),
     )
