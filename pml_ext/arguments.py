@@ -104,37 +104,40 @@ def holds(condition: Tensor, message: str, values: Tensor | None = None) -> None
         raise ValueError(message if values is None else f"{message}, got {values[~condition][0].item()}")
 
 
-def batch(embeddings: Any, labels: Any, ref_emb: Any, ref_labels: Any) -> None:
-    """Check the tensors of one call of a loss or a miner, the four of PML's protocol."""
-    _embeddings("embeddings", embeddings)
+def batch(embeddings: Any, labels: Any, ref_emb: Any, ref_labels: Any, *, any_shape: bool = False) -> None:
+    """Check the tensors of one call of a loss or a miner, the four of PML's protocol.
+
+    With `any_shape` embeddings may be [n, ..]: their distance checks that itself.
+    """
+    _embeddings("embeddings", embeddings, any_shape)
     _labels("labels", labels, embeddings)
     if ref_emb is None:
         if ref_labels is not None:
             raise ValueError("ref_labels was given without ref_emb")
         return
-    _embeddings("ref_emb", ref_emb)
-    if ref_emb.shape[1] != embeddings.shape[1]:
+    _embeddings("ref_emb", ref_emb, any_shape)
+    if not any_shape and ref_emb.shape[1] != embeddings.shape[1]:
         raise ValueError(
             f"ref_emb must have the dimension of the embeddings, got {ref_emb.shape[1]} and {embeddings.shape[1]}"
         )
     _labels("ref_labels", ref_labels, ref_emb)
 
 
-def batch_to_mine(embeddings: Any, labels: Any, ref_emb: Any, ref_labels: Any) -> None:
+def batch_to_mine(embeddings: Any, labels: Any, ref_emb: Any, ref_labels: Any, *, any_shape: bool = False) -> None:
     """Check the tensors of one call of a miner, which needs labels."""
-    batch(embeddings, labels, ref_emb, ref_labels)
+    batch(embeddings, labels, ref_emb, ref_labels, any_shape=any_shape)
     if labels is None:
         raise ValueError("a miner needs labels, got None")
     if ref_emb is not None and ref_labels is None:
         raise ValueError("the pairs are unknown: ref_emb was given without ref_labels")
 
 
-def _embeddings(name: str, value: Any) -> None:
+def _embeddings(name: str, value: Any, any_shape: bool) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor of shape (batch size, dimension), got {_described(value)}")
     if not value.is_floating_point():
         raise TypeError(f"{name} must be floating point, got {value.dtype}")
-    if value.ndim != 2:
+    if value.ndim < 2 or (value.ndim > 2 and not any_shape):
         raise ValueError(f"{name} must have shape (batch size, dimension), got {tuple(value.shape)}")
 
 

@@ -29,6 +29,7 @@ from pml_ext.blocks import (
     MaskSides,
     Sided,
     geometry_of,
+    has_own_shapes,
     label_sides,
     normalized,
     scores_by,
@@ -81,12 +82,18 @@ class PairModule(Configured, ABC):
 
 def in_full(embeddings: Tensor, ref_emb: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Both sets of vectors in the precision in which they are computed, that of the embeddings but at least float32."""
-    embeddings = at_least_single(embeddings)
-    return embeddings, None if ref_emb is None else ref_emb.to(embeddings.dtype)
+    full = at_least_single(embeddings)
+    if ref_emb is embeddings:
+        return full, full
+    return full, None if ref_emb is None else ref_emb.to(full.dtype)
 
 
 class MatrixLoss(PairModule, BaseMetricLossFunction):
     """The part of the shell that does not depend on whether a loss is taken per anchor or per batch.
+
+    Half precision: every loss and wrapper of this package takes embeddings of float16 and bfloat16 to float32 as they
+    come in, and computes and returns float32, with any distance, reducer and regularizer, under autocast, and for an
+    empty batch. The gradient is of the type of the embeddings. Losses of PML's own return what they were given.
 
     Attributes:
         needs: the pairs without which there is no loss: "both", "positives", "negatives" or "either".
@@ -118,8 +125,8 @@ class MatrixLoss(PairModule, BaseMetricLossFunction):
         Returns:
             A scalar, or what the reducer makes of one loss per anchor.
         """
-        arguments.batch(embeddings, labels, ref_emb, ref_labels)
-        ref_emb = own_set(embeddings, labels, ref_emb, ref_labels)
+        arguments.batch(embeddings, labels, ref_emb, ref_labels, any_shape=has_own_shapes(self.distance))
+        embeddings, ref_emb = in_full(embeddings, own_set(embeddings, labels, ref_emb, ref_labels))
         loss: Tensor = super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         return loss
 
@@ -342,7 +349,8 @@ class SampleLoss(PairModule, BaseMetricLossFunction):
         ref_labels: None = None,
     ) -> Tensor:
         """The loss of a batch: embeddings [n, d], labels [n]; the other arguments of PML's losses must be None."""
-        arguments.batch(embeddings, labels, ref_emb, ref_labels)
+        arguments.batch(embeddings, labels, ref_emb, ref_labels, any_shape=has_own_shapes(self.distance))
+        embeddings = at_least_single(embeddings)
         loss: Tensor = super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         return loss
 
@@ -419,7 +427,8 @@ class PairMiner(PairModule, BaseMiner):
             Four index tensors, or `PairMasks` if the miner was made with `as_masks`. Anchors index `embeddings`,
             positives and negatives `ref_emb`.
         """
-        arguments.batch_to_mine(embeddings, labels, ref_emb, ref_labels)
+        any_shape = has_own_shapes(self.distance)
+        arguments.batch_to_mine(embeddings, labels, ref_emb, ref_labels, any_shape=any_shape)
         ref_emb = own_set(embeddings, labels, ref_emb, ref_labels)
         mined: IndicesTuple = super().forward(embeddings, labels, ref_emb, ref_labels)
         return mined

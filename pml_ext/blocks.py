@@ -47,6 +47,11 @@ def geometry_of(distance: Any) -> Geometry | None:
     return None
 
 
+def has_own_shapes(distance: Any) -> bool:
+    """Whether a PML distance says itself which embeddings it takes: several vectors for each sample, say."""
+    return type(distance).check_shapes is not BaseDistance.check_shapes
+
+
 def unit(x: Tensor) -> Tensor:
     """Vectors [n, d] of unit length in at least single precision. One that is 0 stays 0, and has a gradient of 0."""
     return unit_vectors(x) if is_eager() and is_enabled() else normalize(x)

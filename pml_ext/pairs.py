@@ -373,8 +373,8 @@ def crossing(sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
     Between the two means; halfway if neither the positives nor the negatives differ among themselves. A constant: no
     gradient flows through it.
     """
-    with torch.no_grad():
-        return crossing_point(*_mean_std(sim, pos), *_mean_std(sim, neg))
+    sim = sim.detach()  # in forward mode, too, which no_grad does not stop
+    return crossing_point(*_mean_std(sim, pos), *_mean_std(sim, neg))
 
 
 def crossing_point(mean_pos: Tensor, std_pos: Tensor, mean_neg: Tensor, std_neg: Tensor) -> Tensor:

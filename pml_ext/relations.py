@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.pairs import DisjointMasks, PairMasks, PrivateMasks, index_masks, label_masks, not_self
+from pml_ext.pairs import DisjointMasks, PairMasks, PrivateMasks, index_masks, is_eager, label_masks, not_self
 
 IndicesTuple = PairMasks | tuple[Tensor, ...]
 # The masks of a range of rows: from a start to before a stop.
@@ -43,7 +43,13 @@ def pair_relation(
     else:
         rows = _rows_of_indices(indices_tuple, n, m, device)
 
+    given = [labels, ref_labels, *(indices_tuple if isinstance(indices_tuple, tuple) else ())]
+    # Masks are made again in the backward pass of chunks, and for a second derivative.
+    versions = [(x, x._version) for x in given if isinstance(x, Tensor) and has_version(x)]
+
     def masks(start: int, stop: int) -> PairMasks:
+        if any(x._version != version for x, version in versions):
+            raise RuntimeError("labels or an indices_tuple were modified by an inplace operation before backward")
         pos, neg = pairs = rows(start, stop)
         if not same:
             return pairs
@@ -51,6 +57,11 @@ def pair_relation(
         return PairMasks(pos & other, neg & other)
 
     return masks
+
+
+def has_version(x: Tensor) -> bool:
+    """Whether a tensor counts how often it was written to, as autograd's saved tensors do."""
+    return is_eager() and not x.is_inference()
 
 
 def own_set(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pml_ext import arguments, thresholds
 from pml_ext.base import PairMatrixLoss, StaticDivisorReducer
-from pml_ext.pairs import Counted, softplus
+from pml_ext.pairs import Counted, is_eager, softplus
 from pml_ext.sides import ABSENT, Sides, SideWeights, above
 
 Normalization = Literal["anchor", "triplet", "legacy"]
@@ -19,7 +19,9 @@ def soft_triplet(
     sim: Tensor, pos: Tensor, neg: Tensor, *, beta: float, threshold: float, normalization: Normalization
 ) -> Counted:
     """Soft triplet loss of each anchor, and its part of the divisor: sim, pos, neg [.., n, m] -> [.., n] each."""
-    total, count = _sums(sim, pos, neg, beta, threshold)
+    # Transforms of functions and forward mode follow plain operations only.
+    sums = _sums if is_eager() or torch.compiler.is_compiling() else _plain_sums
+    total, count = sums(sim, pos, neg, beta, threshold)
     match normalization:
         case "triplet":
             return Counted(total, count)
@@ -34,15 +36,17 @@ def soft_triplet(
 # once, because small tensors that are kept would pin the memory of the large ones between them.
 
 
-@torch.library.custom_op("pml_ext::soft_triplet_sums", mutates_args=())
-def _sums(sim: Tensor, pos: Tensor, neg: Tensor, beta: float, threshold: float) -> tuple[Tensor, Tensor]:
+def _plain_sums(sim: Tensor, pos: Tensor, neg: Tensor, beta: float, threshold: float) -> tuple[Tensor, Tensor]:
     """Sum and number of the triplets of each anchor that are kept, [.., n] each."""
     total, count = sim.new_zeros(sim.shape[:-1]), sim.new_zeros(sim.shape[:-1], dtype=torch.long)
     for columns in _blocks(sim):
         z = _kept_triplets(sim, pos, neg, columns, beta, threshold)
-        total += softplus(z).sum((-2, -1))
-        count += (z > -torch.inf).sum((-2, -1))
+        total = total + softplus(z).sum((-2, -1))
+        count = count + (z > -torch.inf).sum((-2, -1))
     return total, count
+
+
+_sums = torch.library.custom_op("pml_ext::soft_triplet_sums", mutates_args=())(_plain_sums)
 
 
 @torch.library.custom_op("pml_ext::soft_triplet_slopes", mutates_args=())

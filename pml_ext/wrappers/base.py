@@ -11,7 +11,8 @@ from pytorch_metric_learning.regularizers import BaseRegularizer
 from torch import Tensor, nn
 
 from pml_ext import arguments
-from pml_ext.base import MatrixLoss, PairMatrixLoss, PairModule, SampleLoss
+from pml_ext.base import MatrixLoss, PairMatrixLoss, PairModule, SampleLoss, in_full
+from pml_ext.blocks import has_own_shapes
 from pml_ext.hyperparameters import Configured
 from pml_ext.pairs import PairMasks
 from pml_ext.relations import IndicesTuple, own_set, pair_relation
@@ -56,8 +57,8 @@ class LossWrapper(Configured, BaseMetricLossFunction):
         ref_labels: Tensor | None = None,
     ) -> Tensor:
         """The loss of a batch; the arguments are those of every PML loss."""
-        arguments.batch(embeddings, labels, ref_emb, ref_labels)
-        ref_emb = own_set(embeddings, labels, ref_emb, ref_labels)
+        arguments.batch(embeddings, labels, ref_emb, ref_labels, any_shape=has_own_shapes(self.distance))
+        embeddings, ref_emb = in_full(embeddings, own_set(embeddings, labels, ref_emb, ref_labels))
         if isinstance(indices_tuple, PairMasks) and self.takes_indices and not takes_masks(self.loss):
             refs = (embeddings, labels) if ref_emb is None else (ref_emb, ref_labels)
             masks = pair_relation(embeddings, labels, indices_tuple, *refs)(0, len(embeddings))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import PairMiner
+from pml_ext.blocks import has_own_shapes
 from pml_ext.relations import IndicesTuple, Selected
 from pml_ext.wrappers.base import LossWrapper, is_row_loss, refuses_indices, takes_masks
 
@@ -100,7 +101,7 @@ def mined_pairs(
     ref_labels: Tensor | None = None,
 ) -> Any:
     """What a miner finds, in the form that suits the loss: masks between a miner and a loss of ours."""
-    arguments.batch(embeddings, labels, ref_emb, ref_labels)
+    arguments.batch(embeddings, labels, ref_emb, ref_labels, any_shape=has_own_shapes(miner.distance))
     if not isinstance(miner, PairMiner):
         return miner(embeddings, labels, ref_emb, ref_labels)
     refs = (embeddings, labels) if ref_emb is None else (ref_emb, ref_labels)
