@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pml_ext.benchmark import evaluate, files, folder, frozen, lock, losses, records, result, table
+from pml_ext.benchmark import evaluate, files, folder, frozen, keep, lock, losses, records, result, table
 from pml_ext.benchmark.checkpoint import DamagedError, epochs_done
 from pml_ext.benchmark.config import Experiment
 from pml_ext.benchmark.data import Data
@@ -21,7 +21,7 @@ from pml_ext.benchmark.evaluate import NotFinite
 from pml_ext.benchmark.losses import LossSpec
 from pml_ext.benchmark.progress import Progress
 from pml_ext.benchmark.result import BASELINES, FROZEN_TRUNK, UNTRAINED, UNTRAINED_HEAD, Key, Result
-from pml_ext.benchmark.training import Diverged, Run, identity, new_network
+from pml_ext.benchmark.training import Diverged, Run, identity, network_of, new_network
 from pml_ext.evaluation import Evaluation
 
 RESULTS = "results.jsonl"
@@ -86,7 +86,7 @@ def run(experiment: Experiment, *, resume: bool = False, say: Say = lambda line:
             say(line)
         jobs.data = frozen.prepared(experiment, data, say)
         results = jobs.run(before)
-        _report(experiment, jobs.data[0], out, results, say)
+        _report(experiment, jobs.data, out, results, say)
     failed = [f"{result.name_of(one.key)}: {one.error}" for one in results if one.error]
     if failed:
         raise BenchmarkError("; ".join(failed))
@@ -209,6 +209,9 @@ class Jobs:
             run = Run(self.experiment, data, self.specs[name], seed, where, progress, fold=fold, pace=pace)
             tested = run.train()
             files.write(where / QUERIES, evaluate.per_query(tested.test))
+            keep.keep(
+                where, tested.network, data, tested.metrics, arguments | {"loss": name, "seed": seed, "fold": fold}
+            )
         except (Diverged, NotFinite) as error:
             return _failed(key, arguments, f"diverged: {error}")
         except (OSError, sqlite3.Error, MemoryError, BenchmarkError, torch.OutOfMemoryError):
@@ -304,13 +307,18 @@ def _line(one: Result) -> str:
     return f"{result.name_of(one.key)}: recall@1 {one.metrics['recall_at_1']:.1%}{took}"
 
 
-def _report(experiment: Experiment, data: Data, out: Path, results: Sequence[Result], say: Say) -> None:
+def _report(experiment: Experiment, data: list[Data], out: Path, results: Sequence[Result], say: Say) -> None:
     """Write the table and the plots, then print: what is printed to may be gone."""
     from pml_ext.benchmark import plots
 
     files.write(out / TABLE, table.markdown(results).encode())
+    chosen = keep.choose(results)
     try:
-        drawn = ", ".join(map(str, plots.draw(experiment, data, out, results)))
+        if chosen is not None:
+            fold = data[chosen.fold or 0]
+            network = network_of(experiment, fold, folder.run_folder(out, *chosen.key), *chosen.key)
+            keep.keep(out, network, fold, chosen.metrics, chosen.arguments | identity(*chosen.key))
+        drawn = ", ".join(map(str, plots.draw(experiment, data[0], out, results)))
     except (DamagedError, MemoryError) as error:
         drawn = f"none: {error or 'out of memory'}"
     except OSError as error:
@@ -321,4 +329,6 @@ def _report(experiment: Experiment, data: Data, out: Path, results: Sequence[Res
     say(f"results: {out / RESULTS}")
     say(f"table:   {out / TABLE}")
     say(f"plots:   {drawn}")
+    if chosen is not None and (out / keep.BEST).is_dir():
+        say(f"model:   {out / keep.BEST} ({result.name_of(chosen.key)}, by its MAP@R on the validation classes)")
     say(f"logs:    tensorboard --logdir {out}")

@@ -51,6 +51,7 @@ class Tested:
         validation: on the validation classes, of the best epoch; {} without them.
         test: the same as `metrics`, with the value of each query.
         embeddings: of the test classes, normalized, of the best epoch.
+        network: of the best epoch.
     """
 
     history: list[Metrics]
@@ -60,6 +61,7 @@ class Tested:
     validation: Metrics
     test: Evaluation = field(repr=False)
     embeddings: Tensor = field(repr=False)
+    network: Any = field(repr=False)
 
 
 def new_network(experiment: Experiment, data: Data, seed: int) -> Network:
@@ -187,9 +189,9 @@ class Run:
         records.record_metrics(keeper, epoch, split, metrics)
         keeper.save_records()
         self.history.append({"epoch": epoch, **metrics, "loss": mean_loss, "seconds": seconds})
-        if self.data.validation is None:
+        if self.data.validation is None and not self.experiment.ema:
             self.best = {"epoch": epoch, "models": {}}  # those of the last epoch, which are there anyway
-        elif self._is_best():
+        elif self.data.validation is None or self._is_best():
             self.best = {"epoch": epoch, "models": _states(self.learner.tested().parts())}
         self._save(keeper)
         self.progress.epoch_done(f"{self.name} recall@1 {metrics['recall_at_1']:.1%}")
@@ -254,6 +256,7 @@ class Run:
             validation={} if self.data.validation is None else chosen,
             test=measured,
             embeddings=embeddings,
+            network=self.learner.tested(),
         )
 
     def _health(self) -> EmbeddingHealth | None:
@@ -295,23 +298,31 @@ class Run:
             ) from error
 
 
-def embeddings_of(
+def network_of(
     experiment: Experiment, data: Data, folder: Path, name: str, seed: int, fold: int | None = None
-) -> Tensor:
-    """Normalized embeddings of the test images, [n, d], by the best network of a finished run, or an untrained one.
+) -> Network:
+    """The best network of a finished run, or an untrained one.
 
     Raises:
         DamagedError: the checkpoint of the run is gone, or not that of the run.
     """
     network = new_network(experiment, data, seed)
-    device = torch_device(experiment.device)
     if name not in BASELINES:
-        saved = checkpoint.load(folder, device, identity(name, seed, fold))
+        saved = checkpoint.load(folder, torch_device(experiment.device), identity(name, seed, fold))
         if saved is None:
             raise checkpoint.DamagedError(f"{folder / checkpoint.NAME} is gone")
         weights = saved["best"]["models"] or saved["parts"]["models"]
         for part, module in network.parts().items():
             module.load_state_dict(weights[part])
+    return network
+
+
+def embeddings_of(
+    experiment: Experiment, data: Data, folder: Path, name: str, seed: int, fold: int | None = None
+) -> Tensor:
+    """Normalized embeddings of the test images, [n, d], by `network_of`."""
+    network = network_of(experiment, data, folder, name, seed, fold)
+    device = torch_device(experiment.device)
     return evaluate.embed(network, data.test, device=device, workers=experiment.workers, amp=experiment.amp)
 
 
