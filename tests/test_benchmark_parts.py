@@ -17,6 +17,7 @@ from pml_ext import catalog
 from pml_ext.benchmark import BenchmarkError, Experiment, Result, curves, evaluate, losses, pictures, plots, table
 from pml_ext.benchmark.data import Data
 from pml_ext.datasets import DATASETS
+from pml_ext.evaluation import Difference, Standing
 
 METRICS = evaluate.names((1, 2, 4, 8))
 
@@ -128,12 +129,31 @@ def test_table() -> None:
 
 
 def test_table_of_several_seeds() -> None:
-    results = [made("untrained", 0, 0.05), made("RAW", 0, 0.4), made("untrained", 1, 0.05), made("RAW", 1, 0.6)]
+    results = [made(name, seed, recall) for name in ("untrained", "RAW") for seed, recall in enumerate((0.4, 0.5, 0.6))]
     text = table.text(results)
     assert text.count("RAW") == 1
-    assert "50.0 ± 14.1" in text
-    assert "2 seeds" in text
-    assert "| RAW | 50.0 ± 14.1 |" in table.markdown(results)
+    assert "50.0 ± 24.8" in text, "4.303 x 0.1 / sqrt(3)"
+    assert "3 seeds" in text
+    assert "| RAW | 50.0 ± 24.8 |" in table.markdown(results)
+
+
+def test_the_table_says_how_many_have_failed_and_why() -> None:
+    failed = Result("RAW", 2, {}, [], None, {}, error="diverged: the loss is nan at epoch 1, step 3")
+    text = table.text([made("RAW", 0, 0.4), made("RAW", 1, 0.4), failed])
+    assert "RAW (2 of 3)" in text
+    assert "40.0 ± 0.0" in text
+    assert text.splitlines()[-1] == "RAW, seed 2, failed: diverged: the loss is nan at epoch 1, step 3"
+
+
+def test_ranks_in_the_table() -> None:
+    results = [made(name, 0, 0.5) for name in ("A", "B|C")]
+    standing = {
+        "A": Standing(0.5, 1, 1, None, True, 1, 1),
+        "B|C": Standing(0.4, 1, 1, Difference(-0.1, -0.2, -0.05, 0.001), False, 2, 3),
+    }
+    rows = [row.split(" | ") for row in table.markdown(results, standing).splitlines()[2:4]]
+    assert [row[-2] for row in rows] == ["1*", "2-3"]
+    assert rows[1][0] == "| B\\|C", "a name does not end a cell"
 
 
 def test_table_shows_nan() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sqlite3
 import traceback
 from collections.abc import Callable, Sequence
@@ -9,13 +10,16 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from pml_ext.benchmark import evaluate, files, folder, frozen, keep, lock, losses, records, result, table
+from pml_ext.benchmark import difference, evaluate, files, folder, frozen, keep, lock, losses, records, result, table
 from pml_ext.benchmark.checkpoint import DamagedError, epochs_done
 from pml_ext.benchmark.config import Experiment
 from pml_ext.benchmark.data import Data
 from pml_ext.benchmark.device import torch_device
+from pml_ext.benchmark.difference import QUERIES
 from pml_ext.benchmark.errors import BenchmarkError, check_extras, explain
 from pml_ext.benchmark.evaluate import NotFinite
 from pml_ext.benchmark.losses import LossSpec
@@ -27,7 +31,7 @@ from pml_ext.evaluation import Evaluation
 RESULTS = "results.jsonl"
 TABLE = "table.md"
 ERROR = "error.txt"
-QUERIES = "queries.npz"
+EMBEDDINGS = "embeddings.npy"  # of the test classes, where the folds' are going to be joined
 NAMED = 12  # losses in the line that says what is going to happen
 # What failed for a reason of its own is tried again when the experiment is continued; what diverged would diverge.
 RAISED = "raised: "
@@ -209,9 +213,10 @@ class Jobs:
             run = Run(self.experiment, data, self.specs[name], seed, where, progress, fold=fold, pace=pace)
             tested = run.train()
             files.write(where / QUERIES, evaluate.per_query(tested.test))
-            keep.keep(
-                where, tested.network, data, tested.metrics, arguments | {"loss": name, "seed": seed, "fold": fold}
-            )
+            if fold is not None:
+                files.write(where / EMBEDDINGS, _saved(tested.embeddings))
+            if not data.frozen:  # the trunk would be there once for each of them
+                keep.keep(where, tested.network, data, tested.metrics, arguments | identity(*key))
         except (Diverged, NotFinite) as error:
             return _failed(key, arguments, f"diverged: {error}")
         except (OSError, sqlite3.Error, MemoryError, BenchmarkError, torch.OutOfMemoryError):
@@ -307,11 +312,41 @@ def _line(one: Result) -> str:
     return f"{result.name_of(one.key)}: recall@1 {one.metrics['recall_at_1']:.1%}{took}"
 
 
+def _saved(embeddings: Tensor) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, embeddings.numpy(), allow_pickle=False)
+    return stream.getvalue()
+
+
+def _concatenated(experiment: Experiment, data: list[Data], out: Path, results: Sequence[Result]) -> list[Result]:
+    """A row for each loss and seed of what the models of all folds say together, their embeddings side by side."""
+    if experiment.folds is None:
+        return []
+    found = []
+    for loss, runs in table.by_loss([one for one in results if one.fold is not None and not one.error]).items():
+        for seed in experiment.seeds:
+            folders = [folder.run_folder(out, *one.key) for one in runs if one.seed == seed]
+            if len(folders) < experiment.folds or not all((each / EMBEDDINGS).exists() for each in folders):
+                continue
+            parts = [torch.from_numpy(np.load(each / EMBEDDINGS, allow_pickle=False)) for each in folders]
+            measured = evaluate.measure(
+                torch.cat(parts, dim=1) / len(parts) ** 0.5,
+                data[0].test,
+                recall_at=experiment.recall_at,
+                device=torch_device(experiment.device),
+                clusters=True,
+            )
+            found.append(Result(f"{loss}, {experiment.folds} folds joined", seed, dict(measured), [], None, {}))
+    return found
+
+
 def _report(experiment: Experiment, data: list[Data], out: Path, results: Sequence[Result], say: Say) -> None:
     """Write the table and the plots, then print: what is printed to may be gone."""
     from pml_ext.benchmark import plots
 
-    files.write(out / TABLE, table.markdown(results).encode())
+    rows = [*results, *_concatenated(experiment, data, out, results)]
+    standing = difference.standing(out, results)
+    files.write(out / TABLE, table.markdown(rows, standing).encode())
     chosen = keep.choose(results)
     try:
         if chosen is not None:
@@ -324,7 +359,7 @@ def _report(experiment: Experiment, data: list[Data], out: Path, results: Sequen
     except OSError as error:
         drawn = f"none: {explain(error)}"
     say("")
-    say(table.text(results))
+    say(table.text(rows, standing))
     say("")
     say(f"results: {out / RESULTS}")
     say(f"table:   {out / TABLE}")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from statistics import mean, stdev
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
-from pml_ext.benchmark.result import Result
+from pml_ext.benchmark.result import Result, name_of
+from pml_ext.evaluation import Standing, mean_interval
+
+NONE: Mapping[str, Standing] = MappingProxyType({})
 
 TITLES = {"mean_average_precision_at_r": "MAP@R", "r_precision": "R-precision", "NMI": "NMI"}
 
@@ -31,32 +34,42 @@ def columns(results: Sequence[Result]) -> list[tuple[str, str]]:
     return found
 
 
-def text(results: Sequence[Result]) -> str:
-    """Aligned columns. With several runs of a loss: mean ± standard deviation."""
-    rows = _rows(results)
+def text(results: Sequence[Result], standing: Mapping[str, Standing] = NONE) -> str:
+    """Aligned columns. With several runs of a loss: the mean and its 95 % t-interval."""
+    rows = _rows(results, standing)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
     lines.insert(1, "-" * len(lines[0]))
-    return "\n".join(line.rstrip() for line in [*lines, *_notes(results)])
+    return "\n".join(line.rstrip() for line in [*lines, *_notes(results, standing)])
 
 
-def markdown(results: Sequence[Result]) -> str:
+def markdown(results: Sequence[Result], standing: Mapping[str, Standing] = NONE) -> str:
     """The same as a Markdown table."""
-    head, *body = [[cell.replace("|", "\\|") for cell in row] for row in _rows(results)]
+    head, *body = [[cell.replace("|", "\\|") for cell in row] for row in _rows(results, standing)]
     rule = [":--", *["--:"] * (len(head) - 1)]
     rows = "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
-    notes = "\n\n".join(_notes(results))
+    notes = "\n\n".join(_notes(results, standing))
     return f"{rows}\n\n{notes}\n"
 
 
-def _rows(results: Sequence[Result]) -> list[list[str]]:
+def _rows(results: Sequence[Result], standing: Mapping[str, Standing]) -> list[list[str]]:
     shown = columns(results)
     chosen = any(result.validation for result in results)
-    rows = [["loss", *(title for title, _ in shown), *(["epoch", "last@1"] if chosen else []), "s/epoch"]]
+    rows = [
+        [
+            "loss",
+            *(title for title, _ in shown),
+            *(["rank"] if standing else []),
+            *(["epoch", "last@1"] if chosen else []),
+            "s/epoch",
+        ]
+    ]
     for loss, runs in by_loss(results).items():
         done = [run for run in runs if not run.error]
         name = loss if len(done) == len(runs) else f"{loss} ({len(done)} of {len(runs)})"
         cells = [_cell([run.metrics.get(metric, math.nan) for run in done], _share) for _, metric in shown]
+        if standing:
+            cells.append(_rank(standing[loss]) if loss in standing else "-")
         if chosen:
             epochs = [float(run.best_epoch) for run in done if run.best_epoch is not None]
             cells += [
@@ -64,7 +77,7 @@ def _rows(results: Sequence[Result]) -> list[list[str]]:
                 _cell([run.last.get("recall_at_1", math.nan) for run in done if run.last], _share),
             ]
         seconds = [run.seconds_per_epoch for run in done if run.seconds_per_epoch is not None]
-        rows.append([name, *cells, _cell(seconds, lambda x: f"{x:.2f}")])
+        rows.append([name, *cells, _cell(seconds, lambda x: f"{x:.2f}", spread=False)])
     return rows
 
 
@@ -72,27 +85,37 @@ def _share(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
+def _rank(standing: Standing) -> str:
+    """The ranks that a loss can have, with a star if it is not distinguishable from the best."""
+    if not standing.valid:
+        return "-"
+    ranks = f"{standing.first}" if standing.first == standing.last else f"{standing.first}-{standing.last}"
+    return ranks + ("*" if standing.is_best else "")
+
+
 def _cell(values: Sequence[float], form: Callable[[float], str], *, spread: bool = True) -> str:
     if not values:
         return "-"
-    finite = [value for value in values if math.isfinite(value)]
-    if len(finite) < len(values):
+    if not all(map(math.isfinite, values)):
         return "nan"
-    return form(mean(values)) + (f" ± {form(stdev(values))}" if spread and len(values) > 1 else "")
+    found = mean_interval(values)
+    return form(found.mean) + (f" ± {form(found.high - found.mean)}" if spread and len(values) > 1 else "")
 
 
-def _notes(results: Sequence[Result]) -> list[str]:
-    most = max((len(runs) for runs in by_loss(results).values()), default=0)
-    spread = f", mean ± standard deviation over {_over(results)}" if most > 1 else ""
-    chosen = any(result.validation for result in results)
-    epochs = (
-        " Of the epoch with the best MAP@R on validation classes; last@1: recall@1 of the last epoch." if chosen else ""
-    )
-    failed = [result for result in results if result.error]
-    return [
-        f"In per cent, on classes that were not trained on{spread}.{epochs} s/epoch: seconds of training per epoch.",
-        *(f"{result.loss}, seed {result.seed}, failed: {result.error}" for result in failed),
-    ]
+def _notes(results: Sequence[Result], standing: Mapping[str, Standing]) -> list[str]:
+    """What the reader of the table must know, a line each."""
+    several = max((len(runs) for runs in by_loss(results).values()), default=0) > 1
+    spread = f", mean and its 95 % interval over {_over(results)}" if several else ""
+    lines = [f"In per cent, on classes that were not trained on{spread}. s/epoch: seconds of training per epoch."]
+    if any(result.validation for result in results):
+        lines.append("Of the epoch with the best MAP@R on validation classes; last@1: recall@1 of the last epoch.")
+    if standing:
+        over = f"queries and {_over(results)}" if several else "queries, of these networks"
+        lines.append(
+            f"rank: by recall@1, as far as paired differences over {over}, can tell (95 %); "
+            "*: not distinguishable from the best."
+        )
+    return lines + [f"{name_of(result.key)}, failed: {result.error}" for result in results if result.error]
 
 
 def _over(results: Sequence[Result]) -> str:
