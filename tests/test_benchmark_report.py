@@ -361,6 +361,13 @@ def test_page_without_the_optional_parts():
     assert sections(vectors) == ["Results", "Curves", "Map", "Health", "Arguments"]
 
 
+@pytest.mark.parametrize("chosen", [True, False])
+def test_curves_say_of_which_classes_they_are(chosen):
+    validation = {"recall_at_1": 0.7} if chosen else {}
+    document = page(Contents("x", [result("A", 0, 0.5, validation=validation)]))
+    assert f"Recall@1 after each epoch, {'validation' if chosen else 'test'} classes" in document
+
+
 def test_page_of_nothing_but_failures():
     document = page(Contents("x", [failed("A", 0), failed("B", 0)]))
     assert_harmless(document)

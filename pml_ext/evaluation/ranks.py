@@ -68,9 +68,11 @@ def counted_ranks(
         columns = torch.cat([own[rows], columns[~is_own[columns]]])
 
     tiles = _Tiles(
-        query.at(rows),
+        query,
+        rows,
         query_keys,
-        reference.at(columns),
+        reference,
+        columns,
         reference_keys[columns],
         shared,
         tile_size or (thresholds.TILE_CPU if slots.device.type == "cpu" else thresholds.TILE_GPU),
@@ -85,16 +87,26 @@ def counted_ranks(
 
 
 class _Tiles:
-    """The squared distances of n queries to m references, both sorted by class, in tiles."""
+    """The squared distances of queries to references, both in an order by class, in tiles."""
 
     def __init__(
-        self, query: Points, query_keys: Tensor, reference: Points, reference_keys: Tensor, shared: int, size: int
+        self,
+        query: Points,
+        query_order: Tensor,
+        query_keys: Tensor,
+        reference: Points,
+        reference_order: Tensor,
+        reference_keys: Tensor,
+        shared: int,
+        size: int,
     ) -> None:
+        query_squares, reference_squares = query.squares[query_order], reference.squares[reference_order]
         # With the squares as the first two factors, D[i, j] of two queries rounds like D[j, i].
-        ones, more_ones = (torch.ones_like(x.squares)[:, None] for x in (query, reference))
-        self.left = torch.cat([query.squares[:, None], ones, -2 * query.moved], dim=1)
-        self.right = torch.cat([more_ones, reference.squares[:, None], reference.moved], dim=1)
-        self.query, self.reference = query, reference
+        ones, more_ones = (torch.ones_like(x)[:, None] for x in (query_squares, reference_squares))
+        self.left = torch.cat([query_squares[:, None], ones, -2 * query.moved[query_order]], dim=1)
+        self.right = torch.cat([more_ones, reference_squares[:, None], reference.moved[reference_order]], dim=1)
+        self.query, self.query_order = query, query_order
+        self.reference, self.reference_order = reference, reference_order
         self.query_keys, self.reference_keys, self.shared = query_keys, reference_keys, shared
         self.rows = _slices(query_keys, 0, size)
         self.columns = (self.rows if shared else []) + _slices(reference_keys, shared, size)
@@ -103,8 +115,8 @@ class _Tiles:
         largest = max(where.stop - where.start for where in self.rows + self.columns)
         self.buffers = self.left.new_empty(2, largest**2)
         self.near_rows, self.near_columns = (
-            [thresholds.NEAR * points.squares[where].max().item() for where in slices]
-            for points, slices in ((query, self.rows), (reference, self.columns))
+            [thresholds.NEAR * squares[where].max().item() for where in slices]
+            for squares, slices in ((query_squares, self.rows), (reference_squares, self.columns))
         )
 
     def distances(self, i: int, j: int) -> Tensor:
@@ -115,7 +127,8 @@ class _Tiles:
         if columns.start < self.shared and i == j:
             distances.fill_diagonal_(torch.inf)
         if distances.min() < self.near_rows[i] + self.near_columns[j]:
-            recompute_near(distances, self.query.at(rows), self.reference.at(columns))
+            near = self.query.at(self.query_order[rows]), self.reference.at(self.reference_order[columns])
+            recompute_near(distances, *near)
         return distances
 
     def matches(self, i: int, j: int) -> Tensor | None:

@@ -151,12 +151,13 @@ def _curves(contents: Contents, rows: Sequence[Row]) -> str:
     results = [result for result in contents.results if result.loss in kept and not result.error]
     if not any(result.trained for result in results):
         return ""
+    watched = "validation" if any(result.validation for result in results) else "test"
     names = shortened(kept)
     results = [replace(result, loss=names[result.loss]) for result in results]
     left_out = sum(row.trained for row in rows) - len(best)
     drawn = [
-        figure(partial(curves.learning_curves, results), "Recall@1 after each epoch", SMALL),
-        figure(partial(curves.recall_curves, results), "Recall@k: is one of the k nearest of the same class?", SMALL),
+        figure(partial(curves.learning_curves, results), f"Recall@1 after each epoch, {watched} classes", SMALL),
+        figure(partial(curves.recall_curves, results), "Recall@k: one of the k nearest is right, test classes", SMALL),
     ]
     note = f"<p>Those with the best recall@1; {left_out} more are in the table.</p>" if left_out else ""
     return f'<div class="curves">{"".join(drawn)}</div>{note}'
