@@ -89,6 +89,7 @@ class CrossBatchMemory(pml.CrossBatchMemory):  # type: ignore[misc, unused-ignor
     curr_batch_idx: Tensor
     queue_idx: int
     has_been_filled: bool
+    _enqueued: int
 
     def __init__(
         self,
@@ -183,6 +184,7 @@ class CrossBatchMemory(pml.CrossBatchMemory):  # type: ignore[misc, unused-ignor
         slots = torch.full_like(every, -1)
         rows = embeddings if enqueue_mask is None else embeddings[anchors]
         refs: Tensor | None
+        skipped = False
         if self.seen < self.start:
             # As if there were no queue.
             self.seen += len(enqueued)
@@ -191,6 +193,7 @@ class CrossBatchMemory(pml.CrossBatchMemory):  # type: ignore[misc, unused-ignor
             queue = Queue(embeddings[enqueued], known[enqueued], slots, anchors)
         else:
             self.add_to_memory(embeddings[enqueued], known[enqueued], len(enqueued))
+            skipped = self._enqueued < len(enqueued)
             slots[enqueued] = self.curr_batch_idx
             used = self.memory_size if self.has_been_filled else self.queue_idx
             refs = self.embedding_memory[:used]
@@ -203,9 +206,7 @@ class CrossBatchMemory(pml.CrossBatchMemory):  # type: ignore[misc, unused-ignor
         pairs = self.pairs(embeddings, rows, None if labels is None else known[anchors], queue, indices_tuple)
         ref_labels = None if labels is None or refs is None else queue.labels
         loss: Tensor = self.loss(rows, None if labels is None else known[anchors], pairs, refs, ref_labels)
-        if (slots[enqueued] < 0).any() and isinstance(loss, Tensor):
-            loss = loss + torch.nan
-        return loss
+        return loss + torch.nan if skipped and isinstance(loss, Tensor) else loss
 
     def pairs(
         self,
@@ -243,6 +244,7 @@ class CrossBatchMemory(pml.CrossBatchMemory):  # type: ignore[misc, unused-ignor
             dtype = torch.promote_types(self.embedding_memory.dtype, embeddings.dtype)
             memory = self.embedding_memory.to(device, dtype)
             known = self.label_memory.to(device, _wider(self.label_memory.dtype, labels.dtype))
+            # The only number that is waited for on a GPU, where pairs are masks.
             finite = embeddings.isfinite().all(1)
             if labels.is_floating_point():
                 finite = finite & labels.isfinite()
@@ -255,6 +257,7 @@ class CrossBatchMemory(pml.CrossBatchMemory):  # type: ignore[misc, unused-ignor
             self.curr_batch_idx = torch.full((batch_size,), -1, device=device).masked_scatter(finite, place)
         self.has_been_filled = self.has_been_filled or self.queue_idx + number >= self.memory_size
         self.queue_idx = (self.queue_idx + number) % self.memory_size
+        self._enqueued = number
 
     def get_extra_state(self) -> dict[str, Any]:
         """The position and the fill of the queue, and how far the warm-up is, for `state_dict`."""
