@@ -60,7 +60,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         r"training on 5 classes \(\d+ images\), the last epoch counts, testing on 5 other classes", printed.out
     )
     head = r"loss +recall@1 +@2 +@4 +@8 +MAP@R +R-precision +NMI +rank +s/epoch"
-    assert re.search(head + r"\n-+\nuntrained( +\d+\.\d){7} +\S+ +-\nRAW( +\d+\.\d){7} +[123-]+\*? +\d+\.\d\d\n", printed.out)
+    rows = r"\n-+\nuntrained( +\d+\.\d){7} +\S+ +-\nRAW( +\d+\.\d){7} +[123-]+\*? +\d+\.\d\d\n"
+    assert re.search(head + rows, printed.out)
     assert str(out / "results.jsonl") in printed.out
     assert [r.loss for r in result.read(out / "results.jsonl")] == ["untrained", "RAW", "ContrastiveLoss"]
     assert (out / "table.md").read_text().count("|\n") == 5
