@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from contextlib import suppress
 from typing import Any
+
+
+class Nowhere(io.TextIOBase):
+    """What is printed where there is no stream."""
+
+    def write(self, text: str) -> int:
+        """Forget it."""
+        return len(text)
 
 
 def settle() -> None:
@@ -19,7 +28,7 @@ def settle() -> None:
     for name in ("stdout", "stderr"):
         stream: Any = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for as long as the process lives
+            setattr(sys, name, Nowhere())
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
 
