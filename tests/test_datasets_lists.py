@@ -5,6 +5,7 @@ import csv
 import pytest
 from PIL import Image
 
+from pml_ext import datasets
 from pml_ext.datasets.folder import folder
 from pml_ext.datasets.lists import image_list
 from pml_ext.datasets.samples import DataError
@@ -54,9 +55,11 @@ def test_strangers_are_passed_over(tmp_path):
 
 def test_a_page_saved_as_an_image_is_named(tmp_path):
     save(tmp_path / "cat" / "a.png")
-    (tmp_path / "cat" / "b.jpg").write_text("<html>")
-    with pytest.raises(DataError, match=r"cat/b\.jpg' is not a readable image"):
-        folder(tmp_path)
+    for name in ("b.jpg", "c.jpg"):
+        (tmp_path / "cat" / name).write_text("<html>")
+    with pytest.raises(DataError, match=r"cat/b\.jpg' is not a readable image.*\(and 1 more; --check lists all\)"):
+        datasets.open(tmp_path)
+    assert len(datasets.open(tmp_path, strict=False).unreadable) == 2
 
 
 @pytest.mark.parametrize("word", ["val", "valid", "validation", "Val"])

@@ -10,6 +10,7 @@ import os
 import shlex
 import signal
 import sqlite3
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from pml_ext.benchmark.errors import BenchmarkError, explain
 from pml_ext.benchmark.kinds import Several, Switch
 
 COMMAND = "python -m pml_ext.benchmark"
+TUNE, TUNED = "tune", "tuned.json"
 GROUPS = {
     "data": "data and splits",
     "losses": "losses and seeds",
@@ -47,14 +49,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0; 2 for a mistake or a failed write; 128 and the number of the signal that ended it, 130 for Ctrl-C.
     """
     streams.settle()
-    given = vars(_parser().parse_args(arguments))
-    resume = given.pop("resume", False)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    tuning = words[:1] == [TUNE]
+    given = vars(_parser(tuning).parse_args(words[tuning:]))
+    resume, check, trials = (
+        given.pop(name, default) for name, default in (("resume", False), ("check", False), ("trials", 30))
+    )
     out = given.get("out")
     try:
         with _ended_by_signals():
-            experiment = _experiment(given, resume)
+            experiment = _searched(given, resume) if tuning else _experiment(given, resume)
             out = experiment.out
-            _run(experiment, resume)
+            if check:
+                return _check(experiment)
+            _run(experiment, resume, trials if tuning else None)
     except Terminated as end:
         return _stop("terminated", 128 + end.number, out)
     except KeyboardInterrupt:
@@ -68,15 +76,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(experiment: Experiment, resume: bool) -> None:
+def _run(experiment: Experiment, resume: bool, trials: int | None) -> None:
     import torch
 
     from pml_ext.benchmark import environment
-    from pml_ext.benchmark.runs import run
 
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(environment.cores())
-    run(experiment, resume=resume, say=streams.say)
+    if trials is None:
+        from pml_ext.benchmark.runs import run
+
+        run(experiment, resume=resume, say=streams.say)
+    else:
+        from pml_ext.benchmark.search import tune
+
+        tune(experiment, trials, resume=resume, say=streams.say)
+
+
+def _check(experiment: Experiment) -> int:
+    from pml_ext.benchmark.data import checked
+
+    line, wrong = checked(experiment)
+    for each in [line, *wrong]:
+        streams.say(each)
+    return 1 if wrong else 0
+
+
+def _searched(given: dict[str, Any], resume: bool) -> Experiment:
+    if resume and "out" not in given:
+        raise BenchmarkError("a search is continued in its folder: give --out")
+    return Experiment(**((folder.searched(Path(given["out"])) if resume else {}) | given))
 
 
 def _experiment(given: dict[str, Any], resume: bool) -> Experiment:
@@ -108,8 +137,10 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 def _stop(message: str, code: int, out: str | None = None) -> int:
-    started = out is not None and os.path.exists(os.path.join(out, folder.ARGUMENTS))
-    after = f"; continue with: {COMMAND} --resume --out {shlex.quote(str(out))}" if started else ""
+    after = ""
+    for word, name in (("", folder.ARGUMENTS), (f"{TUNE} ", folder.SEARCH)):
+        if out is not None and os.path.exists(os.path.join(out, name)):
+            after = f"; continue with: {COMMAND} {word}--resume --out {shlex.quote(str(out))}"
     streams.complain(f"pml_ext.benchmark: {' '.join(message.split())}{after}")
     return code
 
@@ -125,15 +156,21 @@ class _OneLineParser(argparse.ArgumentParser):
         self.exit(2)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(tuning: bool = False) -> argparse.ArgumentParser:
     parser = _OneLineParser(
-        prog=COMMAND,
+        prog=f"{COMMAND} {TUNE}" if tuning else COMMAND,
         # What is not given is not in the namespace: it comes from a protocol, or from where the experiment was started.
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
-        description="Train one network with several losses, on your images or on images that come with the package, "
-        "and compare how well it retrieves classes that it was not trained on.",
-        epilog="An interrupted experiment continues with --resume; --resume --losses NCA --seeds 3 4 adds to a "
+        description="Search the hyperparameters of each loss, judged on validation classes; "
+        f"{TUNED} is a config that runs with what was found."
+        if tuning
+        else "Train one network with several losses, on your images or on images that come with the package, "
+        "and compare how well it retrieves classes that it was not trained on. "
+        f"The word {TUNE} before the flags searches hyperparameters instead: {COMMAND} {TUNE} --help.",
+        epilog="An interrupted search continues with --resume --out, more --trials or --losses add to it."
+        if tuning
+        else "An interrupted experiment continues with --resume; --resume --losses NCA --seeds 3 4 adds to a "
         "finished one. Everything is written under --out: results.jsonl, table.md, report.html, plots, checkpoints, "
         "and the logs of record-keeper (CSV, SQLite, TensorBoard).",
     )
@@ -145,6 +182,20 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help=f"continue the experiment in --out, by default the last one in {folder.RUNS}",
     )
+    if tuning:
+        groups["running"].add_argument(
+            "--trials",
+            type=int,
+            metavar="N",
+            help="trials for each loss; the first one is the loss as it is. Default: 30",
+        )
+    else:
+        groups["data"].add_argument(
+            "--check",
+            action="store_true",
+            help="look at every image, name those that cannot be read and those that are on both sides of the split, "
+            "and train nothing",
+        )
     parser.add_argument("--dataset", dest="data", help=argparse.SUPPRESS)  # its old name
     return parser
 

@@ -19,6 +19,7 @@ from pml_ext.benchmark.transforms import test_transform, train_transform
 from pml_ext.benchmark.trunks import Trunk
 from pml_ext.datasets import DATASETS
 from pml_ext.datasets import open as open_source
+from pml_ext.datasets.duplicates import check_files
 from pml_ext.datasets.samples import DataError, Samples
 
 ENOUGH = 6  # training classes, from which on a part of them is kept for validation
@@ -199,6 +200,20 @@ class Data:
             batch_size=experiment.batch_size,
             images_per_class=self.images_per_class(experiment),
         )
+
+
+def checked(experiment: Experiment) -> tuple[str, list[str]]:
+    """Look at every image of an experiment's data: what they are, and a line for each thing that is wrong.
+
+    Raises:
+        BenchmarkError: data that cannot be read at all, or not be cut.
+    """
+    try:
+        samples = open_source(experiment.data, strict=False)
+        split = _cut(samples, experiment, None)
+    except DataError as error:
+        raise BenchmarkError(str(error)) from error
+    return f"{samples.describe()}; {split.describe(samples)}", list(check_files(samples, split.parts()))
 
 
 def _cut(samples: Samples, experiment: Experiment, fold: int | None) -> Split:

@@ -24,6 +24,7 @@ from pml_ext.benchmark.errors import BenchmarkError
 
 RUNS = Path("runs")
 ARGUMENTS = "experiment.json"
+SEARCH = "tune.json"  # the arguments of a search
 # What systems put into every folder. Names that begin with a dot, ours among them, are as good as not there too.
 STRANGERS = ("lost+found", "Thumbs.db", "desktop.ini")
 
@@ -109,6 +110,13 @@ def stored(out: Path) -> Experiment:
         return Experiment(**(arguments(out) | {"out": str(out)}))
     except BenchmarkError as error:
         raise BenchmarkError(f"{out / ARGUMENTS}: {error}") from None
+
+
+def searched(out: Path) -> dict[str, Any]:
+    """The arguments of the search that was started in a folder."""
+    if not (out / SEARCH).exists():
+        raise BenchmarkError(f"there is no search in {out} to resume")
+    return {name: value for name, value in config.read_json(out / SEARCH).items() if value is not None}
 
 
 def arguments(out: Path) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from pml_ext import catalog
 from pml_ext import losses as our_losses
 from pml_ext import miners as our_miners
 from pml_ext.benchmark.errors import BenchmarkError
+from pml_ext.spaces import Range, ranges
 from pml_ext.trainers.methods import methods
 
 Make = Callable[..., Any]
@@ -103,6 +104,65 @@ def parse(spec: Any) -> LossSpec:
 def build(spec: Any, *, classes: int, embedding_size: int) -> catalog.Recipe:
     """Build the loss that is meant, with its miner: `parse(spec).build(...)`."""
     return parse(spec).build(classes=classes, embedding_size=embedding_size)
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A loss that is written as a text, and what a search may change in it.
+
+    Args:
+        name: of the loss, without arguments.
+        arguments: those that were given.
+        miner: what stands after the plus sign; "" for nothing.
+        space: the ranges of the other arguments, by keyword.
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+    miner: str
+    space: Mapping[str, Range]
+
+    def written(self, values: Mapping[str, Any]) -> str:
+        """The text of the loss with some values.
+
+        Example:
+            >>> searched("RAW(gamma=0.3)").written({"alpha": 4})
+            'RAW(gamma=0.3, alpha=4)'
+        """
+        arguments = ", ".join(f"{key}={value!r}" for key, value in {**self.arguments, **values}.items())
+        return (f"{self.name}({arguments})" if arguments else self.name) + (f" + {self.miner}" if self.miner else "")
+
+
+def searched(spec: Any) -> Searched:
+    """What a search may change in a loss: the space of a recipe or class, without the arguments that are given.
+
+    A class of one's own may declare `space`, from argument to `pml_ext.spaces.Range`.
+
+    Raises:
+        BenchmarkError: a loss that is not written as a text, or unknown.
+
+    Example:
+        >>> list(searched("RAW(gamma=0.3)").space)
+        ['alpha', 'beta', 'epsilon']
+    """
+    if not isinstance(spec, str):
+        raise BenchmarkError(
+            f"only a loss that is written as a text can be searched, as RAW or module:name; got {spec!r}"
+        )
+    loss_text, *miner_texts = _split(spec)
+    name, arguments = _call(loss_text)
+    parse(spec)
+    if name in methods:
+        found: Mapping[str, Range] = {}
+    elif name in catalog.recipes:
+        found = catalog.space(name)
+        if miner_texts:
+            found = {key: each for key, each in found.items() if not key.startswith("miner.")}
+    else:
+        cls = _loss_class(name)
+        found = {**ranges(cls, arguments), **getattr(cls, "space", {})}
+    space = {key: each for key, each in found.items() if key not in arguments}
+    return Searched(name, arguments, " + ".join(miner_texts), space)
 
 
 def catalog_names() -> tuple[str, ...]:
@@ -181,23 +241,29 @@ def _call(text: str) -> tuple[str, dict[str, Any]]:
 def _maker(name: str, arguments: dict[str, Any]) -> Callable[[int, int], catalog.Recipe]:
     if name in catalog.recipes:
         return _of_recipe(name, arguments)
-    if name in our_losses.__all__:
-        cls, source = getattr(our_losses, name), f"pml_ext.losses.{name}"
-    elif ":" not in name and name in _classes(pml_losses, BaseMetricLossFunction):
-        cls, source = getattr(pml_losses, name), f"pytorch_metric_learning.losses.{name}"
-    elif name.startswith("pml:"):
-        known = _classes(pml_losses, BaseMetricLossFunction)
-        cls, source = _known("PML loss", name.removeprefix("pml:"), known), f"pytorch_metric_learning.losses.{name[4:]}"
-    elif ":" in name:
-        cls, source = imported(name, "loss"), name
-    else:
-        raise _unknown("loss", name, names())
+    cls = _loss_class(name)
     make = _of_class(cls, name, arguments)
+    ours, bare = name in our_losses.__all__, name.removeprefix("pml:")
+    source = name if ":" in bare else f"{'pml_ext' if ours else 'pytorch_metric_learning'}.losses.{bare}"
 
     def recipe(classes: int, embedding_size: int) -> catalog.Recipe:
         return _recipe(make(classes, embedding_size), name, source)
 
     return recipe
+
+
+def _loss_class(name: str) -> Make:
+    """The class of ours, of PML or of one's own that a name without arguments means."""
+    known = _classes(pml_losses, BaseMetricLossFunction)
+    if name in our_losses.__all__:
+        return _class_of(our_losses, name)
+    if ":" not in name and name in known:
+        return known[name]
+    if name.startswith("pml:"):
+        return _known("PML loss", name.removeprefix("pml:"), known)
+    if ":" in name:
+        return imported(name, "loss")
+    raise _unknown("loss", name, names())
 
 
 def _of_recipe(name: str, arguments: dict[str, Any]) -> Callable[[int, int], catalog.Recipe]:

@@ -151,6 +151,16 @@ class Run:
             Diverged: the loss became infinite or not a number.
             NotFinite: the embeddings did.
         """
+        self.fit()
+        return self._test()
+
+    def fit(self) -> None:
+        """Train from where the run stands to its last epoch; the test classes are not looked at.
+
+        Raises:
+            Diverged: the loss became infinite or not a number.
+            NotFinite: the embeddings did.
+        """
         saved = checkpoint.load(self.folder, self.device, self.identity)
         records.rewind(self.folder, None if saved is None else saved["records"])
         with records.keeping(self.folder) as keeper:
@@ -160,7 +170,6 @@ class Run:
                 self._restore(saved)
             for epoch in range(len(self.history) + 1, self.experiment.epochs + 1):
                 self._epoch(epoch, keeper)
-        return self._test()
 
     def _epoch(self, epoch: int, keeper: Any) -> None:
         self.progress.who = f"{self.name} seed {self.seed} epoch {epoch}/{self.experiment.epochs}"

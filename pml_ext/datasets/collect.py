@@ -43,13 +43,14 @@ def collect(
         notes: what else is to be said. Default ().
 
     Raises:
-        DataError: a file that is not there or is no image.
+        DataError: a file that is not there.
     """
     files = ImageFiles(tuple(map(str, paths)), mode, boxes)
     if lost := absent(files.paths):
         more = f" (and {len(lost) - 1:,} more of {len(files.paths):,})" if len(lost) > 1 else ""
         raise DataError(f"{name}: {files.paths[lost[0]]!r} is not there{more}")
     numbers, classes = number(labels, sort)
+    converted, broken = look(files)
     return Samples(
         name=name,
         labels=numbers,
@@ -61,7 +62,8 @@ def collect(
         gallery=gallery,
         groups=groups,
         sequences=sequences,
-        notes=(*look(files), *notes),
+        notes=(*converted, *notes),
+        unreadable=broken,
         key=files.key(),
     )
 

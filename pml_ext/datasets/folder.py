@@ -30,7 +30,7 @@ def folder(root: str | Path, mode: Mode = "RGB") -> Samples:
         mode: "RGB", or "L" for gray. Default "RGB".
 
     Raises:
-        DataError: no folder of images in it, or a file that is no image although its name says so.
+        DataError: no folder of images in it.
 
     Example:
         >>> folder("nowhere")

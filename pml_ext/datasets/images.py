@@ -202,12 +202,8 @@ def _eight_bits(image: Image.Image, what: str, tags: Any) -> Image.Image:
     return Image.fromarray(scaled.round().astype(np.uint8))
 
 
-def look(files: ImageFiles) -> tuple[str, ...]:
-    """Read the headers, up to `LOOKED_AT` of them, and say what had to be converted.
-
-    Raises:
-        DataError: a file that is no image; the message names the first of them and says how many there are.
-    """
+def look(files: ImageFiles) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Read the headers, up to `LOOKED_AT` of them: what has to be converted, and a line for each that is no image."""
     step = -(-len(files.paths) // LOOKED_AT)
     kinds: Counter[str] = Counter()
     broken = []
@@ -217,15 +213,10 @@ def look(files: ImageFiles) -> tuple[str, ...]:
                 kinds[_kind(file)] += 1
         except DataError as error:
             broken.append(str(error))
-    if broken:
-        more = f" (and {len(broken) - 1:,} more; --check lists all)" if len(broken) > 1 else ""
-        raise DataError(broken[0] + more)
     wanted = {"RGB": "RGB", "L": "gray"}[files.mode]
     counts = [f"{kinds[kind]:,} {kind}" for kind in KINDS if kinds[kind] and kind != wanted]
-    if not counts:
-        return ()
     some = f" (of {-(-len(files.paths) // step):,} looked at)" if step > 1 else ""
-    return (", ".join([*counts, f"converted to {wanted}"]) + some,)
+    return (", ".join([*counts, f"converted to {wanted}"]) + some,) if counts else (), tuple(broken)
 
 
 KINDS = ("gray", "RGB", "with alpha", "with 16 bits", "CMYK", "of other color spaces")

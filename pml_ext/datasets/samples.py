@@ -37,6 +37,7 @@ class Samples:
         groups: number of what a sample shows (a video, an object); a split never cuts a group. Default None.
         sequences: number of the sequence of each sample; a query's own is left out of its gallery. Default None.
         notes: what was found while reading, for people: "20 gray, 20 with alpha, converted to RGB". Default ().
+        unreadable: a line for each file that was found to be no image. Default ().
         key: hexadecimal digest that changes with the contents; the key of cached features. Default "".
 
     Shape:
@@ -64,6 +65,7 @@ class Samples:
     groups: Tensor | None = None
     sequences: Tensor | None = None
     notes: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
     key: str = ""
 
     def __post_init__(self) -> None:

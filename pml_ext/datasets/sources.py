@@ -34,7 +34,7 @@ OFFICIAL: Mapping[str, Callable[[str, Mode], Samples]] = MappingProxyType(
 """The sets of the literature, read from a folder as they are unpacked."""
 
 
-def open(source: Any, *, mode: Mode = "RGB", labels: Any = None) -> Samples:
+def open(source: Any, *, mode: Mode = "RGB", labels: Any = None, strict: bool = True) -> Samples:
     """Read a data set, whatever it is made of.
 
     ====================================  ===========================================================================
@@ -53,6 +53,7 @@ def open(source: Any, *, mode: Mode = "RGB", labels: Any = None) -> Samples:
         source: as above.
         mode: "RGB", or "L" for gray. Default "RGB".
         labels: the labels of a file of vectors, or a file of them. Default None: those in the file or beside it.
+        strict: refuse files that are no images; False leaves them in `Samples.unreadable`. Default True.
 
     Raises:
         DataError: a source that is not there or cannot be used, in one line.
@@ -63,6 +64,14 @@ def open(source: Any, *, mode: Mode = "RGB", labels: Any = None) -> Samples:
         ...
         pml_ext.datasets.samples.DataError: unknown data set 'cbu'; did you mean cub?
     """
+    samples = _read(source, mode, labels)
+    if samples.unreadable and strict:
+        count = len(samples.unreadable) - 1
+        raise DataError(samples.unreadable[0] + (f" (and {count:,} more; --check lists all)" if count else ""))
+    return samples
+
+
+def _read(source: Any, mode: Mode, labels: Any) -> Samples:
     if labels is not None and not _is_vector_file(source):
         raise DataError(f"labels are given with a file of vectors (.npy, .npz, .pt) only, got {source!r}")
     if not isinstance(source, (str, Path)):

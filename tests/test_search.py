@@ -1,0 +1,308 @@
+"""Tuning: equal trials, judged on validation classes only, the same whether it was interrupted or not."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import optuna
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pml_ext.benchmark import BenchmarkError, Experiment, cli, losses, search
+from pml_ext.benchmark.evaluate import NotFinite
+from pml_ext.benchmark.search import rounded, suggested, tune
+from pml_ext.benchmark.training import Run
+from pml_ext.spaces import Range
+
+SMALL = {"data": "digits", "validation": 0.4, "epochs": 1, "steps": 1}
+
+
+def experiment(out, **arguments):
+    return Experiment(**SMALL | {"losses": ("RAW", "NCA"), "out": str(out)} | arguments)
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """Every trial is judged by its text alone; the texts, in order."""
+    tried = []
+
+    def score(experiment, data, spec, where):
+        tried.append(spec)
+        return losses.searched(spec).arguments.get("alpha", 3.0) % 1.0
+
+    monkeypatch.setattr(search, "_score", score)
+    monkeypatch.setattr(search, "STARTUP", 2)
+    return tried
+
+
+def test_every_loss_has_the_same_number_of_trials_and_its_own_values_come_first(tmp_path, scored):
+    said = []
+    found = tune(experiment(tmp_path / "out"), 6, say=said.append)
+    assert [each.loss for each in found] == ["RAW", "NCA"]
+    assert [each.trials for each in found] == [6, 6]
+    assert (scored[0], scored[6], len(scored), len(set(scored))) == ("RAW", "NCA", 12, 12)
+    for each, tried in zip(found, (scored[:6], scored[6:]), strict=True):
+        scores = [losses.searched(spec).arguments.get("alpha", 3.0) % 1.0 for spec in tried]
+        assert each.best == tried[scores.index(max(scores))]
+        assert (each.score, each.default) == (max(scores), 0.0)
+        assert losses.searched(each.loss).written(each.values) == each.best
+    assert said[0] == "digits: 6 trials for each of RAW, NCA, 12 trainings in all"
+    assert said[-1].endswith("tuned.json")
+
+
+def test_values_are_in_their_ranges_and_build(tmp_path, scored):
+    tune(experiment(tmp_path / "out", losses=("BinDeviance2018", "pml:MarginLoss", "NCA")), 5)
+    for spec in scored:
+        name = spec.partition("(")[0]
+        space, arguments = losses.searched(name).space, losses.searched(spec).arguments
+        for key, value in arguments.items():
+            assert space[key].low <= value <= space[key].high
+            assert isinstance(value, space[key].kind)
+        losses.parse(spec).build(classes=4, embedding_size=8)
+    assert any("miner.epsilon=" in spec for spec in scored)
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_search_goes_on_as_if_it_had_not_been(tmp_path, scored, monkeypatch, end):
+    tune(experiment(tmp_path / "whole"), 4)
+    whole, scored[:] = list(scored), []
+    score = search._score
+
+    def interrupted(*arguments):
+        if len(scored) in (0, 3, 6):
+            scored.append("interrupted")
+            raise end
+        return score(*arguments)
+
+    monkeypatch.setattr(search, "_score", interrupted)
+    for _ in range(3):
+        with pytest.raises(end):
+            tune(experiment(tmp_path / "out"), 4, resume=len(scored) > 0)
+    found = tune(experiment(tmp_path / "out"), 4, resume=True)
+    assert [spec for spec in scored if spec != "interrupted"] == whole
+    assert [each.trials for each in found] == [4, 4]
+
+
+def test_a_killed_trial_is_made_again(tmp_path, scored):
+    tune(experiment(tmp_path / "whole", losses=("NCA",)), 4)
+    whole, scored[:] = list(scored), []
+    tune(experiment(tmp_path / "out", losses=("NCA",)), 2)
+    study = optuna.load_study(study_name="NCA", storage=f"sqlite:///{tmp_path}/out/trials.db")
+    study.ask()  # the process that holds this trial is killed
+    study._storage._backend.engine.dispose()
+    tune(experiment(tmp_path / "out", losses=("NCA",)), 4, resume=True)
+    assert scored == whole
+
+
+def test_a_search_grows(tmp_path, scored):
+    tune(experiment(tmp_path / "whole", losses=("NCA",)), 6)
+    whole, scored[:] = list(scored), []
+    tune(experiment(tmp_path / "out", losses=("NCA",)), 3)
+    tune(experiment(tmp_path / "out", losses=("RAW", "NCA")), 6, resume=True)
+    assert len(scored) == 12
+    assert [spec for spec in scored if spec.startswith("NCA")] == whole
+    fewer = tune(experiment(tmp_path / "out", losses=("NCA",)), 2, resume=True)
+    assert len(scored) == 12
+    assert fewer[0].trials == 2
+
+
+def test_what_was_found_is_a_config_that_runs(tmp_path, scored):
+    found = tune(experiment(tmp_path / "out", folds=2, validation=None, learning_rate=0.01), 3)
+    config = tmp_path / "out" / "tuned.json"
+    again = Experiment(config=str(config))
+    assert again.losses == tuple(each.best for each in found)
+    assert (again.data, again.folds, again.learning_rate, again.out) == ("digits", 2, 0.01, None)
+    table = (tmp_path / "out" / "tuned.md").read_text()
+    assert "| RAW | 0.0000 |" in table
+
+
+def test_trials_train_and_the_test_classes_are_not_looked_at(tmp_path, monkeypatch):
+    def test(self):
+        raise AssertionError("the test classes were looked at")
+
+    monkeypatch.setattr(Run, "_test", test)
+    (found,) = tune(experiment(tmp_path / "out", losses=("RAW",)), 2)
+    assert 0 < found.default <= found.score < 1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.name[0] != ".") == [
+        "trials.db",
+        "tune.json",
+        "tuned.json",
+        "tuned.md",
+    ]
+    assert not (tmp_path / "out" / ".trial").exists()
+
+
+def test_a_trial_is_the_mean_over_folds_and_seeds(tmp_path, monkeypatch):
+    fits = []
+
+    def fit(self):
+        fits.append((self.fold, self.seed))
+        key = "mean_average_precision_at_r"
+        self.history = [{key: 0.1 * len(fits)}, {key: 0.0}, {key: float("nan")}]
+
+    monkeypatch.setattr(Run, "fit", fit)
+    (found,) = tune(experiment(tmp_path / "out", losses=("RAW",), folds=2, validation=None, seeds=(3, 4)), 1)
+    assert fits == [(0, 3), (0, 4), (1, 3), (1, 4)]
+    assert found.score == pytest.approx(0.25)
+
+
+def test_a_trial_that_diverges_counts_as_nothing(tmp_path, monkeypatch):
+    def fit(self):
+        raise NotFinite("nan")
+
+    monkeypatch.setattr(Run, "fit", fit)
+    (found,) = tune(experiment(tmp_path / "out", losses=("RAW",)), 2)
+    assert (found.score, found.trials, found.best) == (0.0, 2, "RAW")
+
+
+# ---- what is refused ----
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"validation": 0}, "digits has no validation classes to judge by: give --validation or --folds"),
+        ({"losses": ("RAW(alpha=1, beta=9, gamma=.4, epsilon=.1)",)}, "nothing to tune"),
+        ({"losses": ("HDML-Triplet",)}, "HDML-Triplet has nothing to tune"),
+        ({"losses": ("pml:VICRegLoss",)}, "VICRegLoss has nothing to tune"),
+    ],
+)
+def test_what_cannot_be_searched(tmp_path, arguments, message):
+    with pytest.raises(BenchmarkError, match=message):
+        tune(experiment(tmp_path / "out", **arguments), 2)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("trials", [0, -1, True, 2.5])
+def test_a_wrong_number_of_trials(tmp_path, trials):
+    with pytest.raises(BenchmarkError, match=f"trials must be a whole number of at least 1, got {trials}"):
+        tune(experiment(tmp_path / "out"), trials)
+
+
+def test_an_object_cannot_be_searched(tmp_path):
+    from pml_ext.losses import RAWLoss
+
+    with pytest.raises(BenchmarkError, match="only a loss that is written as a text"):
+        tune(experiment(tmp_path / "out", losses=(RAWLoss(),)), 2)
+
+
+def test_a_folder_that_holds_something_else(tmp_path, scored):
+    tune(experiment(tmp_path / "out"), 1)
+    for wrong, arguments, message in (
+        ("out", {}, "holds a search already: continue it with --resume"),
+        ("nowhere", {"resume": True}, "there is no search in .*nowhere to resume"),
+    ):
+        with pytest.raises(BenchmarkError, match=message):
+            tune(experiment(tmp_path / wrong), 1, **arguments)
+    with pytest.raises(
+        BenchmarkError, match=r"the search in .*out has epochs 1, not 2; steps 1, not 4: leave that out"
+    ):
+        tune(experiment(tmp_path / "out", epochs=2, steps=4), 1, resume=True)
+    (tmp_path / "out" / "trials.db").write_bytes(b"no database" * 100)
+    with pytest.raises(BenchmarkError, match=r"trials\.db cannot be used: .*not a database") as caught:
+        tune(experiment(tmp_path / "out"), 1, resume=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_optuna(tmp_path, monkeypatch):
+    found = search.find_spec
+    monkeypatch.setattr(search, "find_spec", lambda name: None if name == "optuna" else found(name))
+    with pytest.raises(BenchmarkError, match=r'tune needs optuna: pip install "pml_ext\[benchmark\]"'):
+        tune(experiment(tmp_path / "out"), 1)
+
+
+# ---- what a search may change ----
+
+
+class MyLoss:
+    space = {"weight": Range(0, 1, 0.5)}  # noqa: RUF012 - as a user would write it
+
+    def __init__(self, weight=0.5, margin=0.1):
+        self.weight = weight
+
+
+@pytest.mark.parametrize(
+    ("spec", "keys", "written"),
+    [
+        ("RAW", ["alpha", "beta", "gamma", "epsilon"], "RAW(x=1)"),
+        ("RAWLoss(gamma=0.3)", ["alpha", "beta", "epsilon"], "RAWLoss(gamma=0.3, x=1)"),
+        ("BinDeviance2018(alpha=3)", ["beta", "base", "balance", "miner.epsilon"], "BinDeviance2018(alpha=3, x=1)"),
+        (
+            "BinDeviance2018 + pml:DistanceWeightedMiner(cutoff=0.4)",
+            ["alpha", "beta", "base", "balance"],
+            "BinDeviance2018(x=1) + pml:DistanceWeightedMiner(cutoff=0.4)",
+        ),
+        ("pml:TripletMarginLoss", ["margin"], "pml:TripletMarginLoss(x=1)"),
+        ("my_searched:MyLoss", ["weight"], "my_searched:MyLoss(x=1)"),
+    ],
+)
+def test_what_is_searched_and_how_it_is_written(monkeypatch, spec, keys, written):
+    monkeypatch.setitem(sys.modules, "my_searched", SimpleNamespace(MyLoss=MyLoss))
+    found = losses.searched(spec)
+    assert list(found.space) == keys
+    assert found.written({"x": 1}) == written
+    assert found.written({}) == spec
+
+
+@given(st.floats(1e-6, 1e6), st.floats(1, 1e4), st.booleans(), st.booleans(), st.integers(0, 1000))
+def test_suggested_values_lie_in_their_ranges(low, factor, log, whole, seed):
+    each = Range(low, low * factor, low, log=log)
+    if whole:
+        each = Range(int(low) + 1, int(low * factor) + 1, int(low) + 1, log=log, whole=True)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    value = suggested(study.ask(), {"x": each})["x"]
+    assert each.low <= value <= each.high
+    assert isinstance(value, each.kind)
+    if not whole:
+        assert rounded(value, each) == value
+
+
+# ---- the command ----
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(search, "tune", lambda *arguments, **named: asked.append((arguments, named)))
+    out = tmp_path / "out"
+    flags = ["--data", "digits", "--losses", "NCA", "--epochs", "2", "--out", str(out)]
+    assert cli.main(["tune", *flags, "--trials", "7"]) == 0
+    (arguments, trials), named = asked[0]
+    assert (arguments.losses, arguments.epochs, trials, named["resume"]) == (("NCA",), 2, 7, False)
+    out.mkdir()
+    (out / "tune.json").write_text(json.dumps(arguments.arguments() | {"out": None}))
+    assert cli.main(["tune", "--resume", "--out", str(out), "--losses", "RAW"]) == 0
+    (arguments, trials), named = asked[1]
+    assert (arguments.losses, arguments.epochs, trials, named["resume"]) == (("RAW",), 2, 30, True)
+    assert cli.main(["tune", "--resume"]) == 2
+    assert "give --out" in capsys.readouterr().err
+
+    def interrupted(*arguments, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(search, "tune", interrupted)
+    assert cli.main(["tune", "--resume", "--out", str(out)]) == 130
+    assert f"continue with: python -m pml_ext.benchmark tune --resume --out {out}" in capsys.readouterr().err
+    for wrong in (["--trials", "3"], ["tune", "--check"]):
+        with pytest.raises(SystemExit):
+            cli.main(wrong)
+
+
+def test_check_names_everything_that_is_wrong(tmp_path, capsys):
+    import numpy as np
+    from PIL import Image
+
+    for i in range(16):
+        path = tmp_path / "photos" / f"class {i // 2}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(i).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    command = ["--data", str(tmp_path / "photos"), "--check"]
+    assert cli.main(command) == 0
+    assert capsys.readouterr().out == "8 classes, 16 images; 4 / 4 classes train / test\n"
+    (tmp_path / "photos" / "class 1" / "2.png").write_bytes(path.read_bytes()[:300])
+    (tmp_path / "photos" / "class 2" / "4.png").write_text("<html>")
+    assert cli.main(command) == 1
+    first, *wrong = capsys.readouterr().out.splitlines()
+    assert first == "8 classes, 16 images; 4 / 4 classes train / test"
+    assert ["2.png" in wrong[0], "4.png" in wrong[1], len(wrong)] == [True, True, 2]
