@@ -267,7 +267,7 @@ class _Space:
         tensors = [None if x is None else x.nan_to_num(0.0, 0.0, 0.0) for x in self.tensors()]
         for place, vectors in ((2, self.a), (5, self.r)):
             if vectors is not None and vectors.norm is not None:
-                tensors[place] = vectors.norm.nan_to_num(torch.inf)
+                tensors[place] = vectors.norm.nan_to_num(torch.inf, torch.inf)
         return _Space(self.geometry, *self.given, self.private is not None, tensors)
 
     @cached_property
