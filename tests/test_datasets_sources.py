@@ -28,6 +28,8 @@ def classes_of(samples):
         ("cbu:/data", r"unknown data set 'cbu'; did you mean cub\?"),
         ("nothing:/data", "unknown data set 'nothing'; known: glyphs, digits, cub, cars196, sop, in_shop, omniglot"),
         ("glyfs", r"'glyfs' is neither a file, a folder nor a data set; did you mean glyphs\?"),
+        ("cub", "data set 'cub' needs the folder that it was unpacked to: cub:FOLDER"),
+        ("sop:", "data set 'sop' needs the folder"),
         ("nowhere/photos", "'nowhere/photos' is neither a file, a folder nor a data set"),
         ("nowhere.csv", r"'nowhere\.csv' cannot be read: No such file"),
         (7, "a data set needs len"),
@@ -47,6 +49,18 @@ def test_a_folder_and_a_list(tmp_path):
     assert datasets.open(tmp_path / "list.csv").classes == ("7",)
     with pytest.raises(DataError, match="labels are given with a file of vectors"):
         datasets.open(tmp_path / "list.csv", labels=["a"])
+
+
+def test_the_home_folder_is_found_after_a_colon(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / "data" / "images_background" / "Greek" / "character01" / "0001_01.png"
+    path.parent.mkdir(parents=True)
+    Image.new("1", (4, 4)).save(path)
+    assert datasets.open("omniglot:~/data").classes == ("Greek/character01",)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cub" / "wren").mkdir(parents=True)
+    Image.new("L", (4, 4)).save(tmp_path / "cub" / "wren" / "a.png")
+    assert datasets.open("cub").classes == ("wren",)  # a folder that has the name of a layout
 
 
 @pytest.mark.parametrize(("name", "count", "size"), [("glyphs", 501, (32, 32)), ("digits", 10, (8, 8))])

@@ -80,8 +80,10 @@ def _read(source: Any, mode: Mode, labels: Any) -> Samples:
     if text in DATASETS:
         return built_in(text, mode)
     name, colon, argument = text.partition(":")
-    if colon and name in OFFICIAL:
-        return OFFICIAL[name](argument, mode)
+    if name in OFFICIAL and (colon or not Path(text).exists()):
+        if not argument:
+            raise DataError(f"data set {name!r} needs the folder that it was unpacked to: {name}:FOLDER")
+        return OFFICIAL[name](str(Path(argument).expanduser()), mode)  # no shell expands ~ after a colon
     plugins = _plugins()
     if name in plugins:
         return _plugin(plugins[name], argument, mode)
