@@ -1,5 +1,6 @@
 """The arguments: flags made of fields, checked before anything heavy is imported, and protocols as files."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -161,3 +162,34 @@ def test_wrong_configuration_files(content: str | None, said: str, tmp_path: Pat
         path.write_text(content)
     with pytest.raises(BenchmarkError, match=said):
         Experiment(config=str(path))
+
+
+# --- the layout: arrows point down
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of the benchmark that a file imports when it is imported itself."""
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and node.module == "pml_ext.benchmark":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and str(node.module).startswith("pml_ext.benchmark."):
+            found.add(str(node.module).split(".")[2])
+    return found
+
+
+def test_the_benchmark_has_no_circles() -> None:
+    graph = {path.stem: imports(path) for path in Path(config.__file__).parent.glob("*.py") if path.stem != "__init__"}
+    done: set[str] = set()
+    while len(done) < len(graph):
+        ready = {name for name in graph if name not in done and not (graph[name] & set(graph)) - done}
+        assert ready, f"a circle among {sorted(set(graph) - done)}"
+        done |= ready
+
+
+LIGHT = ("config", "kinds", "names", "errors", "folder", "files", "streams", "lock")
+
+
+@pytest.mark.parametrize("name", [*LIGHT, "cli", "use"])
+def test_what_checks_a_command_stands_on_light_modules(name: str) -> None:
+    assert imports(Path(config.__file__).parent / f"{name}.py") <= set(LIGHT)
