@@ -160,12 +160,12 @@ def vote_is_right(
             for some in torch.arange(len(found.rows), device=rows.device).split(
                 max(1, thresholds.DISTANCES // depth**2)
             ):
-                # References that are not there elect nobody.
+                # References that are not there come last and have no vote.
                 there = found.distances[some] < torch.inf
                 votes = reference_classes[found.indices[some]]
                 equal = (votes[:, :, None] == votes[:, None, :]) & there[:, None, :]
                 for column, k in enumerate(ks):
-                    counts = equal[:, :k, :k].sum(dim=2).masked_fill_(~there[:, :k], -1)
+                    counts = equal[:, :k, :k].sum(dim=2)
                     # The first of the largest: the columns are in the order of the distances.
                     order = counts * (depth + 1) - torch.arange(counts.shape[1], device=rows.device)
                     elected = votes.gather(1, order.argmax(dim=1, keepdim=True))[:, 0]
