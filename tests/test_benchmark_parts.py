@@ -14,7 +14,18 @@ from PIL import Image
 from pytorch_metric_learning import losses as pml_losses
 
 from pml_ext import catalog
-from pml_ext.benchmark import BenchmarkError, Experiment, Result, curves, evaluate, losses, pictures, plots, table
+from pml_ext.benchmark import (
+    BenchmarkError,
+    Experiment,
+    Result,
+    curves,
+    difference,
+    evaluate,
+    losses,
+    pictures,
+    plots,
+    table,
+)
 from pml_ext.benchmark.data import Data
 from pml_ext.datasets import DATASETS
 from pml_ext.evaluation import Difference, Standing
@@ -276,16 +287,16 @@ def test_what_queries_have_is_known_or_not(tmp_path: Path) -> None:
         return stream.getvalue()
 
     save("RAW", 0, values(1, 0, 1))
-    assert list(plots._queries(tmp_path, results)) == ["RAW"]
+    assert list(difference.of_losses(tmp_path, results)) == ["RAW"]
     save("NCA", 0, values(0, 0, 1))
-    found = plots._queries(tmp_path, results)
+    found = difference.of_losses(tmp_path, results)
     assert found["RAW"].tolist()[0] == [1, 0, 1]
     assert np.isnan(found["RAW"][1]).all()
     for damaged in (b"", values(0, 0, 1)[:40], values(0, 0, 1).replace(b"recall", b"recoll"), b"PK\x03\x04nothing"):
         save("NCA", 0, damaged)
-        assert list(plots._queries(tmp_path, results)) == ["RAW"]
+        assert list(difference.of_losses(tmp_path, results)) == ["RAW"]
     save("NCA", 0, values(0, 1))  # of another test set
-    assert plots._queries(tmp_path, results) == {}
+    assert difference.of_losses(tmp_path, results) == {}
 
 
 def test_no_more_than_the_best_losses_are_pictured() -> None:

@@ -24,6 +24,15 @@ def standing(out: Path, results: Sequence[Result]) -> dict[str, Standing]:
 
     A run that failed counts as diverged; a loss of which a file is gone is left out.
     """
+    methods = of_losses(out, results)
+    return standings(methods) if len(methods) > 1 else {}
+
+
+def of_losses(out: Path, results: Sequence[Result]) -> dict[str, NDArray[np.float32]]:
+    """What each query has in each run of each loss [runs, n]: NaN of a run that failed; {} of different tests.
+
+    A loss of which a file is gone is left out.
+    """
     methods: dict[str, NDArray[np.float32]] = {}
     for loss, runs in by_loss(results).items():
         values = {one.key: queries(folder.run_folder(out, *one.key)) for one in runs if not one.error}
@@ -32,10 +41,7 @@ def standing(out: Path, results: Sequence[Result]) -> dict[str, Standing]:
             continue
         failed = [np.full_like(there[0], np.nan) for one in runs if one.error]
         methods[loss] = np.stack([*there, *failed])
-    sizes = {each.shape[1] for each in methods.values()}
-    if len(methods) < 2 or len(sizes) > 1:
-        return {}
-    return standings(methods)
+    return methods if len({each.shape[1] for each in methods.values()}) == 1 else {}
 
 
 def queries(run: Path) -> NDArray[np.float32] | None:

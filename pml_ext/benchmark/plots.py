@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
-import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from pml_ext.benchmark import files, records
+from pml_ext.benchmark import difference, files, records
 from pml_ext.benchmark.config import Experiment
 from pml_ext.benchmark.curves import HARDNESS, HEALTH, hardness_curves, health_curves, learning_curves, recall_curves
 from pml_ext.benchmark.data import Data
 from pml_ext.benchmark.folder import run_folder
 from pml_ext.benchmark.pictures import gallery, projection
 from pml_ext.benchmark.report import Contents, page
-from pml_ext.benchmark.report.summary import Floats
 from pml_ext.benchmark.result import BASELINES, UNTRAINED, UNTRAINED_HEAD, Result
 from pml_ext.benchmark.table import by_loss
 from pml_ext.benchmark.training import embeddings_of
@@ -45,7 +42,7 @@ def draw(experiment: Experiment, data: Data, out: Path, results: Sequence[Result
         f"{data.name}: {', '.join(name for name in by_loss(everything) if name not in BASELINES)}",
         everything,
         lines=(_description(data), *data.notes),
-        queries=_queries(out, everything),
+        queries=difference.of_losses(out, everything),
         test=data.test,
         embeddings=embeddings,
         images=seen,
@@ -76,26 +73,6 @@ def _description(data: Data) -> str:
         f"{data.name}: trained on {data.train_classes} classes ({len(data.train)} samples), "
         f"tested on {data.test_classes} other classes ({len(data.test)} samples)"
     )
-
-
-def _queries(out: Path, results: Sequence[Result]) -> dict[str, Floats]:
-    """What each query has in each run [runs, n]: NaN of a run that failed; not of a loss of which a file is gone."""
-    found: dict[str, Floats] = {}
-    for loss, runs in by_loss(results).items():
-        rows = [_of_run(run_folder(out, *run.key)) for run in runs if not run.error]
-        there = [row for row in rows if row is not None]
-        if there and len(there) == len(rows):
-            failed = [np.full_like(there[0], np.nan)] * (len(runs) - len(rows))
-            found[loss] = np.stack([*there, *failed])
-    return found if len({rows.shape[1] for rows in found.values()}) == 1 else {}
-
-
-def _of_run(folder: Path) -> Floats | None:
-    try:
-        with np.load(io.BytesIO((folder / "queries.npz").read_bytes()), allow_pickle=False) as found:
-            return np.asarray(found["recall_at_1"], dtype=np.float64)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
 
 
 def _healths(out: Path, name: str, results: Sequence[Result]) -> list[dict[str, list[float]]]:

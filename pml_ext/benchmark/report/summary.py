@@ -34,7 +34,7 @@ class Row:
         trained: whether a loss has trained it.
         intervals: metric -> mean over the runs that did not fail, with Student's interval; of one run the bootstrap
             interval over queries, where their values are known.
-        standing: among the losses, by recall@1; None where the values of the queries are not known.
+        standing: among all rows, by recall@1; None where the values of the queries are not known.
         gain: what it has more than the baseline; None without one, and for the baseline.
         failures: why runs failed, and what was wrong with embeddings, a line each.
     """
@@ -61,8 +61,8 @@ def summarize(results: Sequence[Result], queries: Mapping[str, Floats]) -> list[
         queries: loss -> recall@1 of each query [runs, n], in any order of the runs; {} where they are not known.
     """
     groups = by_loss(results)
-    trained = {name: queries[name] for name in groups if name in queries and name not in BASELINES}
-    standing = standings(trained) if len(trained) > 1 else {}
+    compared = {name: queries[name] for name in groups if name in queries}
+    standing = standings(compared) if len(compared) > 1 else {}
     base = baseline(results)
     rows = []
     for loss, runs in groups.items():
