@@ -1,0 +1,213 @@
+"""One-line mutations of the core, and the tests that must notice each.
+
+An entry is what stands in the code, once, and what is put in its place. Those that no test can notice, because the code
+does the same with them, have a reason.
+"""
+
+from typing import NamedTuple
+
+ENGINE = ("tests/test_engine.py", "tests/test_similarity.py", "tests/test_not_numbers.py")
+LAWS = "tests/test_laws.py"
+
+
+class Mutation(NamedTuple):
+    """A change of one line.
+
+    Args:
+        path: of a file in the package.
+        old: text that stands in it once.
+        new: what is put in its place.
+        tests: arguments of pytest, one run after another until one fails.
+        reason: why it may survive, empty if it may not.
+    """
+
+    path: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+    reason: str = ""
+
+
+def _laws(*names: str) -> str:
+    return f"{LAWS} -k {'_or_'.join(names)}"
+
+
+def _of(path: str, tests: tuple[str, ...], *changes: tuple[str, ...]) -> list[Mutation]:
+    return [Mutation(path, change[0], change[1], tests, *change[2:]) for change in changes]
+
+
+HARD = _laws("BatchHardTripletLoss", "EasyPositiveTripletLoss")
+MANY = _laws("RAWLoss", "KNNSoftmaxLoss", "BinomialDevianceLoss")
+
+MUTATIONS = [
+    *_of(
+        "engine.py",
+        (*ENGINE, "tests/test_thresholds.py", MANY),
+        ("scores[start:stop, start:] = upper", "scores[start:stop, start:] = upper.clone().mul_(1.01)"),
+        ("scores[stop:, start:stop] = upper[:, stop - start :].t()", "scores[stop:, start:stop] = 0"),
+        ("return 2.0 if self.geometry.power == 2 else -1.0", "return 1.0 if self.geometry.power == 2 else -1.0"),
+        (
+            "losses[start:stop], counts[start:stop] = weighed.losses, weighed.counts",
+            "losses[start:stop], counts[:] = weighed.losses, weighed.counts",
+        ),
+        ("self.dense[start : start + len(v)] = v", "self.dense[: len(v)] = v"),
+        (
+            "keep = chunk_size is None and learns",
+            "keep = chunk_size is not None and learns",
+            "only memory and time depend on it",
+        ),
+        ("kept = _Kept(scores)", "kept = _Kept(None)", "only memory depends on it"),
+        ("square = scores.square().clamp_min_(torch.finfo(scores.dtype).tiny)", "square = scores.square()"),
+        ("gr[:m].addmm_(of_shared.t(), a)", "gr[:m].addmm_(of_shared.t(), a, alpha=0.5)"),
+        ("ga[rows].addcmul_(of_private, self.private[rows])", "pass"),
+        (
+            "of_column, order = columns.flatten().sort(stable=True)",
+            "of_column, order = columns.flatten().sort(descending=True)",
+        ),
+        (
+            "min(start + size, n)) for start in range(0, n, size)]",
+            "min(start + size, n - 1 or 1)) for start in range(0, n, size)]",
+        ),
+    ),
+    *_of(
+        "similarity.py",
+        (*ENGINE, "tests/test_laws.py -k float32_or_zero_or_BatchAllTripletLoss"),
+        ("norm.masked_fill_(norm < SHORTEST, torch.inf)", "norm.clamp_min(SHORTEST)"),
+        ("return grad.addcmul_(self.base, radial, value=-1).div_(self.norm)", "return grad.div_(self.norm)"),
+        ("NOTHING = 8", "NOTHING = 0"),
+        ("LARGEST = FAR / 10", "LARGEST = FAR * 1000"),
+        ("return torch.fmax(torch.fmin(a, b), torch.fmin(torch.fmax(a, b), c))", "return (a + b + c) / 3"),
+        (
+            "return torch.cat([torch.linalg.vector_norm(a[i] - r[j], dim=1) for i, j in pairs])",
+            "return torch.cat([torch.linalg.vector_norm(a[i] + r[j], dim=1) for i, j in pairs])",
+        ),
+    ),
+    *_of(
+        "blocks.py",
+        ("tests/test_engine.py", "tests/test_selection.py", "tests/test_similarity.py", MANY, HARD),
+        ("or distance.collect_stats or", "or"),
+        ("if distance._forward_hooks or distance._forward_pre_hooks or", "if"),
+        ("if smallest < largest or largest == int(same):", "if smallest < largest:"),
+        ("excluded = np.concatenate((columns, fill[:, None]), 1) if same else columns", "excluded = columns"),
+        ("smallest > int(same) and largest < len(refs)", "True"),
+        ("pos.diagonal(start).fill_(ABSENT)", "pos.diagonal().fill_(ABSENT)"),
+        ("alike_count - int(self.same)", "alike_count"),
+        ("rank[1:] = (ordered[1:] != ordered[:-1]).cumsum(0)", "rank[1:] = (ordered[1:] != ordered[:-1])"),
+        ("pos = torch.where(defined, pos, 0.0)", "pass"),
+        (
+            "few = Sparse(torch.cat((columns, neg_column), 1), torch.cat((pos, neg), 1))",
+            "few = Sparse(torch.cat((columns, neg_column), 1), torch.cat((neg, pos), 1))",
+        ),
+        (
+            "counts = defined.squeeze(1).long() * (1 if counts is None else counts)",
+            "counts = defined.squeeze(1).long()",
+        ),
+        ('if refs.dtype.kind == "f" and (np.isnan(refs).any() or np.isnan(own).any()):', "if False:"),
+    ),
+    *_of(
+        "sides.py",
+        (
+            "tests/test_mistakes.py",
+            "tests/test_engine.py",
+            "tests/test_pair_weights.py",
+            HARD,
+            MANY,
+            _laws("LargeMargin"),
+        ),
+        ("if ((equal.sum(1, keepdim=True) != 1) & ~(top < -ABSENT / 2)).any():", "if False:"),
+        ("return torch.where(pos > ABSENT / 2, -ABSENT, pos)", "return pos"),
+        ("return bool(((times > 1) & (value.abs() < ABSENT / 2)).any())", "return False"),
+        (
+            "threshold = largest(neg, k + 1, pos).amin(1, keepdim=True)",
+            "threshold = largest(neg, k, pos).amin(1, keepdim=True)",
+        ),
+        ("keep_pos.scatter_(1, pos.argmax(1, keepdim=True), 1.0)", "pass"),
+        ("log_sum = top.mul_(math.log(2)).add_(total.log())", "log_sum = top.mul_(math.log(2))"),
+        ("weights = terms.mul_(math.copysign(1, slope) *", "weights = terms.mul_("),
+        ("return torch.gt(x, level, out=torch.empty_like(x))", "return torch.ge(x, level, out=torch.empty_like(x))"),
+        ("deviation = known.sub_(mean).mul_(there)", "deviation = known.sub_(mean)"),
+    ),
+    *_of(
+        "pairs.py",
+        ("tests/test_selection.py", "tests/test_engine.py", "tests/test_oracles.py", MANY),
+        ("if groups >= thresholds.GROUPS_FOR_EACH * k:", "if groups >= 1:"),
+        ("x = torch.cat((candidates, x[..., groups * size :]), -1)", "x = candidates"),
+        ("best = grouped.amax(-2).topk(k,", "best = grouped.amax(-2).topk(k - 1 or 1,"),
+        (
+            "return near_pos | (first_max(sim, pos) & ~near_pos.any(-1, keepdim=True)), neg & near",
+            "return near_pos, neg & near",
+        ),
+        ("return F.softplus(x, threshold=50.0)", "return F.softplus(x)"),
+        ("flat = torch.where((anchors >= start) & (anchors < stop), flat, size)", "flat = flat.clamp(0, size)"),
+        ("other.diagonal(start).fill_(False)", "other.diagonal().fill_(False)"),
+        ("return max(-int(least), int(greatest)) < 1 << 24", "return True"),
+        ("mean = masked_mean(x, mask).unsqueeze(-1)", "mean = x.mean(-1, keepdim=True)"),
+        (
+            "torch.searchsorted(ordered, torch.where(pos, sim - margin, torch.inf), right=True)",
+            "torch.searchsorted(ordered, torch.where(pos, sim - margin, torch.inf))",
+        ),
+        (
+            "return pos & ~(sim >= hardest_neg + epsilon), neg & ~(sim <= hardest_pos - epsilon)",
+            "return pos & ~(sim > hardest_neg + epsilon), neg & ~(sim < hardest_pos - epsilon)",
+        ),
+    ),
+    *_of(
+        "losses/histogram.py",
+        ("tests/test_engine.py", _laws("HistogramLoss")),
+        (
+            "    for block in _blocks(scores):\n        bins, upper, _",
+            "    for block in _blocks(scores)[:1]:\n        bins, upper, _",
+        ),
+        (
+            "    for block in _blocks(scores):\n        bins, _, inside",
+            "    for block in _blocks(scores)[:1]:\n        bins, _, inside",
+        ),
+        ("nodes[at] -= absent", "pass"),
+    ),
+    *_of(
+        "losses/batch_hard_triplet.py",
+        ("tests/test_engine.py", "tests/test_triplet_family.py", HARD),
+        ("pos = equal.mul_(-slope / equal.sum(1, keepdim=True))", "pos = equal.mul_(-slope)"),
+        (
+            "slope = torch.relu(violation + margin), above(violation + margin, 0)",
+            "slope = torch.relu(violation + margin), above(violation, 0)",
+        ),
+    ),
+    *_of(
+        "losses/easy_positive_triplet.py",
+        ("tests/test_engine.py", "tests/test_triplet_family.py", HARD),
+        ("weights = equal.mul_(-slope / equal.sum(1, keepdim=True))", "weights = equal.mul_(-slope)"),
+        ("pos = near(sides.pos)", "pos = sides.pos"),
+    ),
+    *_of(
+        "losses/batch_all_triplet.py",
+        ("tests/test_triplet_family.py", _laws("BatchAllTripletLoss")),
+        (
+            "return SideWeights(losses + margin * count, active.neg_(), active_pos, counts=count.long())",
+            "return SideWeights(losses + margin * count, active.neg_(), active_pos)",
+        ),
+        (
+            "torch.gt(sides.neg, threshold.unsqueeze(1), out=hits)",
+            "torch.ge(sides.neg, threshold.unsqueeze(1), out=hits)",
+        ),
+    ),
+    *_of(
+        "losses/large_margin_nearest_neighbor.py",
+        ("tests/test_triplet_family.py", _laws("LargeMargin")),
+        ("if have_equals(targets, best.values[:, -1:].contiguous()):", "if False:"),
+        ("count = there.sum(1, keepdim=True).clamp_(min=1)", "count = there.shape[1]"),
+    ),
+    *_of(
+        "losses/raw.py",
+        ("tests/test_deviance_family.py", MANY),
+        (
+            "keep_pos, keep_neg = below(sides.pos, hardest_neg + epsilon)",
+            "keep_pos, keep_neg = below(sides.pos, hardest_neg)",
+        ),
+    ),
+    *_of(
+        "losses/binomial_deviance.py",
+        ("tests/test_deviance_family.py", MANY),
+        ("pull, push = scale / sides.pos_count.clamp(min=1)", "pull, push = scale / sides.pos.shape[1]"),
+    ),
+]
