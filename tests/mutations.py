@@ -210,4 +210,14 @@ MUTATIONS = [
         ("tests/test_deviance_family.py", MANY),
         ("pull, push = scale / sides.pos_count.clamp(min=1)", "pull, push = scale / sides.pos.shape[1]"),
     ),
+    *_of(
+        "benchmark/plots.py",
+        ("tests/test_benchmark_plots.py",),
+        ('[100 * run.metrics[f"recall_at_{k}"] for run in runs]', '[100 * run.metrics["recall_at_1"] for run in runs]'),
+        ("first = {name: runs[0] for name, runs", "first = {name: runs[-1] for name, runs"),
+        (
+            '[[100 * epoch["recall_at_1"] for epoch in run.history] for run in runs]',
+            '[[100 * epoch["recall_at_2"] for epoch in run.history] for run in runs]',
+        ),
+    ),
 ]
