@@ -20,8 +20,8 @@ def mean_gap(sim: Tensor, pos: Tensor, neg: Tensor, *, fraction: float) -> Tenso
     near_pos, near_neg = _closest(sim, pos, kept), _closest(sim, neg, kept)  # [.., n * m] each
     pull = near_pos * (sim < _mean(sim, near_neg).unsqueeze(-1))
     push = near_neg * (sim > _mean(sim, near_pos).unsqueeze(-1))
-    # NaN is neither near nor far, and must stay visible.
-    unknown = torch.where((pos | neg) & sim.isnan(), sim, 0.0).sum(-1)
+    # NaN is neither near nor far, and must stay visible, in the derivative too.
+    unknown = torch.where((pos | neg) & sim.isnan(), sim.square(), 0.0).sum(-1)
     return _mean(sim, push) - _mean(sim, pull) + unknown
 
 
@@ -64,7 +64,8 @@ def mean_gap_weights(sides: Sides, columns: Tensor, *, fraction: float) -> SideW
     loss = (near_neg * is_pushed).sum() / pushed - (near_pos * is_pulled).sum() / pulled
     pull = _shares(pos, near_pos).mul_(below(pos, mean_neg)).div_(-pulled)
     push = _shares(neg, near_neg).mul_(above(neg, mean_pos)).div_(pushed)
-    return SideWeights(loss, pull, push)
+    unknown = 0 * loss  # NaN is neither near nor far, and must stay visible
+    return SideWeights(loss, pull.add_(unknown), push.add_(unknown))
 
 
 def _mean_of(scores: Tensor) -> Tensor:
