@@ -23,13 +23,24 @@ COPIED = ("pml_ext", "tests", "benchmarks", "examples", "pyproject.toml", "READM
 TIMEOUT = 300
 
 
+def copied(folder: str) -> Path:
+    """A copy of the tree in a folder."""
+    for name in COPIED:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, Path(folder, name))
+    return Path(folder)
+
+
+def red(tests: str) -> str:
+    """The first of some tests that fails without any mutation, or an empty string."""
+    with tempfile.TemporaryDirectory() as folder:
+        return failed(copied(folder), tests)
+
+
 def outcome(mutation: Mutation) -> str:
     """What comes of a mutation: "killed by ...", "survived" or "stale"."""
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        for name in COPIED:
-            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-            copy(ROOT / name, root / name)
+        root = copied(folder)
         file = root / "pml_ext" / mutation.path
         text = file.read_text(encoding="utf-8")
         if text.count(mutation.old) != 1:
@@ -68,6 +79,10 @@ def main() -> int:
     chosen = [each for each in MUTATIONS if given.only in f"{each.path} {each.old} {each.new}"]
     start, survivors, killed = time.monotonic(), [], 0
     with ThreadPoolExecutor(given.jobs) as pool:
+        # A test that fails anyway would notice everything.
+        for failure in filter(None, pool.map(red, sorted({tests for each in chosen for tests in each.tests}))):
+            print(f"fails without a mutation: {failure}")
+            return 1
         for mutation, found in zip(chosen, pool.map(outcome, chosen), strict=True):
             killed += found.startswith("killed")
             print(f"{mutation.path}: {mutation.old!r} -> {mutation.new!r}: {found}", flush=True)

@@ -59,6 +59,9 @@ def test_pictures_are_of_the_first_run_of_each_loss_and_of_no_other_seed(monkeyp
     monkeypatch.setattr(plots, "_save", lambda figure, path: path)
     for name in ("gallery", "projection"):
         monkeypatch.setattr(plots, name, picture)
-    plots.draw(None, type("Data", (), {"samples": None, "test": None}), tmp_path, results)
+    monkeypatch.setattr(plots, "page", lambda contents: "")  # the report has tests of its own
+    monkeypatch.setattr(plots, "_description", lambda data: "")
+    data = type("Data", (), {"samples": None, "test": None, "name": "toy", "notes": ()})
+    plots.draw(None, data, tmp_path, results)
     assert sorted(asked) == [("NCALoss", 7, None), ("RAW", 5, None)]
     assert {name: vectors[0, 0].item() for name, vectors in shown.items()} == {"NCALoss": 7, "RAW": 5}
