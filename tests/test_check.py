@@ -97,7 +97,9 @@ def test_on_fail_is_one_of_two():
         check_loss(Sound, on_fail="warn")
 
 
-@pytest.mark.parametrize("given", [ArcFaceLoss, lambda: ArcFaceLoss(7, 5), ArcFaceLoss(7, 5)], ids=["class", "function", "loss"])
+@pytest.mark.parametrize(
+    "given", [ArcFaceLoss, lambda: ArcFaceLoss(7, 5), ArcFaceLoss(7, 5)], ids=["class", "function", "loss"]
+)
 def test_a_loss_with_weights_is_given_embeddings_that_fit(given):
     table = check_loss(given, only=["any_batch_has_a_finite_loss", "label_names_are_irrelevant"], examples=5)
     assert [verdict.result for verdict in table] == ["passed", "not applicable"]
