@@ -1,0 +1,161 @@
+"""From Python: objects in the place of names, the same folder, the same numbers."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pytorch_metric_learning import losses as pml_losses
+from pytorch_metric_learning import miners as pml_miners
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from pml_ext.benchmark import BenchmarkError, Experiment, features, plots, result
+from pml_ext.benchmark.data import Data
+from pml_ext.benchmark.saved import load
+from pml_ext.losses import RAWLoss
+
+BUDGET: dict[str, Any] = {"epochs": 2, "steps": 2, "batch_size": 12, "embedding_size": 4, "device": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(plots, "draw", lambda *_: [])
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def vectors(classes: int = 16, per_class: int = 5) -> TensorDataset:
+    labels = torch.arange(classes).repeat_interleave(per_class)
+    centers = torch.randn(classes, 6, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(len(labels), 6, generator=torch.Generator().manual_seed(1))
+    return TensorDataset(centers[labels] + 0.3 * noise, labels)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of 12 classes of 3 pictures, each class of one color."""
+    draw = np.random.default_rng(0)
+    for label in range(12):
+        (tmp_path / "photos" / f"class {label}").mkdir(parents=True)
+        color = draw.integers(0, 200, 3)
+        for i in range(3):
+            pixels = np.clip(color + draw.integers(0, 40, (20, 24, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / f"class {label}" / f"{i}.png")
+    return tmp_path / "photos"
+
+
+class Trunk(nn.Module):
+    """Counts the images that it has seen."""
+
+    seen = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 5, 3)
+        self.norm = nn.BatchNorm2d(5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        Trunk.seen += len(images)
+        found: torch.Tensor = self.norm(self.layer(images)).mean((2, 3))
+        return found
+
+
+def test_objects_for_data_and_losses_and_what_they_become(tmp_path: Path) -> None:
+    proxies = pml_losses.ProxyAnchorLoss(5, 4)
+    start = proxies.proxies.detach().clone()
+    given: tuple[Any, ...] = (
+        RAWLoss(gamma=0.3),
+        (pml_losses.TripletMarginLoss(), pml_miners.MultiSimilarityMiner()),
+        proxies,
+        "RAW(gamma=0.3)",
+    )
+    out = tmp_path / "out"
+    experiment = Experiment(data=vectors(), losses=given, seeds=(0, np.int64(1)), out=out, **BUDGET)
+    results = experiment.run()
+    assert torch.equal(proxies.proxies, start), "the object is copied, every seed starts with the same"
+    by_name = {one.key: one for one in results}
+    assert by_name["RAWLoss(gamma=0.3)", 1, None].history[-1]["loss"] == pytest.approx(
+        by_name["RAW(gamma=0.3)", 1, None].history[-1]["loss"]
+    )
+    names = list(dict.fromkeys(one.loss for one in results if one.trained))
+    assert json.loads((out / "experiment.json").read_text())["losses"] == names
+    assert [one.loss for one in results if not one.trained] == ["frozen trunk", "untrained head"], "PCA has no seed"
+    grown = replace(experiment, losses=(*given, "NCA")).run(resume=True)
+    assert [one for one in grown if one.loss != "NCA"] == results, "objects find their names again"
+    assert sum(one.loss == "NCA" for one in grown) == 2
+
+
+def test_vectors_that_are_good_stay_good_under_principal_components() -> None:
+    data = Data.of(Experiment(data=vectors(), **BUDGET))
+    assert data.pretrained
+    head = features.principal_head(data.train.vectors, 4)
+    centered = data.train.vectors - data.train.vectors.mean(0)
+    kept = head(data.train.vectors).detach().square().sum() / centered.square().sum()
+    values = torch.linalg.svdvals(centered).square()
+    assert float(kept) == pytest.approx(float(values[:4].sum() / values.sum()), rel=1e-4)
+
+
+def test_a_trunk_of_ones_own_on_a_folder_is_kept_and_used(photos: Path, tmp_path: Path) -> None:
+    trunk = Trunk()
+    start = [value.clone() for value in trunk.state_dict().values()]
+    out = tmp_path / "out"
+    experiment = Experiment(data=photos, trunk=trunk, losses=("RAW",), image_size=(16, 20), out=out, **BUDGET)
+    results = experiment.run()
+    assert [one.loss for one in results] == ["untrained", "RAW"]
+    assert all(torch.equal(a, b) for a, b in zip(start, trunk.state_dict().values(), strict=True)), "it is copied"
+    model = load(out / "best", trunk=Trunk())
+    image = next(photos.rglob("*.png"))
+    embedding = model.embed([image])
+    assert embedding.shape == (1, 4)
+    assert json.loads((out / "best" / "model.json").read_text())["preprocessing"]["image_size"] == [16, 20]
+
+
+def test_features_of_a_frozen_trunk_are_computed_once(photos: Path, tmp_path: Path) -> None:
+    trunk = Trunk()
+    experiment = Experiment(
+        data=photos,
+        trunk=trunk,
+        frozen=True,
+        cache=tmp_path / "cache",
+        image_size=16,
+        **(BUDGET | {"embedding_size": 3}),
+    )
+    Trunk.seen = 0
+    first = replace(experiment, losses=("RAW", "NCA"), seeds=(0, 1), out=str(tmp_path / "a")).run()
+    assert Trunk.seen == 36, "all images once, whatever is trained"
+    second = replace(experiment, losses=("NCA",), seeds=(1,), out=str(tmp_path / "b")).run()
+    assert Trunk.seen == 36
+    numbers = [one.metrics for one in first if one.key == ("NCA", 1, None)]
+    assert [one.metrics for one in second if one.trained] == numbers
+    assert [one.loss for one in second if not one.trained] == ["untrained"], "this trunk had no weights"
+    assert load(tmp_path / "a" / "best", trunk=Trunk()).embed([next(photos.rglob("*.png"))]).shape == (1, 3)
+    assert not (tmp_path / "a" / "RAW-seed0" / "best").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"frozen": True}, "frozen needs images and a trunk of their own"),
+        ({"head": "pca", "embedding_size": 64}, "embedding_size 64 is above the 6 principal components"),
+        (
+            {"losses": ("HDML-NPair",), "amp": "bf16", "clip": 1.0},
+            "HDML-NPair trains in its own way, without clip, amp",
+        ),
+        ({"losses": (3,)}, "must be a name or an object"),
+    ],
+)
+def test_what_cannot_be_is_one_line_before_any_run(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(BenchmarkError, match=said) as caught:
+        Experiment(**({"data": vectors(), "losses": ("RAW",), "out": out} | BUDGET | changes)).run()
+    assert "\n" not in str(caught.value)
+    assert not (out / "results.jsonl").exists()
+    assert result.read(out / "results.jsonl") == []
