@@ -65,3 +65,10 @@ def test_examples_are_short_and_all_are_run() -> None:
     for path in EXAMPLES.glob("*.py"):
         assert any(path.stem in name for name in tested), f"{path.name} is not run by the tests"
         assert len(path.read_text().splitlines()) <= 60, f"{path.name} is longer than 60 lines"
+
+
+def test_is_it_better(capsys: pytest.CaptureFixture[str]) -> None:
+    better, same = load("is_it_better").main()
+    assert better.verdict("recall_at_1") == "first"
+    assert same.verdict("recall_at_1") == "not distinguishable"
+    assert "3 and 3 runs" in capsys.readouterr().out
