@@ -250,6 +250,14 @@ def test_pictures_have_the_colors_of_the_files():
         assert any(max(abs(a - b) for a, b in zip(pixel, color, strict=True)) < 6 for color in colors)
 
 
+def test_pictures_of_the_data_stay_as_they_are():
+    test = Photos(n=4, classes=2)
+    own = [test.image(i) for i in range(4)]
+    test.image = own.__getitem__
+    gallery(test, {"A": embeddings(4)})
+    assert {image.size for image in own} == {(200, 200)}
+
+
 def test_small_pictures_stay_exact():
     """Tensors in 0..1 of the data sets that come with the package."""
 

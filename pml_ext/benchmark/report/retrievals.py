@@ -89,7 +89,7 @@ def _pictures(test: Any) -> Callable[[int], str]:
         return Image.fromarray(pixels[0].numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy())
 
     def picture(index: int) -> str:
-        image = image_of(index)
+        image = image_of(index).copy()  # a data set may hand out its own
         small = max(image.size) <= SIDE
         image.thumbnail((SIDE, SIDE))
         stream = io.BytesIO()
