@@ -28,6 +28,7 @@ from pml_ext.benchmark import (
     lock,
     plots,
     result,
+    runs,
     streams,
 )
 from pml_ext.benchmark.cli import main
@@ -275,6 +276,33 @@ with lock.held(Path({str(tmp_path)!r})):
     with lock.held(tmp_path):
         assert json.loads((tmp_path / lock.HOLDER).read_text())["pid"] == os.getpid()
     assert not (tmp_path / lock.HOLDER).exists()
+
+
+def test_an_experiment_that_came_and_went_meanwhile_is_not_run_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    held = lock.held
+
+    def late(where: Path) -> Any:
+        folder.start(where, TINY, ["RAW"])  # by the other one, before we hold the folder
+        return held(where)
+
+    monkeypatch.setattr(lock, "held", late)
+    with pytest.raises(BenchmarkError, match="holds an experiment already"):
+        replace(TINY, out=str(out)).run()
+    assert not (out / "results.jsonl").exists()
+
+
+def test_a_long_training_is_announced_after_its_first_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "LONG", 0.0)
+    said: list[str] = []
+    replace(TINY, losses=("RAW", "NCA"), out=str(tmp_path / "out")).run(say=said.append)
+    assert sum(line.startswith("about 0 minutes of training") for line in said) == 1
+    assert (
+        said.index("about 0 minutes of training, tests not counted")
+        < [i for i, line in enumerate(said) if line.startswith("RAW, seed 0: recall@1")].pop()
+    )
 
 
 # --- checkpoints

@@ -83,6 +83,8 @@ def run(experiment: Experiment, *, resume: bool = False, say: Say = lambda line:
         )
     files.make_folder(out)
     with lock.held(out):
+        if not resume:
+            folder.check_new(experiment)  # another process may have come and gone meanwhile
         jobs = Jobs(experiment, {spec.name: spec for spec in specs}, out, say)
         before = jobs.read()
         folder.start(out, experiment, list(jobs.specs))
