@@ -350,3 +350,43 @@ def test_workers_give_the_same_batches_to_every_loss(tmp_path: Path) -> None:
         torch.rand(3 if name == "RAW" else 5)
         seen.append([images for images, _ in run._loaded(run.batches.epoch())])
     assert same(*seen)
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it, nothing is tidied up."""
+
+
+@pytest.mark.parametrize("amp", ["none", "fp16"])
+def test_everything_that_has_a_state_resumes(amp: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = replace(
+        SMALL, losses=("ProxyAnchorLoss",), validation=0.4, ema=0.8, amp=amp, schedule="cosine", warmup=2, clip=1.0
+    )
+    whole = replace(experiment, out=str(tmp_path / "whole")).run()
+    save = checkpoint.save
+
+    def save_and_die(path: Path, content: dict[str, Any]) -> None:
+        save(path, content)
+        raise Killed
+
+    parts = replace(experiment, out=str(tmp_path / "parts"))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", save_and_die)
+        with pytest.raises(Killed):
+            parts.run()
+    resumed = parts.run(resume=True)
+    for a, b in zip(whole, resumed, strict=True):
+        assert (a.key, a.metrics, a.last, a.best_epoch) == (b.key, b.metrics, b.last, b.best_epoch)
+    identity = {"loss": "ProxyAnchorLoss", "seed": 0, "fold": None}
+    saved = [checkpoint.load(tmp_path / name / "ProxyAnchorLoss-seed0", CPU, identity) for name in ("whole", "parts")]
+    averages = [weights for each in saved if each is not None for weights in [each["parts"]["average"]["average"]]]
+    assert all(torch.equal(averages[0][name], averages[1][name]) for name in averages[0])
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_gradient_that_overflows_moves_no_part_and_lowers_the_scale(clip: float | None) -> None:
+    one = learner(replace(SMALL, amp="fp16", clip=clip))
+    before, scale = weights(one.network), one.scaler.get_scale()
+    one.network.trunk.network[0].weight.register_hook(lambda gradient: gradient * float("inf"))
+    one.step(*batch(), 0)
+    assert same(weights(one.network), before), "the embedder's own gradient is finite, and would have moved it"
+    assert one.scaler.get_scale() == scale / 2

@@ -109,20 +109,25 @@ class LossLearner:
         if not torch.isfinite(self._value):
             return self._value
         self.scaler.scale(loss).backward()
-        if self.clip is not None:
-            self._clip(self.clip)
-        for optimizer in self.optimizers.values():
-            self.scaler.step(optimizer)
+        if self._within_range():
+            for optimizer in self.optimizers.values():
+                self.scaler.step(optimizer)
         self.scaler.update()
         if self.average is not None:
             self.average.update_parameters(self.network)
         return self._value
 
-    def _clip(self, norm: float) -> None:
-        for name, optimizer in self.optimizers.items():
-            if not name.startswith("metric_loss"):
-                self.scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(self.network.parameters(), norm)
+    def _within_range(self) -> bool:
+        """Clip the gradients; False if the scale was too large for half precision, and no optimizer is to step.
+
+        What has overflown in one part of the network would reach the others by the norm that all are divided by.
+        """
+        if self.clip is None and not self.scaler.is_enabled():
+            return True
+        for optimizer in self.optimizers.values():
+            self.scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), math.inf if self.clip is None else self.clip)
+        return not self.scaler.is_enabled() or bool(norm.isfinite())
 
     def parts(self) -> Parts:
         """Trunk and embedder, optimizers, the loss, the miner, and scaler and average where there are any."""
