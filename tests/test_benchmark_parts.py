@@ -244,6 +244,38 @@ def test_gallery_leaves_the_query_out() -> None:
         assert nearest == by_hand[:8]
 
 
+@pytest.mark.filterwarnings("ignore:Glyph:UserWarning")  # the font has no Chinese
+def test_names_of_strangers_fit_into_the_pictures(tmp_path: Path) -> None:
+    names = ("$x^", "a name that goes on and on and on until the picture is over", "two\nlines", "<b>", "_", "鳥")
+
+    class Test:
+        labels = torch.arange(24) % 6
+        classes = names
+
+        def __len__(self) -> int:
+            return 24
+
+        def image(self, index: int) -> Image.Image:
+            return Image.new("RGB", (60, 20), (10 * index, 90, 90))
+
+    vectors = torch.nn.functional.normalize(torch.randn(24, 4, generator=torch.Generator().manual_seed(1)), dim=1)
+    figure = pictures.gallery(Test(), {"RAW": vectors})
+    drawn = pixels(figure, tmp_path)
+    pixels(pictures.projection(Test(), {"$RAW": vectors}), tmp_path)
+    titles = [axes.title for axes in figure.axes] + [axes._left_title for axes in figure.axes]
+    shown = [title for title in titles if title.get_text()]
+    assert len(shown) == pictures.QUERIES
+    width = drawn.shape[1]
+    for title in shown:
+        box = title.get_window_extent()
+        assert box.x0 >= 0
+        assert box.x1 <= width
+    # A wide photograph keeps its shape: white above and below.
+    picture = figure.axes[0].images[0].get_array()
+    assert tuple(picture[0, 0]) == (255, 255, 255)
+    assert tuple(picture[48, 0]) != (255, 255, 255)
+
+
 def test_projection_has_a_panel_per_loss_and_a_name_per_class(tmp_path: Path) -> None:
     test = DATASETS["digits"](split="test")
     one_hot = torch.nn.functional.one_hot(test.labels - test.labels.min()).float()

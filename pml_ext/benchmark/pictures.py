@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from torch import Tensor
+
+from pml_ext.benchmark.report.markup import one_line
 
 RIGHT, WRONG = "#009E73", "#D55E00"
 NEIGHBOURS = 8
@@ -48,11 +51,12 @@ def gallery(test: Any, embeddings: Mapping[str, Tensor]) -> Figure:
         )
         axes = figure.add_subplot(grid[:, 0])
         _picture(axes, test, query)
-        axes.set_title(f"query: {_name(test, query)}", fontsize=9)
+        axes.set_title(_name(test, query, 22), fontsize=8, loc="left", parse_math=False)
+        axes.set_ylabel("query", fontsize=8)
         for row, (loss, vectors) in enumerate(embeddings.items()):
             label = figure.add_subplot(grid[row, 1])
             label.set_axis_off()
-            label.text(1.0, 0.5, loss, ha="right", va="center", fontsize=9 if len(loss) < 18 else 7)
+            label.text(1.0, 0.5, loss, ha="right", va="center", fontsize=9 if len(loss) < 18 else 7, parse_math=False)
             for column, neighbour in enumerate(_nearest(vectors, query)):
                 _framed(figure.add_subplot(grid[row, column + 2]), test, query, neighbour)
     return figure
@@ -90,9 +94,9 @@ def projection(test: Any, embeddings: Mapping[str, Tensor]) -> Figure:
                 marker=MARKERS[i // len(HUES) % len(MARKERS)],
                 edgecolors="white",
                 linewidths=0.4,
-                label=str(test.classes[label]),
+                label=one_line(test.classes[label], 24),
             )
-        axes.set_title(loss, loc="left")
+        axes.set_title(loss, loc="left", parse_math=False)
         axes.set_xticks([])
         axes.set_yticks([])
         axes.set_xlabel("t-SNE 1 (no unit)", fontsize=8)
@@ -100,7 +104,9 @@ def projection(test: Any, embeddings: Mapping[str, Tensor]) -> Figure:
     for axes in panels[len(embeddings) :]:
         axes.set_axis_off()
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", title="class", frameon=False, fontsize=12)
+    legend = figure.legend(handles, labels, loc="outside right center", title="class", frameon=False, fontsize=12)
+    for words in legend.get_texts():
+        words.set_parse_math(False)
     return figure
 
 
@@ -116,13 +122,15 @@ def _nearest(vectors: Tensor, query: int) -> list[int]:
     return nearest
 
 
-def _name(test: Any, index: int) -> str:
-    return str(test.classes[int(test.labels[index])])
+def _name(test: Any, index: int, longest: int) -> str:
+    return one_line(test.classes[int(test.labels[index])], longest)
 
 
 def _picture(axes: Any, test: Any, index: int) -> None:
     if hasattr(test, "image"):  # as it is, before it was made an input
-        axes.imshow(test.image(index).resize((SIDE, SIDE)), interpolation="nearest")
+        from PIL import ImageOps
+
+        axes.imshow(ImageOps.pad(test.image(index), (SIDE, SIDE), color="white"), interpolation="nearest")
     else:
         axes.imshow(test[index][0].permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", interpolation="nearest")
     axes.set_xticks([])
@@ -138,4 +146,7 @@ def _framed(axes: Any, test: Any, query: int, index: int) -> None:
     if not right:  # not by colour alone
         axes.plot([0.72, 0.94], [0.06, 0.28], color=WRONG, linewidth=2, transform=axes.transAxes)
         axes.plot([0.72, 0.94], [0.28, 0.06], color=WRONG, linewidth=2, transform=axes.transAxes)
-    axes.text(0.08, 0.1, _name(test, index), color="white", fontsize=8, transform=axes.transAxes)
+    words = axes.text(
+        0.06, 0.08, _name(test, index, 11), color="white", fontsize=6.5, transform=axes.transAxes, parse_math=False
+    )
+    words.set_path_effects([withStroke(linewidth=1.5, foreground="black")])  # white on white photographs too

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -101,6 +102,8 @@ def _save(figure: Figure, path: Path) -> Path:
     # Neither pyplot nor its global state: the caller's own figures are not touched.
     FigureCanvasAgg(figure)
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=130)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # names in scripts that the font lacks
+        figure.savefig(stream, format="png", dpi=130)
     files.write(path, stream.getvalue())
     return path

@@ -21,7 +21,7 @@ def text(value: Any) -> str:
         >>> text("<b>R&D</b>\\n")
         '&lt;b&gt;R&amp;D&lt;/b&gt;'
     """
-    return html.escape(_line(value, LONGEST), quote=True)
+    return html.escape(one_line(value, LONGEST), quote=True)
 
 
 def shortened(names: Iterable[str]) -> dict[str, str]:
@@ -33,16 +33,17 @@ def shortened(names: Iterable[str]) -> dict[str, str]:
     """
     short: dict[str, str] = {}
     for each in dict.fromkeys(names):
-        candidate, count = _line(each, SHORT), 1
+        candidate, count = one_line(each, SHORT), 1
         while candidate in short.values():
             count += 1
             end = f" {count}"
-            candidate = _line(each, SHORT - len(end)) + end
+            candidate = one_line(each, SHORT - len(end)) + end
         short[each] = candidate
     return short
 
 
-def _line(value: Any, longest: int) -> str:
+def one_line(value: Any, longest: int) -> str:
+    """A name of a stranger on one line of at most so many letters, without what would act on its surroundings."""
     line = " ".join(str(value).split())
     # Direction overrides and the like reach beyond the name that has them; joiners belong to emoji and scripts.
     kept = "".join(c if c in "\u200c\u200d" or unicodedata.category(c)[0] != "C" else "\ufffd" for c in line)
