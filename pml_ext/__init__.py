@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         evaluation,
         losses,
         miners,
+        mining,
         testing,
         trainers,
         weightings,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pml_ext.benchmark import Experiment
     from pml_ext.benchmark.saved import load
     from pml_ext.evaluation import compare, evaluate
+    from pml_ext.mining import mine
     from pml_ext.pairs import PairMasks
 
 __version__ = "0.1.0"
@@ -40,7 +42,9 @@ __all__ = [
     "evaluation",
     "load",
     "losses",
+    "mine",
     "miners",
+    "mining",
     "pair_weights",
     "testing",
     "trainers",
@@ -55,6 +59,7 @@ _WORDS = {
     "compare": "evaluation",
     "evaluate": "evaluation",
     "load": "benchmark.saved",
+    "mine": "mining",
     "pair_weights": "analysis.pair_weights",
 }
 

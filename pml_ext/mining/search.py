@@ -1,0 +1,563 @@
+"""Mining over a data set: for every anchor its positives and the hardest negatives that may be trusted, exactly."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity
+from torch import Tensor
+
+from pml_ext import arguments
+from pml_ext.evaluation.knn import full_float32
+from pml_ext.inputs import Array, checked_labels, class_ids
+from pml_ext.mining.ceilings import Reference, ceilings
+from pml_ext.mining.draws import keys
+from pml_ext.mining.scores import Scores
+from pml_ext.mining.tuples import MinedTuples
+
+Positives = Literal["hardest", "random", "easiest", "all"]
+Strategy = Literal["top", "random"]
+Per = Literal["anchor", "pair"]
+
+# So many scores are held at once: 16 MB of float32, and a few times that beside them.
+_SCORES = 1 << 22
+
+
+@torch.no_grad()
+def mine(
+    embeddings: Array,
+    labels: Array,
+    *,
+    references: Array | None = None,
+    reference_labels: Array | None = None,
+    anchors: Array | None = None,
+    num_positives: int = 1,
+    num_negatives: int = 5,
+    positives: Positives = "hardest",
+    strategy: Strategy = "top",
+    range_min: int = 0,
+    range_max: int | None = None,
+    absolute_margin: float | None = None,
+    relative_margin: float | None = None,
+    max_score: float | None = None,
+    min_score: float | None = None,
+    reference: Reference = "max",
+    per: Per = "anchor",
+    one_per_class: bool = False,
+    groups: Array | None = None,
+    distance: BaseDistance | None = None,
+    chunk_size: int | None = None,
+    candidates: Array | None = None,
+    generator: torch.Generator | None = None,
+) -> MinedTuples:
+    r"""Mine tuples over a whole data set, exactly and in bounded memory.
+
+        N'_i = k of { n : range_min <= rank_i(n) < range_max, min_score <= c_in < tau_i }
+        tau_i = min(r_i - absolute_margin, r_i - relative_margin |r_i|, max_score),  r_i = max_{p in P_i} c_ip
+
+    where rank_i counts the negatives of anchor i by falling score c_in from 0 on, before any filter. A margin keeps
+    away from negatives that are as near as the positives: with labels that lack some positives these are mostly
+    positives without a label. With clean labels they are the very errors to learn from, and a margin does harm.
+
+    Args:
+        embeddings: [n, d], as they are compared in training: eval mode, in the order of the data set.
+        labels: [n], numbers or strings.
+        references: [m, d], where positives and negatives come from; None (default) for the embeddings themselves.
+        reference_labels: [m].
+        anchors: indices of the embeddings that are anchors; None (default) for all. A part of them on each process
+            makes a mine of many.
+        num_positives: how many positives of each anchor, default 1; 0 for negatives only.
+        num_negatives: how many negatives of each anchor, default 5.
+        positives: which ones: the ``"hardest"`` (default), ``"easiest"``, ``"random"`` ones, or ``"all"``, the
+            hardest first.
+        strategy: the hardest negatives that pass (``"top"``, default), or ``"random"`` ones of all that do. Of a large
+            data set give `range_max` with it: without, all negatives of every anchor must be ranked.
+        range_min: the rank of the first negative to look at, default 0. A network that is not yet trained finds noise
+            at the first ranks.
+        range_max: the rank of the first one no longer looked at; None (default) for no end.
+        absolute_margin: how much farther than the positives a negative must be, at least 0; None (default) for none.
+        relative_margin: the same as a share of the positives' score: 0.05 keeps what has less than 95 % of it.
+        max_score: a level that a negative must be farther than, in the units of the distance.
+        min_score: a level beyond which negatives are too far, in the units of the distance.
+        reference: which of an anchor's positives the margins start from: the nearest (``"max"``, default), the
+            farthest (``"min"``) or their ``"mean"``.
+        per: ``"anchor"`` (default), or ``"pair"``: each of an anchor's positives has a ceiling, and so negatives, of
+            its own; the anchor then comes once for each of them.
+        one_per_class: at most one negative of each class.
+        groups: [n], integers: samples of one group are neither positives nor negatives of each other (near
+            duplicates, frames of one video); -1 is no group.
+        distance: any PML distance; default `CosineSimilarity`. Margins are differences of its values.
+        chunk_size: anchors at a time; by default as many as make 2^22 scores. The tuples do not depend on it, but for
+            rounding with distances other than cosine and inner products.
+        candidates: [n, k] or, with `anchors`, [a, k]: references to look at instead of all, from any index; -1 is
+            none, and it need not know labels. Ranks are those among them.
+        generator: of what is drawn at random; torch's global one by default.
+
+    Shape:
+        embeddings [n, d], labels [n] -> `MinedTuples` of one row for each anchor.
+
+    Source:
+        The ceilings are those of NV-Retriever (de Souza Moreira et al. 2024, arXiv 2407.15831), their names those of
+        sentence-transformers' ``mine_hard_negatives``; `one_per_class` and the refreshing are Radenovic et al. (ECCV
+        2016), random ones of the first ranks are ANCE (Xiong et al. 2021, arXiv 2007.00808). Different: ranks count
+        before the filters; the relative margin has the right sign for negative scores; a score equal to the ceiling
+        is dropped; of several positives the nearest counts, not the farthest; draws are a function of the generator,
+        the anchor and the reference.
+
+    Raises:
+        TypeError, ValueError: arguments of other types or shapes; embeddings that are not finite; a window smaller
+            than the number of negatives; margins or ``per="pair"`` without positives; groups with references.
+
+    Example:
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.6, 0.8]])
+        >>> mine(embeddings, torch.tensor([0, 0, 1, 1]), num_negatives=2).negatives
+        tensor([[2, 3],
+                [2, 3],
+                [1, 0],
+                [1, 0]])
+    """
+    rule = _Rule(
+        num_positives=_count("num_positives", num_positives),
+        num_negatives=arguments.count("num_negatives", num_negatives),
+        positives=_choice("positives", positives, Positives),
+        is_random=_choice("strategy", strategy, Strategy) == "random",
+        range_min=_count("range_min", range_min),
+        range_max=arguments.count("range_max", range_max, optional=True),
+        absolute_margin=_optional(arguments.non_negative, "absolute_margin", absolute_margin),
+        relative_margin=_optional(arguments.non_negative, "relative_margin", relative_margin),
+        max_score=_optional(arguments.finite, "max_score", max_score),
+        min_score=_optional(arguments.finite, "min_score", min_score),
+        reference=_choice("reference", reference, Reference),
+        of_pairs=_choice("per", per, Per) == "pair",
+        one_per_class=arguments.flag("one_per_class", one_per_class),
+    )
+    if range_max is not None and range_max < range_min + num_negatives:
+        raise ValueError(
+            f"range_max must be at least range_min + num_negatives = {range_min + num_negatives}, got {range_max}"
+        )
+    if rule.of_pairs and rule.num_positives == 0 and rule.positives != "all":
+        raise ValueError("per='pair' needs positives, got num_positives=0")
+    if distance is not None and not isinstance(distance, BaseDistance):
+        raise TypeError(f"distance must be a PML distance (a BaseDistance), got {distance!r}")
+    distance = CosineSimilarity() if distance is None else distance
+    chunk_size = arguments.count("chunk_size", chunk_size, optional=True)
+
+    x = _vectors("embeddings", embeddings)
+    given_labels = checked_labels("labels", labels, len(x))
+    if references is None:
+        if reference_labels is not None:
+            raise ValueError("reference_labels was given without references")
+        refs = None
+        (ids,) = class_ids(given_labels)
+        ref_ids = ids
+    else:
+        refs = _vectors("references", references).to(x)
+        if refs.shape[1] != x.shape[1]:
+            raise ValueError(
+                f"references must have the dimension of the embeddings, got {refs.shape[1]} and {x.shape[1]}"
+            )
+        if reference_labels is None:
+            raise ValueError("references need reference_labels, got None")
+        if groups is not None:
+            raise ValueError("groups are those of one data set: they cannot be given with references")
+        ids, ref_ids = class_ids(given_labels, checked_labels("reference_labels", reference_labels, len(refs)))
+    rows = _indices("anchors", anchors, len(x)) if anchors is not None else torch.arange(len(x))
+    m = len(x) if refs is None else len(refs)
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device if generator else "cpu"))
+    places = None if candidates is None else _candidates(candidates, len(rows), m)
+    chunk = chunk_size or max(1, _SCORES // max(1, m if places is None else places.shape[1] * 8))
+
+    device = x.device
+    with full_float32(device):
+        search = _Search(
+            rule=rule,
+            scores=Scores(distance, x, refs),
+            sign=1.0 if distance.is_inverted else -1.0,
+            ids=ids.to(device),
+            ref_ids=ref_ids.to(device),
+            groups=None if groups is None else _groups(groups, len(x)).to(device),
+            is_own=refs is None,
+            seed=seed,
+        )
+        found = [
+            search.chunk(
+                rows[start : start + chunk].to(device), None if places is None else places[start : start + chunk]
+            )
+            for start in range(0, len(rows), chunk)
+        ] or [search.empty()]
+    return search.tuples(found)
+
+
+@dataclass(frozen=True)
+class _Rule:
+    num_positives: int
+    num_negatives: int
+    positives: str
+    is_random: bool
+    range_min: int
+    range_max: int | None
+    absolute_margin: float | None
+    relative_margin: float | None
+    max_score: float | None
+    min_score: float | None
+    reference: str
+    of_pairs: bool
+    one_per_class: bool
+
+    @property
+    def filters(self) -> list[str]:
+        """The names of the filters that are asked for."""
+        names = ("absolute_margin", "relative_margin", "max_score", "min_score")
+        return [name for name in names if getattr(self, name) is not None] + ["one_per_class"] * self.one_per_class
+
+    @property
+    def has_margins(self) -> bool:
+        return self.absolute_margin is not None or self.relative_margin is not None
+
+    @property
+    def needs_positive(self) -> bool:
+        return self.num_positives > 0 or self.positives == "all" or self.has_margins
+
+
+@dataclass(frozen=True)
+class _Found:
+    anchors: Tensor  # [t]
+    positives: Tensor  # [t, kp]
+    negatives: Tensor  # [t, kn]
+    positive_scores: Tensor
+    negative_scores: Tensor
+    looked_at: int
+    dropped: dict[str, int]
+
+
+class _Search:
+    """The search of some anchors at a time."""
+
+    def __init__(
+        self,
+        *,
+        rule: _Rule,
+        scores: Scores,
+        sign: float,
+        ids: Tensor,
+        ref_ids: Tensor,
+        groups: Tensor | None,
+        is_own: bool,
+        seed: int,
+    ) -> None:
+        self.rule, self.scores, self.sign, self.seed = rule, scores, sign, seed
+        self.ids, self.ref_ids, self.groups, self.is_own = ids, ref_ids, groups, is_own
+        # The references by class: class c has those from starts[c] to starts[c + 1] of the order.
+        self.order = ref_ids.argsort(stable=True)
+        classes = int(torch.cat([ids, ref_ids]).amax()) + 1 if len(ids) + len(ref_ids) else 0
+        self.sizes = torch.bincount(ref_ids, minlength=classes)
+        self.starts = self.sizes.cumsum(0) - self.sizes
+        most = int(self.sizes.amax()) if classes else 0
+        self.num_positives = max(most - is_own, 1) if rule.positives == "all" else rule.num_positives
+
+    def chunk(self, rows: Tensor, candidates: Tensor | None) -> _Found:
+        """The tuples of some anchors [b]."""
+        members, is_member = self._members(rows)
+        block = self.scores.block(rows) if candidates is None else None
+        of_members = self.scores.pairs(rows, members) if block is None else block.gather(1, members)
+        is_positive = is_member & ~self._is_barred(rows, members)
+        reference = self._reference(rows, of_members, members, is_positive, block)
+        positives, positive_scores = self._positives(rows, of_members, members, is_positive, block)
+        if block is not None:
+            # What fills up is of the class too, unless that has no reference at all.
+            of_class = self.ref_ids[members] == self.ids[rows].unsqueeze(1)
+            block.scatter_(1, members, of_members.masked_fill(of_class, -torch.inf))
+        rank = self._ranking(rows, block, candidates)
+        # One line of the search for each anchor, or for each of its positives.
+        line = torch.arange(len(rows), device=rows.device)
+        if self.rule.of_pairs:
+            width = positives.shape[1]
+            line = line.repeat_interleave(width)
+            reference = positive_scores.flatten()
+            positives, positive_scores = positives.reshape(-1, 1), positive_scores.reshape(-1, 1)
+            kept = positives[:, 0] >= 0
+            # An anchor without positives keeps one line.
+            kept |= (torch.arange(len(line), device=line.device) % max(width, 1) == 0) & (positives[:, 0] < 0)
+            line, reference, positives, positive_scores = (
+                y[kept] for y in (line, reference, positives, positive_scores)
+            )
+        limit = len(self.ref_ids) if candidates is None else candidates.shape[1]
+        negatives, negative_scores, looked_at, dropped = self._negatives(rows, line, reference, rank, limit)
+        return _Found(rows[line], positives, negatives, positive_scores, negative_scores, looked_at, dropped)
+
+    def _members(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The references of the class of each row [b, most], and which of them are no repetition to fill up."""
+        ids = self.ids[rows]
+        sizes, starts = self.sizes[ids].unsqueeze(1), self.starts[ids].unsqueeze(1)
+        places = torch.arange(int(sizes.amax()) if len(rows) else 0, device=rows.device)
+        at = starts + torch.minimum(places, sizes - 1).clamp_min(0)
+        return self.order[at.clamp_max(max(len(self.order) - 1, 0))], places < sizes
+
+    def _is_barred(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Which references are the anchor itself or of its group, [b, k]."""
+        barred = (columns == rows.unsqueeze(1)) & self.is_own
+        if self.groups is not None:
+            own = self.groups[rows].unsqueeze(1)
+            barred |= (own == self.groups[columns]) & (own >= 0)
+        return barred
+
+    def _best(
+        self, rows: Tensor, values: Tensor, members: Tensor, k: int, sign: int, block: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The k members that are largest times the sign, equals by index: scores [b, k], columns [b, k].
+
+        Values that are -inf times the sign are absent.
+        """
+        k = min(k, members.shape[1])
+        signed = sign * values
+        if block is not None and self.scores.is_product and k:
+            # What the product may have put on the wrong side of the cut is scored again.
+            last = signed.topk(k).values[:, -1:]
+            near = (signed >= last - 2 * self.scores.error) & (signed > -torch.inf)
+            width = int(near.sum(1).amax()) if len(rows) else 0
+            chosen = near.float().topk(max(width, k), dim=1).indices.sort(1).values
+            members, near = members.gather(1, chosen), near.gather(1, chosen)
+            exact = self.scores.pairs(rows, members)
+            signed = torch.where(near, sign * exact, -torch.inf)
+        # Members of one class stand in the order of their indices, and the sort is stable.
+        signed, order = signed.sort(dim=1, descending=True, stable=True)
+        return sign * signed[:, :k], members.gather(1, order)[:, :k]
+
+    def _reference(
+        self, rows: Tensor, values: Tensor, members: Tensor, is_positive: Tensor, block: Tensor | None
+    ) -> Tensor:
+        """The score of its positives from which an anchor's margins start, [b]; not a number without positives."""
+        none = values.new_full((len(rows),), torch.nan)
+        if not self.rule.has_margins or not members.shape[1]:
+            return none
+        if self.rule.reference == "mean":
+            total = torch.where(is_positive, values.double(), 0.0).sum(1)
+            return (total / is_positive.sum(1)).to(values.dtype)
+        sign = 1 if self.rule.reference == "max" else -1
+        values = values.masked_fill(~is_positive, -sign * torch.inf)
+        best, _ = self._best(rows, values, members, 1, sign, block)
+        return torch.where(is_positive.any(1), best[:, 0], none)
+
+    def _positives(
+        self, rows: Tensor, values: Tensor, members: Tensor, is_positive: Tensor, block: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The positives of each anchor [b, kp] and their scores, -1 and not a number where there is none."""
+        kp = self.num_positives
+        k = min(kp, members.shape[1])
+        columns, scores = rows.new_full((len(rows), kp), -1), values.new_full((len(rows), kp), torch.nan)
+        if k and self.rule.positives == "random":
+            drawn = keys(self.seed, rows.unsqueeze(1), members).masked_fill_(~is_positive, torch.iinfo(torch.int64).max)
+            chosen = drawn.argsort(dim=1, stable=True)[:, :k]
+            there, places = is_positive.gather(1, chosen), members.gather(1, chosen)
+            exact = self.scores.pairs(rows, places) if self.scores.is_product else values.gather(1, chosen)
+        elif k:
+            sign = 1 if self.rule.positives == "easiest" else -1
+            values = values.masked_fill(~is_positive, -sign * torch.inf)
+            exact, places = self._best(rows, values, members, k, sign, block)
+            there = exact.isfinite()
+        if k:
+            columns[:, :k] = torch.where(there, places, -1)
+            scores[:, :k] = torch.where(there, exact, torch.nan)
+        return columns, scores
+
+    def _ranking(
+        self, rows: Tensor, block: Tensor | None, candidates: Tensor | None
+    ) -> Callable[[Tensor, int], tuple[Tensor, Tensor]]:
+        """A function that gives the first k negatives of some of the rows by falling score; -inf for none.
+
+        From a block of scores in which those of an anchor's class are -inf, or from the candidates.
+        """
+        if block is not None:
+            if self.groups is not None:
+                own = self.groups[rows].unsqueeze(1)
+                block.masked_fill_((own == self.groups) & (own >= 0), -torch.inf)
+            return lambda some, k: self.scores.nearest(rows[some], block if len(some) == len(rows) else block[some], k)
+        assert candidates is not None
+        columns, order = candidates.to(rows.device).sort(dim=1, stable=True)
+        barred = columns < 0
+        barred[:, 1:] |= columns[:, 1:] == columns[:, :-1]
+        columns = columns.clamp_min(0)
+        barred |= self._is_barred(rows, columns) | (self.ref_ids[columns] == self.ids[rows].unsqueeze(1))
+        scores = self.scores.pairs(rows, columns).masked_fill_(barred, -torch.inf)
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        columns = columns.gather(1, order)
+        return lambda some, k: (scores[some, :k], columns[some, :k])
+
+    def _negatives(
+        self,
+        rows: Tensor,
+        line: Tensor,
+        reference: Tensor,
+        rank: Callable[[Tensor, int], tuple[Tensor, Tensor]],
+        limit: int,
+    ) -> tuple[Tensor, Tensor, int, dict[str, int]]:
+        """The negatives of each line [t, kn], their scores, how many were looked at, and how many each filter drops."""
+        rule, kn = self.rule, self.rule.num_negatives
+        negatives = line.new_full((len(line), kn), -1)
+        negative_scores = reference.new_full((len(line), kn), torch.nan)
+        dropped, looked_at = dict.fromkeys(rule.filters, 0), 0
+        end = limit if rule.range_max is None else min(rule.range_max, limit)
+        width = end if rule.is_random or rule.range_max is not None else min(rule.range_min + 2 * kn, limit)
+        left = torch.arange(len(line), device=line.device)
+        while len(left):
+            anchors, of_anchor = line[left].unique(return_inverse=True)
+            scores, columns = rank(anchors, width)
+            scores, columns = scores[of_anchor, rule.range_min :], columns[of_anchor, rule.range_min :]
+            kept, drops = self._filtered(scores, columns, reference[left])
+            taken = self._taken(rows[line[left]], columns, kept)
+            there = scores > -torch.inf
+            missing = (taken.sum(1) < kn) & there.all(1)
+            if scores.shape[1] and rule.min_score is not None:
+                missing &= scores[:, -1] >= self.sign * rule.min_score
+            if rule.needs_positive and rule.has_margins:
+                missing &= ~reference[left].isnan()
+            done = ~missing if width < end else torch.ones_like(missing)
+            # Those looked at: down to the last one that is taken, or all if some are missing or drawn.
+            upto = taken.flip(1).cummax(1).values.flip(1) if taken.shape[1] else taken
+            whole = (taken.sum(1) < kn) | rule.is_random
+            seen = there & (upto | whole.unsqueeze(1)) & done.unsqueeze(1)
+            looked_at += int(seen.sum())
+            for name, drop in drops.items():
+                dropped[name] += int((drop & seen).sum())
+            lines, places = (taken & done.unsqueeze(1)).nonzero(as_tuple=True)
+            at = (taken.cumsum(1) - 1)[lines, places]
+            negatives[left[lines], at] = columns[lines, places]
+            negative_scores[left[lines], at] = scores[lines, places]
+            left, width = left[~done], min(2 * width, end)
+        if rule.is_random:
+            negatives, negative_scores = self._shuffled(rows[line], negatives, negative_scores)
+        return negatives, negative_scores, looked_at, dropped
+
+    def _filtered(self, scores: Tensor, columns: Tensor, reference: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Which ranked negatives pass [t, k], and which each filter drops."""
+        rule = self.rule
+        levels = ceilings(
+            reference.unsqueeze(1),
+            absolute_margin=rule.absolute_margin,
+            relative_margin=rule.relative_margin,
+            max_score=None if rule.max_score is None else self.sign * rule.max_score,
+        )
+        # Without positives a ceiling is not a number, and nothing is below it.
+        drops = {name: ~(scores < level) for name, level in levels.items()}
+        if rule.min_score is not None:
+            drops["min_score"] = scores < self.sign * rule.min_score
+        kept = scores > -torch.inf
+        for drop in drops.values():
+            kept = kept & ~drop
+        if rule.one_per_class and columns.shape[1]:
+            # Each class is represented by the first of it that passes.
+            classes = torch.where(kept, self.ref_ids[columns], -1)
+            ordered, order = classes.sort(dim=1, stable=True)
+            again = torch.zeros_like(kept)
+            again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+            drops["one_per_class"] = torch.empty_like(kept).scatter_(1, order, again) & kept
+            kept = kept & ~drops["one_per_class"]
+        return kept, drops
+
+    def _taken(self, rows: Tensor, columns: Tensor, kept: Tensor) -> Tensor:
+        """Which of those that pass are taken, at most `num_negatives` of a line."""
+        kn = self.rule.num_negatives
+        if not self.rule.is_random:
+            return kept & (kept.cumsum(1) <= kn)
+        last = torch.iinfo(torch.int64).max
+        drawn = keys(self.seed + 1, rows.unsqueeze(1), columns).masked_fill_(~kept, last)
+        chosen = drawn.argsort(dim=1, stable=True)[:, :kn]
+        return kept & torch.zeros_like(kept).scatter_(1, chosen, True)
+
+    def _shuffled(self, rows: Tensor, columns: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """The drawn negatives in random order, absent ones last."""
+        last = torch.iinfo(torch.int64).max
+        order = (
+            keys(self.seed + 1, rows.unsqueeze(1), columns).masked_fill_(columns < 0, last).argsort(dim=1, stable=True)
+        )
+        return columns.gather(1, order), scores.gather(1, order)
+
+    def empty(self) -> _Found:
+        """The tuples of no anchors."""
+        none, scores = self.ids.new_empty(0), self.scores.embeddings.new_empty(0)
+        kp, kn = 1 if self.rule.of_pairs else self.num_positives, self.rule.num_negatives
+        dropped = dict.fromkeys(self.rule.filters, 0)
+        return _Found(none, none.view(0, kp), none.view(0, kn), scores.view(0, kp), scores.view(0, kn), 0, dropped)
+
+    def tuples(self, found: list[_Found]) -> MinedTuples:
+        """All chunks together."""
+
+        def joined(name: str) -> Tensor:
+            return torch.cat([getattr(each, name) for each in found])
+
+        looked_at = sum(each.looked_at for each in found)
+        drops = {name: sum(each.dropped[name] for each in found) for name in self.rule.filters}
+        return MinedTuples(
+            anchors=joined("anchors"),
+            positives=joined("positives"),
+            negatives=joined("negatives"),
+            positive_scores=self.sign * joined("positive_scores"),
+            negative_scores=self.sign * joined("negative_scores"),
+            needs_positive=self.rule.needs_positive,
+            dropped={name: count / looked_at if looked_at else float("nan") for name, count in drops.items()},
+        )
+
+
+def _vectors(name: str, given: Any) -> Tensor:
+    """Embeddings [n, d] in the precision that they have, at least single; refused if they are not finite."""
+    x = torch.as_tensor(given).detach()
+    x = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    if x.ndim != 2:
+        raise ValueError(f"{name} must be embeddings of shape [n, d], got shape {tuple(x.shape)}")
+    bad = ~x.isfinite().all(1)
+    if bad.any():
+        raise ValueError(
+            f"{name} has {int(bad.sum())} rows that are NaN or infinite; the first is {int(bad.nonzero()[0])}"
+        )
+    return x
+
+
+def _integers(name: str, given: Any) -> Tensor:
+    x = torch.as_tensor(given).detach()
+    if x.numel() and (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool):
+        raise TypeError(f"{name} must be integers, got {x.dtype}")
+    return x.long()
+
+
+def _indices(name: str, given: Any, size: int) -> Tensor:
+    x = _integers(name, given).cpu()
+    if x.ndim != 1:
+        raise ValueError(f"{name} must be a list of indices, got shape {tuple(x.shape)}")
+    outside = (x < 0) | (x >= size)
+    if outside.any():
+        raise ValueError(f"{name} must be in 0..{size - 1}, got {int(x[outside][0])}")
+    return x
+
+
+def _candidates(given: Any, rows: int, size: int) -> Tensor:
+    x = _integers("candidates", given)
+    if x.ndim != 2 or len(x) != rows:
+        raise ValueError(f"candidates must be one row of indices for each of {rows} anchors, got {tuple(x.shape)}")
+    outside = (x < -1) | (x >= size)
+    if outside.any():
+        raise ValueError(f"candidates must be in -1..{size - 1}, got {int(x[outside][0])}")
+    return x
+
+
+def _groups(given: Any, size: int) -> Tensor:
+    x = _integers("groups", given)
+    if x.shape != (size,):
+        raise ValueError(f"groups must be one integer for each of {size} embeddings, got shape {tuple(x.shape)}")
+    return x
+
+
+def _count(name: str, value: Any) -> int:
+    """Return an integer of at least 0."""
+    arguments.non_negative(name, value)
+    return 0 if value == 0 else int(arguments.count(name, value))
+
+
+def _optional(check: Callable[[str, Any], float], name: str, value: Any) -> float | None:
+    return None if value is None else check(name, value)
+
+
+def _choice(name: str, value: Any, choices: Any) -> str:
+    if value not in get_args(choices):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(choices)))}, got {value!r}")
+    return str(value)

@@ -1,0 +1,125 @@
+"""What `mine` finds: anchors with their positives and negatives, as indices of a data set."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class MinedTuples:
+    """Anchors with their positives and negatives, as indices of the data set that was mined; -1 where there is none.
+
+    An anchor that lacks what was asked for stays in the tensors, so that they have one row for each; it is no tuple:
+    `complete` says so, and `pairs`, `triplets` and the batches pass over it.
+
+    Args:
+        anchors: [a], indices of the embeddings; with ``per="pair"`` an anchor comes once for each of its positives.
+        positives: [a, kp], indices of the references, in the order of ``positives=``.
+        negatives: [a, kn], indices of the references, the hardest first or in random order.
+        positive_scores: [a, kp], in the units of the distance; not a number where there is none.
+        negative_scores: [a, kn], likewise.
+        needs_positive: whether an anchor without positives is no tuple.
+        dropped: by the name of each filter the share of the negatives looked at that it does not let pass. Looked at
+            are those of the rank window, down to the last one that was taken.
+
+    Example:
+        >>> import torch
+        >>> from pml_ext.mining import mine
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.6, 0.8]])
+        >>> mine(embeddings, torch.tensor([0, 0, 1, 1]), num_negatives=1).triplets()
+        (tensor([0, 1, 2, 3]), tensor([1, 0, 3, 2]), tensor([2, 2, 1, 1]))
+    """
+
+    anchors: Tensor
+    positives: Tensor
+    negatives: Tensor
+    positive_scores: Tensor
+    negative_scores: Tensor
+    needs_positive: bool
+    dropped: dict[str, float]
+
+    def __len__(self) -> int:
+        return int(self.complete.sum())
+
+    def __repr__(self) -> str:
+        kp, kn = self.positives.shape[1], self.negatives.shape[1]
+        shares = ", ".join(f"{name} {value:.3g}" for name, value in self.statistics().items())
+        return f"MinedTuples({len(self)} of {len(self.anchors)} anchors, {kp} positives, {kn} negatives; {shares})"
+
+    @property
+    def complete(self) -> Tensor:
+        """Which anchors have a negative, and a positive if that is needed, [a]."""
+        complete = (self.negatives >= 0).any(1)
+        return complete & (self.positives >= 0).any(1) if self.needs_positive else complete
+
+    def pairs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Anchors, positives, anchors, negatives as PML's losses take them, as indices of the data set."""
+        complete = self.complete.unsqueeze(1)
+        sides = [(others, (others >= 0) & complete) for others in (self.positives, self.negatives)]
+        (a, p), (b, n) = ((self.anchors.unsqueeze(1).expand_as(x)[kept], x[kept]) for x, kept in sides)
+        return a, p, b, n
+
+    def triplets(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Anchors, positives, negatives: every positive of an anchor with every negative."""
+        shape = (*self.positives.shape, self.negatives.shape[1])
+        p, n = self.positives.unsqueeze(2).expand(shape), self.negatives.unsqueeze(1).expand(shape)
+        kept = (p >= 0) & (n >= 0)
+        return self.anchors.view(-1, 1, 1).expand(shape)[kept], p[kept], n[kept]
+
+    def local(self, batch: Tensor | list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The mined pairs both of whose samples are in a batch, as places in it: an `indices_tuple`.
+
+        Args:
+            batch: the indices of its samples in the data set, [n]; where one stands twice, its first place counts.
+
+        Raises:
+            ValueError: the batch is not one-dimensional.
+        """
+        batch = torch.as_tensor(batch, dtype=torch.long, device=self.anchors.device)
+        if batch.ndim != 1:
+            raise ValueError(f"batch must be a list of indices, got shape {tuple(batch.shape)}")
+        ordered, places = batch.sort(stable=True)
+        result: list[Tensor] = []
+        a, p, b, n = self.pairs()
+        for pair in ((a, p), (b, n)):
+            at = [torch.searchsorted(ordered, index).clamp_max(max(len(batch) - 1, 0)) for index in pair]
+            there = [
+                ordered[place] == index if len(batch) else index < 0 for place, index in zip(at, pair, strict=True)
+            ]
+            kept = there[0] & there[1]
+            result += [places[place[kept]] for place in at]
+        return result[0], result[1], result[2], result[3]
+
+    def statistics(self) -> dict[str, float]:
+        """What the tuples are like; watch it from epoch to epoch.
+
+        Returns:
+            The shares of anchors ``without_positive`` and ``without_negative``; the mean score of the first positive
+            and of the first negative, which is the hardest unless they are drawn at random; and for every filter the
+            share of negatives ``dropped_by_..``. Not a number where there is nothing to take a share of.
+        """
+
+        def mean(x: Tensor) -> float:
+            return float(x.double().mean())
+
+        def first(scores: Tensor) -> Tensor:
+            column = scores[:, :1]
+            return column[~column.isnan()]
+
+        values = {
+            "without_positive": mean(~(self.positives >= 0).any(1)),
+            "without_negative": mean(~(self.negatives >= 0).any(1)),
+            "positive_score": mean(first(self.positive_scores)),
+            "negative_score": mean(first(self.negative_scores)),
+        }
+        return values | {f"dropped_by_{name}": share for name, share in self.dropped.items()}
+
+    def to(self, device: torch.device | str) -> "MinedTuples":
+        """The same on another device."""
+        tensors = {
+            each.name: getattr(self, each.name) for each in fields(self) if isinstance(getattr(self, each.name), Tensor)
+        }
+        moved: dict[str, Any] = {name: x.to(device) for name, x in tensors.items()}
+        return replace(self, **moved)
