@@ -321,8 +321,12 @@ class BatchMatrixLoss(MatrixLoss):
     def of_scores(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
         """The loss of all pairs from their scores and masks [n, m]; 0 if it is not defined."""
         # All pairs are one row here: a batch that is not defined keeps (0, 0) as its positive, (0, 1) as its negative.
-        *pairs, defined = substitute(sim.flatten(), pos.flatten(), neg.flatten(), self.needs)
-        return torch.where(defined, self.per_batch(*(x.view(sim.shape) for x in pairs)), 0.0)
+        flat, *masks, defined = substitute(sim.flatten(), pos.flatten(), neg.flatten(), self.needs)
+        known = all_known(flat)
+        if not known:
+            flat = torch.where(masks[0] | masks[1], flat, 0.0)
+        loss = torch.where(defined, self.per_batch(*(x.view(sim.shape) for x in (flat, *masks))), 0.0)
+        return loss if known else loss + unknown(flat)
 
 
 class SampleLoss(PairModule, BaseMetricLossFunction):

@@ -4,15 +4,22 @@ A loss with a closed form gets the two sides of a block, by labels without a boo
 differentiated by autograd on the block.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity, DotProductSimilarity, LpDistance
+from pytorch_metric_learning.distances import (
+    BaseDistance,
+    CosineSimilarity,
+    DotProductSimilarity,
+    LpDistance,
+    SNRDistance,
+)
 from torch import Tensor
 
-from pml_ext import thresholds
+from pml_ext import arguments, thresholds
 from pml_ext.engine import Sparse, Weighed, is_enabled
 from pml_ext.pairs import Counted, Needs, all_known, count, defined_rows, is_eager, looks_are_free, only
 from pml_ext.relations import Relation, RowMasks
@@ -83,8 +90,31 @@ def scores_by(distance: Any, x: Tensor, ref: Tensor | None) -> Tensor:
     if type(distance) is LpDistance and distance.p == 2 and x.device.type == "cpu" and is_eager() and is_enabled():
         # Somebody listens. In single precision torch.cdist loses small distances.
         x, ref = x.double(), None if ref is None else ref.double()
-    matrix: Tensor = distance(normalizable(distance, x), normalizable(distance, ref))
+    if isinstance(distance, SNRDistance):
+        _has_signal(distance, x)
+    matrix = _safe_power(distance, normalizable(distance, x), normalizable(distance, ref))
     return representable(matrix if distance.is_inverted else -matrix).to(dtype)
+
+
+def _safe_power(distance: Any, x: Any, ref: Any) -> Tensor:
+    """The matrix of a PML distance. Its power has a gradient of 0 at 0, where below 1 it has none."""
+    if not (type(distance) is LpDistance and 0 < distance.power < 1):
+        matrix: Tensor = distance(x, ref)
+        return matrix
+    first = copy.copy(distance)
+    first.power = 1
+    matrix = first(x, ref)
+    is_some = matrix.detach() != 0
+    return torch.where(is_some, torch.where(is_some, matrix, 1.0) ** distance.power, 0.0)
+
+
+def _has_signal(distance: Any, x: Tensor) -> None:
+    variance = normalized(distance, x.detach()).var(1) if distance.normalize_embeddings else x.detach().var(1)
+    message = "SNRDistance divides by the variance of an embedding, and {} has none: all its numbers are equal"
+    which = "one of the batch"
+    if looks_are_free(x) and bool((variance == 0).any()):
+        which = f"embedding {int((variance == 0).nonzero()[0])}"
+    arguments.holds(variance != 0, message.format(which))
 
 
 class Members(NamedTuple):
@@ -339,7 +369,7 @@ class BatchRows:
 
     def weigh(self, sim: Tensor, start: int) -> Weighed:
         """The loss in equal parts, and its derivative by the scores [n, m]."""
-        if self.closed_form is not None and self.sides is not None:
+        if self.closed_form is not None and self.sides is not None and all_known(sim):
             columns = self.sides.members.columns
             found = self.closed_form(self.sides(sim, start), columns)
             if found is not None:

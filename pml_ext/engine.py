@@ -209,6 +209,7 @@ class _Space:
 
     Attributes:
         is_precise: whether scores were computed of pairs so near that single precision loses them also in the gradient.
+        is_known: whether the scores that were computed are known to be numbers, all of them.
 
     Args:
         geometry: how scores come from them.
@@ -246,7 +247,7 @@ class _Space:
         m = len(points) - len(a.points) if private else len(points)
         self.shared, self.private = points[:m], points[m:] if private else None
         self.looks = looks and self.centered and looks_are_free(self.shared)
-        self.is_precise = False
+        self.is_precise, self.is_known = False, self.looks
 
     def tensors(self) -> tuple[Tensor | None, ...]:
         """What it consists of, six for the constructor."""
@@ -307,6 +308,9 @@ class _Space:
         scores.sub_(squares)  # -D^2 / 2
         if self.geometry.power == 2 and not self.looks:
             return scores.mul_(2).clamp_max_(0)
+        if self.looks and self._are_all_far(scores, start, first):
+            return scores.mul_(2) if self.geometry.power == 2 else scores.mul_(-2).sqrt_().neg_()
+        self.is_known = False
         roundings = thresholds.NEAR_ROUNDINGS if self.looks else NOTHING
         # Compared into numbers: a product with booleans is thirty times slower.
         is_some = torch.lt(scores, squares.mul_(-roundings * torch.finfo(squares.dtype).eps), out=squares)
@@ -319,6 +323,26 @@ class _Space:
         if near is not None:
             scores.index_put_(near, self._again(*near, start, first))
         return scores
+
+    @cached_property
+    def largest_near(self) -> float:
+        """What no near pair of any block is below, as -D^2 / 2: by the longest vector of either set."""
+        longest = sum(x.max().item() for x in self.half_squares)
+        return -thresholds.NEAR_ROUNDINGS * torch.finfo(self.shared.dtype).eps * longest
+
+    def _are_all_far(self, scores: Tensor, start: int, first: int) -> bool:
+        """Whether the largest -D^2 / 2 shows that no two vectors of a block are near; a vector is not asked of itself.
+
+        If none are, the distance of a vector from itself is made 0.
+        """
+        if self.r is not None:
+            return bool(scores.max() < self.largest_near)  # not where one is no number
+        own = scores.diagonal(start - first)
+        before = own.clone()
+        own.fill_(-torch.inf)
+        is_far = bool(scores.max() < self.largest_near)
+        own.copy_(torch.zeros_like(before) if is_far else before)
+        return is_far
 
     def _near(self, scores: Tensor, is_some: Tensor, start: int, first: int) -> tuple[Tensor, Tensor] | None:
         """The pairs of a block of which nothing is left, less those of a vector with itself."""
@@ -359,8 +383,14 @@ class _Space:
         if not self.geometry.euclidean or self.geometry.power == 2:
             return weights
         if isinstance(weights, Sparse):
-            return Sparse(weights.columns, weights.weights * _inverse(sim.gather(1, weights.columns)))
-        return weights.mul_(_inverse(sim))
+            return Sparse(weights.columns, weights.weights * self._inverse(sim.gather(1, weights.columns)))
+        return weights.mul_(self._inverse(sim))
+
+    def _inverse(self, scores: Tensor) -> Tensor:
+        """1 / score, and 0 for 0; 0, too, for what is no number: if its pair counts, its weight is none either."""
+        square = scores.square().clamp_min_(torch.finfo(scores.dtype).tiny)
+        inverse = torch.div(scores, square, out=square)
+        return inverse if self.is_known or all_known(scores) else inverse.nan_to_num_(0.0)
 
     @property
     def factor(self) -> float:
@@ -461,13 +491,6 @@ class _Space:
 def _single(gradients: tuple[Tensor | None, Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
     ga, gr = gradients
     return None if ga is None else ga.float(), None if gr is None else gr.float()
-
-
-def _inverse(scores: Tensor) -> Tensor:
-    """1 / score, and 0 for 0; 0, too, for what is no number: if its pair counts, its weight is none either."""
-    square = scores.square().clamp_min_(torch.finfo(scores.dtype).tiny)
-    inverse = torch.div(scores, square, out=square)
-    return inverse if all_known(scores) else inverse.nan_to_num_(0.0)
 
 
 def _scattered(few: Sparse, out: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ its shape. Rows are anchors, columns references. A reduction runs over the last 
 unless it says otherwise; an entry outside the mask has no influence and receives an exactly zero gradient.
 """
 
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -192,7 +193,7 @@ def substitute(sim: Tensor, pos: Tensor, neg: Tensor, needs: Needs) -> tuple[Ten
 
 def all_known(sim: Tensor) -> bool:
     """Whether all scores are known to be numbers, by a look at their sum, where that is free; it cannot overflow."""
-    return looks_are_free(sim) and bool(sim.detach().sum().isfinite())
+    return looks_are_free(sim) and math.isfinite(sim.detach().sum().item())
 
 
 def unknown(sim: Tensor) -> Tensor:

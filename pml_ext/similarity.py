@@ -141,16 +141,16 @@ def is_centered(geometry: Geometry) -> bool:
 
 
 def origin_of(points: Tensor) -> Tensor:
-    """A point amid those of [m, d], m at least 1, without a gradient: medians of three of medians of three of 27.
+    """A point amid those of [m, d], m at least 1, without a gradient: medians of three of medians of three of 9.
 
     Distances do not change with the origin, but their rounding errors do: of a batch that has all but collapsed, far
     from 0, nothing else would be left. The mean would go along with a single vector that is far away.
     """
     x = points.detach()
-    few = x[torch.arange(27, device=x.device) * len(x) // 27]
-    nine = _median(few[:9], few[9:18], few[18:])
-    three = _median(nine[:3], nine[3:6], nine[6:])
-    return _median(three[0], three[1], three[2]).nan_to_num_(0.0, 0.0, 0.0)
+    if len(x) >= 9:
+        nine = x[:: len(x) // 9]
+        x = _median(nine[:3], nine[3:6], nine[6:9])
+    return (_median(*x[:: len(x) // 3][:3]) if len(x) >= 3 else x[0]).nan_to_num(0.0, 0.0, 0.0)
 
 
 def _median(a: Tensor, b: Tensor, c: Tensor) -> Tensor:

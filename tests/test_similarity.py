@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from pytorch_metric_learning.distances import BaseDistance, LpDistance
+from pytorch_metric_learning.distances import BaseDistance, LpDistance, SNRDistance
 
 from pml_ext import engine, losses, miners
 from pml_ext.analysis.pair_weights import pair_weights
-from pml_ext.blocks import normalized
+from pml_ext.blocks import normalized, scores_by
 from pml_ext.centers import BatchCenters
 from pml_ext.similarity import normalize, origin_of, unit_vectors
 from pml_ext.testing.law import by_autograd
@@ -216,3 +216,25 @@ def test_the_slice_of_a_half_precision_embedding_that_is_zero():
     for dtype in (torch.float32, *HALF):
         found = BranchLoss(losses.BinomialDevianceLoss(), 2)(x.to(dtype), torch.tensor([0, 0, 1, 1]))
         torch.testing.assert_close(found.float(), torch.tensor(1.2671), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("p", [1, 2, 3])
+def test_a_power_below_1_has_the_gradient_of_its_distinct_pairs(p):
+    """The power of a distance has no derivative at 0, where every sample is from itself."""
+    torch.manual_seed(0)
+    x = torch.randn(6, 3, dtype=torch.float64)
+    distance = LpDistance(p=p, power=0.5, normalize_embeddings=False)
+    leaf, again = x.clone().requires_grad_(), x.clone().requires_grad_()
+    scores_by(distance, leaf, None).sum().backward()
+    pairs = [(i, j) for i in range(6) for j in range(6) if i != j]
+    sum(-(((again[i] - again[j]).abs() ** p).sum() ** (0.5 / p)) for i, j in pairs).backward()
+    torch.testing.assert_close(leaf.grad, again.grad)
+    loss = losses.AnchorContrastiveLoss(pos_margin=0, neg_margin=1, distance=LpDistance(p=p, power=0.5))
+    assert gradient(loss, x, torch.tensor([0, 0, 1, 1, 2, 2])).isfinite().all()
+
+
+def test_a_vector_without_variance_has_no_ratio_of_signal_to_noise():
+    loss, x = losses.BatchHardTripletLoss(distance=SNRDistance()), torch.randn(6, 3)
+    x[4] = 0
+    with pytest.raises(ValueError, match="SNRDistance divides by the variance of an embedding, and embedding 4 has"):
+        loss(x, torch.tensor([0, 0, 1, 1, 2, 2]))
