@@ -164,25 +164,27 @@ def mine(
         ids, ref_ids = class_ids(given_labels, checked_labels("reference_labels", reference_labels, len(refs)))
     rows = _indices("anchors", anchors, len(x)) if anchors is not None else torch.arange(len(x))
     m = len(x) if refs is None else len(refs)
-    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device if generator else "cpu"))
+    seed = 0
+    if rule.is_random or rule.positives == "random":
+        device = generator.device if generator is not None else torch.device("cpu")
+        seed = int(torch.randint(2**62, (), generator=generator, device=device))
     places = None if candidates is None else _candidates(candidates, len(rows), m)
     chunk = chunk_size or max(1, _SCORES // max(1, m if places is None else places.shape[1] * 8))
 
-    device = x.device
-    with full_float32(device):
+    with full_float32(x.device):
         search = _Search(
             rule=rule,
             scores=Scores(distance, x, refs),
             sign=1.0 if distance.is_inverted else -1.0,
-            ids=ids.to(device),
-            ref_ids=ref_ids.to(device),
-            groups=None if groups is None else _groups(groups, len(x)).to(device),
+            ids=ids.to(x.device),
+            ref_ids=ref_ids.to(x.device),
+            groups=None if groups is None else _groups(groups, len(x)).to(x.device),
             is_own=refs is None,
             seed=seed,
         )
         found = [
             search.chunk(
-                rows[start : start + chunk].to(device), None if places is None else places[start : start + chunk]
+                rows[start : start + chunk].to(x.device), None if places is None else places[start : start + chunk]
             )
             for start in range(0, len(rows), chunk)
         ] or [search.empty()]

@@ -1,0 +1,126 @@
+"""Batches of so many samples of so many classes that cover every sample, for any number of processes."""
+
+from random import Random
+from typing import Any, final
+
+from pml_ext import arguments
+from pml_ext.inputs import Array, checked_labels, class_ids
+from pml_ext.mining.decks import Deck, members_of
+from pml_ext.mining.draws import stream
+from pml_ext.mining.epochs import EpochBatches
+
+
+@final
+class BalancedBatchSampler(EpochBatches):
+    """Batches of P classes with K samples each; in an epoch every sample comes, in a step none comes twice.
+
+    A step is what all processes do at once: P W different classes, P for each of them. The samples of a class are
+    shuffled and cut into hands of K, the last one filled up with the first ones; the hands of all classes, in random
+    order, are dealt to the steps one after another, over and over. So a class comes at most once in a step; places
+    that are left are filled with further hands of classes that are not in the step. A class with fewer than K samples
+    gives what it has.
+
+    Args:
+        labels: of the data set, [n], numbers or strings.
+        classes_per_batch: P, on each process.
+        samples_per_class: K.
+        seed: of the order; the same on every process.
+        num_replicas: how many processes there are, W.
+        rank: which of them this is.
+
+    Raises:
+        TypeError, ValueError: arguments of other types; fewer classes than P W.
+
+    Source:
+        Ours. PML's `MPerClassSampler` leaves out a third of the samples and repeats others, and draws from numpy's
+        global generator.
+
+    Example:
+        >>> sampler = BalancedBatchSampler(list("aaabbbbc"), classes_per_batch=2, samples_per_class=2)
+        >>> [len(batch) for batch in sampler]
+        [4, 3, 3]
+        >>> sorted(set(sum(sampler, [])))
+        [0, 1, 2, 3, 4, 5, 6, 7]
+    """
+
+    def __init__(
+        self,
+        labels: Array,
+        *,
+        classes_per_batch: int,
+        samples_per_class: int,
+        seed: int = 0,
+        num_replicas: int = 1,
+        rank: int = 0,
+    ) -> None:
+        super().__init__(seed=seed, num_replicas=num_replicas, rank=rank)
+        self.classes_per_batch = int(arguments.count("classes_per_batch", classes_per_batch))
+        self.samples_per_class = int(arguments.count("samples_per_class", samples_per_class))
+        (ids,) = class_ids(checked_labels("labels", labels, len(labels)))
+        self._members = members_of(ids.tolist())
+        if self._classes_per_step > len(self._members):
+            raise ValueError(
+                f"classes_per_batch times num_replicas must be at most the {len(self._members)} classes, "
+                f"got {self.classes_per_batch} times {self.num_replicas}"
+            )
+
+    @property
+    def _classes_per_step(self) -> int:
+        return self.classes_per_batch * self.num_replicas
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """The batches of an epoch for all processes together; those of a step one after another."""
+        rng = stream(self.seed, epoch, "balanced")
+        hands = [self._hands(members, rng) for members in self._members]
+        order = list(range(len(hands)))
+        rng.shuffle(order)
+        most = max(map(len, hands))
+        steps = max(most, -(-sum(map(len, hands)) // self._classes_per_step))
+        dealt: list[dict[int, list[int]]] = [{} for _ in range(steps)]
+        turn = 0
+        for each in order:
+            # No more hands than steps, so in different steps.
+            for hand in hands[each]:
+                dealt[turn % steps][each] = hand
+                turn += 1
+        rng.shuffle(dealt)
+        deck = Deck(order, lambda turn: stream(self.seed, epoch, "further", turn))
+        further = dict.fromkeys(order, 0)
+        batches = []
+        for step in dealt:
+            while len(step) < self._classes_per_step:
+                (each,) = deck.hand(1)
+                if each not in step:
+                    step[each] = hands[each][further[each] % len(hands[each])]
+                    further[each] += 1
+            dealt_classes = list(step)
+            rng.shuffle(dealt_classes)
+            size = self.classes_per_batch
+            batches += [
+                [sample for each in dealt_classes[start : start + size] for sample in step[each]]
+                for start in range(0, len(dealt_classes), size)
+            ]
+        return batches
+
+    def _hands(self, members: list[int], rng: Random) -> list[list[int]]:
+        """All samples of a class in hands of K different ones."""
+        k = min(self.samples_per_class, len(members))
+        samples = list(members)
+        rng.shuffle(samples)
+        count = -(-len(samples) // k)
+        samples += samples[: count * k - len(samples)]
+        return [samples[start : start + k] for start in range(0, count * k, k)]
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where the state stood, with any number of processes, if the classes of a step are as many as before."""
+        if int(state["classes_per_step"]) != self._classes_per_step:
+            raise ValueError(
+                f"the state is of {state['classes_per_step']} classes in a step of all processes, "
+                f"this sampler has {self._classes_per_step}"
+            )
+        steps = int(state["consumed"]) // int(state["num_replicas"])
+        super().load_state_dict(state | {"consumed": steps * self.num_replicas})
+
+    def state_dict(self, *, consumed: int | None = None) -> dict[str, Any]:
+        """Where the epoch stands, and how many classes a step has."""
+        return super().state_dict(consumed=consumed) | {"classes_per_step": self._classes_per_step}
