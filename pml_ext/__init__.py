@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     )
     from pml_ext.analysis.pair_weights import pair_weights
     from pml_ext.benchmark import Experiment
+    from pml_ext.benchmark.advice import choose
     from pml_ext.benchmark.saved import load
     from pml_ext.evaluation import compare, evaluate
     from pml_ext.mining import mine
@@ -36,6 +37,7 @@ __all__ = [
     "analysis",
     "benchmark",
     "catalog",
+    "choose",
     "compare",
     "datasets",
     "evaluate",
@@ -56,6 +58,7 @@ __all__ = [
 _WORDS = {
     "Experiment": "benchmark",
     "PairMasks": "pairs",
+    "choose": "benchmark.advice",
     "compare": "evaluation",
     "evaluate": "evaluation",
     "load": "benchmark.saved",

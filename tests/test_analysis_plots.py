@@ -1,6 +1,8 @@
 """The pictures of pair weights and the pages about methods: what is drawn and printed, and nothing else."""
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import pytorch_metric_learning.losses as pml
@@ -12,8 +14,8 @@ from pytorch_metric_learning.distances import CosineSimilarity
 from pytorch_metric_learning.reducers import AvgNonZeroReducer
 
 from pml_ext import catalog, losses, wrappers
+from pml_ext.__main__ import main
 from pml_ext.analysis import EmbeddingHealth, NoPairWeightsError, pair_weights
-from pml_ext.analysis.__main__ import main
 from pml_ext.analysis.explain import explain, sections
 from pml_ext.analysis.plots import (
     PULL,
@@ -164,11 +166,36 @@ def test_explain_on_the_command_line(name, ending, capsys):
 
 def test_explain_says_what_is_wrong(capsys):
     assert main(["explain", "RAWW", "--out", "x.png"]) == 2
-    assert capsys.readouterr().err == "error: no recipe is called 'RAWW': did you mean RAW?\n"
-    assert main(["explain", "raw"]) == 2
-    assert capsys.readouterr().err == "error: no recipe is called 'raw': did you mean RAW?\n"
+    assert capsys.readouterr().err == "pml_ext explain: unknown loss 'RAWW'; did you mean RAW or RAWLoss?\n"
     assert main(["explain", "RAW", "--out", "no/such/folder/x.png"]) == 2
     assert "no/such/folder" in capsys.readouterr().err
+    assert main(["explain", "RAW", "--out", "weights.doc"]) == 2
+    assert "must end in png, svg, pdf" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["explain", "--help"])
-    assert "a name of the catalog" in capsys.readouterr().out
+    assert "a loss as the main job takes it" in capsys.readouterr().out
+
+
+def test_explain_draws_into_the_file_that_was_named(capsys):
+    assert main(["explain", "RAW", "--out", "weights"]) == 0
+    assert capsys.readouterr().out.endswith("drawn in weights\n")
+    assert Path("weights").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in Path().iterdir()] == ["weights"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_explain_says_that_the_disk_is_full(capsys):
+    assert main(["explain", "RAW", "--out", "/dev/full"]) == 2
+    assert "the disk is full" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["RAWLoss", "pml:TripletMarginLoss", "TripletMarginLoss", "own:Mine", "RAW(gamma=0.3)"]
+)
+def test_explain_takes_what_the_main_job_takes(name, capsys, monkeypatch):
+    class Mine(losses.RAWLoss):
+        """Mine."""
+
+    monkeypatch.setitem(sys.modules, "own", SimpleNamespace(Mine=Mine))
+    assert main(["explain", name]) == 0
+    assert capsys.readouterr().out.startswith(name)

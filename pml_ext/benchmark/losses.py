@@ -165,6 +165,13 @@ def searched(spec: Any) -> Searched:
     return Searched(name, arguments, " + ".join(miner_texts), space)
 
 
+def told(text: str) -> tuple[str, ...]:
+    """The arguments without a default that a loss is told when it is built."""
+    name, arguments = _call(_split(text)[0])
+    needed = catalog.needs(name) if name in catalog.recipes else _required(_loss_class(name))
+    return tuple(each for each in needed if each not in arguments)
+
+
 def catalog_names() -> tuple[str, ...]:
     """Every name of the catalog."""
     return tuple(catalog.recipes)

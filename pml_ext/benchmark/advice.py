@@ -1,0 +1,260 @@
+"""Which loss for which data: a batch, two or three losses with values to start from, what to avoid, and why.
+
+The rules stand in one table, `RULES`. Each says when it holds, what follows, and on what evidence.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pml_ext.benchmark.errors import BenchmarkError
+
+# Images of a class in a batch, unless there is a reason for others: the literature takes 4 (Musgrave et al. 2020) or 5
+# (Deep_metric).
+PER_CLASS = 4
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What is known of the data and the machine.
+
+    Args:
+        classes: to train on.
+        images_per_class: of a typical class.
+        batch: images of a training step.
+        embedding_size: dimension of the embeddings.
+    """
+
+    classes: int
+    images_per_class: int
+    batch: int
+    embedding_size: int
+
+    @property
+    def per_class(self) -> int:
+        """Images of a class in a batch: few classes fill it with more of each."""
+        fill = -(-self.batch // self.classes)
+        return max(1, min(self.images_per_class, max(PER_CLASS, fill), max(self.batch // 2, 1)))
+
+    @property
+    def per_batch(self) -> int:
+        """Classes of a batch."""
+        return max(1, min(self.classes, self.batch // self.per_class))
+
+    @property
+    def seen(self) -> float:
+        """Share of the classes that a batch holds."""
+        return self.per_batch / self.classes
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What follows from a rule.
+
+    Args:
+        what: a loss as the command and `Experiment` take it, or what to avoid.
+        why: in a sentence.
+        evidence: where it was measured or derived.
+        cost: of a step, beside the network; "" for what to avoid.
+    """
+
+    what: str
+    why: str
+    evidence: str
+    cost: str = ""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A row of the table: when it holds, and what follows then."""
+
+    when: Callable[[Situation], bool]
+    advice: Callable[[Situation], Advice]
+
+
+_FROZEN = "benchmarks/results/frozen_cub.md"
+_FEW_TO_COMPARE = 0.02  # share of the classes in a batch below which hard negatives are rare
+_MEMORY = 4096
+
+LOSSES = (
+    Rule(
+        lambda s: s.per_class >= 2,
+        lambda s: Advice(
+            "RAW",
+            "weights informative pairs by their similarity, relative to their anchor's other pairs; the same as "
+            "multi-similarity with its miner",
+            f"{_FROZEN}: MAP@R 36.6, the frozen trunk 35.5; Musgrave et al. 2020, CUB: 26.5, the best of 13 26.7",
+            _cost(s, s.batch, 0.73),
+        ),
+    ),
+    Rule(
+        lambda s: s.per_class >= 2 and s.seen >= _FEW_TO_COMPARE,
+        lambda s: Advice(
+            "SemiHard",
+            "the nearest negative beyond each positive: steady where the batch holds many of the classes",
+            f"{_FROZEN}: MAP@R 37.0, with HardMining2020 the best of 52",
+            _cost(s, s.batch, 0.45),
+        ),
+    ),
+    Rule(
+        lambda s: s.per_class >= 2 and s.seen < _FEW_TO_COMPARE,
+        lambda s: Advice(
+            f"XBM(memory_size={_MEMORY})",
+            f"a batch holds {s.seen:.1%} of the classes, a queue of {_MEMORY} embeddings more: more hard negatives",
+            f"{_FROZEN}: 57 classes are too few to show a gain (MAP@R 36.5); Wang et al. 2020, arXiv 1912.06798",
+            _cost(s, _MEMORY, 2.8),
+        ),
+    ),
+    Rule(
+        lambda s: s.per_class >= 2,
+        lambda s: Advice(
+            "BatchHard",
+            "the farthest positive and the nearest negative of each anchor: the cheapest, and good at recall@1",
+            f"{_FROZEN}: recall@1 79.0, the best of 52 with SoftTriplet 78.9; MAP@R 36.4",
+            _cost(s, s.batch, 0.43),
+        ),
+    ),
+)
+WARNINGS = (
+    Rule(
+        lambda s: s.images_per_class < 2,
+        lambda s: Advice(
+            "every loss of the catalog by itself",
+            "a class of one image has no positive pair: make a second view of each image and wrap a loss in "
+            "pml_ext.wrappers.SelfSupervisedLoss",
+            "by definition of a pair",
+        ),
+    ),
+    Rule(
+        lambda s: s.classes > 20 * s.per_batch,
+        lambda s: Advice(
+            "losses with a learned center or proxy of each class (MCA, SoftTriple, CenterNCA with learned centers)",
+            f"with {s.per_batch} of {s.classes:,} classes in a batch, a center is moved by samples of its own once in "
+            f"{-(-s.classes // s.per_batch)} steps; all of them take {4 * s.classes * s.embedding_size / 1e6:.2g} MB",
+            "arithmetic; with 57 classes " + _FROZEN + " has MCA at MAP@R 34.6, below the frozen trunk",
+        ),
+    ),
+    Rule(
+        lambda s: 2 <= s.per_class < 3,
+        lambda s: Advice(
+            "losses that need several positives of an anchor (HardMining2020, MarginPositive, ranked pulls)",
+            f"with {s.per_class} images of a class in a batch each anchor has one",
+            "their definitions",
+        ),
+    ),
+    Rule(
+        lambda s: s.batch < 32,
+        lambda s: Advice(
+            "batches this small, if memory allows",
+            f"{s.per_batch} classes in a batch leave few hard negatives; --losses XBM keeps a queue",
+            "Wang et al. 2020",
+        ),
+    ),
+    Rule(
+        lambda s: True,
+        lambda s: Advice(
+            "LiftedStructure, GeneralizedLiftedStructure and GaussianMetric at their defaults",
+            "they were below the frozen trunk that they started from",
+            f"{_FROZEN}: MAP@R 34.9, 34.9 and 34.9, the frozen trunk 35.5",
+        ),
+    ),
+)
+
+
+def _cost(s: Situation, columns: int, floors: float) -> str:
+    megabytes = 4 * s.batch * columns / 1e6
+    return f"{s.batch} x {columns} scores, {megabytes:.2g} MB; with large batches {floors} of the matrix products' time"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to start with.
+
+    Args:
+        situation: what was asked for.
+        losses: what to try, the first first.
+        avoid: what not to.
+        command: the command line that compares them.
+    """
+
+    situation: Situation
+    losses: tuple[Advice, ...]
+    avoid: tuple[Advice, ...]
+    command: str
+
+    def __str__(self) -> str:
+        s = self.situation
+        lines = [
+            f"{s.classes:,} classes with {s.images_per_class:,} images each, batches of {s.batch}:",
+            f"sampler: {s.per_batch} classes x {s.per_class} images, {s.seen:.1%} of the classes in a batch",
+            "",
+        ]
+        for number, advice in enumerate(self.losses, 1):
+            lines += [f"{number}. {advice.what}: {advice.why}", f"   cost: {advice.cost}", f"   {advice.evidence}"]
+        lines += [""] + [f"avoid {advice.what}: {advice.why} ({advice.evidence})" for advice in self.avoid]
+        return "\n".join([*lines, "", self.command]).rstrip()
+
+
+def choose(
+    *,
+    classes: int | None = None,
+    images_per_class: int | None = None,
+    batch: int = 128,
+    embedding_size: int = 128,
+    data: str | None = None,
+) -> Choice:
+    """Which losses to start with, and how to fill a batch.
+
+    Args:
+        classes: to train on. Default None: counted in `data`.
+        images_per_class: of a typical class. Default None: the median of `data`.
+        batch: images of a training step. Default 128.
+        embedding_size: dimension of the embeddings. Default 128.
+        data: anything that `pml_ext.datasets.open` reads. Default None.
+
+    Raises:
+        BenchmarkError: neither numbers nor data, or a number out of range.
+
+    Example:
+        >>> choice = choose(classes=11000, images_per_class=5, batch=256)
+        >>> [advice.what for advice in choice.losses]
+        ['MultiSimilarity', 'XBM(memory_size=4096)', 'BatchHard']
+        >>> choice.situation.per_batch, choice.situation.per_class
+        (64, 4)
+    """
+    if data is not None and (classes is None or images_per_class is None):
+        counted, typical = _count(data)
+        classes = counted if classes is None else classes
+        images_per_class = typical if images_per_class is None else images_per_class
+    if classes is None or images_per_class is None:
+        raise BenchmarkError("give classes and images_per_class, or data to count them in")
+    for name, value, least in (
+        ("classes", classes, 2),
+        ("images_per_class", images_per_class, 1),
+        ("batch", batch, 4),
+        ("embedding_size", embedding_size, 1),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise BenchmarkError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    situation = Situation(classes, images_per_class, batch, embedding_size)
+    losses = tuple(rule.advice(situation) for rule in LOSSES if rule.when(situation))
+    avoid = tuple(rule.advice(situation) for rule in WARNINGS if rule.when(situation))
+    return Choice(situation, losses, avoid, _command(situation, losses, data))
+
+
+def _count(data: str) -> tuple[int, int]:
+    import torch
+
+    from pml_ext import datasets
+
+    counts = torch.bincount(datasets.open(data).labels)
+    return len(counts), int(counts.median())
+
+
+def _command(situation: Situation, losses: tuple[Advice, ...], data: str | None) -> str:
+    words = ["python", "-m", "pml_ext.benchmark", "--data", data or "photos/"]
+    words += ["--batch-size", str(situation.batch), "--classes-per-batch", str(situation.per_batch)]
+    words += ["--losses", *(advice.what for advice in losses)]
+    return shlex.join([*words, "--seeds", "0", "1", "2"]) if losses else ""

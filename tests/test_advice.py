@@ -1,0 +1,92 @@
+"""Which loss: the rules, their command, and the words of the package on the command line."""
+
+import shlex
+
+import pytest
+
+from pml_ext.__main__ import WORDS, main
+from pml_ext.benchmark.advice import LOSSES, WARNINGS, choose
+from pml_ext.benchmark.cli import _parser
+from pml_ext.benchmark.errors import BenchmarkError
+from pml_ext.benchmark.losses import parse_all
+
+
+@pytest.mark.parametrize("classes", [2, 10, 57, 1000, 11000])
+@pytest.mark.parametrize("images", [2, 5, 500])
+@pytest.mark.parametrize("batch", [4, 32, 256])
+def test_every_situation_has_a_batch_and_a_command_that_runs(classes, images, batch):
+    choice = choose(classes=classes, images_per_class=images, batch=batch)
+    situation = choice.situation
+    assert 2 <= situation.per_class <= images
+    assert situation.per_class * situation.per_batch <= batch
+    assert 2 <= situation.per_batch <= classes
+    assert 2 <= len(choice.losses) <= 4
+    specs = parse_all([advice.what for advice in choice.losses])
+    for spec in specs:
+        assert spec.build(classes=max(classes, 2), embedding_size=8).loss is not None
+    words = shlex.split(choice.command)
+    assert words[:3] == ["python", "-m", "pml_ext.benchmark"]
+    given = vars(_parser().parse_args(words[3:]))
+    assert given["batch_size"] == batch
+    assert given["classes_per_batch"] == situation.per_batch
+
+
+def test_every_rule_holds_somewhere_and_has_evidence():
+    situations = [
+        choose(classes=classes, images_per_class=images, batch=batch).situation
+        for classes in (2, 57, 11000)
+        for images in (1, 2, 5)
+        for batch in (16, 256)
+    ]
+    for rule in (*LOSSES, *WARNINGS):
+        assert any(rule.when(situation) for situation in situations)
+        for situation in situations:
+            if rule.when(situation):
+                advice = rule.advice(situation)
+                assert advice.what
+                assert advice.why
+                assert advice.evidence
+
+
+def test_classes_of_one_image_have_no_pairs():
+    choice = choose(classes=100, images_per_class=1)
+    assert choice.losses == ()
+    assert choice.command == ""
+    assert "SelfSupervisedLoss" in str(choice)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "give classes and images_per_class, or data"),
+        ({"classes": 1, "images_per_class": 5}, "classes must be a whole number of at least 2, got 1"),
+        ({"classes": 5, "images_per_class": True}, "images_per_class must be a whole number"),
+        ({"classes": 5, "images_per_class": 5, "batch": 3}, "batch must be a whole number of at least 4, got 3"),
+    ],
+)
+def test_a_wrong_number_is_named(given, message):
+    with pytest.raises(BenchmarkError, match=message):
+        choose(**given)
+
+
+def test_the_command_prints_what_the_function_says(capsys):
+    assert main(["choose", "--classes", "11000", "--images-per-class", "5", "--batch", "256"]) == 0
+    assert capsys.readouterr().out == f"{choose(classes=11000, images_per_class=5, batch=256)}\n"
+    assert main(["choose"]) == 2
+    assert capsys.readouterr().err.startswith("pml_ext choose: give classes")
+
+
+def test_classes_are_counted_in_data(capsys):
+    assert main(["choose", "--data", "digits"]) == 0
+    assert capsys.readouterr().out.startswith("10 classes with ")
+
+
+def test_words_of_the_package(capsys):
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in WORDS)
+    assert main(["chose"]) == 2
+    assert capsys.readouterr().err == "pml_ext: unknown command 'chose'; did you mean choose?\n"
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert "--losses" in capsys.readouterr().out
