@@ -32,6 +32,8 @@ from speed_jobs import FLOOR, Job, Setting, all_jobs, batch, set_chunk_size
 from speed_measure import Times, peak_megabytes, seconds, times
 from speed_report import LARGE, MAIN, MANY, QUARTER, SMALL, Lines, checklist, plot, table
 
+import pml_ext
+
 HERE = Path(__file__).resolve().parent
 # Batches, and which sides are measured there. Loops and PML only where a goal or the plot needs them.
 ALL, OURS, WITH_STOCK = ("ours", "stock", "loop"), ("ours",), ("ours", "stock")
@@ -133,12 +135,12 @@ class Record:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Also cuts off half a line of an interrupted run.
         path.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
-        names = ("torch", "pytorch-metric-learning", "pml_ext")
+        versions = {name: version(name) for name in ("torch", "pytorch-metric-learning")}
         self.common = {
             "device": device,
             "threads": torch.get_num_threads(),
             "hardware": hardware(device),
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
+            "versions": {"python": platform.python_version(), **versions, "pml_ext": pml_ext.__version__},
             "commit": commit(),
         }
 

@@ -29,7 +29,7 @@ def loaded(name: str, given: Array | str | Path) -> Array:
 
 def checked_embeddings(name: str, embeddings: Array, device: torch.device) -> Tensor:
     """Return embeddings [n, d] in float32; refuse what is none, and NaN or infinite ones."""
-    x = torch.as_tensor(embeddings).detach().to(device, torch.float32)
+    x = torch.as_tensor(embeddings, dtype=torch.float32, device=device).detach()
     if x.ndim != 2:
         raise ValueError(f"{name} must be embeddings of shape [n, d], got shape {tuple(x.shape)}")
     bad = ~torch.isfinite(x).all(dim=1)
@@ -65,7 +65,7 @@ def _array(name: str, labels: Array) -> Tensor | Strings:
             return array.astype(np.str_)
         if array.dtype.kind not in "biufOU":
             raise TypeError(f"{name} must be numbers or strings, got {array.dtype}")
-        x = torch.as_tensor(array.astype(np.int64) if array.size == 0 else array)
+        x = torch.as_tensor(array.astype(np.int64) if array.size == 0 else array, device="cpu")
     return x.double() if x.is_floating_point() else x.long()
 
 
@@ -85,7 +85,7 @@ def class_ids(*all_labels: Tensor | Strings) -> tuple[Tensor, ...]:
         found = np.unique(whole, return_inverse=True, axis=0 if whole.ndim == 2 else None)[1]
         ids = torch.from_numpy(found.reshape(-1))
     else:
-        labels = torch.cat([torch.as_tensor(x) if isinstance(x, Tensor) else torch.zeros(x.shape) for x in all_labels])
+        labels = torch.cat([x if isinstance(x, Tensor) else torch.zeros(x.shape, device="cpu") for x in all_labels])
         # The search for equal rows is much the slower one.
         ids = labels.unique(dim=0 if labels.ndim == 2 else None, return_inverse=True)[1]
     return tuple(torch.split(ids, [len(x) for x in all_labels]))

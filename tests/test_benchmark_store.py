@@ -441,13 +441,18 @@ def test_signals_end_a_run_cleanly(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "out"
-    before = signal.getsignal(number)
-    with monkeypatch.context() as patch:
-        failing(patch, lambda: os.kill(os.getpid(), number))
-        assert main([*FLAGS, "--out", str(out)]) == code
+    # As in a terminal: in the background of a shell script an interrupt is ignored from the start.
+    usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    found = signal.signal(number, usual)
+    try:
+        with monkeypatch.context() as patch:
+            failing(patch, lambda: os.kill(os.getpid(), number))
+            assert main([*FLAGS, "--out", str(out)]) == code
+        assert signal.getsignal(number) == usual
+    finally:
+        signal.signal(number, found)
     said = capsys.readouterr().err
     assert said == f"pml_ext.benchmark: {word}; continue with: python -m pml_ext.benchmark --resume --out {out}\n"
-    assert signal.getsignal(number) == before
     assert not (out / lock.HOLDER).exists()
     assert main(["--resume", "--out", str(out)]) == 0
 

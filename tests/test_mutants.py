@@ -58,7 +58,7 @@ def test_every_law_has_a_mutant():
 CAUSES = {
     "SignOfTheClosedForm": "pair_weights_are_derivatives_by_the_score",
     "HalfTheClosedForm": "closed_form_is_the_loss",
-    "LastRowOfALongBlockLost": "large_batches_agree_with_autograd",
+    "LastRowOfALongBlockLost": "blocks_of_any_height_are_alike",
     "SidesExchanged": "positives_are_pulled_and_negatives_pushed",
 }
 

@@ -1,6 +1,7 @@
 """The benchmark of speed runs, and the loops that it compares with compute what our losses do."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -89,7 +90,8 @@ def test_the_script_measures_and_reports(tmp_path):
     pytest.importorskip("matplotlib")
     command = [sys.executable, str(BENCHMARKS / "speed.py"), "--entries", "RAW", "BatchHard", "--n", "32"]
     options = ["--d", "8", "--rounds", "3", "--seconds", "0", "--out", str(tmp_path)]
-    done = subprocess.run([*command, *options], capture_output=True, text=True)
+    environment = os.environ | {"PYTHONPATH": str(BENCHMARKS.parent)}
+    done = subprocess.run([*command, *options], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert "Goals" in done.stdout
     lines = [json.loads(line) for line in (tmp_path / "speed.jsonl").read_text().splitlines()]

@@ -555,7 +555,7 @@ def test_anchor_weight_keeps_regularizers_whole(on: str) -> None:
 
 def test_anchor_weight_says_what_it_cannot_do() -> None:
     embeddings, labels = batch((3, 3))
-    with pytest.raises(ValueError, match="LiftedStructureLoss reduces its 'loss' to one number"):
+    with pytest.raises(TypeError, match="in which an anchor can be weighted: LiftedStructureLoss does not"):
         AnchorWeightedLoss(LiftedStructureLoss())(embeddings, labels)
     with pytest.raises(TypeError, match="loss must be a PML loss"):
         AnchorWeightedLoss(LpDistance())  # type: ignore[arg-type]
