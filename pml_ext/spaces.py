@@ -127,6 +127,7 @@ SPACES: Mapping[str, Mapping[str, Around]] = MappingProxyType(
         "SemiHardTripletLoss": {"margin": times(4)},
         "SoftTripletLoss": {"beta": times(5), "threshold": between(0, 0.69)},
         # miners
+        "AmbiguousNegativeMiner": {"a": times(5), "k": number(4)},
         "DistanceWeightedMiner": {"cutoff": level(0.3, least=0), "nonzero_loss_cutoff": level(0.3, least=0)},
         "ExponentialPositiveMiner": {"num_positives": number(3), "scale": times(4)},
         "HardNegativePairMiner": {"epsilon": times(5)},
@@ -134,6 +135,7 @@ SPACES: Mapping[str, Mapping[str, Around]] = MappingProxyType(
         "KNearestNegativeMiner": {"k": number(4)},
         "KNearestPositiveMiner": {"k": number(3)},
         "MultiSimilarityMiner": {"epsilon": times(5)},
+        "PositiveAwareMiner": {"relative_margin": times(5)},
         "TripletMarginMiner": {"margin": times(5)},
         # wrappers and centers
         "AnchorWeightedLoss": {"alpha": times(5)},

@@ -265,6 +265,29 @@ def hard_negative_pair(pos, neg, epsilon):
     return list(range(len(pos))) if hard else [], hard
 
 
+@of_miner(miners.PositiveAwareMiner)
+def positive_aware(
+    pos, neg, absolute_margin, relative_margin, max_score, min_score, range_min, range_max, k, reference
+):
+    if not pos:
+        return [], []
+    r = {"max": max(pos), "min": min(pos), "mean": mean(pos)}[reference]
+    ceiling = math.inf if max_score is None else max_score
+    if absolute_margin is not None:
+        ceiling = min(ceiling, r - absolute_margin)
+    if relative_margin is not None:
+        ceiling = min(ceiling, r - relative_margin * abs(r))
+    ranked = sorted(range(len(neg)), key=lambda j: -neg[j])[range_min:range_max]
+    kept = [j for j in ranked if neg[j] < ceiling and (min_score is None or neg[j] >= min_score)][:k]
+    return list(range(len(pos))) if kept else [], sorted(kept)
+
+
+@of_miner(miners.AmbiguousNegativeMiner)
+def ambiguous_negative(pos, neg, k, a, b, reference):
+    r = {"max": max(pos), "min": min(pos), "mean": mean(pos)}[reference]
+    return Draw("neg", [math.exp(-a * (s - r - b) ** 2) for s in neg], k)
+
+
 @of_miner(miners.KNearestPositiveMiner)
 def k_nearest_positive(pos, neg, k):
     return sorted(sorted(range(len(pos)), key=lambda j: pos[j])[:k]), list(range(len(neg)))

@@ -53,6 +53,7 @@ MORE: dict[str, tuple[dict[str, Any], ...]] = {
             weightings.triplet,
         )
     ),
+    "PositiveAwareMiner": ({"reference": "min", "absolute_margin": 0.1, "range_min": 1, "k": 2},),
     "RankedPullDevianceLoss": ({"sharp": True},),
     "SoftTripletLoss": ({"normalization": "triplet", "threshold": 0.0}, {"normalization": "legacy"}),
 }

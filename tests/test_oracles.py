@@ -100,6 +100,7 @@ def test_loss_is_its_formula(name):
 
 
 MINERS = {
+    "AmbiguousNegativeMiner": ({}, {"k": 2, "a": 3.0, "b": -0.3, "reference": "mean"}),
     "ChainedMiner": ({},),
     "DistanceWeightedMiner": ({"dimension": 5}, {"dimension": 2, "cutoff": 1.0, "nonzero_loss_cutoff": None}),
     "ExponentialPositiveMiner": ({"num_positives": 2, "scale": 1.5}, {"num_positives": 9}),
@@ -112,6 +113,11 @@ MINERS = {
     ),
     "KNearestNegativeMiner": ({"k": 2}, {"k": 32}),
     "KNearestPositiveMiner": ({"k": 1}, {"k": 32}),
+    "PositiveAwareMiner": (
+        {},
+        {"reference": "min", "absolute_margin": 0.1, "k": 2},
+        {"reference": "mean", "range_min": 1, "range_max": 3, "max_score": 1.0, "min_score": 0.4},
+    ),
 }
 # A miner around any other has the rule of that one.
 PAIR_MINERS = [cls for cls in all_miners() if issubclass(cls, PairMiner)]

@@ -10,6 +10,7 @@ from pml_ext import sampling, thresholds
 from pml_ext.base import PairMiner, SamplingMiner
 from pml_ext.catalog import all_miners
 from pml_ext.miners import (
+    AmbiguousNegativeMiner,
     CappedMiner,
     ChainedMiner,
     DistanceWeightedMiner,
@@ -18,6 +19,7 @@ from pml_ext.miners import (
     InverseDensityMiner,
     KNearestNegativeMiner,
     KNearestPositiveMiner,
+    PositiveAwareMiner,
 )
 from pml_ext.pairs import in_row_blocks, kth_largest, label_masks, nearest, not_self
 from pml_ext.sampling import gumbel_like, sample, top_mask
@@ -217,8 +219,13 @@ def batch(n: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     return x.to(dtype), labels
 
 
-DETERMINISTIC = [HardNegativePairMiner(epsilon=0.01), KNearestNegativeMiner(k=3), KNearestPositiveMiner(k=2)]
-DRAWING = [DistanceWeightedMiner, ExponentialPositiveMiner, InverseDensityMiner]
+DETERMINISTIC = [
+    HardNegativePairMiner(epsilon=0.01),
+    KNearestNegativeMiner(k=3),
+    KNearestPositiveMiner(k=2),
+    PositiveAwareMiner(k=3, range_min=1),
+]
+DRAWING = [AmbiguousNegativeMiner, DistanceWeightedMiner, ExponentialPositiveMiner, InverseDensityMiner]
 
 
 def test_every_miner_is_here() -> None:

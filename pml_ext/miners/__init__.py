@@ -1,5 +1,6 @@
 """Miners: subclasses of PML's `BaseMiner`, usable wherever a PML miner is."""
 
+from pml_ext.miners.ambiguous_negative import AmbiguousNegativeMiner
 from pml_ext.miners.capped import CappedMiner
 from pml_ext.miners.chained import ChainedMiner
 from pml_ext.miners.distance_weighted import DistanceWeightedMiner
@@ -8,8 +9,10 @@ from pml_ext.miners.hard_negative_pair import HardNegativePairMiner
 from pml_ext.miners.inverse_density import InverseDensityMiner
 from pml_ext.miners.k_nearest_negative import KNearestNegativeMiner
 from pml_ext.miners.k_nearest_positive import KNearestPositiveMiner
+from pml_ext.miners.positive_aware import PositiveAwareMiner
 
 __all__ = [
+    "AmbiguousNegativeMiner",
     "CappedMiner",
     "ChainedMiner",
     "DistanceWeightedMiner",
@@ -18,4 +21,5 @@ __all__ = [
     "InverseDensityMiner",
     "KNearestNegativeMiner",
     "KNearestPositiveMiner",
+    "PositiveAwareMiner",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor
 from pml_ext import arguments
 from pml_ext.evaluation.knn import full_float32
 from pml_ext.inputs import Array, checked_labels, class_ids
-from pml_ext.mining.ceilings import Reference, ceilings
+from pml_ext.miners.positive_aware import Reference, ceilings
 from pml_ext.mining.draws import keys
 from pml_ext.mining.scores import Scores
 from pml_ext.mining.tuples import MinedTuples

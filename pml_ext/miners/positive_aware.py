@@ -1,0 +1,183 @@
+"""Negatives that are not as near as the positives: what may be a positive without a label is left out."""
+
+from functools import partial
+from typing import Any, Literal, final, get_args
+
+import torch
+from pytorch_metric_learning.distances import CosineSimilarity
+from torch import Tensor
+
+from pml_ext import arguments
+from pml_ext.base import PairMiner
+from pml_ext.pairs import count, has_any, in_row_blocks, masked_max, masked_mean, masked_min, nearest, of_rows
+
+Reference = Literal["max", "min", "mean"]
+
+
+def ceilings(
+    reference: Tensor,
+    *,
+    absolute_margin: float | None = None,
+    relative_margin: float | None = None,
+    max_score: float | None = None,
+) -> dict[str, Tensor]:
+    """The ceilings that are asked for, by name: r - absolute, r - relative |r|, and a constant; shaped as r.
+
+    A negative passes if its score lies below all of them. With the absolute value a margin lowers the ceiling of
+    negative scores too.
+    """
+    found = {}
+    if absolute_margin is not None:
+        found["absolute_margin"] = reference - absolute_margin
+    if relative_margin is not None:
+        found["relative_margin"] = reference - relative_margin * reference.abs()
+    if max_score is not None:
+        found["max_score"] = torch.full_like(reference, max_score)
+    return found
+
+
+def reference_score(sim: Tensor, pos: Tensor, reference: Reference) -> Tensor:
+    """The score of an anchor's positives from which its margins start: sim, pos [.., n, m] -> [.., n, 1]."""
+    if reference == "mean":
+        return masked_mean(sim, pos).unsqueeze(-1)
+    return masked_max(sim, pos) if reference == "max" else masked_min(sim, pos)
+
+
+def positive_aware(
+    sim: Tensor,
+    pos: Tensor,
+    neg: Tensor,
+    *,
+    absolute_margin: float | None,
+    relative_margin: float | None,
+    max_score: float | None,
+    min_score: float | None,
+    range_min: int,
+    range_max: int | None,
+    k: int | None,
+    reference: Reference,
+) -> tuple[Tensor, Tensor]:
+    """The negatives below the ceilings, and all positives of their anchors: sim, pos, neg [.., n, m] -> both."""
+    levels = ceilings(
+        reference_score(sim, pos, reference),
+        absolute_margin=absolute_margin,
+        relative_margin=relative_margin,
+        max_score=max_score,
+    )
+    # Ranks count all negatives, whatever the filters let pass.
+    kept = neg if range_max is None else nearest(sim, neg, range_max)
+    if range_min:
+        kept = kept & ~nearest(sim, neg, range_min)
+    for level in levels.values():
+        kept = kept & (sim < level)
+    if min_score is not None:
+        kept = kept & (sim >= min_score)
+    kept = of_rows(kept, has_any(pos))
+    if k is not None:
+        kept = nearest(sim, kept, k)
+    return of_rows(pos, has_any(kept)), kept
+
+
+@final
+class PositiveAwareMiner(PairMiner):
+    r"""Keeps the negatives that are not as similar as the positives, by a margin, and all positives.
+
+        N'_i = the k nearest of { n in N_i : range_min <= rank_i(n) < range_max, min_score <= s_in < tau_i }
+        tau_i = min(r_i - absolute_margin, r_i - relative_margin |r_i|, max_score),  r_i = max_{p in P_i} s_ip
+
+    What is as near as a positive may be one that has no label as such. With clean labels it is the very error to learn
+    from, and this miner does harm: with `reference="min"` and an absolute margin it keeps exactly the negatives that
+    multi-similarity mining, and `HardNegativePairMiner`, leave out. An anchor without kept negatives drops out, with
+    its positives.
+
+    Args:
+        absolute_margin: how much less similar than the positives a negative must be, at least 0; None (default) for
+            no such margin.
+        relative_margin: the same as a share of the positives' score, at least 0, default 0.05; None for none.
+        max_score: a level that a negative must be farther than, in the units of the distance; None (default) for none.
+        min_score: a level that a negative must be nearer than, or at, likewise.
+        range_min: the rank, from 0 on, of the first negative to look at, default 0; ranks count before all filters.
+        range_max: the rank of the first one no longer looked at; None (default) for no end.
+        k: how many to keep at most, the nearest; None (default) for all. For random ones see `CappedMiner`.
+        reference: which of the positives the margins start from: the nearest ("max", default), the farthest ("min")
+            or their "mean". With one positive per anchor they are the same.
+        kwargs: those of `PairMiner`. With `collect_stats` it keeps `share_dropped`, the share of negatives left out of
+            those whose anchor has a positive.
+
+    Shape:
+        embeddings [n, d], labels [n] -> (anchors, positives, anchors, negatives).
+
+    Defaults:
+        CosineSimilarity. The relative margin means something else with a distance.
+
+    Source:
+        de Souza Moreira et al. 2024, NV-Retriever, arXiv 2407.15831, where anchors have one positive; names as in
+        sentence-transformers. There the relative margin raises the ceiling of negative scores, a window drops ranks
+        after the filters, and a negative equal to the ceiling is kept.
+
+    Raises:
+        TypeError, ValueError: a margin that is not a number or below 0, a k or a range that is not an integer, a
+            range_max that is not above range_min, an unknown reference.
+
+    Example:
+        >>> import torch
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.6, 0.8]])
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> anchors, positives, others, negatives = PositiveAwareMiner()(embeddings, labels)
+        >>> others, negatives
+        (tensor([0, 0, 1, 2, 3, 3]), tensor([2, 3, 3, 0, 0, 1]))
+    """
+
+    is_row_function = True
+
+    def __init__(
+        self,
+        *,
+        absolute_margin: float | None = None,
+        relative_margin: float | None = 0.05,
+        max_score: float | None = None,
+        min_score: float | None = None,
+        range_min: int = 0,
+        range_max: int | None = None,
+        k: int | None = None,
+        reference: Reference = "max",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if reference not in get_args(Reference):
+            raise ValueError(f"reference must be 'max', 'min' or 'mean', got {reference!r}")
+        self.record_hyperparameters(
+            absolute_margin=None
+            if absolute_margin is None
+            else arguments.non_negative("absolute_margin", absolute_margin),
+            relative_margin=None
+            if relative_margin is None
+            else arguments.non_negative("relative_margin", relative_margin),
+            max_score=None if max_score is None else arguments.finite("max_score", max_score),
+            min_score=None if min_score is None else arguments.finite("min_score", min_score),
+            range_min=0 if range_min == 0 else arguments.count("range_min", range_min),
+            range_max=arguments.count("range_max", range_max, optional=True),
+            k=arguments.count("k", k, optional=True),
+            reference=reference,
+        )
+        if range_max is not None and range_max <= range_min:
+            raise ValueError(f"range_max must be above range_min = {range_min}, got {range_max}")
+        self.share_dropped = 0.0
+        self.add_to_recordable_attributes(name="share_dropped", is_stat=True)
+
+    def get_default_distance(self) -> CosineSimilarity:
+        """Cosine similarity."""
+        return CosineSimilarity()
+
+    def select(self, sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
+        """The negatives below the ceilings, and the positives of their anchors."""
+        values = self.hyperparameters()
+        # Not among the levels, which are numbers: these may be None.
+        sign = 1 if self.distance.is_inverted else -1
+        for name in ("max_score", "min_score"):
+            values[name] = None if values[name] is None else sign * values[name]
+        kept_pos, kept_neg = in_row_blocks(partial(positive_aware, **values), sim, pos, neg)
+        if self.collect_stats:
+            there = int(count(of_rows(neg, has_any(pos))).sum())
+            self.share_dropped = 1 - int(kept_neg.sum()) / there if there else 0.0
+        return kept_pos, kept_neg
