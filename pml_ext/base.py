@@ -28,11 +28,7 @@ from pml_ext.blocks import (
     LossRows,
     MaskSides,
     Sided,
-    geometry_of,
-    has_own_shapes,
     label_sides,
-    normalized,
-    scores_by,
 )
 from pml_ext.engine import all_scores, disabled, is_enabled, row_losses
 from pml_ext.hyperparameters import Configured
@@ -48,7 +44,8 @@ from pml_ext.pairs import (
     unknown,
 )
 from pml_ext.relations import IndicesTuple, RowMasks, Selected, own_set, pair_relation, relation_of, wide
-from pml_ext.similarity import Geometry, at_least_single, without_autocast
+from pml_ext.similarity import Similarity, has_own_shapes, normalized, scores_by
+from pml_ext.vectors import at_least_single, without_autocast
 
 
 class StaticDivisorReducer(DivisorReducer):
@@ -63,10 +60,10 @@ class StaticDivisorReducer(DivisorReducer):
 class PairModule(Configured, ABC):
     """What losses and miners share: hyperparameters and the matrix of scores."""
 
-    def geometry(self) -> Geometry | None:
+    def known_similarity(self) -> Similarity | None:
         """How the engine computes the scores, or None if it cannot: they are of one's own making, say."""
         usual = type(self).similarity is PairModule.similarity and is_eager()
-        return geometry_of(self.distance) if usual else None
+        return Similarity.of(self.distance) if usual else None
 
     def similarity(self, embeddings: Tensor, ref_emb: Tensor | None) -> Tensor:
         """Scores [n, m], larger is closer; None for the references means the embeddings themselves.
@@ -177,11 +174,11 @@ class PairMatrixLoss(MatrixLoss):
         if self.lacks_pairs(min(len(embeddings), 1), embeddings, ref_emb):
             return dict(self.zero_losses())
         refs = None if ref_emb is embeddings else ref_emb
-        geometry = self.geometry()
-        if geometry is None:
+        similarity = self.known_similarity()
+        if similarity is None:
             losses, counts = self.plain(embeddings, refs, masks, indices_tuple)
         else:
-            losses, counts = self.fast(embeddings, refs, masks, geometry, labels, indices_tuple, ref_labels)
+            losses, counts = self.fast(embeddings, refs, masks, similarity, labels, indices_tuple, ref_labels)
         return {
             "loss": {
                 "losses": losses,
@@ -220,7 +217,7 @@ class PairMatrixLoss(MatrixLoss):
         embeddings: Tensor,
         ref_emb: Tensor | None,
         masks: RowMasks,
-        geometry: Geometry,
+        similarity: Similarity,
         labels: Tensor | None,
         indices_tuple: IndicesTuple | Selected | None,
         ref_labels: Tensor | None,
@@ -243,7 +240,17 @@ class PairMatrixLoss(MatrixLoss):
             private=isinstance(indices_tuple, PrivateMasks),
         )
         with torch.autocast(embeddings.device.type, enabled=False):
-            return Counted(*row_losses(embeddings, refs, geometry, rows, self.chunk_size))
+            return Counted(
+                *row_losses(
+                    embeddings,
+                    refs,
+                    similarity,
+                    rows.weigh,
+                    rows.plain,
+                    chunk_size=self.chunk_size,
+                    private=rows.private,
+                )
+            )
 
     def anchors(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Counted:
         """Losses and counts of some anchors from their scores and masks. Undefined anchors have 0 and 0."""
@@ -287,12 +294,12 @@ class BatchMatrixLoss(MatrixLoss):
         if self.lacks_pairs(len(embeddings), embeddings, ref_emb):
             return dict(self.zero_losses())
         masks, refs = wide(masks, len(embeddings)), None if ref_emb is embeddings else ref_emb
-        geometry = self.geometry()
-        if geometry is None:
+        similarity = self.known_similarity()
+        if similarity is None:
             loss = self.plain(embeddings, refs, masks)
         else:
             of_batch = refs is None and indices_tuple is None
-            loss = self.fast(embeddings, refs, masks, geometry, labels if of_batch else None)
+            loss = self.fast(embeddings, refs, masks, similarity, labels if of_batch else None)
         return {"loss": {"losses": loss, "indices": None, "reduction_type": "already_reduced"}}
 
     def plain(self, embeddings: Tensor, ref_emb: Tensor | None, masks: RowMasks) -> Tensor:
@@ -300,7 +307,7 @@ class BatchMatrixLoss(MatrixLoss):
         return self.of_scores(self.similarity(embeddings, ref_emb), *masks(0, len(embeddings)))
 
     def fast(
-        self, embeddings: Tensor, ref_emb: Tensor | None, masks: RowMasks, geometry: Geometry, labels: Tensor | None
+        self, embeddings: Tensor, ref_emb: Tensor | None, masks: RowMasks, similarity: Similarity, labels: Tensor | None
     ) -> Tensor:
         """The loss through the engine; with labels if it compares all pairs of a batch."""
         embeddings, refs = in_full(embeddings, ref_emb)
@@ -315,7 +322,7 @@ class BatchMatrixLoss(MatrixLoss):
             plain=lambda x, ref: self.plain(x, ref, masks),
         )
         with torch.autocast(embeddings.device.type, enabled=False):
-            losses, _ = row_losses(embeddings, refs, geometry, rows, None)
+            losses, _ = row_losses(embeddings, refs, similarity, rows.weigh, rows.plain, together=True)
         return losses.sum()
 
     def of_scores(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
@@ -477,12 +484,12 @@ class PairMiner(PairModule, BaseMiner):
 
     def scores(self, embeddings: Tensor, ref_emb: Tensor | None) -> Tensor:
         """What `similarity` gives, without a gradient and with less work where the engine knows the distance."""
-        geometry = self.geometry()
-        if geometry is None:
+        similarity = self.known_similarity()
+        if similarity is None:
             return self.similarity(embeddings, ref_emb)
         embeddings, ref_emb = in_full(embeddings, ref_emb)
         with without_autocast(embeddings):
-            return all_scores(embeddings, ref_emb, geometry)
+            return all_scores(embeddings, ref_emb, similarity)
 
     def output_assertion(self, output: IndicesTuple) -> None:
         """PML's check of what was mined, with the number of pairs as a statistic for `PairMasks` too."""

@@ -4,117 +4,21 @@ A loss with a closed form gets the two sides of a block, by labels without a boo
 differentiated by autograd on the block.
 """
 
-import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pytorch_metric_learning.distances import (
-    BaseDistance,
-    CosineSimilarity,
-    DotProductSimilarity,
-    LpDistance,
-    SNRDistance,
-)
 from torch import Tensor
 
-from pml_ext import arguments, thresholds
-from pml_ext.engine import Sparse, Weighed, is_enabled
-from pml_ext.pairs import Counted, Needs, all_known, count, defined_rows, is_eager, looks_are_free, only
+from pml_ext import thresholds
+from pml_ext.engine import Weighed
+from pml_ext.pairs import Counted, Needs, all_known, count, defined_rows, looks_are_free, only
 from pml_ext.relations import Relation, RowMasks
 from pml_ext.sides import ABSENT, Sides, SideWeights
-from pml_ext.similarity import (
-    Geometry,
-    normalize,
-    representable,
-    scores_of,
-    unit_vectors,
-    with_direction,
-)
+from pml_ext.space import Sparse
 
 ClosedForm = Callable[..., SideWeights | None]
-
-
-def geometry_of(distance: Any) -> Geometry | None:
-    """How the engine computes the scores of a PML distance, or None for a distance that it does not know.
-
-    A distance that somebody listens to (a hook, statistics) is called as PML calls it, as is any while the engine is
-    disabled.
-    """
-    if not is_enabled():
-        return None
-    if distance._forward_hooks or distance._forward_pre_hooks or distance.collect_stats or distance.p != 2:
-        return None
-    kind = type(distance)
-    if kind in (CosineSimilarity, DotProductSimilarity) and distance.power == 1:
-        return Geometry(distance.normalize_embeddings, euclidean=False, power=1)
-    if kind is LpDistance and distance.power in (1, 2):
-        return Geometry(distance.normalize_embeddings, euclidean=True, power=distance.power)
-    return None
-
-
-def has_own_shapes(distance: Any) -> bool:
-    """Whether a PML distance says itself which embeddings it takes: several vectors for each sample, say."""
-    return type(distance).check_shapes is not BaseDistance.check_shapes
-
-
-def unit(x: Tensor) -> Tensor:
-    """Vectors [n, d] of unit length in at least single precision. One that is 0 stays 0, and has a gradient of 0."""
-    return unit_vectors(x) if is_eager() and is_enabled() else normalize(x)
-
-
-def normalized(distance: Any, x: Tensor) -> Tensor:
-    """Vectors [n, d] as a PML distance normalises them; one that is 0 has a gradient of 0."""
-    if type(distance).normalize is BaseDistance.normalize:
-        return unit(x) if distance.p == 2 else normalize(x, distance.p)
-    by_distance: Tensor = distance.normalize(x)
-    return by_distance
-
-
-def normalizable(distance: Any, x: Tensor | None) -> Any:
-    """Vectors [n, d] for a PML distance, which may normalise them: one that is 0 has a gradient of 0 then."""
-    is_usual = distance.normalize_embeddings and type(distance).normalize is BaseDistance.normalize
-    return with_direction(x, distance.p) if is_usual and x is not None and x.ndim == 2 else x
-
-
-def scores_by(distance: Any, x: Tensor, ref: Tensor | None) -> Tensor:
-    """The scores [n, m] by a PML distance, larger is closer, not a number where none can be told from an absent pair's.
-
-    By operations that autograd follows.
-    """
-    geometry = geometry_of(distance)
-    if geometry is not None:
-        return scores_of(x, ref, geometry)
-    dtype = x.dtype
-    if type(distance) is LpDistance and distance.p == 2 and x.device.type == "cpu" and is_eager() and is_enabled():
-        # Somebody listens. In single precision torch.cdist loses small distances.
-        x, ref = x.double(), None if ref is None else ref.double()
-    if isinstance(distance, SNRDistance):
-        _has_signal(distance, x)
-    matrix = _safe_power(distance, normalizable(distance, x), normalizable(distance, ref))
-    return representable(matrix if distance.is_inverted else -matrix).to(dtype)
-
-
-def _safe_power(distance: Any, x: Any, ref: Any) -> Tensor:
-    """The matrix of a PML distance. Its power has a gradient of 0 at 0, where below 1 it has none."""
-    if not (type(distance) is LpDistance and 0 < distance.power < 1):
-        matrix: Tensor = distance(x, ref)
-        return matrix
-    first = copy.copy(distance)
-    first.power = 1
-    matrix = first(x, ref)
-    is_some = matrix.detach() != 0
-    return torch.where(is_some, torch.where(is_some, matrix, 1.0) ** distance.power, 0.0)
-
-
-def _has_signal(distance: Any, x: Tensor) -> None:
-    variance = normalized(distance, x.detach()).var(1) if distance.normalize_embeddings else x.detach().var(1)
-    message = "SNRDistance divides by the variance of an embedding, and {} has none: all its numbers are equal"
-    which = "one of the batch"
-    if looks_are_free(x) and bool((variance == 0).any()):
-        which = f"embedding {int((variance == 0).nonzero()[0])}"
-    arguments.holds(variance != 0, message.format(which))
 
 
 class Members(NamedTuple):

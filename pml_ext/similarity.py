@@ -1,201 +1,183 @@
-"""How scores come from vectors: vectors brought to unit length, and distances where products of vectors lose them.
+"""How scores come from vectors, from a PML distance, or not at all.
 
-A vector shorter than `SHORTEST` has no direction. It is divided by that number, as `torch.nn.functional.normalize`
-does, but its gradient is 0, not the gradient of the others times 1e12.
-
-A squared distance is D^2 = |a|^2 + |r|^2 - 2 <a, r>, off by a few roundings of |a|^2 + |r|^2. So vectors are taken
-about an origin in their midst, which no single one of them can move, and pairs whose D^2 is still not much larger than
-its error (`thresholds.NEAR_ROUNDINGS`) are found by looking at the numbers, and computed again by the differences of
-their vectors. Where to look would wait for the device, and in a graph, they stay as they are, down to `NOTHING`
-roundings: that is no more than an error, and 0.
+`Similarity.of` a PML distance is what the engine knows of it, and None for a distance that has to be asked.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from pytorch_metric_learning.distances import (
+    BaseDistance,
+    CosineSimilarity,
+    DotProductSimilarity,
+    LpDistance,
+    SNRDistance,
+)
 from torch import Tensor
 
-from pml_ext import thresholds
-from pml_ext.pairs import FAR, looks_are_free, not_self
+from pml_ext import arguments, thresholds
+from pml_ext.pairs import is_eager, looks_are_free, not_self
+from pml_ext.vectors import (
+    LARGEST,
+    NOTHING,
+    normalize,
+    origin_of,
+    unit_vectors,
+    with_direction,
+)
 
-# The epsilon of torch's own normalize. In half precision it would be 0, so that is never used here.
-SHORTEST = 1e-12
-# A squared distance of so many roundings of |a|^2 + |r|^2 is no distance.
-NOTHING = 8
-# Scores beyond this would come near those of absent pairs. They are not a number, as those that overflow.
-LARGEST = FAR / 10
+_is_enabled = True
 
 
-class Geometry(NamedTuple):
+@contextmanager
+def disabled() -> Iterator[None]:
+    """Until the end of the block, losses and miners of all threads compute by ordinary operations and autograd.
+
+    Values and gradients are the same up to rounding: for tests, and to find out where a difference comes from.
+
+    Example:
+        >>> from pml_ext import engine
+        >>> with engine.disabled():
+        ...     engine.is_enabled()
+        False
+    """
+    global _is_enabled
+    before, _is_enabled = _is_enabled, False
+    try:
+        yield
+    finally:
+        _is_enabled = before
+
+
+def is_enabled() -> bool:
+    """Whether no `disabled` block is being run."""
+    return _is_enabled
+
+
+class Similarity(NamedTuple):
     """How scores come from embeddings: <a, r>, or -|a - r|^power, of embeddings normalised or as they are."""
 
     normalize: bool
     euclidean: bool
     power: int
 
-
-def at_least_single(x: Tensor) -> Tensor:
-    """The same numbers in at least single precision."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """Where operations on the device of x compute in the precision of their arguments."""
-    kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
-
-
-def with_direction(x: Tensor, p: float = 2) -> Tensor:
-    """The vectors [n, d], those too short to have a direction as constants: whoever normalises them gives them none."""
-    return torch.where(_length(x.detach(), p) < SHORTEST, x.detach(), x)
-
-
-def normalize(x: Tensor, p: float = 2) -> Tensor:
-    """The vectors [n, d] at length 1 in the p-norm, by autograd, at least in single precision."""
-    x = with_direction(at_least_single(x), p)
-    return x / _length(x, p).clamp_min(SHORTEST)
-
-
-def unit_vectors(x: Tensor) -> Tensor:
-    """The vectors [n, d] at unit length: `normalize`, at a fifth of the time that autograd takes for it."""
-    unit: Tensor = _UnitVectors.apply(at_least_single(x))
-    return unit
-
-
-def _length(x: Tensor, p: float) -> Tensor:
-    length: Tensor = torch.linalg.vector_norm(x, p, dim=1, keepdim=True)
-    return length
-
-
-class _UnitVectors(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        vectors = Vectors.of(x, normalize=True)
-        ctx.save_for_backward(x, *vectors)
-        return vectors.points
+    def of(distance: Any) -> "Similarity | None":
+        """How the engine computes the scores of a PML distance, or None for a distance that it does not know.
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        x, *vectors = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is wanted
-            again: Tensor = torch.autograd.grad(normalize(x), x, grad, create_graph=True)[0]
-            return again
-        with torch.autocast(x.device.type, enabled=False):
-            return Vectors(*vectors).back(grad.clone())
+        A distance that somebody listens to (a hook, statistics) is called as PML calls it, as is any while the engine
+        is disabled.
+        """
+        if not is_enabled():
+            return None
+        if distance._forward_hooks or distance._forward_pre_hooks or distance.collect_stats or distance.p != 2:
+            return None
+        kind = type(distance)
+        if kind in (CosineSimilarity, DotProductSimilarity) and distance.power == 1:
+            return Similarity(distance.normalize_embeddings, euclidean=False, power=1)
+        if kind is LpDistance and distance.power in (1, 2):
+            return Similarity(distance.normalize_embeddings, euclidean=True, power=distance.power)
+        return None
+
+    @property
+    def is_centered(self) -> bool:
+        """Whether scores are computed about an origin, and small distances once more.
+
+        Squares of unit vectors' distances are exact enough as they are: nothing is divided by them, and a
+        normalisation removes the share that a vector has in its own gradient by itself.
+        """
+        return self.euclidean and not (self.normalize and self.power == 2)
 
 
-class Vectors(NamedTuple):
-    """Vectors as they are multiplied, and the way back from there to those that were given.
+def has_own_shapes(distance: Any) -> bool:
+    """Whether a PML distance says itself which embeddings it takes: several vectors for each sample, say."""
+    return type(distance).check_shapes is not BaseDistance.check_shapes
 
-    Args:
-        points: [n, d], normalised or not, about an origin.
-        base: the same about 0.
-        norm: what those that were given are divided by [n, 1] if they are normalised, else None; infinity for those
-            that are divided by `SHORTEST`, whose gradient is 0.
+
+def unit(x: Tensor) -> Tensor:
+    """Vectors [n, d] of unit length in at least single precision. One that is 0 stays 0, and has a gradient of 0."""
+    return unit_vectors(x) if is_eager() and is_enabled() else normalize(x)
+
+
+def normalized(distance: Any, x: Tensor) -> Tensor:
+    """Vectors [n, d] as a PML distance normalises them; one that is 0 has a gradient of 0."""
+    if type(distance).normalize is BaseDistance.normalize:
+        return unit(x) if distance.p == 2 else normalize(x, distance.p)
+    by_distance: Tensor = distance.normalize(x)
+    return by_distance
+
+
+def normalizable(distance: Any, x: Tensor | None) -> Any:
+    """Vectors [n, d] for a PML distance, which may normalise them: one that is 0 has a gradient of 0 then."""
+    is_usual = distance.normalize_embeddings and type(distance).normalize is BaseDistance.normalize
+    return with_direction(x, distance.p) if is_usual and x is not None and x.ndim == 2 else x
+
+
+def scores_by(distance: Any, x: Tensor, ref: Tensor | None) -> Tensor:
+    """The scores [n, m] by a PML distance, larger is closer, not a number where none can be told from an absent pair's.
+
+    By operations that autograd follows.
     """
-
-    points: Tensor
-    base: Tensor
-    norm: Tensor | None
-
-    @staticmethod
-    def of(x: Tensor, normalize: bool) -> "Vectors":
-        """Vectors as they are given."""
-        if not normalize:
-            return Vectors(x, x, None)
-        norm = _length(x, 2)
-        unit = x / norm.clamp_min(SHORTEST)
-        return Vectors(unit, unit, norm.masked_fill_(norm < SHORTEST, torch.inf))
-
-    def bounded(self, geometry: Geometry) -> "Vectors":
-        """The same, not a number where they are too long for their inner products."""
-        return self if geometry.normalize or geometry.euclidean else self._replace(points=_bounded(self.points))
-
-    def about(self, origin: Tensor) -> "Vectors":
-        """The same about an origin."""
-        return self._replace(points=self.points - origin)
-
-    def back(self, grad: Tensor) -> Tensor:
-        """The gradient by the vectors that were given from that by the points; overwrites it."""
-        if self.norm is None:
-            return grad
-        radial = torch.linalg.vecdot(grad, self.base).unsqueeze(1)
-        return grad.addcmul_(self.base, radial, value=-1).div_(self.norm)
+    similarity = Similarity.of(distance)
+    if similarity is not None:
+        return scores_of(x, ref, similarity)
+    dtype = x.dtype
+    if type(distance) is LpDistance and distance.p == 2 and x.device.type == "cpu" and is_eager() and is_enabled():
+        # Somebody listens. In single precision torch.cdist loses small distances.
+        x, ref = x.double(), None if ref is None else ref.double()
+    if isinstance(distance, SNRDistance):
+        _has_signal(distance, x)
+    matrix = _safe_power(distance, normalizable(distance, x), normalizable(distance, ref))
+    return representable(matrix if distance.is_inverted else -matrix).to(dtype)
 
 
-def _bounded(points: Tensor) -> Tensor:
-    half = half_squares(points, 2)
-    if looks_are_free(half) and not bool(half.sum().isnan()):
-        return points
-    return torch.where(half.isnan().unsqueeze(1), torch.nan, points)
+def _safe_power(distance: Any, x: Any, ref: Any) -> Tensor:
+    """The matrix of a PML distance. Its power has a gradient of 0 at 0, where below 1 it has none."""
+    if not (type(distance) is LpDistance and 0 < distance.power < 1):
+        matrix: Tensor = distance(x, ref)
+        return matrix
+    first = copy.copy(distance)
+    first.power = 1
+    matrix = first(x, ref)
+    is_some = matrix.detach() != 0
+    return torch.where(is_some, torch.where(is_some, matrix, 1.0) ** distance.power, 0.0)
 
 
-def is_centered(geometry: Geometry) -> bool:
-    """Whether scores are computed about an origin, and small distances once more.
-
-    Squares of unit vectors' distances are exact enough as they are: nothing is divided by them, and a normalisation
-    removes the share that a vector has in its own gradient by itself.
-    """
-    return geometry.euclidean and not (geometry.normalize and geometry.power == 2)
-
-
-def origin_of(points: Tensor) -> Tensor:
-    """A point amid those of [m, d], m at least 1, without a gradient: medians of three of medians of three of 9.
-
-    Distances do not change with the origin, but their rounding errors do: of a batch that has all but collapsed, far
-    from 0, nothing else would be left. The mean would go along with a single vector that is far away.
-    """
-    x = points.detach()
-    if len(x) >= 9:
-        nine = x[:: len(x) // 9]
-        x = _median(nine[:3], nine[3:6], nine[6:9])
-    return (_median(*x[:: len(x) // 3][:3]) if len(x) >= 3 else x[0]).nan_to_num(0.0, 0.0, 0.0)
+def _has_signal(distance: Any, x: Tensor) -> None:
+    variance = normalized(distance, x.detach()).var(1) if distance.normalize_embeddings else x.detach().var(1)
+    message = "SNRDistance divides by the variance of an embedding, and {} has none: all its numbers are equal"
+    which = "one of the batch"
+    if looks_are_free(x) and bool((variance == 0).any()):
+        which = f"embedding {int((variance == 0).nonzero()[0])}"
+    arguments.holds(variance != 0, message.format(which))
 
 
-def _median(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    # What is not a number is passed over.
-    return torch.fmax(torch.fmin(a, b), torch.fmin(torch.fmax(a, b), c))
-
-
-def half_squares(points: Tensor, power: int) -> Tensor:
-    """Half the squared lengths [n]; not a number where a score of that power might be beyond `LARGEST`."""
-    # Without the squares in between, an [n, d] of its own.
-    half: Tensor = torch.linalg.vector_norm(points, dim=1).square_().div_(2)
-    largest = LARGEST / 8 if power == 2 else LARGEST**2 / 8
-    return half.masked_fill_(half >= min(largest, torch.finfo(half.dtype).max), torch.nan)
-
-
-def differences(a: Tensor, r: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """The distances of some pairs by the differences of their vectors: rows [t] of a, columns [t] of r -> [t]."""
-    size = max(1, thresholds.BLOCK_CPU // max(a.shape[1], 1))
-    pairs = zip(rows.split(size), columns.split(size), strict=True)
-    return torch.cat([torch.linalg.vector_norm(a[i] - r[j], dim=1) for i, j in pairs])
-
-
-def scores_of(x: Tensor, ref: Tensor | None, geometry: Geometry) -> Tensor:
+def scores_of(x: Tensor, ref: Tensor | None, similarity: Similarity) -> Tensor:
     """The scores of all pairs by operations that autograd follows, any number of times: [n, d], [m, d] -> [n, m].
 
     What the engine computes, for a derivative of its derivative, function transforms and graphs.
     """
-    base_a = normalize(x) if geometry.normalize else x
-    base_r = base_a if ref is None else normalize(ref) if geometry.normalize else ref
+    base_a = normalize(x) if similarity.normalize else x
+    base_r = base_a if ref is None else normalize(ref) if similarity.normalize else ref
     a, r = base_a, base_r
-    if is_centered(geometry) and len(r):
+    if similarity.is_centered and len(r):
         origin = origin_of(r)
         a, r = a - origin, r - origin
     products = a @ r.t()
-    if not geometry.euclidean:
+    if not similarity.euclidean:
         return representable(products)
     squares = (a.square().sum(1, keepdim=True) + r.square().sum(1)) / 2
     half = squares - products  # D^2 / 2
     with torch.no_grad():
-        looks = is_centered(geometry) and looks_are_free(half)
+        looks = similarity.is_centered and looks_are_free(half)
         roundings = thresholds.NEAR_ROUNDINGS if looks else NOTHING
         near = half <= roundings * torch.finfo(half.dtype).eps * squares
         if ref is None:
             near.diagonal().fill_(True)
-    if geometry.power == 2:
+    if similarity.power == 2:
         scores = torch.where(near, 0.0, -2 * half) if looks else -2 * half.clamp_min(0)
     else:
         scores = -torch.where(near, 0.0, (2 * torch.where(near, 1.0, half)).sqrt())
@@ -204,7 +186,7 @@ def scores_of(x: Tensor, ref: Tensor | None, geometry: Geometry) -> Tensor:
             as_tuple=True
         )
         if len(rows):
-            again = _safe_length(base_a[rows] - base_r[columns]) ** geometry.power
+            again = _safe_length(base_a[rows] - base_r[columns]) ** similarity.power
             scores = scores.index_put((rows, columns), -again)
     return representable(scores)
 

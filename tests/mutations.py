@@ -41,22 +41,11 @@ MANY = _laws("RAWLoss", "KNNSoftmaxLoss", "BinomialDevianceLoss")
 
 MUTATIONS = [
     *_of(
-        "engine.py",
+        "space.py",
         (*ENGINE, "tests/test_thresholds.py", MANY),
         ("scores[start:stop, start:] = upper", "scores[start:stop, start:] = upper.clone().mul_(1.01)"),
         ("scores[stop:, start:stop] = upper[:, stop - start :].t()", "scores[stop:, start:stop] = 0"),
-        ("return 2.0 if self.geometry.power == 2 else -1.0", "return 1.0 if self.geometry.power == 2 else -1.0"),
-        (
-            "losses[start:stop], counts[start:stop] = weighed.losses, weighed.counts",
-            "losses[start:stop], counts[:] = weighed.losses, weighed.counts",
-        ),
-        ("self.dense[start : start + len(v)] = v", "self.dense[: len(v)] = v"),
-        (
-            "keep = chunk_size is None and learns",
-            "keep = chunk_size is not None and learns",
-            "only memory and time depend on it",
-        ),
-        ("kept = _Kept(scores)", "kept = _Kept(None)", "only memory depends on it"),
+        ("return 2.0 if self.similarity.power == 2 else -1.0", "return 1.0 if self.similarity.power == 2 else -1.0"),
         ("square = scores.square().clamp_min_(torch.finfo(scores.dtype).tiny)", "square = scores.square()"),
         ("gr[:m].addmm_(of_shared.t(), a)", "gr[:m].addmm_(of_shared.t(), a, alpha=0.5)"),
         ("ga[rows].addcmul_(of_private, self.private[rows])", "pass"),
@@ -70,7 +59,22 @@ MUTATIONS = [
         ),
     ),
     *_of(
-        "similarity.py",
+        "engine.py",
+        (*ENGINE, "tests/test_thresholds.py", MANY),
+        (
+            "losses[start:stop], counts[start:stop] = weighed.losses, weighed.counts",
+            "losses[start:stop], counts[:] = weighed.losses, weighed.counts",
+        ),
+        ("self.dense[start : start + len(v)] = v", "self.dense[: len(v)] = v"),
+        (
+            "keep = job.chunk_size is None and learns",
+            "keep = job.chunk_size is not None and learns",
+            "only memory and time depend on it",
+        ),
+        ("kept = _Kept(scores)", "kept = _Kept(None)", "only memory depends on it"),
+    ),
+    *_of(
+        "vectors.py",
         (*ENGINE, "tests/test_laws.py -k float32_or_zero_or_BatchAllTripletLoss"),
         ("norm.masked_fill_(norm < SHORTEST, torch.inf)", "norm.clamp_min(SHORTEST)"),
         ("return grad.addcmul_(self.base, radial, value=-1).div_(self.norm)", "return grad.div_(self.norm)"),
@@ -83,10 +87,14 @@ MUTATIONS = [
         ),
     ),
     *_of(
-        "blocks.py",
+        "similarity.py",
         ("tests/test_engine.py", "tests/test_selection.py", "tests/test_similarity.py", MANY, HARD),
         ("or distance.collect_stats or", "or"),
         ("if distance._forward_hooks or distance._forward_pre_hooks or", "if"),
+    ),
+    *_of(
+        "blocks.py",
+        ("tests/test_engine.py", "tests/test_selection.py", "tests/test_similarity.py", MANY, HARD),
         ("if smallest < largest or largest == int(same):", "if smallest < largest:"),
         ("excluded = np.concatenate((columns, fill[:, None]), 1) if same else columns", "excluded = columns"),
         ("smallest > int(same) and largest < len(refs)", "True"),

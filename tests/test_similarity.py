@@ -8,10 +8,10 @@ from pytorch_metric_learning.distances import BaseDistance, LpDistance, SNRDista
 
 from pml_ext import engine, losses, miners
 from pml_ext.analysis.pair_weights import pair_weights
-from pml_ext.blocks import normalized, scores_by
 from pml_ext.centers import BatchCenters
-from pml_ext.similarity import normalize, origin_of, unit_vectors
+from pml_ext.similarity import normalized, scores_by
 from pml_ext.testing.law import by_autograd
+from pml_ext.vectors import normalize, origin_of, unit_vectors
 from pml_ext.wrappers import BranchLoss, CentersAsReferences
 
 HALF = (torch.float16, torch.bfloat16)

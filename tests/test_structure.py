@@ -35,7 +35,9 @@ LAYERS = (
     ("base",),
     ("blocks",),
     ("engine", "relations", "sampling"),
+    ("space",),
     ("sides", "similarity"),
+    ("vectors",),
     ("pairs", "synthesis"),
     ("hyperparameters",),
     ("arguments", "inputs", "thresholds"),
@@ -84,7 +86,7 @@ def test_an_import_that_points_up_is_seen():
     assert wrong_imports(Path("losses/raw.py"), ast.parse("from pml_ext.losses.other import x")) == []
 
 
-@pytest.mark.parametrize("name", ["pairs.py", "similarity.py", "engine.py", "synthesis.py", "thresholds.py"])
+@pytest.mark.parametrize("name", ["pairs.py", "vectors.py", "space.py", "engine.py", "synthesis.py", "thresholds.py"])
 def test_the_kernel_knows_torch_only(name):
     if (ROOT / name).exists():
         tops = {module.split(".")[0] for module in imported(modules()[Path(name)])}

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from pml_ext.pairs import label_masks
-from pml_ext.similarity import unit_vectors
+from pml_ext.vectors import unit_vectors
 
 NAN = float("nan")
 # So many scores are compared at most, and so many pairs by their difference: of a larger set a part of the anchors.

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import SampleLoss
-from pml_ext.blocks import geometry_of
 from pml_ext.centers import first_of_class, group_means
 from pml_ext.pairs import Counted, label_masks, looks_are_free, masked_max
-from pml_ext.similarity import scores_of
+from pml_ext.similarity import Similarity, scores_of
 
 
 def class_center_margin(
@@ -107,18 +106,20 @@ class ClassCenterMarginLoss(SampleLoss):
 
     def _scores(self, embeddings: Tensor, centers: Tensor) -> Tensor:
         """Larger is closer, and nothing is normalised: the samples are already, and means are not to be."""
-        geometry = geometry_of(self.distance)
-        if geometry is not None:
-            return scores_of(embeddings, None if centers is embeddings else centers, geometry._replace(normalize=False))
+        similarity = Similarity.of(self.distance)
+        if similarity is not None:
+            return scores_of(
+                embeddings, None if centers is embeddings else centers, similarity._replace(normalize=False)
+            )
         matrix: Tensor = self.distance.compute_mat(embeddings, centers) ** self.distance.power
         return matrix if self.distance.is_inverted else -matrix
 
     def _own_scores(self, embeddings: Tensor, centers: Tensor) -> Tensor:
         """The score of each embedding with the centre in the same row, [n]."""
-        geometry = geometry_of(self.distance)
-        if geometry is None:
+        similarity = Similarity.of(self.distance)
+        if similarity is None:
             return self._scores(embeddings, centers).diagonal()
-        if geometry.euclidean:
+        if similarity.euclidean:
             distances: Tensor = torch.linalg.vector_norm(embeddings - centers, dim=1)
-            return -distances.pow(geometry.power)
+            return -distances.pow(similarity.power)
         return (embeddings * centers).sum(1)

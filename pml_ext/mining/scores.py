@@ -11,8 +11,8 @@ import torch
 from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity
 from torch import Tensor
 
-from pml_ext.blocks import scores_by
-from pml_ext.similarity import unit_vectors
+from pml_ext.similarity import scores_by
+from pml_ext.vectors import unit_vectors
 
 # So many numbers of gathered vectors at a time.
 _GATHERED = 1 << 20

@@ -10,8 +10,8 @@ import torch
 from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity, DotProductSimilarity, LpDistance
 from torch import Tensor
 
-from pml_ext.blocks import normalizable
 from pml_ext.pairs import label_masks
+from pml_ext.similarity import normalizable
 from pml_ext.testing.cases import Batch, all_pairs, as_pairs, as_triplets
 from pml_ext.testing.law import (
     Outcome,

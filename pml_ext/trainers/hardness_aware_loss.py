@@ -14,10 +14,10 @@ from torch.nn import functional
 
 from pml_ext import arguments
 from pml_ext.relations import IndicesTuple
-from pml_ext.similarity import at_least_single
 from pml_ext.synthesis import pull_negatives
 from pml_ext.trainers.schedule import HardnessSchedule
 from pml_ext.trainers.tuples import Triplets, as_triplets
+from pml_ext.vectors import at_least_single
 from pml_ext.wrappers.base import refuses_references
 
 

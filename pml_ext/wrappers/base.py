@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from pml_ext import arguments
 from pml_ext.base import MatrixLoss, PairMatrixLoss, PairModule, SampleLoss, in_full
-from pml_ext.blocks import has_own_shapes
 from pml_ext.hyperparameters import Configured
 from pml_ext.pairs import PairMasks
 from pml_ext.relations import IndicesTuple, own_set, pair_relation
+from pml_ext.similarity import has_own_shapes
 
 
 class LossWrapper(Configured, BaseMetricLossFunction):

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import PairMiner
-from pml_ext.blocks import has_own_shapes
 from pml_ext.relations import IndicesTuple, Selected
+from pml_ext.similarity import has_own_shapes
 from pml_ext.wrappers.base import LossWrapper, is_row_loss, refuses_indices, takes_masks
 
 
@@ -88,8 +88,8 @@ def shares_scores(miner: PairMiner, loss: BaseMetricLossFunction) -> bool:
     """Whether a loss can make a miner's selection among its own scores: they are the same, and may be cut into rows."""
     if not miner.is_row_function or miner.collect_stats or not is_row_loss(loss):
         return False
-    geometry = loss.geometry()
-    return geometry is not None and geometry == miner.geometry()
+    similarity = loss.known_similarity()
+    return similarity is not None and similarity == miner.known_similarity()
 
 
 def mined_pairs(
