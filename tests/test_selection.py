@@ -15,6 +15,7 @@ from pml_ext.miners import (
     ChainedMiner,
     DistanceWeightedMiner,
     ExponentialPositiveMiner,
+    GuidedMiner,
     HardNegativePairMiner,
     InverseDensityMiner,
     KNearestNegativeMiner,
@@ -229,7 +230,7 @@ DRAWING = [AmbiguousNegativeMiner, DistanceWeightedMiner, ExponentialPositiveMin
 
 
 def test_every_miner_is_here() -> None:
-    assert {*map(type, DETERMINISTIC), *DRAWING, CappedMiner, ChainedMiner} == set(all_miners())
+    assert {*map(type, DETERMINISTIC), *DRAWING, CappedMiner, ChainedMiner, GuidedMiner} == set(all_miners())
 
 
 @pytest.mark.parametrize("miner", DETERMINISTIC, ids=lambda miner: type(miner).__name__)

@@ -5,6 +5,7 @@ from pml_ext.miners.capped import CappedMiner
 from pml_ext.miners.chained import ChainedMiner
 from pml_ext.miners.distance_weighted import DistanceWeightedMiner
 from pml_ext.miners.exponential_positive import ExponentialPositiveMiner
+from pml_ext.miners.guided import GuidedMiner
 from pml_ext.miners.hard_negative_pair import HardNegativePairMiner
 from pml_ext.miners.inverse_density import InverseDensityMiner
 from pml_ext.miners.k_nearest_negative import KNearestNegativeMiner
@@ -17,6 +18,7 @@ __all__ = [
     "ChainedMiner",
     "DistanceWeightedMiner",
     "ExponentialPositiveMiner",
+    "GuidedMiner",
     "HardNegativePairMiner",
     "InverseDensityMiner",
     "KNearestNegativeMiner",

@@ -11,6 +11,7 @@ from pml_ext.mining.draws import stream
 from pml_ext.mining.epochs import EpochBatches
 from pml_ext.mining.graph import Representative
 from pml_ext.mining.rules import Classes, ClassRule, Uniform
+from pml_ext.mining.search import as_tensor
 
 
 @final
@@ -113,7 +114,7 @@ class ClassBatchSampler(EpochBatches):
         """
         if representative not in get_args(Representative):
             raise ValueError(f"representative must be 'mean', 'random' or 'all', got {representative!r}")
-        x = torch.as_tensor(embeddings).detach()
+        x = as_tensor(embeddings)
         x = x if x.dtype == torch.float64 else x.float()
         if x.ndim != 2 or len(x) != self._size:
             raise ValueError(f"embeddings must be [{self._size}, d], one for each label, got {tuple(x.shape)}")

@@ -9,7 +9,7 @@ from pml_ext import arguments
 from pml_ext.inputs import Array, checked_labels, class_ids
 from pml_ext.mining.decks import members_of
 from pml_ext.mining.draws import stream
-from pml_ext.mining.search import mine
+from pml_ext.mining.search import as_tensor, mine
 
 Representative = Literal["mean", "random", "all"]
 
@@ -52,14 +52,14 @@ def class_graph(
     k = int(arguments.count("k", k))
     if representative not in get_args(Representative):
         raise ValueError(f"representative must be 'mean', 'random' or 'all', got {representative!r}")
-    x = torch.as_tensor(embeddings).detach()
+    x = as_tensor(embeddings)
     x = x if x.dtype == torch.float64 else x.float()
     (ids,) = class_ids(checked_labels("labels", labels, len(x)))
     ids = ids.to(x.device)
     classes = int(ids.amax()) + 1 if len(ids) else 0
     k = min(k, max(classes - 1, 0))
     if k == 0:
-        return torch.empty(classes, 0, dtype=torch.int32)
+        return torch.empty(classes, 0, dtype=torch.int32, device="cpu")
     if representative == "all":
         return _of_all(x, ids, classes, k, chunk_size)
     if representative == "mean":
@@ -68,7 +68,7 @@ def class_graph(
     else:
         rng = stream(seed, "representatives")
         x = x[[rng.choice(members) for members in members_of(ids.tolist())]]
-    every = torch.arange(classes)
+    every = torch.arange(classes, device="cpu")
     near: Tensor = mine(x, every, num_positives=0, num_negatives=k, chunk_size=chunk_size).negatives
     return near.int().cpu()
 

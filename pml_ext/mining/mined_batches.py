@@ -111,8 +111,10 @@ class MinedBatchSampler(EpochBatches):
     def state_dict(self, *, consumed: int | None = None) -> dict[str, Any]:
         """Where the epoch stands, with the tuples."""
         tuples = {
-            "samples": torch.tensor([sample for each in self._tuples for sample in each], dtype=torch.int64),
-            "sizes": torch.tensor([len(each) for each in self._tuples], dtype=torch.int64),
+            "samples": torch.tensor(
+                [sample for each in self._tuples for sample in each], dtype=torch.int64, device="cpu"
+            ),
+            "sizes": torch.tensor([len(each) for each in self._tuples], dtype=torch.int64, device="cpu"),
         }
         return super().state_dict(consumed=consumed) | tuples
 

@@ -16,6 +16,7 @@ from pml_ext.inputs import Array, checked_labels, class_ids
 from pml_ext.mining.decks import Deck
 from pml_ext.mining.draws import stream
 from pml_ext.mining.graph import Representative, class_graph
+from pml_ext.mining.search import as_tensor
 
 Shuffler = Callable[[str], Random]
 
@@ -103,12 +104,12 @@ class _WithGraph(ClassRule):
 
 
 def _checked_graph(graph: Any, count: int) -> Tensor:
-    graph = torch.as_tensor(graph)
+    graph = as_tensor(graph).cpu()
     if graph.ndim != 2 or len(graph) != count or graph.is_floating_point():
         raise ValueError(f"graph must be integers, one row for each of {count} classes, got {tuple(graph.shape)}")
     if graph.numel() and not 0 <= int(graph.min()) <= int(graph.max()) < count:
         raise ValueError(f"graph must hold classes in 0..{count - 1}, got {int(graph.min())} and {int(graph.max())}")
-    own = (graph == torch.arange(count).unsqueeze(1)).any(1)
+    own = (graph == torch.arange(count, device="cpu").unsqueeze(1)).any(1)
     if own.any():
         raise ValueError(f"graph must not hold a class as its own neighbor, got class {int(own.nonzero()[0])}")
     checked: Tensor = graph.int()
@@ -208,8 +209,8 @@ class Doubles(_WithGraph):
 
 
 def _graph_of(classes: Classes, embeddings: Tensor, k: int, representative: Representative, seed: int) -> Tensor:
-    labels = torch.repeat_interleave(torch.tensor([len(each) for each in classes.members]))
-    rows = torch.tensor([sample for each in classes.members for sample in each])
+    labels = torch.repeat_interleave(torch.tensor([len(each) for each in classes.members], device="cpu"))
+    rows = torch.tensor([sample for each in classes.members for sample in each], device="cpu")
     return class_graph(embeddings[rows], labels, k, representative=representative, seed=seed)
 
 
@@ -261,7 +262,7 @@ class Greedy(ClassRule):
         """Draw two samples of each class anew, or its only one twice."""
         rng = stream(seed, "greedy pairs")
         pairs = [rng.sample(each, 2) if len(each) > 1 else each * 2 for each in classes.members]
-        unit = torch.nn.functional.normalize(embeddings[torch.tensor(pairs).T.flatten()], dim=1)
+        unit = torch.nn.functional.normalize(embeddings[torch.tensor(pairs, device="cpu").T.flatten()], dim=1)
         self.anchors, self.positives = unit[: len(pairs)], unit[len(pairs) :]
 
     def state(self) -> dict[str, Tensor]:

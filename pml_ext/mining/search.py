@@ -162,7 +162,7 @@ def mine(
         if groups is not None:
             raise ValueError("groups are those of one data set: they cannot be given with references")
         ids, ref_ids = class_ids(given_labels, checked_labels("reference_labels", reference_labels, len(refs)))
-    rows = _indices("anchors", anchors, len(x)) if anchors is not None else torch.arange(len(x))
+    rows = _indices("anchors", anchors, len(x)) if anchors is not None else torch.arange(len(x), device="cpu")
     m = len(x) if refs is None else len(refs)
     seed = 0
     if rule.is_random or rule.positives == "random":
@@ -501,9 +501,14 @@ class _Search:
         )
 
 
+def as_tensor(given: Any) -> Tensor:
+    """A tensor as it is, without its history; of anything else one on the CPU."""
+    return given.detach() if isinstance(given, Tensor) else torch.as_tensor(given, device="cpu")
+
+
 def _vectors(name: str, given: Any) -> Tensor:
     """Embeddings [n, d] in the precision that they have, at least single; refused if they are not finite."""
-    x = torch.as_tensor(given).detach()
+    x = as_tensor(given)
     x = x if x.dtype in (torch.float32, torch.float64) else x.float()
     if x.ndim != 2:
         raise ValueError(f"{name} must be embeddings of shape [n, d], got shape {tuple(x.shape)}")
@@ -516,7 +521,7 @@ def _vectors(name: str, given: Any) -> Tensor:
 
 
 def _integers(name: str, given: Any) -> Tensor:
-    x = torch.as_tensor(given).detach()
+    x = as_tensor(given)
     if x.numel() and (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool):
         raise TypeError(f"{name} must be integers, got {x.dtype}")
     return x.long()

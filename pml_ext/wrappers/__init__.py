@@ -5,6 +5,7 @@ from pml_ext.wrappers.branch import BranchLoss
 from pml_ext.wrappers.branch_diversity import BranchDiversityRegularizer
 from pml_ext.wrappers.centers_as_references import CentersAsReferences
 from pml_ext.wrappers.cross_batch_memory import CrossBatchMemory
+from pml_ext.wrappers.guided import GuidedLoss
 from pml_ext.wrappers.mined import MinedLoss
 from pml_ext.wrappers.random_slice import RandomSliceLoss
 from pml_ext.wrappers.self_supervised import SelfSupervisedLoss
@@ -15,6 +16,7 @@ __all__ = [
     "BranchLoss",
     "CentersAsReferences",
     "CrossBatchMemory",
+    "GuidedLoss",
     "MinedLoss",
     "RandomSliceLoss",
     "SelfSupervisedLoss",

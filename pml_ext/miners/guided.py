@@ -1,0 +1,155 @@
+"""Negatives that a guide, another model's embeddings of the same samples, holds to be negatives."""
+
+from typing import Any, final
+
+import torch
+from pytorch_metric_learning.miners import BaseMiner
+from torch import Tensor
+
+from pml_ext import arguments
+from pml_ext.base import PairMiner
+from pml_ext.hyperparameters import Configured
+from pml_ext.miners.positive_aware import PositiveAwareMiner, Reference
+from pml_ext.pairs import PairMasks
+from pml_ext.relations import IndicesTuple, own_set
+
+
+@final
+class GuidedMiner(Configured, BaseMiner):
+    r"""Keeps the negatives that a guide finds less similar than the positives, among them those of another miner.
+
+        N'_i = { n in N_i : g_in < min(r_i - absolute_margin, r_i - relative_margin |r_i|) },  r_i = max_{p in P_i} g_ip
+
+    for scores g of the guide: the embeddings of a good model, frozen, of the same samples. Then the inner miner chooses
+    by the scores of the embeddings, so that the hardest are taken of those that the guide allows. It is of use where
+    labels are incomplete; a guide that knows less than the labels does harm. An anchor without kept negatives drops
+    out, with its positives.
+
+    Args:
+        miner: None (default) for all that the guide allows, or a miner of this package that mines among them. It has a
+            distance of its own.
+        absolute_margin: how much less similar than the positives a negative must be, at least 0, default 0; None for
+            no such margin.
+        relative_margin: the same as a share of the positives' score, at least 0; None (default) for none.
+        reference: which of the positives the margins start from: the nearest ("max", default), the farthest ("min")
+            or their "mean".
+        as_masks: return `PairMasks` instead of index tensors.
+        kwargs: `distance`, that of the guide's embeddings, and `collect_stats`.
+
+    Shape:
+        embeddings [n, d], labels [n], guide [n, e] -> (anchors, positives, anchors, negatives). With references
+        ref_emb [m, d] there are guide_refs [m, e]. Without a guide the embeddings guide themselves: then no negative
+        is left that is nearer than the positives, and no such error is ever corrected.
+
+    Defaults:
+        CosineSimilarity.
+
+    Source:
+        Solatorio 2024, GISTEmbed, arXiv 2402.16829, where an anchor has one positive and a negative equal to the
+        ceiling is kept.
+
+    Raises:
+        TypeError, ValueError: a miner that is not one of this package's, arguments out of range; in a call, a guide of
+            another number of samples or that is not finite, references without guide_refs.
+
+    Example:
+        >>> import torch
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.6, 0.8]])
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> guide = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.9, 0.1], [-1.0, 0.0]])
+        >>> anchors, positives, others, negatives = GuidedMiner()(embeddings, labels, guide=guide)
+        >>> others, negatives
+        (tensor([0, 1, 3]), tensor([3, 3, 0]))
+    """
+
+    def __init__(
+        self,
+        *,
+        miner: PairMiner | None = None,
+        absolute_margin: float | None = 0.0,
+        relative_margin: float | None = None,
+        reference: Reference = "max",
+        as_masks: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if miner is not None and not isinstance(miner, PairMiner):
+            raise TypeError(f"miner must be a miner of this package (a PairMiner), got {type(miner).__name__}")
+        margins: dict[str, Any] = {
+            "absolute_margin": absolute_margin,
+            "relative_margin": relative_margin,
+            "reference": reference,
+        }
+        rule = PositiveAwareMiner(**margins, distance=kwargs.get("distance"))
+        super().__init__(**kwargs | {"distance": rule.distance})
+        self.miner = miner
+        self.as_masks = arguments.flag("as_masks", as_masks)
+        self.record_hyperparameters(**{name: getattr(rule, name) for name in margins})
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        guide: Tensor | None = None,
+        guide_refs: Tensor | None = None,
+    ) -> IndicesTuple:
+        """The pairs that the guide allows; the first arguments are those of every PML miner."""
+        self.reset_stats()
+        pairs = self.masks(embeddings, labels, ref_emb, ref_labels, guide=guide, guide_refs=guide_refs)
+        mined: IndicesTuple = pairs if self.as_masks else pairs.indices()
+        self.output_assertion(mined)
+        return mined
+
+    def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> IndicesTuple:
+        """PML's entry point: the pairs that the embeddings themselves allow."""
+        return self.masks(embeddings, labels, ref_emb, ref_labels).indices()
+
+    @torch.no_grad()
+    def masks(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        guide: Tensor | None = None,
+        guide_refs: Tensor | None = None,
+    ) -> PairMasks:
+        """The pairs that the guide allows, as masks."""
+        arguments.batch_to_mine(embeddings, labels, ref_emb, ref_labels)
+        ref_emb = own_set(embeddings, labels, ref_emb, ref_labels)
+        is_batch = ref_emb is None or ref_emb is embeddings
+        if guide is None:
+            if guide_refs is not None:
+                raise ValueError("guide_refs was given without guide")
+            guide, guide_refs = embeddings, ref_emb
+        else:
+            _check("guide", guide, labels)
+            if is_batch != (guide_refs is None):
+                given = "without" if guide_refs is None else "with"
+                raise ValueError(f"guide_refs are those of ref_emb, got {given} guide_refs but not so with ref_emb")
+            if guide_refs is not None:
+                _check("guide_refs", guide_refs, ref_labels)
+        if is_batch or ref_emb is None or guide_refs is None:
+            own, refs, of_refs = embeddings, guide, labels
+        else:
+            own, refs, of_refs = ref_emb, guide_refs, ref_labels if ref_labels is not None else labels
+        rule = PositiveAwareMiner(**self.hyperparameters(), distance=self.distance)
+        allowed = rule.masks(guide, labels, refs, of_refs)
+        return allowed if self.miner is None else self.miner.masks(embeddings, labels, own, of_refs, allowed)
+
+    def output_assertion(self, output: IndicesTuple) -> None:
+        """PML's check of what was mined, with the number of pairs as a statistic for `PairMasks` too."""
+        if not isinstance(output, PairMasks):
+            super().output_assertion(output)
+        elif self.collect_stats:
+            super().output_assertion(output.indices())
+
+
+def _check(name: str, guide: Any, labels: Any) -> None:
+    if not isinstance(guide, Tensor) or guide.ndim != 2 or len(guide) != len(labels):
+        shape = tuple(guide.shape) if isinstance(guide, Tensor) else type(guide).__name__
+        raise ValueError(f"{name} must be a tensor [n, e], one row for each of {len(labels)} samples, got {shape}")
+    arguments.holds(guide.isfinite(), f"{name} must be finite", guide)
