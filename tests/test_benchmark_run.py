@@ -33,6 +33,7 @@ from pml_ext.benchmark.data import Data
 from pml_ext.benchmark.losses import catalog_names
 from pml_ext.benchmark.progress import Progress
 from pml_ext.benchmark.training import Run, identity, new_network
+from pml_ext.datasets import Samples
 
 METRICS = evaluate.names((1, 2, 4, 8))
 
@@ -378,3 +379,30 @@ def test_every_entry_of_the_catalog_resumes(name: str, tmp_path: Path, monkeypat
         with pytest.raises(Killed):
             parts.run()
     assert numbers(parts.run(resume=True)) == numbers(whole)
+
+
+def test_queries_and_a_gallery_are_of_the_test_only(tmp_path: Path) -> None:
+    """As in In-Shop: classes to train on have neither, and those of them that choose the epoch are compared all."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(18).repeat_interleave(4)
+    vectors = torch.randn(18, 6, generator=generator)[labels] + 0.5 * torch.randn(72, 6, generator=generator)
+    test = labels >= 10
+    query = test & (torch.arange(72) % 4 == 0)
+    samples = Samples(
+        "shop",
+        labels,
+        tuple(map(str, range(18))),
+        vectors=vectors,
+        split=tuple("test" if each else "train" for each in test.tolist()),
+        query=query,
+        gallery=test & ~query,
+    )
+    out = tmp_path / "out"
+    results = Experiment(
+        data=samples, losses=("RAW",), epochs=1, steps=2, batch_size=8, embedding_size=4, out=str(out), device="cpu"
+    ).run()
+    trained = results[-1]
+    assert not trained.error
+    assert trained.best_epoch == 1
+    with np.load(out / "RAW-seed0" / "queries.npz") as stored:
+        assert len(stored["recall_at_1"]) == int(query.sum())

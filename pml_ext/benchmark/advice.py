@@ -220,7 +220,7 @@ def choose(
     Example:
         >>> choice = choose(classes=11000, images_per_class=5, batch=256)
         >>> [advice.what for advice in choice.losses]
-        ['MultiSimilarity', 'XBM(memory_size=4096)', 'BatchHard']
+        ['RAW', 'XBM(memory_size=4096)', 'BatchHard']
         >>> choice.situation.per_batch, choice.situation.per_class
         (64, 4)
     """

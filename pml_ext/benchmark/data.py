@@ -41,7 +41,8 @@ class Part(Dataset[tuple[Tensor, int]]):
     Attributes:
         labels: [n], 0 to c - 1.
         classes: the name of each label.
-        query, gallery, sequences: of these samples, as in `Samples`.
+        query, gallery, sequences: of these samples, as in `Samples`; classes to train on, of which some choose the
+            epoch, have no queries: each of these samples asks and answers.
     """
 
     def __init__(self, samples: Samples, index: Tensor, transform: Transform | None) -> None:
@@ -51,6 +52,8 @@ class Part(Dataset[tuple[Tensor, int]]):
         self.query, self.gallery, self.sequences = (
             None if each is None else each[index] for each in (samples.query, samples.gallery, samples.sequences)
         )
+        if self.query is not None and self.gallery is not None and not (self.query.any() and self.gallery.any()):
+            self.query = self.gallery = None
 
     def __len__(self) -> int:
         return len(self.index)
