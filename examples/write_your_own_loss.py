@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss
-from pml_ext.pairs import masked_logsumexp, softplus
+from pml_ext.masked import masked_logsumexp, softplus
 from pml_ext.testing import check_loss
 
 

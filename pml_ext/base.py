@@ -1,12 +1,11 @@
 """The shell: everything PML expects of a loss or a miner, written once, around a pure function of a pair matrix.
 
 `PairMatrixLoss` runs losses whose row i depends on row i of the matrix only, `BatchMatrixLoss` the few that look at
-all pairs at once, `PairMiner` narrows masks. All three turn labels, PML's index tuples or `PairMasks` into masks,
+all pairs at once. Both turn labels, PML's index tuples or `PairMasks` into masks,
 drop self-pairs by index, accept any PML distance, and hand the pure function a score that is larger for closer pairs.
 `SampleLoss` is for losses of samples and class centres, which have no pairs.
 """
 
-import hashlib
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from functools import partial
@@ -14,7 +13,6 @@ from typing import Any, ClassVar
 
 import torch
 from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
-from pytorch_metric_learning.miners import BaseMiner
 from pytorch_metric_learning.reducers import DivisorReducer
 from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor
@@ -30,20 +28,19 @@ from pml_ext.blocks import (
     Sided,
     label_sides,
 )
-from pml_ext.engine import all_scores, disabled, is_enabled, row_losses
+from pml_ext.engine import disabled, is_enabled, row_losses
 from pml_ext.hyperparameters import Configured
+from pml_ext.masked import Counted, Needs, all_known, is_eager, substitute, unknown
 from pml_ext.pairs import (
-    Counted,
-    DisjointMasks,
-    Needs,
-    PairMasks,
+    IndicesTuple,
     PrivateMasks,
-    all_known,
-    is_eager,
-    substitute,
-    unknown,
+    RowMasks,
+    Selected,
+    own_set,
+    pair_relation,
+    relation_of,
+    wide,
 )
-from pml_ext.relations import IndicesTuple, RowMasks, Selected, own_set, pair_relation, relation_of, wide
 from pml_ext.similarity import Similarity, has_own_shapes, normalized, scores_by
 from pml_ext.vectors import at_least_single, without_autocast
 
@@ -395,157 +392,3 @@ class SampleLoss(PairModule, BaseMetricLossFunction):
                 "divisor": counts.sum(),
             }
         }
-
-
-class PairMiner(PairModule, BaseMiner):
-    """A miner that narrows the masks of a pair matrix. Subclasses implement `select`.
-
-    Called as any PML miner it returns (anchors, positives, anchors, negatives), row by row.
-
-    Attributes:
-        embedding_size: the dimension of the embeddings of the last call, for a selection that depends on it.
-        is_random: whether the selection draws at random.
-        is_row_function: whether `select` is a pure function of each row, and a loss may call it itself, again and block
-            by block; it is no such function unless its class says so.
-
-    Args:
-        as_masks: return `PairMasks` instead, which our losses take without a detour over index tensors.
-        kwargs: those of every PML miner: `distance`, `collect_stats`.
-    """
-
-    embedding_size: int | None = None
-    is_random: bool = False
-    is_row_function: bool = False
-
-    def __init__(self, *, as_masks: bool = False, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.as_masks = arguments.flag("as_masks", as_masks)
-
-    @abstractmethod
-    def select(self, sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
-        """The pairs to keep: sim, pos, neg [n, m] -> the narrowed pos and neg."""
-
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> IndicesTuple:
-        """The mined pairs of a batch: labels [n], embeddings [n, d], and optionally references [m, d] with [m].
-
-        Returns:
-            Four index tensors, or `PairMasks` if the miner was made with `as_masks`. Anchors index `embeddings`,
-            positives and negatives `ref_emb`.
-        """
-        any_shape = has_own_shapes(self.distance)
-        arguments.batch_to_mine(embeddings, labels, ref_emb, ref_labels, any_shape=any_shape)
-        ref_emb = own_set(embeddings, labels, ref_emb, ref_labels)
-        mined: IndicesTuple = super().forward(embeddings, labels, ref_emb, ref_labels)
-        return mined
-
-    def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor | None) -> IndicesTuple:
-        """PML's entry point, called under `no_grad`."""
-        masks = self.masks(embeddings, labels, ref_emb, ref_labels)
-        return masks if self.as_masks else masks.indices()
-
-    @torch.no_grad()
-    def masks(
-        self,
-        embeddings: Tensor,
-        labels: Tensor | None,
-        ref_emb: Tensor,
-        ref_labels: Tensor | None,
-        indices_tuple: IndicesTuple | None = None,
-    ) -> PairMasks:
-        """The mined pairs as masks, without an index tensor; `ref_emb is embeddings` means the batch itself.
-
-        The pairs among which to mine are all, or those of `indices_tuple`.
-        """
-        n, m = embeddings.shape[0], ref_emb.shape[0]
-        pos, neg = pair_relation(embeddings, labels, indices_tuple, ref_emb, ref_labels)(0, n)
-        if n == 0 or m == 0:
-            return PairMasks(pos, neg)
-        self.embedding_size = embeddings.shape[1]
-        sim = self.scores(embeddings, None if ref_emb is embeddings else ref_emb)
-        return DisjointMasks(*self.narrow(sim, pos, neg))
-
-    def narrow(self, sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
-        """The selection, under autocast as without; an anchor with a score that is no number keeps all its pairs.
-
-        No comparison with such a score is true, so that it would drop out unseen.
-        """
-        with without_autocast(sim):
-            kept_pos, kept_neg = self.select(sim, pos, neg)
-        if all_known(sim):
-            return kept_pos, kept_neg
-        no_number = (sim.isnan() & (pos | neg)).any(-1, keepdim=True)
-        return kept_pos | (pos & no_number), kept_neg | (neg & no_number)
-
-    def scores(self, embeddings: Tensor, ref_emb: Tensor | None) -> Tensor:
-        """What `similarity` gives, without a gradient and with less work where the engine knows the distance."""
-        similarity = self.known_similarity()
-        if similarity is None:
-            return self.similarity(embeddings, ref_emb)
-        embeddings, ref_emb = in_full(embeddings, ref_emb)
-        with without_autocast(embeddings):
-            return all_scores(embeddings, ref_emb, similarity)
-
-    def output_assertion(self, output: IndicesTuple) -> None:
-        """PML's check of what was mined, with the number of pairs as a statistic for `PairMasks` too."""
-        if not isinstance(output, PairMasks):
-            super().output_assertion(output)
-        elif self.collect_stats:
-            self.num_pos_pairs, self.num_neg_pairs = int(output.pos.sum()), int(output.neg.sum())
-
-
-class Seeded:
-    """What draws at random: a base to stand before a miner's or a loss's. It draws with `self.generator(device)`.
-
-    Args:
-        seed: None for torch's global generator, an integer for a stream of its own (the same pairs, call by call, on
-            the same device; its position is in `state_dict`), or a `torch.Generator` on the embeddings' device. In
-            eval mode neither moves on: every call draws what the next one in training will.
-        kwargs: those of the other base.
-    """
-
-    is_random: bool = True
-    training: bool
-
-    def __init__(self, *, seed: int | torch.Generator | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        given = seed is None or isinstance(seed, torch.Generator)
-        self.seed = seed if given else arguments.seed("seed", seed)
-        self._calls = 0
-
-    def generator(self, device: torch.device) -> torch.Generator | None:
-        """The generator of this call. A call number instead of a running state survives pickling and resuming."""
-        if isinstance(self.seed, torch.Generator):
-            return self.seed if self.training else self.seed.clone_state()
-        if self.seed is None:
-            return None
-        call = self._calls + 1
-        if self.training:
-            self._calls = call
-        # Hashed, because the CPU generator takes the low 32 bits of a seed: all must depend on seed and call.
-        digest = hashlib.sha256(f"{self.seed} {call}".encode()).digest()
-        return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """The position in the stream, for `state_dict`."""
-        state = self.seed.get_state() if isinstance(self.seed, torch.Generator) else None
-        return {"calls": self._calls, "generator": state}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Continue where the saved stream stood."""
-        self._calls = state["calls"]
-        if isinstance(self.seed, torch.Generator) and state["generator"] is not None:
-            self.seed.set_state(state["generator"])
-
-
-class SamplingMiner(Seeded, PairMiner):
-    """A miner that draws at random. Subclasses draw with `self.generator(device)`.
-
-    Args:
-        kwargs: `seed` as in `Seeded`; those of `PairMiner`.
-    """

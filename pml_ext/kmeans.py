@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pml_ext import thresholds
-from pml_ext.pairs import looks_are_free
+from pml_ext.masked import looks_are_free
 
 
 def kmeans(

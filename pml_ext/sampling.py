@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pml_ext import thresholds
-from pml_ext.pairs import FAR, as_numbers, count, kth_largest, looks_are_free, of_rows, only
+from pml_ext.masked import FAR, as_numbers, count, kth_largest, looks_are_free, of_rows, only
 
 
 def sample(log_weights: Tensor, mask: Tensor, k: Tensor, generator: torch.Generator | None) -> Tensor:

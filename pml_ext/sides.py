@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pml_ext.pairs import FAR, crossing_point, largest, softplus
+from pml_ext.masked import FAR, crossing_point, largest, softplus
 
 # Score of a pair that is not there: a positive infinitely close, a negative (with a minus) infinitely far. Neither
 # costs anything.
@@ -127,7 +127,7 @@ def soft_side(scores: Tensor, slope: float, keep: Tensor | None = None) -> tuple
 
 
 def crossing_of(sides: Sides) -> Tensor:
-    """`pml_ext.pairs.crossing` of the two sides, [b, 1]."""
+    """`pml_ext.masked.crossing` of the two sides, [b, 1]."""
     mean_pos, std_pos = _mean_std(sides.pos, below(sides.pos, ABSENT / 2), sides.pos_count)
     mean_neg, std_neg = _mean_std(sides.neg, above(sides.neg, -ABSENT / 2), sides.neg_count)
     return crossing_point(mean_pos, std_pos, mean_neg, std_neg)

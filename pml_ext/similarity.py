@@ -19,7 +19,7 @@ from pytorch_metric_learning.distances import (
 from torch import Tensor
 
 from pml_ext import arguments, thresholds
-from pml_ext.pairs import is_eager, looks_are_free, not_self
+from pml_ext.masked import is_eager, looks_are_free, not_self
 from pml_ext.vectors import (
     LARGEST,
     NOTHING,

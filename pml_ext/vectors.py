@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pml_ext import thresholds
-from pml_ext.pairs import FAR, looks_are_free
+from pml_ext.masked import FAR, looks_are_free
 
 # The epsilon of torch's own normalize. In half precision it would be 0, so that is never used here.
 SHORTEST = 1e-12

@@ -19,7 +19,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from pml_ext.pairs import Needs, active_triplets, informative, masked_logsumexp
+from pml_ext.masked import Needs, active_triplets, informative, masked_logsumexp
 
 W = TypeVar("W", bound=Callable[..., Tensor])
 

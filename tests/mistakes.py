@@ -8,7 +8,7 @@ import torch
 from pytorch_metric_learning.distances import CosineSimilarity
 
 from pml_ext.base import PairMatrixLoss
-from pml_ext.pairs import Counted, masked_max, masked_mean, softplus
+from pml_ext.masked import Counted, masked_max, masked_mean, softplus
 from pml_ext.sides import SideWeights, above, near, only_max
 
 MISTAKES = {}

@@ -12,9 +12,12 @@ from pytorch_metric_learning import miners as pml_miners
 from pytorch_metric_learning.distances import CosineSimilarity
 
 from pml_ext import arguments
-from pml_ext.base import BatchMatrixLoss, PairMatrixLoss, PairMiner, SamplingMiner
-from pml_ext.pairs import Counted, PairMasks, in_row_blocks, masked_mean, masked_min, nearest, softplus
+from pml_ext.base import BatchMatrixLoss, PairMatrixLoss
+from pml_ext.masked import Counted, masked_mean, masked_min, nearest, softplus
+from pml_ext.miners.base import PairMiner, in_row_blocks
+from pml_ext.pairs import PairMasks
 from pml_ext.sampling import sample
+from pml_ext.seeded import Seeded
 from pml_ext.sides import ABSENT, SideWeights, above
 from pml_ext.wrappers.base import LossWrapper
 
@@ -638,7 +641,7 @@ class MinesByDistancesThatCancel(SoundMiner):
         return DistancesCancel.similarity(self, embeddings, ref_emb)
 
 
-class SoundSampler(SamplingMiner):
+class SoundSampler(Seeded, PairMiner):
     """Two negatives, drawn uniformly; nothing is wrong with it."""
 
     def select(self, sim, pos, neg):

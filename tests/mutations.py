@@ -136,7 +136,7 @@ MUTATIONS = [
         ("deviation = known.sub_(mean).mul_(there)", "deviation = known.sub_(mean)"),
     ),
     *_of(
-        "pairs.py",
+        "masked.py",
         ("tests/test_selection.py", "tests/test_engine.py", "tests/test_oracles.py", MANY),
         ("if groups >= thresholds.GROUPS_FOR_EACH * k:", "if groups >= 1:"),
         ("x = torch.cat((candidates, x[..., groups * size :]), -1)", "x = candidates"),
@@ -146,9 +146,7 @@ MUTATIONS = [
             "return near_pos, neg & near",
         ),
         ("return F.softplus(x, threshold=50.0)", "return F.softplus(x)"),
-        ("flat = torch.where((anchors >= start) & (anchors < stop), flat, size)", "flat = flat.clamp(0, size)"),
         ("other.diagonal(start).fill_(False)", "other.diagonal().fill_(False)"),
-        ("return max(-int(least), int(greatest)) < 1 << 24", "return True"),
         ("mean = masked_mean(x, mask).unsqueeze(-1)", "mean = x.mean(-1, keepdim=True)"),
         (
             "torch.searchsorted(ordered, torch.where(pos, sim - margin, torch.inf), right=True)",
@@ -158,6 +156,12 @@ MUTATIONS = [
             "return pos & ~(sim >= hardest_neg + epsilon), neg & ~(sim <= hardest_pos - epsilon)",
             "return pos & ~(sim > hardest_neg + epsilon), neg & ~(sim < hardest_pos - epsilon)",
         ),
+    ),
+    *_of(
+        "pairs.py",
+        ("tests/test_selection.py", "tests/test_engine.py", "tests/test_oracles.py", MANY),
+        ("flat = torch.where((anchors >= start) & (anchors < stop), flat, size)", "flat = flat.clamp(0, size)"),
+        ("return max(-int(least), int(greatest)) < 1 << 24", "return True"),
     ),
     *_of(
         "losses/histogram.py",

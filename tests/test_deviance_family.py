@@ -17,7 +17,7 @@ from pytorch_metric_learning.miners import DistanceWeightedMiner as PMLDistanceW
 from pytorch_metric_learning.miners import distance_weighted_miner as pml_module
 from torch import Tensor
 
-from pml_ext import pairs, sampling
+from pml_ext import masked, pairs, sampling
 from pml_ext.catalog import build
 from pml_ext.losses import (
     AdaptiveBinomialDevianceLoss,
@@ -108,7 +108,7 @@ def test_worked_levels() -> None:
     sim = T6 @ T6.T
     pos, neg = pairs.label_masks(LABELS[:6], LABELS[:6])
     pos = pos & ~torch.eye(6, dtype=torch.bool)
-    levels = 0.8 * pairs.crossing(sim, pos, neg) + 0.1
+    levels = 0.8 * masked.crossing(sim, pos, neg) + 0.1
     expected = [0.3592638282, 0.5474989465, 0.5052663354, 0.5845635055, 0.5448001570, 0.1559317659]
     assert levels.flatten().tolist() == pytest.approx(expected, abs=1e-10)
 
@@ -380,11 +380,11 @@ def test_level_of_few_pairs() -> None:
     """One of each kind: halfway. One positive and several negatives: the positive."""
     sim = torch.tensor([[0.9, 0.3, 0.1]], dtype=torch.float64)
     pos, neg = torch.tensor([[True, False, False]]), torch.tensor([[False, True, True]])
-    assert pairs.crossing(sim, pos, neg).item() == pytest.approx(0.9)
-    assert pairs.crossing(sim, pos, neg & (sim > 0.2)).item() == pytest.approx(0.6)
+    assert masked.crossing(sim, pos, neg).item() == pytest.approx(0.9)
+    assert masked.crossing(sim, pos, neg & (sim > 0.2)).item() == pytest.approx(0.6)
     single = torch.tensor([[0.3, 0.3, 0.3, 0.1, 0.1, 0.1]]) + torch.tensor([[0, 3e-8, 0, 0, 1e-8, 0]])
     side = torch.tensor([[True, True, True, False, False, False]])
-    assert pairs.crossing(single, side, ~side).item() == pytest.approx(0.2, abs=1e-6)
+    assert masked.crossing(single, side, ~side).item() == pytest.approx(0.2, abs=1e-6)
 
 
 def test_adaptivity_of_zero_is_binomial_deviance() -> None:

@@ -8,10 +8,13 @@ import torch
 from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity, LpDistance
 
 from pml_ext import losses, miners, thresholds
-from pml_ext.base import PairMatrixLoss, PairMiner, Seeded, StaticDivisorReducer
+from pml_ext.base import PairMatrixLoss, StaticDivisorReducer
 from pml_ext.blocks import GatheredSides, LabelSides, MaskSides, label_sides
 from pml_ext.centers import BatchCenters
-from pml_ext.pairs import PairMasks, PrivateMasks, label_masks, not_self
+from pml_ext.masked import not_self
+from pml_ext.miners.base import PairMiner
+from pml_ext.pairs import PairMasks, PrivateMasks, label_masks
+from pml_ext.seeded import Seeded
 from pml_ext.testing.law import by_autograd
 from pml_ext.wrappers import BranchLoss, CentersAsReferences, MinedLoss
 

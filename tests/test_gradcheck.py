@@ -12,7 +12,7 @@ from oracles import OF_ANCHORS
 from registry import LOSSES, WRAPPERS
 
 from pml_ext.base import PairMatrixLoss
-from pml_ext.pairs import Counted
+from pml_ext.masked import Counted
 from pml_ext.testing import Batch, Rows
 
 FROZEN = {cls.__name__ for cls, f in OF_ANCHORS.items() if "frozen" in inspect.signature(f).parameters}

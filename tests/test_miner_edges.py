@@ -7,10 +7,10 @@ from registry import ARGUMENTS, MINERS, RECIPES
 from torch import nn
 
 from pml_ext import catalog, sampling
-from pml_ext.base import PairMiner
 from pml_ext.centers import KMeansCenters
 from pml_ext.losses import BinomialDevianceLoss, RAWLoss
 from pml_ext.miners import DistanceWeightedMiner, InverseDensityMiner
+from pml_ext.miners.base import PairMiner
 from pml_ext.testing.law import by_autograd
 from pml_ext.wrappers import MinedLoss
 

@@ -17,8 +17,8 @@ from pytorch_metric_learning.losses import TripletMarginLoss
 from pytorch_metric_learning.miners import MultiSimilarityMiner
 
 from pml_ext.losses import BatchAllTripletLoss, RAWLoss
+from pml_ext.masked import masked_max, masked_min, softplus
 from pml_ext.miners import InverseDensityMiner
-from pml_ext.pairs import masked_max, masked_min, softplus
 from pml_ext.testing import (
     LOSS_LAWS,
     MINER_LAWS,

@@ -27,7 +27,8 @@ from pml_ext.losses import (
     LargeMarginNearestNeighborLoss,
     MeanGapLoss,
 )
-from pml_ext.pairs import PairMasks, nearest
+from pml_ext.masked import nearest
+from pml_ext.pairs import PairMasks
 
 T6 = torch.tensor([(1, 0), (0.96, 0.28), (0.28, 0.96), (0.6, 0.8), (-0.352, 0.936), (-0.8, 0.6)], dtype=torch.float64)
 T9 = torch.cat((T6, torch.tensor([(0, -1), (0.6, -0.8), (-0.936, -0.352)], dtype=torch.float64)))

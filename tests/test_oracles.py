@@ -8,8 +8,8 @@ from oracles import OF_ANCHORS, OF_MINERS, OF_PAIRS, OF_SAMPLES, Draw
 from pytorch_metric_learning.reducers import DivisorReducer
 from registry import make
 
-from pml_ext.base import PairMiner
 from pml_ext.catalog import all_losses, all_miners
+from pml_ext.miners.base import PairMiner
 from pml_ext.testing import Batch, assert_frequencies, subset_probabilities
 from pml_ext.testing.cases import all_pairs
 

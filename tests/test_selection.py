@@ -7,8 +7,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from pml_ext import sampling, thresholds
-from pml_ext.base import PairMiner, SamplingMiner
 from pml_ext.catalog import all_miners
+from pml_ext.masked import kth_largest, nearest, not_self
 from pml_ext.miners import (
     AmbiguousNegativeMiner,
     CappedMiner,
@@ -22,7 +22,8 @@ from pml_ext.miners import (
     KNearestPositiveMiner,
     PositiveAwareMiner,
 )
-from pml_ext.pairs import in_row_blocks, kth_largest, label_masks, nearest, not_self
+from pml_ext.miners.base import PairMiner, in_row_blocks
+from pml_ext.pairs import label_masks
 from pml_ext.sampling import gumbel_like, sample, top_mask
 from pml_ext.testing.sampling import assert_frequencies, subset_probabilities
 
@@ -244,7 +245,7 @@ def test_blocks_of_rows_keep_what_all_rows_do(miner: PairMiner, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("cls", DRAWING)
-def test_blocks_of_rows_draw_from_one_stream(cls: type[SamplingMiner], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_of_rows_draw_from_one_stream(cls: type[PairMiner], monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as all rows at once, the same for the same seed, others in equal blocks; a call counts once."""
     x, labels = batch(40)
     x, labels = x.repeat(2, 1), labels.repeat(2)

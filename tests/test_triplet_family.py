@@ -33,7 +33,8 @@ from pml_ext.losses import (
     SemiHardTripletLoss,
     SoftTripletLoss,
 )
-from pml_ext.pairs import Counted, PairMasks
+from pml_ext.masked import Counted
+from pml_ext.pairs import PairMasks
 from pml_ext.wrappers import AnchorWeightedLoss
 
 (T6, _), (T9, LABELS) = toy(6), toy(9)

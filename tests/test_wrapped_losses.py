@@ -23,8 +23,9 @@ from pml_ext.losses import (
     KNNSoftmaxLoss,
     RAWLoss,
 )
+from pml_ext.masked import not_self
 from pml_ext.miners import HardNegativePairMiner, InverseDensityMiner, KNearestPositiveMiner
-from pml_ext.pairs import PairMasks, label_masks, not_self
+from pml_ext.pairs import PairMasks, label_masks
 from pml_ext.wrappers import (
     AnchorWeightedLoss,
     BranchLoss,

@@ -15,8 +15,8 @@ from pml_ext import arguments
 from pml_ext.analysis import stuck
 from pml_ext.analysis.geometry import NAN, geometry, pairs_of_classes, possible_rank
 from pml_ext.analysis.pair_weights import NoPairWeightsError, PairWeights, pair_weights
-from pml_ext.pairs import label_masks, not_self
-from pml_ext.relations import IndicesTuple
+from pml_ext.masked import not_self
+from pml_ext.pairs import IndicesTuple, label_masks
 
 # Mean squared distance of the normalised embeddings from their mean, in 0..1: below, all point the same way. Runs that
 # collapse fall to 1e-4 and less in a few dozen steps; the least that a healthy one had was 3e-3, of a margin of 0.02.

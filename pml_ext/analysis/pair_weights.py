@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss
-from pml_ext.pairs import PairMasks
-from pml_ext.relations import IndicesTuple, own_set, pair_relation, wide
+from pml_ext.pairs import IndicesTuple, PairMasks, own_set, pair_relation, wide
 
 
 class NoPairWeightsError(ValueError):

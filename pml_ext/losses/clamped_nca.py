@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss
-from pml_ext.pairs import Needs, masked_logsumexp
+from pml_ext.masked import Needs, masked_logsumexp
 from pml_ext.sides import ABSENT, Sides, SideWeights, exponential_sum
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from pml_ext import arguments
 from pml_ext.base import SampleLoss
 from pml_ext.centers import first_of_class, group_means
-from pml_ext.pairs import Counted, label_masks, looks_are_free, masked_max
+from pml_ext.masked import Counted, looks_are_free, masked_max
+from pml_ext.pairs import label_masks
 from pml_ext.similarity import Similarity, scores_of
 
 

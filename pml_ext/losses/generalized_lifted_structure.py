@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss
-from pml_ext.pairs import masked_logsumexp
+from pml_ext.masked import masked_logsumexp
 from pml_ext.sides import Sides, SideWeights, above, exponential_sum
 
 

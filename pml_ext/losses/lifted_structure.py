@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import BatchMatrixLoss
-from pml_ext.pairs import masked_logsumexp, masked_mean
+from pml_ext.masked import masked_logsumexp, masked_mean
 from pml_ext.sides import Sides, SideWeights, exponential_sum
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss
-from pml_ext.pairs import crossing, masked_max, masked_mean, masked_min, softplus
+from pml_ext.masked import crossing, masked_max, masked_mean, masked_min, softplus
 from pml_ext.sides import Sides, SideWeights, above, below, crossing_of
 
 

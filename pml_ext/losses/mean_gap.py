@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import BatchMatrixLoss
-from pml_ext.pairs import kth_largest, largest, masked_max
+from pml_ext.masked import kth_largest, largest, masked_max
 from pml_ext.sides import Sides, SideWeights, above, below, near
 
 

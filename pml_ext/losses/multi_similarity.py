@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss
-from pml_ext.pairs import Needs, masked_logsumexp, softplus
+from pml_ext.masked import Needs, masked_logsumexp, softplus
 from pml_ext.sides import Sides, SideWeights, soft_side
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss
-from pml_ext.pairs import as_numbers
+from pml_ext.masked import as_numbers
 
 
 def pair_weighted(sim: Tensor, pos: Tensor, neg: Tensor, *, weights: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import PairMatrixLoss
-from pml_ext.pairs import masked_mean, softplus
+from pml_ext.masked import masked_mean, softplus
 from pml_ext.sides import ABSENT, Sides, SideWeights, near
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pml_ext import arguments, thresholds
 from pml_ext.base import PairMatrixLoss, StaticDivisorReducer
-from pml_ext.pairs import Counted, masked_sum
+from pml_ext.masked import Counted, masked_sum
 from pml_ext.sides import ABSENT, Sides, SideWeights, above
 
 

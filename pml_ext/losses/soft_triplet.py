@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pml_ext import arguments, thresholds
 from pml_ext.base import PairMatrixLoss, StaticDivisorReducer
-from pml_ext.pairs import Counted, is_eager, softplus
+from pml_ext.masked import Counted, is_eager, softplus
 from pml_ext.sides import ABSENT, Sides, SideWeights, above
 
 Normalization = Literal["anchor", "triplet", "legacy"]

@@ -8,10 +8,11 @@ from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import SamplingMiner
+from pml_ext.masked import has_any, of_rows
+from pml_ext.miners.base import PairMiner, in_row_blocks
 from pml_ext.miners.positive_aware import Reference, reference_score
-from pml_ext.pairs import has_any, in_row_blocks, of_rows
 from pml_ext.sampling import sample
+from pml_ext.seeded import Seeded
 
 
 def ambiguous_negative(
@@ -35,7 +36,7 @@ def ambiguous_negative(
 
 
 @final
-class AmbiguousNegativeMiner(SamplingMiner):
+class AmbiguousNegativeMiner(Seeded, PairMiner):
     r"""Samples negatives about as similar as the positives, and keeps all positives.
 
     Negatives are drawn one after another, without replacement, with probability proportional to
@@ -49,7 +50,7 @@ class AmbiguousNegativeMiner(SamplingMiner):
         a: how sharp the choice is, at least 0; on cosines 1 is nearly uniform, default 10.
         b: the score of the likeliest negatives less that of the positives, a difference of two scores, default 0.
         reference: which of the positives: the nearest ("max", default), the farthest ("min") or their "mean".
-        kwargs: `seed` as in `SamplingMiner`; those of `PairMiner`.
+        kwargs: `seed` as in `Seeded`; those of `PairMiner`.
 
     Shape:
         embeddings [n, d], labels [n] -> (anchors, positives, anchors, negatives).

@@ -7,11 +7,10 @@ from pytorch_metric_learning.miners import BaseMiner
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import Seeded
 from pml_ext.hyperparameters import Configured
-from pml_ext.pairs import DisjointMasks, PairMasks
-from pml_ext.relations import IndicesTuple, own_set
+from pml_ext.pairs import DisjointMasks, IndicesTuple, PairMasks, own_set
 from pml_ext.sampling import sample
+from pml_ext.seeded import Seeded
 
 
 def capped(anchors: Tensor, k: int, generator: torch.Generator | None) -> Tensor:
@@ -35,7 +34,7 @@ class CappedMiner(Seeded, Configured, BaseMiner):
     Args:
         miner: any PML miner, of this package or not. The distance is its distance.
         per_anchor: how many of each kind to keep, at least 1.
-        kwargs: `seed` as in `SamplingMiner`; `collect_stats` as in every PML miner.
+        kwargs: `seed` as in `Seeded`; `collect_stats` as in every PML miner.
 
     Shape:
         embeddings [n, d], labels [n] -> what the miner returns, with fewer entries.

@@ -6,7 +6,7 @@ from typing import Any, final
 from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
 
-from pml_ext.base import PairMiner
+from pml_ext.miners.base import PairMiner
 
 
 @final

@@ -7,9 +7,10 @@ from pytorch_metric_learning.distances import DotProductSimilarity, LpDistance
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import SamplingMiner
-from pml_ext.pairs import as_numbers, compared, count, has_any, in_row_blocks, of_rows
+from pml_ext.masked import as_numbers, compared, count, has_any, of_rows
+from pml_ext.miners.base import PairMiner, in_row_blocks
 from pml_ext.sampling import sample
+from pml_ext.seeded import Seeded
 
 
 def distance_weighted_log_weights(
@@ -53,7 +54,7 @@ def distance_weighted(
 
 
 @final
-class DistanceWeightedMiner(SamplingMiner):
+class DistanceWeightedMiner(Seeded, PairMiner):
     r"""Samples negatives by the inverse of the density of distances on the sphere, one for each positive.
 
     Distances D of random points of the unit sphere in d dimensions have a density proportional to
@@ -71,7 +72,7 @@ class DistanceWeightedMiner(SamplingMiner):
         dimension: d, at least 1; None for that of the embeddings (128 where `select` gets scores alone). Only above 3
             are distant negatives, beyond sqrt(2), rare and so more likely than average ones; up to 3 they are frequent
             and the less likely the more distant.
-        kwargs: `seed` as in `SamplingMiner`; those of `PairMiner`. The embeddings are taken to be on the unit sphere,
+        kwargs: `seed` as in `Seeded`; those of `PairMiner`. The embeddings are taken to be on the unit sphere,
             as PML's distances make them by default: cosine similarities s are turned into distances sqrt(2 - 2 s),
             powers of a distance into the distance.
 

@@ -8,9 +8,9 @@ from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import SamplingMiner
-from pml_ext.pairs import in_row_blocks
+from pml_ext.miners.base import PairMiner, in_row_blocks
 from pml_ext.sampling import sample
+from pml_ext.seeded import Seeded
 
 
 def exponential_positive(
@@ -22,7 +22,7 @@ def exponential_positive(
 
 
 @final
-class ExponentialPositiveMiner(SamplingMiner):
+class ExponentialPositiveMiner(Seeded, PairMiner):
     r"""Samples an anchor's positives by the exponential of their similarity, and keeps all negatives.
 
     Positives are drawn one after another, without replacement, with probability proportional to
@@ -34,7 +34,7 @@ class ExponentialPositiveMiner(SamplingMiner):
     Args:
         num_positives: how many to draw for each anchor, at least 1 (all if it has fewer).
         scale: what multiplies the scores, a finite number: 0 draws uniformly, below 0 hard positives are likely.
-        kwargs: `seed` as in `SamplingMiner`; those of `PairMiner`.
+        kwargs: `seed` as in `Seeded`; those of `PairMiner`.
 
     Shape:
         embeddings [n, d], labels [n] -> (anchors, positives, anchors, negatives).

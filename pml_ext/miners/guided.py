@@ -7,11 +7,10 @@ from pytorch_metric_learning.miners import BaseMiner
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import PairMiner
 from pml_ext.hyperparameters import Configured
+from pml_ext.miners.base import PairMiner
 from pml_ext.miners.positive_aware import PositiveAwareMiner, Reference
-from pml_ext.pairs import PairMasks
-from pml_ext.relations import IndicesTuple, own_set
+from pml_ext.pairs import IndicesTuple, PairMasks, own_set
 
 
 @final

@@ -8,8 +8,8 @@ from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import PairMiner
-from pml_ext.pairs import FAR, compared, has_any, in_row_blocks, of_rows, only
+from pml_ext.masked import FAR, compared, has_any, of_rows, only
+from pml_ext.miners.base import PairMiner, in_row_blocks
 
 
 def hard_negative_pair(sim: Tensor, pos: Tensor, neg: Tensor, *, epsilon: float) -> tuple[Tensor, Tensor]:

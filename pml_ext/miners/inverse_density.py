@@ -8,9 +8,10 @@ from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import SamplingMiner
-from pml_ext.pairs import as_numbers, count, in_row_blocks
+from pml_ext.masked import as_numbers, count
+from pml_ext.miners.base import PairMiner, in_row_blocks
 from pml_ext.sampling import sample
+from pml_ext.seeded import Seeded
 
 
 def inverse_density_log_weights(sim: Tensor, neg: Tensor, *, max_z: float | None = None) -> Tensor:
@@ -47,7 +48,7 @@ def inverse_density(
 
 
 @final
-class InverseDensityMiner(SamplingMiner):
+class InverseDensityMiner(Seeded, PairMiner):
     r"""Samples an anchor's negatives by the inverse of a Gaussian density fitted to their distances.
 
     With mu_i and sigma_i the mean and the population standard deviation of the distances of anchor i to its negatives,
@@ -61,7 +62,7 @@ class InverseDensityMiner(SamplingMiner):
         num_negatives: how many to draw for each anchor, at least 1 (all if it has fewer).
         per_positive: how many more for each of the anchor's positives, at least 1. If both are None: one.
         max_z: None, or where |D - mu| / sigma is cut off, above 0, so that a single outlier is not always drawn.
-        kwargs: `seed` as in `SamplingMiner`; those of `PairMiner`.
+        kwargs: `seed` as in `Seeded`; those of `PairMiner`.
 
     Shape:
         embeddings [n, d], labels [n] -> (anchors, positives, anchors, negatives).

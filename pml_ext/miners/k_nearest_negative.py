@@ -7,8 +7,8 @@ from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import PairMiner
-from pml_ext.pairs import in_row_blocks, nearest
+from pml_ext.masked import nearest
+from pml_ext.miners.base import PairMiner, in_row_blocks
 
 
 def k_nearest_negative(sim: Tensor, pos: Tensor, neg: Tensor, *, k: int) -> tuple[Tensor, Tensor]:

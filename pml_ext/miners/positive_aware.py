@@ -8,8 +8,8 @@ from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import PairMiner
-from pml_ext.pairs import count, has_any, in_row_blocks, masked_max, masked_mean, masked_min, nearest, of_rows
+from pml_ext.masked import count, has_any, masked_max, masked_mean, masked_min, nearest, of_rows
+from pml_ext.miners.base import PairMiner, in_row_blocks
 
 Reference = Literal["max", "min", "mean"]
 

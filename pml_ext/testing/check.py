@@ -87,7 +87,7 @@ def check_miner(
 
     Args:
         miner: a miner, or a function without arguments that makes one, or its class. Laws that say what is drawn anew,
-            and what again, apply to those that draw at random: subclasses of `SamplingMiner`, and miners with an
+            and what again, apply to those that draw at random: subclasses of `Seeded`, and miners with an
             attribute `is_random` that is true.
         expected_failures: laws that it is known to break, each with the reason. One that it keeps is a failure, too.
         on_fail: "raise" at the first law that is broken, or "report" all in the table.

@@ -10,7 +10,8 @@ from pytorch_metric_learning.losses.mixins import WeightMixin
 from torch import Tensor, nn
 
 from pml_ext import engine
-from pml_ext.base import MatrixLoss, PairMatrixLoss, PairModule, SampleLoss, Seeded
+from pml_ext.base import MatrixLoss, PairMatrixLoss, PairModule, SampleLoss
+from pml_ext.seeded import Seeded
 from pml_ext.testing.cases import Batch
 from pml_ext.wrappers.base import LossWrapper
 

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pml_ext.base import PairMiner, Seeded
+from pml_ext.miners.base import PairMiner
 from pml_ext.pairs import PairMasks
+from pml_ext.seeded import Seeded
 from pml_ext.testing.cases import Batch, Rows, as_pairs
 from pml_ext.testing.invariance_laws import NegatedDistance
 from pml_ext.testing.law import by_autograd, fresh, is_ours, is_random, law, reseed, seeded, variant

@@ -3,7 +3,7 @@
 from typing import Any
 
 from pml_ext import thresholds
-from pml_ext.base import PairMiner
+from pml_ext.miners.base import PairMiner
 from pml_ext.testing.cases import Batch
 from pml_ext.testing.law import assert_same, by_autograd, evaluate, is_matrix_loss, is_ours, is_random, law
 from pml_ext.testing.miner_laws import mine, pairs_of

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pml_ext.base import BatchMatrixLoss
-from pml_ext.pairs import Counted, substitute
+from pml_ext.masked import Counted, substitute
 from pml_ext.testing.cases import Rows
 from pml_ext.testing.law import assert_close, fresh, is_matrix_loss, is_row_loss, law, reseed
 

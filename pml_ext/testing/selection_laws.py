@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from pml_ext.base import PairMiner
+from pml_ext.miners.base import PairMiner
 from pml_ext.testing.cases import Batch, Rows
 from pml_ext.testing.law import is_ours, law
 from pml_ext.testing.miner_laws import mine

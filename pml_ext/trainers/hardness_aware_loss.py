@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from pml_ext import arguments
-from pml_ext.relations import IndicesTuple
+from pml_ext.pairs import IndicesTuple
 from pml_ext.synthesis import pull_negatives
 from pml_ext.trainers.schedule import HardnessSchedule
 from pml_ext.trainers.tuples import Triplets, as_triplets

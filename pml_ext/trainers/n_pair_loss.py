@@ -11,7 +11,7 @@ from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.relations import IndicesTuple
+from pml_ext.pairs import IndicesTuple
 from pml_ext.trainers.tuples import as_triplets, n_pair_tuples
 
 

@@ -12,9 +12,9 @@ from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import SamplingMiner
-from pml_ext.pairs import PairMasks
-from pml_ext.relations import IndicesTuple
+from pml_ext.miners.base import PairMiner
+from pml_ext.pairs import IndicesTuple, PairMasks
+from pml_ext.seeded import Seeded
 
 Triplets = tuple[Tensor, Tensor, Tensor]
 
@@ -82,14 +82,14 @@ class NPairTupleMiner(BaseMiner):
 
 
 @final
-class RandomTupleMiner(SamplingMiner):
+class RandomTupleMiner(Seeded, PairMiner):
     r"""Draws one positive and some negatives for each anchor, all alike.
 
         p ~ uniform on P_i ;  n_1 ... n_k ~ uniform on N_i, without replacement
 
     Args:
         negatives: k, how many negatives each anchor gets, at least 1; all if there are fewer.
-        kwargs: those of `SamplingMiner`, with `seed` for pairs that do not depend on the global random state.
+        kwargs: those of `Seeded`, with `seed` for pairs that do not depend on the global random state.
 
     Shape:
         embeddings [n, d], labels [n] -> (anchors, positives, anchors, negatives).

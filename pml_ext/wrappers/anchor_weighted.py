@@ -13,8 +13,8 @@ from torch import Tensor
 from pml_ext import arguments
 from pml_ext.base import BatchMatrixLoss, PairMatrixLoss
 from pml_ext.losses import ClassCenterMarginLoss
-from pml_ext.pairs import Counted, masked_logsumexp
-from pml_ext.relations import IndicesTuple
+from pml_ext.masked import Counted, masked_logsumexp
+from pml_ext.pairs import IndicesTuple
 from pml_ext.sides import Sides, SideWeights, exponential_sum, near
 from pml_ext.wrappers.base import LossWrapper, has_proxies, is_row_loss
 

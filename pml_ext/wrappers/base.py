@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from pml_ext import arguments
 from pml_ext.base import MatrixLoss, PairMatrixLoss, PairModule, SampleLoss, in_full
 from pml_ext.hyperparameters import Configured
-from pml_ext.pairs import PairMasks
-from pml_ext.relations import IndicesTuple, own_set, pair_relation
+from pml_ext.pairs import IndicesTuple, PairMasks, own_set, pair_relation
 from pml_ext.similarity import has_own_shapes
 
 

@@ -8,7 +8,7 @@ from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricL
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.relations import IndicesTuple
+from pml_ext.pairs import IndicesTuple
 from pml_ext.similarity import unit
 from pml_ext.wrappers.base import LossWrapper, checked_sizes, has_only_directions, slice_sizes
 

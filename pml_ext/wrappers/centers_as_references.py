@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.centers import Centers, CenterSource, leave_one_out
-from pml_ext.pairs import DisjointMasks, PairMasks, PrivateMasks, label_masks, looks_are_free
-from pml_ext.relations import IndicesTuple
+from pml_ext.masked import looks_are_free
+from pml_ext.pairs import DisjointMasks, IndicesTuple, PairMasks, PrivateMasks, label_masks
 from pml_ext.similarity import normalized
 from pml_ext.vectors import at_least_single
 from pml_ext.wrappers.base import (

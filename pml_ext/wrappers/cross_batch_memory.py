@@ -9,9 +9,8 @@ from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import Tensor, nn
 
 from pml_ext import arguments
-from pml_ext.base import PairMiner
-from pml_ext.pairs import PairMasks
-from pml_ext.relations import IndicesTuple
+from pml_ext.miners.base import PairMiner
+from pml_ext.pairs import IndicesTuple, PairMasks
 from pml_ext.wrappers.base import takes_masks, takes_references
 from pml_ext.wrappers.queue_pairs import (
     Queue,

@@ -8,8 +8,8 @@ from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import PairMiner
-from pml_ext.relations import IndicesTuple, Selected
+from pml_ext.miners.base import PairMiner
+from pml_ext.pairs import IndicesTuple, Selected
 from pml_ext.similarity import has_own_shapes
 from pml_ext.wrappers.base import LossWrapper, is_row_loss, refuses_indices, takes_masks
 

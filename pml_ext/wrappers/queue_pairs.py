@@ -6,9 +6,9 @@ import torch
 from pytorch_metric_learning import miners as pml
 from torch import Tensor
 
-from pml_ext.base import PairMiner
-from pml_ext.pairs import DisjointMasks, PairMasks, label_masks, masked_max, masked_min
-from pml_ext.relations import IndicesTuple, pair_relation
+from pml_ext.masked import masked_max, masked_min
+from pml_ext.miners.base import PairMiner
+from pml_ext.pairs import DisjointMasks, IndicesTuple, PairMasks, label_masks, pair_relation
 
 # PML's miners that take all their pairs from `lmu.get_all_pairs_indices` or `lmu.get_all_triplets_indices`.
 _BY_TABLE = (

@@ -7,8 +7,8 @@ import torch
 from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
 from torch import Tensor
 
-from pml_ext.base import Seeded
-from pml_ext.relations import IndicesTuple
+from pml_ext.pairs import IndicesTuple
+from pml_ext.seeded import Seeded
 from pml_ext.wrappers.base import LossWrapper
 from pml_ext.wrappers.branch import BranchLoss
 
@@ -23,7 +23,7 @@ class RandomSliceLoss(Seeded, LossWrapper):
         loss: the loss of every slice; its parameters, if any, are shared by the slices.
         sizes: how many columns each slice has, together all columns; or one number B, for near-equal slices.
         normalize: whether slices are normalised, as in `BranchLoss`.
-        seed: as in `SamplingMiner`.
+        seed: as in `Seeded`.
         kwargs: those of `LossWrapper`.
 
     Shape:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from pml_ext import arguments
-from pml_ext.pairs import DisjointMasks, label_masks, not_self
-from pml_ext.relations import IndicesTuple
+from pml_ext.masked import not_self
+from pml_ext.pairs import DisjointMasks, IndicesTuple, label_masks
 from pml_ext.wrappers.base import refuses_indices, takes_masks, takes_references
 
 

@@ -1,0 +1,134 @@
+"""What every miner of this package is: a selection that narrows the masks of a pair matrix, as a PML miner."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pytorch_metric_learning.miners import BaseMiner
+from torch import Tensor
+
+from pml_ext import arguments, thresholds
+from pml_ext.base import PairModule, in_full
+from pml_ext.engine import all_scores
+from pml_ext.masked import all_known, looks_are_free
+from pml_ext.pairs import DisjointMasks, IndicesTuple, PairMasks, own_set, pair_relation
+from pml_ext.similarity import has_own_shapes
+from pml_ext.vectors import without_autocast
+
+
+def in_row_blocks(
+    select: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]], sim: Tensor, pos: Tensor, neg: Tensor
+) -> tuple[Tensor, Tensor]:
+    """select(sim, pos, neg) of some rows [n, m] at a time, one after another, so that its temporaries stay in a cache.
+
+    Row i of the result must depend on row i only.
+    """
+    rows = max(1, thresholds.SELECTION_BLOCK // max(1, sim.shape[-1]))
+    if sim.ndim != 2 or len(sim) <= 2 * rows or not looks_are_free(sim):
+        return select(sim, pos, neg)
+    blocks = zip(*(x.split(rows) for x in (sim, pos, neg)), strict=True)
+    kept_pos, kept_neg = zip(*(select(*block) for block in blocks), strict=True)
+    return torch.cat(kept_pos), torch.cat(kept_neg)
+
+
+class PairMiner(PairModule, BaseMiner):
+    """A miner that narrows the masks of a pair matrix. Subclasses implement `select`.
+
+    Called as any PML miner it returns (anchors, positives, anchors, negatives), row by row.
+
+    Attributes:
+        embedding_size: the dimension of the embeddings of the last call, for a selection that depends on it.
+        is_random: whether the selection draws at random.
+        is_row_function: whether `select` is a pure function of each row, and a loss may call it itself, again and block
+            by block; it is no such function unless its class says so.
+
+    Args:
+        as_masks: return `PairMasks` instead, which our losses take without a detour over index tensors.
+        kwargs: those of every PML miner: `distance`, `collect_stats`.
+    """
+
+    embedding_size: int | None = None
+    is_random: bool = False
+    is_row_function: bool = False
+
+    def __init__(self, *, as_masks: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.as_masks = arguments.flag("as_masks", as_masks)
+
+    @abstractmethod
+    def select(self, sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
+        """The pairs to keep: sim, pos, neg [n, m] -> the narrowed pos and neg."""
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> IndicesTuple:
+        """The mined pairs of a batch: labels [n], embeddings [n, d], and optionally references [m, d] with [m].
+
+        Returns:
+            Four index tensors, or `PairMasks` if the miner was made with `as_masks`. Anchors index `embeddings`,
+            positives and negatives `ref_emb`.
+        """
+        any_shape = has_own_shapes(self.distance)
+        arguments.batch_to_mine(embeddings, labels, ref_emb, ref_labels, any_shape=any_shape)
+        ref_emb = own_set(embeddings, labels, ref_emb, ref_labels)
+        mined: IndicesTuple = super().forward(embeddings, labels, ref_emb, ref_labels)
+        return mined
+
+    def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor | None) -> IndicesTuple:
+        """PML's entry point, called under `no_grad`."""
+        masks = self.masks(embeddings, labels, ref_emb, ref_labels)
+        return masks if self.as_masks else masks.indices()
+
+    @torch.no_grad()
+    def masks(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None,
+        ref_emb: Tensor,
+        ref_labels: Tensor | None,
+        indices_tuple: IndicesTuple | None = None,
+    ) -> PairMasks:
+        """The mined pairs as masks, without an index tensor; `ref_emb is embeddings` means the batch itself.
+
+        The pairs among which to mine are all, or those of `indices_tuple`.
+        """
+        n, m = embeddings.shape[0], ref_emb.shape[0]
+        pos, neg = pair_relation(embeddings, labels, indices_tuple, ref_emb, ref_labels)(0, n)
+        if n == 0 or m == 0:
+            return PairMasks(pos, neg)
+        self.embedding_size = embeddings.shape[1]
+        sim = self.scores(embeddings, None if ref_emb is embeddings else ref_emb)
+        return DisjointMasks(*self.narrow(sim, pos, neg))
+
+    def narrow(self, sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
+        """The selection, under autocast as without; an anchor with a score that is no number keeps all its pairs.
+
+        No comparison with such a score is true, so that it would drop out unseen.
+        """
+        with without_autocast(sim):
+            kept_pos, kept_neg = self.select(sim, pos, neg)
+        if all_known(sim):
+            return kept_pos, kept_neg
+        no_number = (sim.isnan() & (pos | neg)).any(-1, keepdim=True)
+        return kept_pos | (pos & no_number), kept_neg | (neg & no_number)
+
+    def scores(self, embeddings: Tensor, ref_emb: Tensor | None) -> Tensor:
+        """What `similarity` gives, without a gradient and with less work where the engine knows the distance."""
+        similarity = self.known_similarity()
+        if similarity is None:
+            return self.similarity(embeddings, ref_emb)
+        embeddings, ref_emb = in_full(embeddings, ref_emb)
+        with without_autocast(embeddings):
+            return all_scores(embeddings, ref_emb, similarity)
+
+    def output_assertion(self, output: IndicesTuple) -> None:
+        """PML's check of what was mined, with the number of pairs as a statistic for `PairMasks` too."""
+        if not isinstance(output, PairMasks):
+            super().output_assertion(output)
+        elif self.collect_stats:
+            self.num_pos_pairs, self.num_neg_pairs = int(output.pos.sum()), int(output.neg.sum())
