@@ -224,6 +224,17 @@ def test_many_losses_get_a_legend(tmp_path: Path) -> None:
     assert pixels(figure, tmp_path).std() > 10
 
 
+@pytest.mark.parametrize("draw", [curves.learning_curves, curves.recall_curves])
+def test_lines_that_lie_high_fill_the_picture(draw: Callable[[list[Result]], Figure]) -> None:
+    high = [made(f"loss{i}", 0, 0.8 + i / 200, epochs=1) for i in range(4)]
+    axes = draw(high).axes[0]
+    bottom, top = axes.get_ylim()
+    lines = [value for line in axes.lines for value in line.get_ydata()]
+    assert 0 < bottom < min(lines)
+    assert max(lines) <= top
+    assert draw([made("low", 0, 0.3, epochs=1), *high]).axes[0].get_ylim()[0] == 0
+
+
 def test_gallery_marks_right_and_wrong(tmp_path: Path) -> None:
     test = DATASETS["digits"](split="test")
     one_hot = torch.nn.functional.one_hot(test.labels - test.labels.min()).float()

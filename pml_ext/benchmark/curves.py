@@ -52,10 +52,17 @@ def learning_curves(results: Sequence[Result]) -> Figure:
     if start is not None:
         axes.axhline(start, color=GREY, linestyle="--", linewidth=1.5, label=UNTRAINED)
         ends.append((UNTRAINED, start, GREY))
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(bottom=_bottom(axes))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _name_lines(axes, ends)
     return figure
+
+
+def _bottom(axes: Any) -> float:
+    """Where the axis of percentages begins: at 0, unless all lines lie so high that they would be one."""
+    values = [float(value) for line in axes.lines for value in line.get_ydata()]
+    low, high = min(values), max(values)
+    return 0.0 if low < 0.6 * high else max(0.0, 5 * math.floor((low - 0.5 * (high - low)) / 5))
 
 
 def recall_curves(results: Sequence[Result]) -> Figure:
@@ -79,7 +86,7 @@ def recall_curves(results: Sequence[Result]) -> Figure:
         ends.append((loss, middle[-1], style["color"]))
     axes.set_xscale("log", base=2)
     axes.set_xticks(recall_at, [str(k) for k in recall_at])
-    axes.set_ylim(0, 100)
+    axes.set_ylim(_bottom(axes), 100)
     _name_lines(axes, ends)
     return figure
 
