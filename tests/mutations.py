@@ -232,4 +232,38 @@ MUTATIONS = [
             '[[100 * epoch["recall_at_2"] for epoch in run.history] for run in runs]',
         ),
     ),
+    *_of(
+        "mining/search.py",
+        ("tests/test_mining.py",),
+        (
+            "scores, columns = scores[of_anchor, rule.range_min :], columns[of_anchor, rule.range_min :]",
+            "scores, columns = scores[of_anchor], columns[of_anchor]",
+        ),
+        ("barred = (columns == rows.unsqueeze(1)) & self.is_own", "barred = (columns != columns) & self.is_own"),
+        (
+            "block.masked_fill_((own == self.groups) & (own >= 0), -torch.inf)",
+            "block.masked_fill_(own < -1, -torch.inf)",
+        ),
+        ("drops = {name: ~(scores < level)", "drops = {name: ~(scores <= level)"),
+    ),
+    *_of(
+        "miners/positive_aware.py",
+        ("tests/test_positive_aware.py", "tests/test_mining.py"),
+        ("kept = kept & ~nearest(sim, neg, range_min)", "kept = kept & ~nearest(sim, kept, 0)"),
+        ("reference - relative_margin * reference.abs()", "reference - relative_margin * reference"),
+    ),
+    *_of(
+        "mining/graph.py",
+        ("tests/test_mining_batches.py",),
+        ('every = torch.arange(classes, device="cpu")', 'every = torch.arange(classes, device="cpu") // 2'),
+    ),
+    *_of(
+        "mining/rules.py",
+        ("tests/test_mining_batches.py",),
+        (
+            "found.setdefault(self.groups[each[0]], []).append(number)",
+            "found.setdefault(self.groups[number], []).append(number)",
+        ),
+        ("return batch + [each for each in drawn if each not in there][:wanted]", "return batch + drawn[:wanted]"),
+    ),
 ]

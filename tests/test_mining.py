@@ -13,6 +13,7 @@ from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimila
 from pml_ext import mining
 from pml_ext.mining import MinedTuples, mine
 from pml_ext.mining.draws import keys
+from pml_ext.mining.scores import _topk
 
 X9 = torch.tensor(
     [
@@ -465,6 +466,17 @@ def test_embeddings_that_are_no_numbers():
         mine(X9[:, 0], Y9)
     with pytest.raises(ValueError, match="labels must have one label"):
         mine(X9, Y9[:3])
+
+
+@pytest.mark.parametrize("m", [3, 100, 2304, 2319])
+def test_the_largest_by_groups_are_those_of_topk(m):
+    x = torch.randn(5, m, generator=torch.Generator().manual_seed(m))
+    x[1], x[2, 1:] = 0.5, -torch.inf
+    for k in (1, 3, 9):
+        values, columns = _topk(x, min(k, m))
+        assert torch.equal(values, x.topk(min(k, m)).values)
+        assert torch.equal(x.gather(1, columns), values)
+        assert all(row.unique().numel() == len(row) for row in columns)
 
 
 def test_what_is_exported():
