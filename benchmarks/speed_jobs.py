@@ -12,7 +12,7 @@ from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
 
 from pml_ext import catalog, weightings
-from pml_ext.base import BatchMatrixLoss, PairMatrixLoss, SampleLoss
+from pml_ext.base import BatchLoss, RowLoss, SampleLoss
 from pml_ext.centers import GroupCenters
 from pml_ext.wrappers import CentersAsReferences
 from pml_ext.wrappers.base import LossWrapper
@@ -130,9 +130,9 @@ def _family(recipe: catalog.Recipe) -> Family:
     loss = recipe.loss
     if isinstance(loss, CentersAsReferences | SampleLoss):
         return "center"
-    if isinstance(loss, PairMatrixLoss):
+    if isinstance(loss, RowLoss):
         return "row" if recipe.miner is None else "mined"
-    if isinstance(loss, BatchMatrixLoss):
+    if isinstance(loss, BatchLoss):
         return "batch"
     return "wrapper" if isinstance(loss, LossWrapper) or type(loss).__module__.startswith("pml_ext") else "PML's"
 
@@ -318,7 +318,7 @@ def _loops() -> list[Job]:
 def set_chunk_size(recipe: catalog.Recipe, chunk_size: int | None) -> None:
     """Let every row loss in the method keep its memory linear in the batch."""
     for module in recipe.loss.modules():
-        if isinstance(module, PairMatrixLoss):
+        if isinstance(module, RowLoss):
             module.chunk_size = chunk_size
 
 

@@ -9,8 +9,7 @@ from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import PairMatrixLoss
-from pml_ext.masked import masked_logsumexp, softplus
+from pml_ext.extend import RowLoss, masked_logsumexp, softplus
 from pml_ext.testing import check_loss
 
 
@@ -21,7 +20,7 @@ def pair_margin(sim: Tensor, pos: Tensor, neg: Tensor, *, scale: float, margin: 
     return softplus(nearest_negative + farthest_positive + scale * margin)
 
 
-class PairMarginLoss(PairMatrixLoss):
+class PairMarginLoss(RowLoss):
     """Every positive closer than every negative by a margin, smoothly."""
 
     def __init__(self, *, scale: float = 16, margin: float = 0.1, **kwargs: Any) -> None:

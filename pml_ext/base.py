@@ -1,11 +1,12 @@
 """The shell: everything PML expects of a loss or a miner, written once, around a pure function of a pair matrix.
 
-`PairMatrixLoss` runs losses whose row i depends on row i of the matrix only, `BatchMatrixLoss` the few that look at
+`RowLoss` runs losses whose row i depends on row i of the matrix only, `BatchLoss` the few that look at
 all pairs at once. Both turn labels, PML's index tuples or `PairMasks` into masks,
 drop self-pairs by index, accept any PML distance, and hand the pure function a score that is larger for closer pairs.
 `SampleLoss` is for losses of samples and class centres, which have no pairs.
 """
 
+import warnings
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from functools import partial
@@ -130,7 +131,7 @@ class MatrixLoss(PairModule, BaseMetricLossFunction):
         return pairs < (2 if self.needs == "both" else 1)
 
 
-class PairMatrixLoss(MatrixLoss):
+class RowLoss(MatrixLoss):
     """A loss that is a function of each row of the pair matrix. Subclasses implement `per_anchor`.
 
     The loss dict is `element`, one loss per anchor of the batch, so that PML's `MeanReducer` divides by n. An anchor
@@ -138,7 +139,7 @@ class PairMatrixLoss(MatrixLoss):
 
     Attributes:
         needs: the pairs without which an anchor is not defined: "both", "positives", "negatives" or "either".
-        closed_form: None, or losses and pair weights of the two sides of a block (`pml_ext.sides`), which spares
+        closed_form: None, or losses and pair weights of the two sides of a block (`pml_ext.closed_form`), which spares
             autograd where that pays. Same values and derivatives as `per_anchor`, as a law checks.
 
     Args:
@@ -261,7 +262,7 @@ class PairMatrixLoss(MatrixLoss):
         return Counted(losses if known else losses + unknown(sim), counts)
 
 
-class BatchMatrixLoss(MatrixLoss):
+class BatchLoss(MatrixLoss):
     """A loss that looks at all pairs of the batch at once. Subclasses implement `per_batch`.
 
     The loss dict is `already_reduced`. A batch that lacks the pairs in `needs` has a loss of exactly 0.
@@ -392,3 +393,15 @@ class SampleLoss(PairModule, BaseMetricLossFunction):
                 "divisor": counts.sum(),
             }
         }
+
+
+_RENAMED = {"PairMatrixLoss": "RowLoss", "BatchMatrixLoss": "BatchLoss"}
+
+
+def __getattr__(name: str) -> Any:
+    """Classes under the names that they had before, until the next version."""
+    if name in _RENAMED:
+        new = _RENAMED[name]
+        warnings.warn(f"{name} is called {new} now: from pml_ext.extend import {new}", DeprecationWarning, stacklevel=2)
+        return globals()[new]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from pml_ext import thresholds
+from pml_ext.closed_form import ABSENT, Sides, SideWeights
 from pml_ext.engine import Weighed
 from pml_ext.masked import Counted, Needs, all_known, count, defined_rows, looks_are_free, only
 from pml_ext.pairs import Relation, RowMasks
-from pml_ext.sides import ABSENT, Sides, SideWeights
 from pml_ext.space import Sparse
 
 ClosedForm = Callable[..., SideWeights | None]

@@ -7,9 +7,9 @@ few columns. A mistake changes one thing.
 import torch
 from pytorch_metric_learning.distances import CosineSimilarity
 
-from pml_ext.base import PairMatrixLoss
+from pml_ext.base import RowLoss
+from pml_ext.closed_form import SideWeights, above, near, only_max
 from pml_ext.masked import Counted, masked_max, masked_mean, softplus
-from pml_ext.sides import SideWeights, above, near, only_max
 
 MISTAKES = {}
 
@@ -52,7 +52,7 @@ def side_share(equal, share, first):
     return equal / equal.sum(1, keepdim=True) if share else equal
 
 
-class Right(PairMatrixLoss):
+class Right(RowLoss):
     """The nearest negative against the nearest positive, and the mean of the positives around a level."""
 
     levels = ("base",)

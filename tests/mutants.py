@@ -12,13 +12,13 @@ from pytorch_metric_learning import miners as pml_miners
 from pytorch_metric_learning.distances import CosineSimilarity
 
 from pml_ext import arguments
-from pml_ext.base import BatchMatrixLoss, PairMatrixLoss
+from pml_ext.base import BatchLoss, RowLoss
+from pml_ext.closed_form import ABSENT, SideWeights, above
 from pml_ext.masked import Counted, masked_mean, masked_min, nearest, softplus
 from pml_ext.miners.base import PairMiner, in_row_blocks
 from pml_ext.pairs import PairMasks
 from pml_ext.sampling import sample
 from pml_ext.seeded import Seeded
-from pml_ext.sides import ABSENT, SideWeights, above
 from pml_ext.wrappers.base import LossWrapper
 
 LOSS_MUTANTS, MINER_MUTANTS = {}, {}
@@ -34,7 +34,7 @@ def breaks(*laws, of=LOSS_MUTANTS):
     return enter
 
 
-class Sound(PairMatrixLoss):
+class Sound(RowLoss):
     """Softplus terms around a level; nothing is wrong with it."""
 
     needs, levels, steepness = "either", ("base",), 5
@@ -222,7 +222,7 @@ class HalfTheClosedForm(Sound):
 
 
 @breaks("hand_written_gradients_agree_with_autograd")
-class HalfTheClosedFormOfABatch(BatchMatrixLoss):
+class HalfTheClosedFormOfABatch(BatchLoss):
     def per_batch(self, sim, pos, neg):
         pos, neg = pos.flatten(-2), neg.flatten(-2)
         return masked_mean(sim.flatten(-2), neg) - masked_mean(sim.flatten(-2), pos)

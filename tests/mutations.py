@@ -113,7 +113,7 @@ MUTATIONS = [
         ('if refs.dtype.kind == "f" and (np.isnan(refs).any() or np.isnan(own).any()):', "if False:"),
     ),
     *_of(
-        "sides.py",
+        "closed_form.py",
         (
             "tests/test_mistakes.py",
             "tests/test_engine.py",

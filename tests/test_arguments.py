@@ -10,7 +10,7 @@ import torch
 from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity, LpDistance, SNRDistance
 from registry import ARGUMENTS, LOSSES, MINERS, all_wrappers, make
 
-from pml_ext.base import PairMatrixLoss, SampleLoss
+from pml_ext.base import RowLoss, SampleLoss
 from pml_ext.catalog import all_losses, all_miners
 from pml_ext.hyperparameters import reach
 from pml_ext.losses import AnchorContrastiveLoss, CenterLoss, DecoupledNCALoss, MultiSimilarityLoss, RAWLoss
@@ -254,7 +254,7 @@ def test_an_unknown_argument_is_an_error(cls):
         make(cls, no_such_argument=1)
 
 
-@pytest.mark.parametrize("cls", [cls for cls in all_losses() if issubclass(cls, PairMatrixLoss)])
+@pytest.mark.parametrize("cls", [cls for cls in all_losses() if issubclass(cls, RowLoss)])
 @pytest.mark.parametrize("value", [2.5, "3", True])
 def test_chunk_size_is_a_count(cls, value):
     with pytest.raises(TypeError, match=f"chunk_size.*{value!r}"):

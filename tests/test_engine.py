@@ -8,7 +8,7 @@ import torch
 from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity, LpDistance
 
 from pml_ext import losses, miners, thresholds
-from pml_ext.base import PairMatrixLoss, StaticDivisorReducer
+from pml_ext.base import RowLoss, StaticDivisorReducer
 from pml_ext.blocks import GatheredSides, LabelSides, MaskSides, label_sides
 from pml_ext.centers import BatchCenters
 from pml_ext.masked import not_self
@@ -335,7 +335,7 @@ def test_selections_of_ones_own_are_asked_for_once(chunk_size):
 
 
 def test_a_loss_with_a_way_of_its_own_to_take_pairs_is_given_masks():
-    class Unpacking(PairMatrixLoss):
+    class Unpacking(RowLoss):
         def per_anchor(self, sim, pos, neg):
             return (sim * neg).sum(-1)
 

@@ -11,13 +11,13 @@ import torch
 from oracles import OF_ANCHORS
 from registry import LOSSES, WRAPPERS
 
-from pml_ext.base import PairMatrixLoss
+from pml_ext.base import RowLoss
 from pml_ext.masked import Counted
 from pml_ext.testing import Batch, Rows
 
 FROZEN = {cls.__name__ for cls, f in OF_ANCHORS.items() if "frozen" in inspect.signature(f).parameters}
 PRIMITIVE = [name for name in LOSSES if name.split("(")[0] not in FROZEN]
-ROW_LOSSES = [name for name in PRIMITIVE if isinstance(LOSSES[name](), PairMatrixLoss)]
+ROW_LOSSES = [name for name in PRIMITIVE if isinstance(LOSSES[name](), RowLoss)]
 
 
 @pytest.mark.parametrize("name", PRIMITIVE)

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import pytest
 
 import pml_ext
+from pml_ext import base, extend
 
 
 def test_every_name_is_there():
@@ -32,3 +33,14 @@ def test_nothing_heavy_is_imported_with_the_package():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("old", "new"), [("PairMatrixLoss", "RowLoss"), ("BatchMatrixLoss", "BatchLoss")])
+def test_a_class_under_its_former_name_says_the_new_one(old, new):
+    with pytest.warns(DeprecationWarning, match=f"from pml_ext.extend import {new}"):
+        assert getattr(base, old) is getattr(extend, new)
+
+
+def test_what_people_build_on_is_all_there():
+    assert set(extend.__all__) <= set(vars(extend))
+    assert extend.__all__ == sorted(set(extend.__all__), key=lambda name: (not name[0].isupper(), name))

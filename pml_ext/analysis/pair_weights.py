@@ -13,7 +13,7 @@ from pytorch_metric_learning.regularizers import BaseRegularizer
 from torch import Tensor, nn
 
 from pml_ext import arguments
-from pml_ext.base import PairMatrixLoss
+from pml_ext.base import RowLoss
 from pml_ext.pairs import IndicesTuple, PairMasks, own_set, pair_relation, wide
 
 
@@ -199,7 +199,7 @@ def _copied(loss: nn.Module) -> nn.Module:
                 memo[id(value)] = value.detach().clone()
     copied = copy.deepcopy(loss, memo)
     for module in copied.modules():
-        if isinstance(module, PairMatrixLoss):
+        if isinstance(module, RowLoss):
             module.chunk_size = None
     return copied
 

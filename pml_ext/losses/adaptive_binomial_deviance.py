@@ -7,9 +7,9 @@ from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import PairMatrixLoss
+from pml_ext.base import RowLoss
+from pml_ext.closed_form import Sides, SideWeights, above, crossing_of
 from pml_ext.masked import crossing, masked_mean, masked_min, softplus
-from pml_ext.sides import Sides, SideWeights, above, crossing_of
 
 
 def adaptive_binomial_deviance(
@@ -48,7 +48,7 @@ def adaptive_binomial_deviance_weights(
 
 
 @final
-class AdaptiveBinomialDevianceLoss(PairMatrixLoss):
+class AdaptiveBinomialDevianceLoss(RowLoss):
     r"""Binomial deviance around a level that each anchor's own positive and negative scores decide.
 
     With mu and sigma the mean and the population standard deviation of the scores of an anchor's positives and of its
@@ -70,7 +70,7 @@ class AdaptiveBinomialDevianceLoss(PairMatrixLoss):
         base: absolute score towards which the level is drawn; a level of the distance.
         adaptivity: how much the level follows the anchor's scores, in 0..1; 0 is `base` everywhere.
         scale: factor of the whole loss, above 0, and the largest slope of both terms.
-        kwargs: those of `PairMatrixLoss`.
+        kwargs: those of `RowLoss`.
 
     Shape:
         embeddings [n, d], labels [n] -> a scalar.

@@ -7,9 +7,9 @@ from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import PairMatrixLoss
+from pml_ext.base import RowLoss
+from pml_ext.closed_form import Sides, SideWeights, above
 from pml_ext.masked import Needs, masked_mean, masked_sum
-from pml_ext.sides import Sides, SideWeights, above
 
 
 def anchor_contrastive(
@@ -36,7 +36,7 @@ def anchor_contrastive_weights(
 
 
 @final
-class AnchorContrastiveLoss(PairMatrixLoss):
+class AnchorContrastiveLoss(RowLoss):
     r"""Linear hinges on positives and negatives, averaged over the pairs of each anchor, or summed.
 
         L_i = mean_{p in P_i} [D_ip - pos_margin]+ + mean_{n in N_i} [neg_margin - D_in]+
@@ -48,7 +48,7 @@ class AnchorContrastiveLoss(PairMatrixLoss):
         neg_margin: the distance from which on a negative costs nothing; a level of the distance.
         average: whether to take the mean over an anchor's pairs, or their sum.
         step: what each negative inside its margin costs beyond its hinge, at least 0. It has no gradient.
-        kwargs: those of `PairMatrixLoss`.
+        kwargs: those of `RowLoss`.
 
     Shape:
         embeddings [n, d], labels [n] -> a scalar.

@@ -7,9 +7,9 @@ from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
 
 from pml_ext import arguments, thresholds
-from pml_ext.base import PairMatrixLoss, StaticDivisorReducer
+from pml_ext.base import RowLoss, StaticDivisorReducer
+from pml_ext.closed_form import Sides, SideWeights
 from pml_ext.masked import Counted, active_triplets, masked_mean
-from pml_ext.sides import Sides, SideWeights
 
 
 def batch_all_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: float) -> Counted:
@@ -47,7 +47,7 @@ def batch_all_triplet_weights(sides: Sides, *, margin: float) -> SideWeights | N
 
 
 @final
-class BatchAllTripletLoss(PairMatrixLoss):
+class BatchAllTripletLoss(RowLoss):
     r"""Triplet margin loss, averaged over all valid triplets that violate the margin.
 
         L = 1/V  sum_i sum_{p in P_i} sum_{n in N_i} [D_ip - D_in + margin]+ ,   V = the number of positive terms
@@ -56,7 +56,7 @@ class BatchAllTripletLoss(PairMatrixLoss):
 
     Args:
         margin: how much closer a positive must be than a negative, at least 0; a difference of two scores.
-        kwargs: those of `PairMatrixLoss`.
+        kwargs: those of `RowLoss`.
 
     Shape:
         embeddings [n, d], labels [n] -> a scalar.

@@ -7,9 +7,9 @@ from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import PairMatrixLoss, StaticDivisorReducer
+from pml_ext.base import RowLoss, StaticDivisorReducer
+from pml_ext.closed_form import Sides, SideWeights, above, only_max
 from pml_ext.masked import masked_max, masked_min, softplus
-from pml_ext.sides import Sides, SideWeights, above, only_max
 
 
 def batch_hard_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: float | None) -> Tensor:
@@ -36,7 +36,7 @@ def batch_hard_triplet_weights(sides: Sides, *, margin: float | None) -> SideWei
 
 
 @final
-class BatchHardTripletLoss(PairMatrixLoss):
+class BatchHardTripletLoss(RowLoss):
     r"""Triplet loss of each anchor's farthest positive and nearest negative, averaged over the anchors.
 
         z_i = max_{p in P_i} D_ip - min_{n in N_i} D_in
@@ -47,7 +47,7 @@ class BatchHardTripletLoss(PairMatrixLoss):
     Args:
         margin: how much closer the positive must be than the negative, at least 0, a difference of two scores; None
             for the soft margin.
-        kwargs: those of `PairMatrixLoss`.
+        kwargs: those of `RowLoss`.
 
     Shape:
         embeddings [n, d], labels [n] -> a scalar.

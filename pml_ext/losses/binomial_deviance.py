@@ -6,9 +6,9 @@ from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import PairMatrixLoss
+from pml_ext.base import RowLoss
+from pml_ext.closed_form import Sides, SideWeights
 from pml_ext.masked import Needs, masked_mean, softplus
-from pml_ext.sides import Sides, SideWeights
 
 
 def binomial_deviance(
@@ -31,7 +31,7 @@ def binomial_deviance_weights(
 
 
 @final
-class BinomialDevianceLoss(PairMatrixLoss):
+class BinomialDevianceLoss(RowLoss):
     r"""Pulls positives above and pushes negatives below one absolute similarity, by two softplus terms.
 
         L_i = scale (    1/alpha    mean_{p in P_i} log(1 + exp(-alpha (s_ip - base)))
@@ -45,7 +45,7 @@ class BinomialDevianceLoss(PairMatrixLoss):
         base: absolute score that separates positives from negatives; a level of the distance.
         scale: factor of the whole loss, above 0; the default 2 gives the reference's 1 and 0.04.
         balance: largest slope on negatives over that on positives, above 0; beta / alpha for factors of 1 on both.
-        kwargs: those of `PairMatrixLoss`.
+        kwargs: those of `RowLoss`.
 
     Shape:
         embeddings [n, d], labels [n] -> a scalar.

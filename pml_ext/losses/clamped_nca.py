@@ -7,9 +7,9 @@ from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import PairMatrixLoss
+from pml_ext.base import RowLoss
+from pml_ext.closed_form import ABSENT, Sides, SideWeights, exponential_sum
 from pml_ext.masked import Needs, masked_logsumexp
-from pml_ext.sides import ABSENT, Sides, SideWeights, exponential_sum
 
 
 def clamped_nca(sim: Tensor, pos: Tensor, neg: Tensor, *, pos_base: float, neg_base: float) -> Tensor:
@@ -32,7 +32,7 @@ def clamped_nca_weights(sides: Sides, *, pos_base: float, neg_base: float) -> Si
 
 
 @final
-class ClampedNCALoss(PairMatrixLoss):
+class ClampedNCALoss(RowLoss):
     r"""Pulls positives until they are near enough, and pushes negatives, the nearest most, until they are far enough.
 
         L_i = log sum_{N_i} exp(-min(D_in, neg_base)) - log sum_{P_i} exp(-max(D_ip, pos_base))
@@ -43,7 +43,7 @@ class ClampedNCALoss(PairMatrixLoss):
     Args:
         pos_base: the distance up to which a positive is not pulled; an absolute distance.
         neg_base: the distance from which on a negative is not pushed; an absolute distance.
-        kwargs: those of `PairMatrixLoss`.
+        kwargs: those of `RowLoss`.
 
     Shape:
         embeddings [n, d], labels [n] -> a scalar.

@@ -7,9 +7,9 @@ from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import PairMatrixLoss
+from pml_ext.base import RowLoss
+from pml_ext.closed_form import Sides, SideWeights, exponential_sum, keep_nearest, near
 from pml_ext.masked import Needs, masked_logsumexp, masked_mean, neighbors
-from pml_ext.sides import Sides, SideWeights, exponential_sum, keep_nearest, near
 
 
 def decoupled_nca(sim: Tensor, pos: Tensor, neg: Tensor, *, alpha: float, beta: float, k: int | None) -> Tensor:
@@ -36,7 +36,7 @@ def decoupled_nca_weights(sides: Sides, *, alpha: float, beta: float, k: int | N
 
 
 @final
-class DecoupledNCALoss(PairMatrixLoss):
+class DecoupledNCALoss(RowLoss):
     r"""The gradient of a k-nearest-neighbour softmax, its pull spread over more positives than its push over negatives.
 
     With P^k_i and N^k_i the neighbours of `KNNSoftmaxLoss`, and a_i the softmax probability of the negatives, held
@@ -53,7 +53,7 @@ class DecoupledNCALoss(PairMatrixLoss):
         beta: steepness on positives, at least 0; at 0 all positives are pulled alike, and the second term is alpha
             times one plus their mean distance.
         k: how many of the nearest references count, at least 1; None for all.
-        kwargs: those of `PairMatrixLoss`.
+        kwargs: those of `RowLoss`.
 
     Shape:
         embeddings [n, d], labels [n] -> a scalar.

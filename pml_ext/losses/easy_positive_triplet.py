@@ -7,9 +7,9 @@ from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import PairMatrixLoss
+from pml_ext.base import RowLoss
+from pml_ext.closed_form import Sides, SideWeights, above, near, only_max
 from pml_ext.masked import masked_max
-from pml_ext.sides import Sides, SideWeights, above, near, only_max
 
 
 def easy_positive_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: float) -> Tensor:
@@ -33,7 +33,7 @@ def easy_positive_triplet_weights(sides: Sides, *, margin: float) -> SideWeights
 
 
 @final
-class EasyPositiveTripletLoss(PairMatrixLoss):
+class EasyPositiveTripletLoss(RowLoss):
     r"""Triplet margin loss of the nearest positive and the nearest negative of each anchor.
 
         L_i = [ min_{p in P_i} D_ip - min_{n in N_i} D_in + margin ]+
@@ -43,7 +43,7 @@ class EasyPositiveTripletLoss(PairMatrixLoss):
     Args:
         margin: how much closer the nearest positive must be than the nearest negative, at least 0; a difference of
             two scores.
-        kwargs: those of `PairMatrixLoss`.
+        kwargs: those of `RowLoss`.
 
     Shape:
         embeddings [n, d], labels [n] -> a scalar.

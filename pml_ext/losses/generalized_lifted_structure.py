@@ -7,9 +7,9 @@ from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import PairMatrixLoss
+from pml_ext.base import RowLoss
+from pml_ext.closed_form import Sides, SideWeights, above, exponential_sum
 from pml_ext.masked import masked_logsumexp
-from pml_ext.sides import Sides, SideWeights, above, exponential_sum
 
 
 def generalized_lifted_structure(
@@ -31,7 +31,7 @@ def generalized_lifted_structure_weights(sides: Sides, *, neg_margin: float, pos
 
 
 @final
-class GeneralizedLiftedStructureLoss(PairMatrixLoss):
+class GeneralizedLiftedStructureLoss(RowLoss):
     r"""Hinge on the soft maximum of the positive distances minus the soft minimum of the negative ones, per anchor.
 
         L_i = [ log sum_{p in P_i} exp(D_ip - pos_margin) + log sum_{n in N_i} exp(neg_margin - D_in) ]+
@@ -39,7 +39,7 @@ class GeneralizedLiftedStructureLoss(PairMatrixLoss):
     Args:
         neg_margin: subtracted from by the distances of negatives; a level of the distance.
         pos_margin: subtracted from the distances of positives; a level of the distance.
-        kwargs: those of `PairMatrixLoss`.
+        kwargs: those of `RowLoss`.
 
     Shape:
         embeddings [n, d], labels [n] -> a scalar.

@@ -8,8 +8,8 @@ from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
 
 from pml_ext import arguments, thresholds
-from pml_ext.base import BatchMatrixLoss
-from pml_ext.sides import Sides, SideWeights
+from pml_ext.base import BatchLoss
+from pml_ext.closed_form import Sides, SideWeights
 
 
 def histogram(sim: Tensor, pos: Tensor, neg: Tensor, *, n_bins: int, center: float) -> Tensor:
@@ -88,7 +88,7 @@ def _blocks(scores: Tensor) -> tuple[Tensor, ...]:
 
 
 @final
-class HistogramLoss(BatchMatrixLoss):
+class HistogramLoss(BatchLoss):
     r"""The probability that a random negative pair is at least as similar as a random positive pair, from histograms.
 
     The scores of all positive and of all negative pairs are turned into histograms with n_bins + 1 nodes t_r from

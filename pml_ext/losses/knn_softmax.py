@@ -7,9 +7,9 @@ from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import PairMatrixLoss
+from pml_ext.base import RowLoss
+from pml_ext.closed_form import Sides, SideWeights, exponential_sum, keep_nearest, near
 from pml_ext.masked import Needs, masked_logsumexp, neighbors, softplus
-from pml_ext.sides import Sides, SideWeights, exponential_sum, keep_nearest, near
 
 
 def knn_softmax(
@@ -35,7 +35,7 @@ def knn_softmax_weights(sides: Sides, *, alpha: float, k: int | None, negative_w
 
 
 @final
-class KNNSoftmaxLoss(PairMatrixLoss):
+class KNNSoftmaxLoss(RowLoss):
     r"""Maximises the softmax probability of the positives among the k nearest references of each anchor.
 
     With P^k_i and N^k_i the positives and negatives closer than the (k+1)-th nearest reference (if no positive is that
@@ -48,7 +48,7 @@ class KNNSoftmaxLoss(PairMatrixLoss):
         alpha: steepness, the inverse temperature, above 0.
         k: how many of the nearest references count, at least 1; None for all (the original NCA).
         negative_weight: factor of the negatives' sum, above 0.
-        kwargs: those of `PairMatrixLoss`.
+        kwargs: those of `RowLoss`.
 
     Shape:
         embeddings [n, d], labels [n] -> a scalar.

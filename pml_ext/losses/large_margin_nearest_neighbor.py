@@ -7,9 +7,9 @@ from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import PairMatrixLoss
+from pml_ext.base import RowLoss
+from pml_ext.closed_form import ABSENT, Sides, SideWeights, above, have_equals, near
 from pml_ext.masked import masked_mean, masked_min, nearest
-from pml_ext.sides import ABSENT, Sides, SideWeights, above, have_equals, near
 
 
 def large_margin_nearest_neighbor(sim: Tensor, pos: Tensor, neg: Tensor, *, k: int | None, margin: float) -> Tensor:
@@ -45,7 +45,7 @@ def large_margin_nearest_neighbor_weights(sides: Sides, *, k: int | None, margin
 
 
 @final
-class LargeMarginNearestNeighborLoss(PairMatrixLoss):
+class LargeMarginNearestNeighborLoss(RowLoss):
     r"""Pulls the k nearest positives and pushes the negatives that come closer than the farthest of them plus a margin.
 
     With P^k_i the k nearest positives of anchor i (its targets) and R_i = { n : D_in < max_{P^k_i} D_ip + margin }
@@ -58,7 +58,7 @@ class LargeMarginNearestNeighborLoss(PairMatrixLoss):
     Args:
         k: how many of the nearest positives are targets, at least 1 (all if there are fewer); None for all.
         margin: how much closer a target must be than a negative, at least 0; a difference of two scores.
-        kwargs: those of `PairMatrixLoss`.
+        kwargs: those of `RowLoss`.
 
     Shape:
         embeddings [n, d], labels [n] -> a scalar.

@@ -7,9 +7,9 @@ from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import BatchMatrixLoss
+from pml_ext.base import BatchLoss
+from pml_ext.closed_form import Sides, SideWeights, exponential_sum
 from pml_ext.masked import masked_logsumexp, masked_mean
-from pml_ext.sides import Sides, SideWeights, exponential_sum
 
 
 def lifted_structure(sim: Tensor, pos: Tensor, neg: Tensor, *, neg_margin: float, pos_margin: float) -> Tensor:
@@ -39,7 +39,7 @@ def lifted_structure_weights(
 
 
 @final
-class LiftedStructureLoss(BatchMatrixLoss):
+class LiftedStructureLoss(BatchLoss):
     r"""Compares the distance of each positive pair with a soft minimum over the negatives of both of its ends.
 
     With Omega the positive pairs, each unordered pair of a batch once:

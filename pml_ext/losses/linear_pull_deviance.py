@@ -7,9 +7,9 @@ from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import PairMatrixLoss
+from pml_ext.base import RowLoss
+from pml_ext.closed_form import Sides, SideWeights, above, below, crossing_of
 from pml_ext.masked import crossing, masked_max, masked_mean, masked_min, softplus
-from pml_ext.sides import Sides, SideWeights, above, below, crossing_of
 
 
 def linear_pull_deviance(
@@ -49,7 +49,7 @@ def linear_pull_deviance_weights(
 
 
 @final
-class LinearPullDevianceLoss(PairMatrixLoss):
+class LinearPullDevianceLoss(RowLoss):
     r"""Pulls hard positives with a constant force and pushes hard negatives below a level that each anchor decides.
 
     With mu and sigma the mean and the population standard deviation of the scores of an anchor's positives and of its
@@ -71,7 +71,7 @@ class LinearPullDevianceLoss(PairMatrixLoss):
         base: absolute score towards which the level is drawn; a level of the distance.
         adaptivity: how much the level follows the anchor's scores, in 0..1; 0 is `base` everywhere.
         balance: largest slope on negatives over that on positives, above 0.
-        kwargs: those of `PairMatrixLoss`.
+        kwargs: those of `RowLoss`.
 
     Shape:
         embeddings [n, d], labels [n] -> a scalar.

@@ -6,9 +6,9 @@ from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import PairMatrixLoss
+from pml_ext.base import RowLoss
+from pml_ext.closed_form import Sides, SideWeights, exponential_sum
 from pml_ext.masked import masked_logsumexp, softplus
-from pml_ext.sides import Sides, SideWeights, exponential_sum
 
 
 def log_sum_exp_pair(
@@ -53,7 +53,7 @@ def log_sum_exp_pair_weights(
 
 
 @final
-class LogSumExpPairLoss(PairMatrixLoss):
+class LogSumExpPairLoss(RowLoss):
     r"""Soft maxima over an anchor's positives and over its negatives, each against an absolute level.
 
         L_i = scale ( 1/alpha log sum_{p in P_i} exp(alpha (D_ip - pos_base))
@@ -69,7 +69,7 @@ class LogSumExpPairLoss(PairMatrixLoss):
         neg_base: the distance that negatives are compared with; a level of the distance.
         scale: factor of the whole loss, above 0; the default 20 gives the reference's bare logarithms.
         bounded: whether to bound both terms by 0 from below.
-        kwargs: those of `PairMatrixLoss`.
+        kwargs: those of `RowLoss`.
 
     Shape:
         embeddings [n, d], labels [n] -> a scalar.

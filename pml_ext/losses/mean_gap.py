@@ -7,9 +7,9 @@ from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import BatchMatrixLoss
+from pml_ext.base import BatchLoss
+from pml_ext.closed_form import Sides, SideWeights, above, below, near
 from pml_ext.masked import kth_largest, largest, masked_max
-from pml_ext.sides import Sides, SideWeights, above, below, near
 
 
 def mean_gap(sim: Tensor, pos: Tensor, neg: Tensor, *, fraction: float) -> Tensor:
@@ -84,7 +84,7 @@ def _shares(scores: Tensor, nearest: Tensor) -> Tensor:
 
 
 @final
-class MeanGapLoss(BatchMatrixLoss):
+class MeanGapLoss(BatchLoss):
     r"""Separates the closest positive pairs of a batch from its closest negative pairs by their mean distances.
 
     With r = floor(fraction |P|), p the mean of the r smallest positive and n that of the r smallest negative distances:

@@ -6,9 +6,9 @@ from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import PairMatrixLoss
+from pml_ext.base import RowLoss
+from pml_ext.closed_form import Sides, SideWeights, soft_side
 from pml_ext.masked import Needs, masked_logsumexp, softplus
-from pml_ext.sides import Sides, SideWeights, soft_side
 
 
 def multi_similarity(sim: Tensor, pos: Tensor, neg: Tensor, *, alpha: float, beta: float, base: float) -> Tensor:
@@ -26,7 +26,7 @@ def multi_similarity_weights(sides: Sides, *, alpha: float, beta: float, base: f
 
 
 @final
-class MultiSimilarityLoss(PairMatrixLoss):
+class MultiSimilarityLoss(RowLoss):
     r"""Weights each pair by its own similarity and by its similarity relative to the anchor's pairs of the same kind.
 
         L_i = 1/alpha log(1 + sum_{p in P_i} exp(-alpha (s_ip - base)))
@@ -38,7 +38,7 @@ class MultiSimilarityLoss(PairMatrixLoss):
         alpha: steepness on positives, above 0.
         beta: steepness on negatives, above 0.
         base: absolute score at which a pair starts to matter; a level of the distance.
-        kwargs: those of `PairMatrixLoss`.
+        kwargs: those of `RowLoss`.
 
     Shape:
         embeddings [n, d], labels [n] -> a scalar.

@@ -9,7 +9,7 @@ from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import PairMatrixLoss
+from pml_ext.base import RowLoss
 from pml_ext.masked import as_numbers
 
 
@@ -22,7 +22,7 @@ def pair_weighted(sim: Tensor, pos: Tensor, neg: Tensor, *, weights: Tensor) -> 
 
 
 @final
-class PairWeightedLoss(PairMatrixLoss):
+class PairWeightedLoss(RowLoss):
     r"""Pulls positives and pushes negatives with weights that are given as a function: a loss made of its gradient.
 
         L_i = sum_{n in N_i} sg[w_in] s_in  -  sum_{p in P_i} sg[w_ip] s_ip ,   w = weighting(s, P, N)
@@ -36,7 +36,7 @@ class PairWeightedLoss(PairMatrixLoss):
             `pml_ext.weightings`, or one of your own, decorated with `pml_ext.weightings.weighting` if it has levels of
             the distance or does not need both kinds of pairs. Row i of w must depend on row i of the others only.
         hyperparameters: keywords of the weighting, by default its own defaults. They become attributes.
-        kwargs: those of `PairMatrixLoss`.
+        kwargs: those of `RowLoss`.
 
     Shape:
         embeddings [n, d], labels [n] -> a scalar.

@@ -8,9 +8,9 @@ from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import PairMatrixLoss
+from pml_ext.base import RowLoss
+from pml_ext.closed_form import ABSENT, Sides, SideWeights, near
 from pml_ext.masked import masked_mean, softplus
-from pml_ext.sides import ABSENT, Sides, SideWeights, near
 
 
 def ranked_pull_deviance(
@@ -58,7 +58,7 @@ def ranked_pull_deviance_weights(
 
 
 @final
-class RankedPullDevianceLoss(PairMatrixLoss):
+class RankedPullDevianceLoss(RowLoss):
     r"""Pulls the nearest positives, each rank towards a level of its own, and pushes negatives above one level.
 
     With D_(1) <= D_(2) <= ... the distances of anchor i to its positives and J the number of margins, or of positives
@@ -76,7 +76,7 @@ class RankedPullDevianceLoss(PairMatrixLoss):
         beta: steepness on negatives, above 0.
         base: the distance that separates positives from negatives; a level of the distance.
         sharp: whether `alphas` are steepnesses, and not only divisors as in the reference.
-        kwargs: those of `PairMatrixLoss`.
+        kwargs: those of `RowLoss`.
 
     Shape:
         embeddings [n, d], labels [n] -> a scalar.

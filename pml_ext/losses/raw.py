@@ -6,9 +6,9 @@ from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import PairMatrixLoss
+from pml_ext.base import RowLoss
+from pml_ext.closed_form import Sides, SideWeights, above, below, soft_side
 from pml_ext.masked import informative, masked_logsumexp, softplus
-from pml_ext.sides import Sides, SideWeights, above, below, soft_side
 
 
 def raw(sim: Tensor, pos: Tensor, neg: Tensor, *, alpha: float, beta: float, gamma: float, epsilon: float) -> Tensor:
@@ -29,7 +29,7 @@ def raw_weights(sides: Sides, *, alpha: float, beta: float, gamma: float, epsilo
 
 
 @final
-class RAWLoss(PairMatrixLoss):
+class RAWLoss(RowLoss):
     r"""Weights each informative pair by its similarity, relative to its anchor's other pairs and absolute.
 
     With s the score of a pair, an anchor i keeps the positives P'_i less similar than its most similar negative plus
@@ -49,7 +49,7 @@ class RAWLoss(PairMatrixLoss):
         gamma: absolute score at which a pair starts to matter; a level of the distance.
         epsilon: how far beyond the hardest opposite pair a pair is still informative, at least 0; a difference of
             two scores.
-        kwargs: those of `PairMatrixLoss`.
+        kwargs: those of `RowLoss`.
 
     Shape:
         embeddings [n, d], labels [n] -> a scalar.

@@ -7,9 +7,9 @@ from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
 
 from pml_ext import arguments, thresholds
-from pml_ext.base import PairMatrixLoss, StaticDivisorReducer
+from pml_ext.base import RowLoss, StaticDivisorReducer
+from pml_ext.closed_form import ABSENT, Sides, SideWeights, above
 from pml_ext.masked import Counted, masked_sum
-from pml_ext.sides import ABSENT, Sides, SideWeights, above
 
 
 def semi_hard_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: float) -> Counted:
@@ -58,7 +58,7 @@ def semi_hard_triplet_weights(sides: Sides, *, margin: float) -> SideWeights | N
 
 
 @final
-class SemiHardTripletLoss(PairMatrixLoss):
+class SemiHardTripletLoss(RowLoss):
     r"""Triplet loss of every positive pair with the nearest negative that is farther than the positive.
 
         L = 1/V  sum_i sum_{p in P_i} [D_ip - D_in* + margin]+ ,   V = the number of positive pairs
@@ -68,7 +68,7 @@ class SemiHardTripletLoss(PairMatrixLoss):
 
     Args:
         margin: how much closer a positive must be than its negative, at least 0; a difference of two scores.
-        kwargs: those of `PairMatrixLoss`.
+        kwargs: those of `RowLoss`.
 
     Shape:
         embeddings [n, d], labels [n] -> a scalar.

@@ -8,9 +8,9 @@ from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
 
 from pml_ext import arguments, thresholds
-from pml_ext.base import PairMatrixLoss, StaticDivisorReducer
+from pml_ext.base import RowLoss, StaticDivisorReducer
+from pml_ext.closed_form import ABSENT, Sides, SideWeights, above
 from pml_ext.masked import Counted, is_eager, softplus
-from pml_ext.sides import ABSENT, Sides, SideWeights, above
 
 Normalization = Literal["anchor", "triplet", "legacy"]
 
@@ -145,7 +145,7 @@ def _cut(threshold: float) -> float:
 
 
 @final
-class SoftTripletLoss(PairMatrixLoss):
+class SoftTripletLoss(RowLoss):
     r"""Soft-margin triplet loss over all valid triplets whose loss exceeds a threshold.
 
         t_ipn = log(1 + exp(beta (D_ip - D_in))) ,   A_i = the triplets of anchor i with t_ipn > threshold
@@ -162,7 +162,7 @@ class SoftTripletLoss(PairMatrixLoss):
         threshold: only triplets whose t is above it count, at least 0; 0 for all. A triplet with D_ip = D_in has
             t = log 2 = 0.693.
         normalization: "anchor", "triplet" or "legacy".
-        kwargs: those of `PairMatrixLoss`.
+        kwargs: those of `RowLoss`.
 
     Shape:
         embeddings [n, d], labels [n] -> a scalar.

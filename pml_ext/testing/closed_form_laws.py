@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pml_ext.closed_form import ABSENT, Sides, SideWeights
 from pml_ext.masked import Counted, defined_rows
-from pml_ext.sides import ABSENT, Sides, SideWeights
 from pml_ext.testing.cases import Batch, Rows, Scores
 from pml_ext.testing.law import assert_close, is_row_loss, law
 from pml_ext.testing.row_laws import gradient_of

@@ -10,7 +10,7 @@ from pytorch_metric_learning.losses.mixins import WeightMixin
 from torch import Tensor, nn
 
 from pml_ext import engine
-from pml_ext.base import MatrixLoss, PairMatrixLoss, PairModule, SampleLoss
+from pml_ext.base import MatrixLoss, PairModule, RowLoss, SampleLoss
 from pml_ext.seeded import Seeded
 from pml_ext.testing.cases import Batch
 from pml_ext.wrappers.base import LossWrapper
@@ -96,7 +96,7 @@ def labels_are_names(subject: Any) -> bool:
 
 def is_row_loss(subject: Any) -> bool:
     """A loss that is a function of each row of the pair matrix."""
-    return isinstance(subject, PairMatrixLoss)
+    return isinstance(subject, RowLoss)
 
 
 def is_matrix_loss(subject: Any) -> bool:

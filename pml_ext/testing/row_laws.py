@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pml_ext.base import BatchMatrixLoss
+from pml_ext.base import BatchLoss
 from pml_ext.masked import Counted, substitute
 from pml_ext.testing.cases import Rows
 from pml_ext.testing.law import assert_close, fresh, is_matrix_loss, is_row_loss, law, reseed
@@ -19,13 +19,13 @@ def call(loss: Any, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor | Counted:
     """The pure function of the loss, with the random state that it always has in these laws."""
     reseed()
     loss = fresh(loss)
-    result: Tensor | Counted = (loss.per_batch if isinstance(loss, BatchMatrixLoss) else loss.per_anchor)(sim, pos, neg)
+    result: Tensor | Counted = (loss.per_batch if isinstance(loss, BatchLoss) else loss.per_anchor)(sim, pos, neg)
     return result
 
 
 def prepared(loss: Any, sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The matrix as the shell hands it over: rows that lack pairs substituted, or the whole matrix."""
-    if not isinstance(loss, BatchMatrixLoss):
+    if not isinstance(loss, BatchLoss):
         return substitute(sim, pos, neg, loss.needs)
     *flat, defined = substitute(sim.flatten(-2), pos.flatten(-2), neg.flatten(-2), loss.needs)
     sim, pos, neg = (x.view(sim.shape) for x in flat)

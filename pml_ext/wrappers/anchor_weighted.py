@@ -11,11 +11,11 @@ from pytorch_metric_learning.reducers import BaseReducer
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import BatchMatrixLoss, PairMatrixLoss
+from pml_ext.base import BatchLoss, RowLoss
+from pml_ext.closed_form import Sides, SideWeights, exponential_sum, near
 from pml_ext.losses import ClassCenterMarginLoss
 from pml_ext.masked import Counted, masked_logsumexp
 from pml_ext.pairs import IndicesTuple
-from pml_ext.sides import Sides, SideWeights, exponential_sum, near
 from pml_ext.wrappers.base import LossWrapper, has_proxies, is_row_loss
 
 
@@ -41,7 +41,7 @@ def weighted_sides(sides: Sides, *, loss: Callable[[Sides], SideWeights | None],
 def gives_no_loss_of_anchors(loss: BaseMetricLossFunction) -> bool:
     """Whether a loss is known to reduce its anchors itself, or to give the losses of classes."""
     reduces = isinstance(loss, LossWrapper) and not isinstance(loss, AnchorWeightedLoss)
-    return reduces or isinstance(loss, (BatchMatrixLoss, ClassCenterMarginLoss, *_OF_CLASSES_OR_BATCH))
+    return reduces or isinstance(loss, (BatchLoss, ClassCenterMarginLoss, *_OF_CLASSES_OR_BATCH))
 
 
 _OF_CLASSES_OR_BATCH = (
@@ -55,7 +55,7 @@ _OF_CLASSES_OR_BATCH = (
 
 
 @final
-class _AnchorWeights(PairMatrixLoss):
+class _AnchorWeights(RowLoss):
     """The weights as a row loss, for what the shell does with labels, pairs, references and chunks."""
 
     def __init__(self, *, alpha: float, **kwargs: Any) -> None:
@@ -68,10 +68,10 @@ class _AnchorWeights(PairMatrixLoss):
 
 
 @final
-class _WeightedRows(PairMatrixLoss):
+class _WeightedRows(RowLoss):
     """A row loss of ours with its weights, from the same scores: they are computed once."""
 
-    def __init__(self, loss: PairMatrixLoss, *, alpha: float) -> None:
+    def __init__(self, loss: RowLoss, *, alpha: float) -> None:
         super().__init__(distance=loss.distance, chunk_size=loss.chunk_size)
         self.rows = (loss,)  # not a module: the wrapper has it
         self.alpha = alpha

@@ -11,7 +11,7 @@ from pytorch_metric_learning.regularizers import BaseRegularizer
 from torch import Tensor, nn
 
 from pml_ext import arguments
-from pml_ext.base import MatrixLoss, PairMatrixLoss, PairModule, SampleLoss, in_full
+from pml_ext.base import MatrixLoss, PairModule, RowLoss, SampleLoss, in_full
 from pml_ext.hyperparameters import Configured
 from pml_ext.pairs import IndicesTuple, PairMasks, own_set, pair_relation
 from pml_ext.similarity import has_own_shapes
@@ -74,8 +74,8 @@ class LossWrapper(Configured, BaseMetricLossFunction):
 def is_row_loss(loss: BaseMetricLossFunction) -> bool:
     """Whether the loss is one of rows as the shell computes them: not with scores, say, of its own making."""
     kind = type(loss)
-    return isinstance(loss, PairMatrixLoss) and all(
-        getattr(kind, name) is getattr(PairMatrixLoss, name) for name in ("compute_loss", "similarity")
+    return isinstance(loss, RowLoss) and all(
+        getattr(kind, name) is getattr(RowLoss, name) for name in ("compute_loss", "similarity")
     )
 
 
