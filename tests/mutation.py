@@ -37,14 +37,25 @@ def red(tests: str) -> str:
         return failed(copied(folder), tests)
 
 
+def where(package: Path, mutation: Mutation) -> Path | None:
+    """The file in which the text stands once: that of the mutation, or the only other one, if code has moved."""
+    first = package / mutation.path
+    others = sorted(set(package.rglob("*.py")) - {first})
+    for files in ([first] if first.exists() else [], others):
+        found = [file for file in files if file.read_text(encoding="utf-8").count(mutation.old) == 1]
+        if len(found) == 1:
+            return found[0]
+    return None
+
+
 def outcome(mutation: Mutation) -> str:
     """What comes of a mutation: "killed by ...", "survived" or "stale"."""
     with tempfile.TemporaryDirectory() as folder:
         root = copied(folder)
-        file = root / "pml_ext" / mutation.path
-        text = file.read_text(encoding="utf-8")
-        if text.count(mutation.old) != 1:
+        file = where(root / "pml_ext", mutation)
+        if file is None:
             return "stale"
+        text = file.read_text(encoding="utf-8")
         file.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
         for tests in mutation.tests:
             killed = failed(root, tests)

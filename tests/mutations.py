@@ -14,8 +14,8 @@ class Mutation(NamedTuple):
     """A change of one line.
 
     Args:
-        path: of a file in the package.
-        old: text that stands in it once.
+        path: of a file in the package, the first to look in.
+        old: text that stands once, in it or in one other file.
         new: what is put in its place.
         tests: arguments of pytest, one run after another until one fails.
         reason: why it may survive, empty if it may not.

@@ -143,7 +143,7 @@ def check_compiled(loss: Any, case: Batch, backend: str) -> None:
     assert_close(gradient, expected.gradient, f"gradient, compiled by {backend}")
 
 
-@law("loss", "once", stage="use")
+@law("loss", "once", stage="use", as_shipped_only=True)
 def it_learns(loss: Any, case: Batch) -> None:
     """Thirty steps of Adam on random embeddings bring those of a class together, and apart from the others."""
     reseed()
