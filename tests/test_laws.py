@@ -24,8 +24,8 @@ SAME_CODE = ("compiles_as_one_graph", "it_learns")
 
 
 def examples(share: int) -> int:
-    """How many cases to draw: a share of those of the profile, because so many laws see each of them."""
-    return settings().max_examples // (1 if THOROUGH else share)
+    """How many cases to draw: a share of those of the profile, because so many laws see each of them, but not few."""
+    return settings().max_examples if THOROUGH else max(10, settings().max_examples // share)
 
 
 def dimension(subject: nn.Module) -> int | None:

@@ -20,12 +20,13 @@ from pytorch_metric_learning.regularizers import LpRegularizer
 from torch import Tensor
 from toy import toy
 
-from pml_ext import thresholds
+from pml_ext import engine, thresholds
 from pml_ext.catalog import build
 from pml_ext.losses import (
     AnchorContrastiveLoss,
     BatchAllTripletLoss,
     BatchHardTripletLoss,
+    EasyPositiveTripletLoss,
     GeneralizedLiftedStructureLoss,
     LiftedStructureLoss,
     LogSumExpPairLoss,
@@ -618,3 +619,16 @@ def test_weighted_losses_compile(recipe: str) -> None:
 def test_wrong_hyperparameters_are_named(make: Callable[[], Any], text: str) -> None:
     with pytest.raises((ValueError, TypeError), match=text):
         make()
+
+
+@pytest.mark.parametrize("cls", [BatchHardTripletLoss, EasyPositiveTripletLoss])
+def test_positives_equally_near_share_the_pull(cls: type[BatchHardTripletLoss | EasyPositiveTripletLoss]) -> None:
+    """Of three samples of a class two are at one place: the third is pulled to each by a half."""
+    x = torch.randn(15, 4, dtype=torch.float64)
+    x[2] = x[1]
+    x.requires_grad_()
+    loss, labels = cls(margin=2), torch.arange(15) // 3
+    (found,) = torch.autograd.grad(loss(x, labels), x)
+    with engine.disabled():
+        (expected,) = torch.autograd.grad(loss(x, labels), x)
+    torch.testing.assert_close(found, expected)
