@@ -105,7 +105,8 @@ def test_our_losses_take_the_pairs_of_pml_miners(name, miner):
 @pytest.mark.parametrize("name", MINERS)
 @pytest.mark.parametrize(
     "loss",
-    [pml_losses.ContrastiveLoss(), pml_losses.TripletMarginLoss(), pml_losses.MultiSimilarityLoss()],
+    # A margin above those by which positive-aware mining keeps its negatives easier than the positive.
+    [pml_losses.ContrastiveLoss(), pml_losses.TripletMarginLoss(margin=1), pml_losses.MultiSimilarityLoss()],
     ids=lambda loss: type(loss).__name__,
 )
 def test_pml_losses_take_the_pairs_of_our_miners(name, loss):
