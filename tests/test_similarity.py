@@ -6,10 +6,10 @@ import pytest
 import torch
 from pytorch_metric_learning.distances import BaseDistance, LpDistance, SNRDistance
 
-from pml_ext import engine, losses, miners
+from pml_ext import engine, losses, miners, thresholds
 from pml_ext.analysis.pair_weights import pair_weights
 from pml_ext.centers import BatchCenters
-from pml_ext.similarity import normalized, scores_by
+from pml_ext.similarity import Similarity, normalized, scores_by
 from pml_ext.testing.law import by_autograd
 from pml_ext.vectors import normalize, origin_of, unit_vectors
 from pml_ext.wrappers import BranchLoss, CentersAsReferences
@@ -238,3 +238,15 @@ def test_a_vector_without_variance_has_no_ratio_of_signal_to_noise():
     x[4] = 0
     with pytest.raises(ValueError, match="SNRDistance divides by the variance of an embedding, and embedding 4 has"):
         loss(x, torch.tensor([0, 0, 1, 1, 2, 2]))
+
+
+def test_equal_vectors_have_no_distance_where_nobody_may_look():
+    # Their squared distance by lengths and product is a rounding error, whose root is no distance.
+    similarity = Similarity.of(LpDistance(normalize_embeddings=False))
+    with thresholds.as_on_a_device():
+        for seed in range(20):
+            x = 30 * torch.randn(8, 16, generator=torch.Generator().manual_seed(seed))
+            x[1] = x[0]
+            scores = engine.all_scores(x, x.clone(), similarity)
+            assert scores[0, 1] == scores[1, 0] == 0
+            assert (scores[2:, 0] < 0).all()
