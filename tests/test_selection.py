@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from pml_ext import sampling, thresholds
 from pml_ext.catalog import all_miners
-from pml_ext.masked import kth_largest, nearest, not_self
+from pml_ext.masked import kth_largest, largest, nearest, not_self
 from pml_ext.miners import (
     AmbiguousNegativeMiner,
     CappedMiner,
@@ -331,3 +331,16 @@ def test_a_distance_that_is_listened_to_is_called() -> None:
     miner.distance.register_forward_hook(lambda *_: calls.append(1))
     miner(x, labels)
     assert calls == [1]
+
+
+@pytest.mark.parametrize("m", [1, 7, 8, 9, 63, 257])
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_the_largest_by_groups_are_those_of_a_sort(m: int, k: int) -> None:
+    x = torch.randn(40, m, generator=torch.Generator().manual_seed(m))
+    x[0, -1] = 9  # the columns after the last group are of none
+    k = min(k, m)
+    expected = x.sort(-1, descending=True).values[:, :k]
+    assert torch.equal(largest(x, k).sort(-1, descending=True).values, expected)
+    more = torch.randn(40, 3, generator=torch.Generator().manual_seed(7))
+    both = torch.cat((x, more), -1).sort(-1, descending=True).values[:, :k]
+    assert torch.equal(largest(x, k, more).sort(-1, descending=True).values, both)
