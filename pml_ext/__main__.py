@@ -5,23 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from pml_ext.benchmark import streams
 from pml_ext.benchmark.kinds import did_you_mean
+from pml_ext.benchmark.parser import OneLineParser
 
 PROG = "python -m pml_ext"
 
 
-class _OneLineParser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        streams.complain(f"{self.prog.removeprefix('python -m ')}: {message}")
-        self.exit(2)
-
-
 def choose(arguments: Sequence[str]) -> int:
     """Print which losses to start with."""
-    parser = _OneLineParser(
+    parser = OneLineParser(
         prog=f"{PROG} choose",
         description="Which losses to start with for your data, how to fill a batch, and what to avoid.",
         allow_abbrev=False,
@@ -52,7 +46,7 @@ def train(arguments: Sequence[str]) -> int:
 
 def explain(arguments: Sequence[str]) -> int:
     """Say what a method is, and draw its pair weights."""
-    parser = _OneLineParser(prog=f"{PROG} explain", allow_abbrev=False)
+    parser = OneLineParser(prog=f"{PROG} explain", allow_abbrev=False)
     from pml_ext.benchmark import explained
 
     return explained.main(arguments, parser)

@@ -15,7 +15,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from pml_ext.benchmark import config, folder, streams
 from pml_ext.benchmark.config import Experiment
 from pml_ext.benchmark.errors import BenchmarkError, explain
 from pml_ext.benchmark.kinds import Several, Switch
+from pml_ext.benchmark.parser import OneLineParser
 
 COMMAND = "python -m pml_ext.benchmark"
 TUNE, TUNED = "tune", "tuned.json"
@@ -145,19 +145,8 @@ def _stop(message: str, code: int, out: str | None = None) -> int:
     return code
 
 
-class _OneLineParser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        unknown = message.removeprefix("unrecognized arguments: ")
-        if unknown != message:
-            options = [option for action in self._actions for option in action.option_strings]
-            near = get_close_matches(unknown.split()[0].partition("=")[0], options, n=1)
-            message += f"; did you mean {near[0]}?" if near else ""
-        streams.complain(f"pml_ext.benchmark: {message}")
-        self.exit(2)
-
-
 def _parser(tuning: bool = False) -> argparse.ArgumentParser:
-    parser = _OneLineParser(
+    parser = OneLineParser(
         prog=f"{COMMAND} {TUNE}" if tuning else COMMAND,
         # What is not given is not in the namespace: it comes from a protocol, or from where the experiment was started.
         argument_default=argparse.SUPPRESS,

@@ -20,7 +20,6 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from typing import Any
 
 import pytorch_metric_learning.losses as pml_losses
@@ -34,6 +33,7 @@ from pml_ext import catalog
 from pml_ext import losses as our_losses
 from pml_ext import miners as our_miners
 from pml_ext.benchmark.errors import BenchmarkError
+from pml_ext.benchmark.kinds import did_you_mean
 from pml_ext.spaces import Range, ranges
 from pml_ext.trainers.methods import methods
 
@@ -459,10 +459,7 @@ def _known(kind: str, name: str, known: Mapping[str, Make]) -> Make:
 
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> BenchmarkError:
-    by_lower = {word.lower(): word for word in known}
-    near = [by_lower[word] for word in get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(by_lower.values())}"
-    return BenchmarkError(f"unknown {kind} {name!r}; {hint}")
+    return BenchmarkError(did_you_mean(kind, name, list(known)))
 
 
 def _required(cls: Make) -> Sequence[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pml_ext.benchmark import streams
 from pml_ext.benchmark.errors import BenchmarkError, explain
+from pml_ext.benchmark.parser import OneLineParser
 
 COMMAND = "python -m pml_ext.benchmark"
 
@@ -83,14 +84,8 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
-class _OneLineParser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        streams.complain(f"{self.prog.removeprefix('python -m ')}: {message}")
-        self.exit(2)
-
-
 def _parser(name: str, description: str) -> argparse.ArgumentParser:
-    parser = _OneLineParser(prog=f"{COMMAND} {name}", description=description, allow_abbrev=False)
+    parser = OneLineParser(prog=f"{COMMAND} {name}", description=description, allow_abbrev=False)
     parser.add_argument("--model", required=True, metavar="DIR", help="the folder of a kept model, runs/x/best say")
     return parser
 
