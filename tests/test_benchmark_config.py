@@ -187,7 +187,7 @@ def test_the_benchmark_has_no_circles() -> None:
         done |= ready
 
 
-LIGHT = ("config", "kinds", "names", "errors", "folder", "files", "streams", "lock")
+LIGHT = ("config", "kinds", "names", "errors", "folder", "files", "streams", "lock", "parser")
 
 
 @pytest.mark.parametrize("name", [*LIGHT, "cli", "use"])
