@@ -1,5 +1,6 @@
 """Trainers: methods that train more than an embedding, on PML's `BaseTrainer`, and their parts."""
 
+from pml_ext.trainers.cached import Cached
 from pml_ext.trainers.generator import FeatureGenerator
 from pml_ext.trainers.hardness_aware import HardnessAwareTrainer, hardness_aware_trainer
 from pml_ext.trainers.hardness_aware_loss import HardnessAwareLoss, HardnessAwareTerms
@@ -8,6 +9,7 @@ from pml_ext.trainers.schedule import HardnessSchedule
 from pml_ext.trainers.tuples import NPairTupleMiner, RandomTupleMiner
 
 __all__ = [
+    "Cached",
     "FeatureGenerator",
     "HardnessAwareLoss",
     "HardnessAwareTerms",
