@@ -133,6 +133,11 @@ def test_numbers_of_the_protocols() -> None:
     assert meant.trunk_learning_rate == pytest.approx(meant.learning_rate / 10)
     assert run.trunk_learning_rate == run.learning_rate == 1e-5
     check = Experiment(protocol="reality-check", data="sop:/x")
+    assert [(each.shorter_side, each.image_size) for each in (meant, run, check)] == [
+        (256, (224,)),
+        (256, (224,)),
+        (256, (227,)),
+    ]
     assert (check.folds, check.embedding_size, check.batch_size, check.classes_per_batch) == (4, 128, 32, 8)
     assert (check.optimizer, check.learning_rate, check.recall_at) == ("rmsprop", 1e-6, (1, 10, 100, 1000))
 

@@ -15,8 +15,9 @@ from pytorch_metric_learning import miners as pml_miners
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from pml_ext.benchmark import BenchmarkError, Experiment, features, plots, result
+from pml_ext.benchmark import BenchmarkError, Experiment, evaluate, features, plots, result, transforms
 from pml_ext.benchmark.data import Data
+from pml_ext.benchmark.folder import run_folder
 from pml_ext.benchmark.saved import load
 from pml_ext.losses import RAWLoss
 
@@ -118,6 +119,27 @@ def test_a_trunk_of_ones_own_on_a_folder_is_kept_and_used(photos: Path, tmp_path
     assert json.loads((out / "best" / "model.json").read_text())["preprocessing"]["image_size"] == [16, 20]
 
 
+def test_images_are_scaled_to_a_shorter_side_before_they_are_cut(photos: Path) -> None:
+    size = {"image_size": (16, 12), "trunk": Trunk(), "data": photos}
+    data = Data.of(Experiment(shorter_side=15, **size))
+    assert data.preprocessing is not None
+    assert data.preprocessing.resized == (20, 15)
+    image = data.test.image(0)  # of 24 x 20 pixels: covers 20 x 15 at 24 x 20
+    left, top = round((24 - 12) / 2), round((20 - 16) / 2)
+    cut = transforms.numbers(image.crop((left, top, left + 12, top + 16)), data.preprocessing)
+    assert torch.equal(data.test[0][0], cut)
+    torch.manual_seed(0)
+    augmentation = transforms.Augmentation(shorter_side=15)
+    wanted = transforms.train_transform(data.preprocessing, augmentation)(data.train.image(0))
+    torch.manual_seed(0)
+    assert torch.equal(data.train[0][0], wanted)
+    whole = Data.of(Experiment(shorter_side=12, **size)).preprocessing
+    assert whole is not None
+    assert whole.resized == whole.image_size
+    with pytest.raises(BenchmarkError, match="shorter_side must be at least 12, that of the image size, got 11"):
+        Data.of(Experiment(shorter_side=11, **size))
+
+
 def test_features_of_a_frozen_trunk_are_computed_once(photos: Path, tmp_path: Path) -> None:
     trunk = Trunk()
     experiment = Experiment(
@@ -137,7 +159,21 @@ def test_features_of_a_frozen_trunk_are_computed_once(photos: Path, tmp_path: Pa
     assert [one.metrics for one in second if one.trained] == numbers
     assert [one.loss for one in second if not one.trained] == ["untrained"], "this trunk had no weights"
     assert load(tmp_path / "a" / "best", trunk=Trunk()).embed([next(photos.rglob("*.png"))]).shape == (1, 3)
-    assert not (tmp_path / "a" / "RAW-seed0" / "best").exists()
+    kept = {one.key: load(run_folder(tmp_path / "a", *one.key) / "best", trunk=Trunk()) for one in first if one.trained}
+    assert len(kept) == 4
+    for (loss, seed, _), model in kept.items():
+        assert (model.description.arguments["loss"], model.description.arguments["seed"]) == (loss, seed)
+        assert all(torch.equal(a, b) for a, b in zip(model.network.trunk.parameters(), trunk.parameters(), strict=True))
+    heads = [kept[loss, 0, None].network.embedder.weight for loss in ("RAW", "NCA")]
+    assert not torch.equal(*heads)
+    test = Data.of(replace(experiment, losses=("RAW",))).test
+    for key, model in kept.items():
+        embeddings = model.embed([test.image(i) for i in range(len(test))])
+        measured = evaluate.measure(embeddings, test, recall_at=(1,), device=torch.device("cpu"), clusters=False)
+        wanted = next(one.metrics for one in first if one.key == key)
+        assert measured["mean_average_precision_at_r"] == pytest.approx(wanted["mean_average_precision_at_r"], abs=0.02)
+    names = [path.stat().st_ino for path in (tmp_path / "a").rglob("trunk*.pt")]
+    assert (len(names), len(set(names))) == (6, 1), "the weights of the trunk lie there once"
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,10 @@ class Experiment:
             the data are vectors. Default None.
         embedding_size: dimension of the embeddings. Default 64.
         image_size: one number, or height and width. None is what the trunk wants. Default None.
+        shorter_side: to how many pixels the shorter side of an image is scaled before it is cut to `image_size`: at
+            random for training, from its center for tests; at least the shorter side of `image_size`, at which a test
+            image keeps all that its shape lets it. None is what the trunk wants for tests, and the image as it is for
+            training. Default None.
         frozen: compute the features of the trunk once and train the head alone. Default False.
         freeze_batch_norm: keep the averages of batch norm; None is where the trunk is pretrained. Default None.
         epochs: how often to go through the training set. Default 12.
@@ -163,6 +167,13 @@ class Experiment:
         "one number, or height and width",
         group="network",
         none="what the trunk wants",
+    )
+    shorter_side: int | None = _flag(
+        None,
+        Whole(1),
+        "scale images until their shorter side has N pixels, before they are cut to the image size",
+        group="network",
+        none="what the trunk wants, for tests",
     )
     frozen: bool = _flag(
         False, Switch(), "compute the features of the trunk once, and train the head alone", group="network"

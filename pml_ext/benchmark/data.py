@@ -15,7 +15,7 @@ from pml_ext.benchmark.config import Experiment
 from pml_ext.benchmark.errors import BenchmarkError
 from pml_ext.benchmark.preprocessing import IMAGENET, Preprocessing
 from pml_ext.benchmark.splits import VALIDATION, Split, cut, remarks
-from pml_ext.benchmark.transforms import test_transform, train_transform
+from pml_ext.benchmark.transforms import Augmentation, test_transform, train_transform
 from pml_ext.benchmark.trunks import Trunk
 from pml_ext.datasets import DATASETS
 from pml_ext.datasets import open as open_source
@@ -121,7 +121,7 @@ class Data:
         Raises:
             BenchmarkError: data that cannot be read or not be cut, a trunk that cannot be built.
         """
-        small = experiment.trunk == "conv4" and experiment.image_size is None
+        small = experiment.trunk == "conv4" and experiment.image_size is None and experiment.shorter_side is None
         if isinstance(experiment.data, str) and experiment.data in DATASETS and small:
             return _built_in(experiment, experiment.data, fold)
         try:
@@ -136,7 +136,8 @@ class Data:
             made = {name: VectorPart(samples, index, samples.vectors[index]) for name, index in parts.items()}
         else:
             trunk, preprocessing = _trunk(experiment)
-            train, test = train_transform(preprocessing), test_transform(preprocessing)
+            augmentation = Augmentation(shorter_side=experiment.shorter_side)
+            train, test = train_transform(preprocessing, augmentation), test_transform(preprocessing)
             made = {name: Part(samples, index, train if name == "train" else test) for name, index in parts.items()}
         return cls(
             name=samples.name,
@@ -236,7 +237,13 @@ def _trunk(experiment: Experiment) -> tuple[Trunk, Preprocessing]:
     guess = (3, *(shape or (SMALL, SMALL)))
     trunk = trunks.build(experiment.trunk, guess, experiment.weights or trunks.PRETRAINED)
     wanted = trunk.preprocessing or IMAGENET.at((SMALL, SMALL))
-    return trunk, wanted if shape is None else wanted.at(shape)
+    wanted = wanted if shape is None else wanted.at(shape)
+    if experiment.shorter_side is None:
+        return trunk, wanted
+    try:
+        return trunk, wanted.cut_from(experiment.shorter_side)
+    except ValueError as error:
+        raise BenchmarkError(str(error)) from None
 
 
 def _built_in(experiment: Experiment, name: str, fold: int | None) -> Data:

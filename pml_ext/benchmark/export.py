@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import warnings
 from collections.abc import Callable, Sequence
@@ -44,7 +45,8 @@ def export(model: EmbeddingModel, path: str | Path, images: Sequence[Any] = ()) 
     prepared = [model._input(image) for image in images[: max(CHECKED)]]
     random = torch.randn(max(CHECKED) - len(prepared), *shape, generator=torch.Generator().manual_seed(0))
     inputs = torch.stack([*prepared, *random])
-    model = model.cpu().eval()
+    # A program's file keeps no tensors whose channels lie last. The model that was given stays as it is.
+    model = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     run = (_as_onnx if path.suffix == ".onnx" else _as_program)(model, path, inputs[:2])
     difference = _difference(model, run, inputs)
     if not difference <= TOLERANCE:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,23 @@ def write(path: Path, content: bytes) -> None:
             os.fsync(stream.fileno())
         os.replace(draft, path)
     except OSError as error:  # a failed write does not name its file, unlike a failed open
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+def link(path: Path, source: Path) -> None:
+    """Make a file another name of one that is there; a copy, where the disk knows no such names."""
+    draft = path.with_name(f".{path.name}.part")
+    draft.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(source, draft)
+        except OSError:
+            shutil.copyfile(source, draft)
+        os.replace(draft, path)
+    except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         with suppress(OSError):

@@ -21,7 +21,9 @@ from pml_ext.benchmark.table import by_loss
 BEST = "best"
 
 
-def keep(where: Path, network: Any, data: Data, metrics: Mapping[str, float], arguments: Mapping[str, Any]) -> None:
+def keep(
+    where: Path, network: Any, data: Data, metrics: Mapping[str, float], arguments: Mapping[str, Any], *, out: Path
+) -> None:
     """Write a network into the folder `best` of a run or of an experiment, with all that it takes to use it.
 
     Args:
@@ -30,6 +32,7 @@ def keep(where: Path, network: Any, data: Data, metrics: Mapping[str, float], ar
         data: what it was trained on; where these are features, the trunk that gave them is kept too.
         metrics: on the test classes.
         arguments: of the experiment, with loss and seed.
+        out: the folder of the experiment, where a frozen trunk is kept for all its models.
     """
     trained = [str(name) for name in _names(data.train.classes)]
     if data.frozen:
@@ -51,6 +54,7 @@ def keep(where: Path, network: Any, data: Data, metrics: Mapping[str, float], ar
             metrics=dict(metrics),
             arguments=dict(arguments),
         ),
+        trunks_in=out if data.frozen else None,
     )
 
 

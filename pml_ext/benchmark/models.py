@@ -62,7 +62,7 @@ class FeatureTrunk(nn.Module):
     def __init__(self, network: nn.Module, *, freeze_batch_norm: bool = False) -> None:
         super().__init__()
         # Convolutions of channels that lie together take two thirds of the time, forward and backward.
-        self.network = network.to(memory_format=torch.channels_last)
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.freeze_batch_norm = freeze_batch_norm
         self.train(self.training)
 

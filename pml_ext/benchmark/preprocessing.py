@@ -61,6 +61,21 @@ class Preprocessing:
         """The same for another size."""
         return replace(self, image_size=image_size)
 
+    def cut_from(self, shorter_side: int) -> Preprocessing:
+        """The same cut from an image whose shorter side has so many pixels.
+
+        Raises:
+            ValueError: it has fewer than what is cut out.
+
+        Example:
+            >>> Preprocessing((227, 227)).cut_from(256).resized
+            (256, 256)
+        """
+        least = min(self.image_size)
+        if shorter_side < least:
+            raise ValueError(f"shorter_side must be at least {least}, that of the image size, got {shorter_side}")
+        return replace(self, crop=least / shorter_side)
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         return asdict(self)

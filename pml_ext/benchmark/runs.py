@@ -217,8 +217,7 @@ class Jobs:
             files.write(where / QUERIES, evaluate.per_query(tested.test))
             if fold is not None:
                 files.write(where / EMBEDDINGS, _saved(tested.embeddings))
-            if not data.frozen:  # the trunk would be there once for each of them
-                keep.keep(where, tested.network, data, tested.metrics, arguments | identity(*key))
+            keep.keep(where, tested.network, data, tested.metrics, arguments | identity(*key), out=self.out)
         except (Diverged, NotFinite) as error:
             return _failed(key, arguments, f"diverged: {error}")
         except (OSError, sqlite3.Error, MemoryError, BenchmarkError, torch.OutOfMemoryError):
@@ -354,7 +353,7 @@ def _report(experiment: Experiment, data: list[Data], out: Path, results: Sequen
         if chosen is not None:
             fold = data[chosen.fold or 0]
             network = network_of(experiment, fold, folder.run_folder(out, *chosen.key), *chosen.key)
-            keep.keep(out, network, fold, chosen.metrics, chosen.arguments | identity(*chosen.key))
+            keep.keep(out, network, fold, chosen.metrics, chosen.arguments | identity(*chosen.key), out=out)
         drawn = ", ".join(map(str, plots.draw(experiment, data[0], out, results)))
     except (DamagedError, MemoryError) as error:
         drawn = f"none: {error or 'out of memory'}"

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 WEIGHTS, DESCRIPTION = "weights.pt", "model.json"
+TRUNK = "trunk.pt"  # the weights of a trunk that many models have: not in the other file then
 VECTORS = "vectors"
 BATCH = 64
 
@@ -58,12 +59,29 @@ class Description:
     versions: Mapping[str, str] | None = None
 
 
-def save(folder: str | Path, network: Network, description: Description) -> None:
-    """Write `weights.pt` and `model.json`; the second last, so that a folder with it is complete."""
+def save(folder: str | Path, network: Network, description: Description, *, trunks_in: Path | None = None) -> None:
+    """Write `weights.pt` and `model.json`; the second last, so that a folder with it is complete.
+
+    Args:
+        folder: where they are to be; it need not be there.
+        network: with the weights.
+        description: what stands beside them.
+        trunks_in: a folder in which the weights of the trunk are kept once for all models that have them: each of these
+            has a second name of that file, `trunk.pt`, and stays whole whatever becomes of the others. Default None:
+            they are in `weights.pt`.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / DESCRIPTION).unlink(missing_ok=True)
     state = {name: value.detach().cpu() for name, value in network.state_dict().items()}
+    if trunks_in is None:
+        (folder / TRUNK).unlink(missing_ok=True)
+    else:
+        of_trunk = {name: state.pop(name) for name in list(state) if name.startswith("trunk.")}
+        known = trunks_in / f"trunk-{digest(network.trunk)[:12]}.pt"
+        if not known.exists():
+            checkpoint.write_tensors(known, of_trunk)
+        files.link(folder / TRUNK, known)
     checkpoint.write_tensors(folder / WEIGHTS, state)
     values = dict(vars(description))
     values["preprocessing"] = None if description.preprocessing is None else description.preprocessing.to_dict()
@@ -89,8 +107,11 @@ def load(
     folder = Path(folder)
     description = read_description(folder)
     network = _empty_network(folder, description, trunk)
-    state = checkpoint.read_tensors(folder / WEIGHTS, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    state = checkpoint.read_tensors(folder / WEIGHTS, cpu)
     try:
+        if (folder / TRUNK).exists():
+            state = state | checkpoint.read_tensors(folder / TRUNK, cpu)
         network.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[-1].strip()
