@@ -313,6 +313,36 @@ def test_the_warm_up_knows_who_would_be_enqueued() -> None:
     assert memory.seen == 7
 
 
+# --- Compilation. -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("miner", "start"), [(None, 0), (HardNegativePairMiner(), 20)], ids=["all pairs", "warm-up and miner"]
+)
+def test_compiled_it_is_the_same_step_by_step(miner: Any, start: int) -> None:
+    """More steps than there may be graphs; the queue wraps around, and takes no part in what is not finite."""
+    memory, other = (CrossBatchMemory(RAWLoss(), 6, 30, miner, start=start).double() for _ in range(2))
+    torch._dynamo.reset()
+    compiled = torch.compile(other, fullgraph=True, backend="eager")
+    for seed in range(10):
+        embeddings, labels = batch(seed, n=7)
+        if seed == 4:
+            embeddings[2] = torch.nan
+        is_training = seed < 9 or start > 0
+        memory.train(is_training)
+        other.train(is_training)
+        x, y = embeddings.clone().requires_grad_(), embeddings.clone().requires_grad_()
+        expected, value = memory(x, labels), compiled(y, labels)
+        torch.testing.assert_close(value, expected, equal_nan=True)
+        assert bool(expected.isfinite()) == (seed != 4)
+        if seed != 4:
+            torch.testing.assert_close(*(torch.autograd.grad(*each)[0] for each in ((value, y), (expected, x))))
+        for name in ("embedding_memory", "label_memory", "curr_batch_idx"):
+            assert torch.equal(getattr(other, name), getattr(memory, name))
+        assert other.get_extra_state() == memory.get_extra_state()
+    assert memory.has_been_filled
+
+
 # --- Pairs instead of labels. -----------------------------------------------------------------------------------------
 
 

@@ -151,7 +151,7 @@ class Method(nn.Module):
         return self.loss(embeddings, labels, mined)
 
 
-# Their loss or their miner is PML's own, which looks at numbers; the memory looks at what is finite.
+# Their loss or their miner is PML's own, which looks at numbers, or is given indices, as many as there are pairs.
 NOT_AS_ONE_GRAPH = (
     "Margin",
     "DistanceWeighted",

@@ -52,7 +52,8 @@ class CrossBatchMemory(pml.CrossBatchMemory):  # type: ignore[misc, unused-ignor
         `memory(torch.cat((x, other)), None, pairs)`, and with a momentum encoder
         `memory(torch.cat((query, key)), None, pairs, enqueue_mask)`, with the mask true for the keys and (i, n + i)
         the positives. A sample that comes back while it is in the queue is its own negative then: keep the queue
-        shorter than an epoch.
+        shorter than an epoch. `torch.compile(fullgraph=True)` captures it with labels, where loss and miner are of this
+        package; it then compares with the whole queue, of which places that are not in use have no pairs.
 
     Defaults:
         The distance and the reducer of the inner loss, a queue of 1024, used from the first sample on.
@@ -83,12 +84,12 @@ class CrossBatchMemory(pml.CrossBatchMemory):  # type: ignore[misc, unused-ignor
         (tensor(1.7737), tensor(0.0017), 0)
     """
 
+    memory_size: int
     embedding_memory: Tensor
     label_memory: Tensor
     curr_batch_idx: Tensor
-    queue_idx: int
-    has_been_filled: bool
-    _enqueued: int
+    _enqueued: Tensor
+    _seen: Tensor
 
     def __init__(
         self,
@@ -114,8 +115,32 @@ class CrossBatchMemory(pml.CrossBatchMemory):  # type: ignore[misc, unused-ignor
             arguments.count("start", start)
         self.start = start
         super().__init__(loss, embedding_size, memory_size, miner)
-        self.seen = 0
         self.add_to_recordable_attributes(list_of_names=["start"], is_stat=False)
+
+    def reset_queue(self) -> None:
+        """Forget all samples."""
+        device = self._enqueued.device if "_enqueued" in self._buffers else torch.get_default_device()
+        memory = torch.zeros(self.memory_size, self.embedding_size, device=device)
+        self.register_buffer("embedding_memory", memory)
+        self.register_buffer("label_memory", torch.zeros(self.memory_size, dtype=torch.long, device=device))
+        # Tensors, because torch.compile would compile anew for every number that it has not seen.
+        for name in ("_enqueued", "_seen"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.long, device=device), persistent=False)
+
+    @property
+    def queue_idx(self) -> int:
+        """Where in the queue the next sample goes."""
+        return int(self._enqueued) % self.memory_size
+
+    @property
+    def has_been_filled(self) -> bool:
+        """Whether all places of the queue are in use."""
+        return int(self._enqueued) >= self.memory_size
+
+    @property
+    def seen(self) -> int:
+        """The samples of the warm-up so far, at least `start` once it is over."""
+        return int(self._seen)
 
     @property
     def distance(self) -> Any:
@@ -136,12 +161,12 @@ class CrossBatchMemory(pml.CrossBatchMemory):  # type: ignore[misc, unused-ignor
         """The loss of a batch against the queue, into which it goes first; in eval mode the queue stays as it was."""
         self.check(embeddings, labels, indices_tuple, enqueue_mask)
         self.reset_stats()
-        before = self.embedding_memory, self.label_memory, self.queue_idx, self.has_been_filled, self.seen
+        before = self.embedding_memory, self.label_memory, self._enqueued, self._seen
         try:
             return self.compared(embeddings, labels, indices_tuple, enqueue_mask)
         finally:
             if not self.training:
-                self.embedding_memory, self.label_memory, self.queue_idx, self.has_been_filled, self.seen = before
+                self.embedding_memory, self.label_memory, self._enqueued, self._seen = before
 
     def check(
         self, embeddings: Tensor, labels: Tensor | None, indices_tuple: IndicesTuple | None, enqueue_mask: Tensor | None
@@ -180,32 +205,45 @@ class CrossBatchMemory(pml.CrossBatchMemory):  # type: ignore[misc, unused-ignor
             enqueue_mask = enqueue_mask.to(device)
             anchors, enqueued = every[~enqueue_mask], every[enqueue_mask]
         known = torch.full_like(every, UNLABELED) if labels is None else labels.to(device)
-        slots = torch.full_like(every, -1)
         rows = embeddings if enqueue_mask is None else embeddings[anchors]
-        refs: Tensor | None
-        skipped = False
-        if self.seen < self.start:
-            # As if there were no queue.
-            self.seen += len(enqueued)
-            slots[enqueued] = torch.arange(len(enqueued), device=device)
-            refs = None if enqueue_mask is None else embeddings[enqueued]
-            queue = Queue(embeddings[enqueued], known[enqueued], slots, anchors)
+        new = embeddings if enqueue_mask is None else embeddings[enqueued]
+        before = self.embedding_memory, self.label_memory, self._enqueued
+        self.add_to_memory(new, known[enqueued], len(enqueued))
+        slots = torch.full_like(every, -1)
+        slots[enqueued] = self.curr_batch_idx
+        refs, ref_labels, fill = self.embedding_memory, self.label_memory, self._enqueued
+        is_traced = torch.compiler.is_compiling()
+        if self.start and (is_traced or self.seen < self.start):
+            refs = self.warmed_up(new, before)
+        there = None
+        if is_traced:
+            there = torch.arange(self.memory_size, device=device) < fill
         else:
-            self.add_to_memory(embeddings[enqueued], known[enqueued], len(enqueued))
-            skipped = self._enqueued < len(enqueued)
-            slots[enqueued] = self.curr_batch_idx
-            used = self.memory_size if self.has_been_filled else self.queue_idx
-            refs = self.embedding_memory[:used]
-            # PML's losses and miners multiply matrices of one dtype only.
-            narrow = refs.to(embeddings.dtype)
-            queue = Queue(
-                refs if isinstance(self.miner, PairMiner) else narrow, self.label_memory[:used], slots, anchors
-            )
-            refs = refs if takes_masks(self.loss) else narrow
+            # The only number that is waited for on a GPU, where pairs are masks.
+            used = min(int(fill), self.memory_size)
+            refs, ref_labels = refs[:used], ref_labels[:used]
+        # PML's losses and miners multiply matrices of one dtype only.
+        narrow = refs.to(embeddings.dtype)
+        queue = Queue(refs if isinstance(self.miner, PairMiner) else narrow, ref_labels, slots, anchors, there)
         pairs = self.pairs(embeddings, rows, None if labels is None else known[anchors], queue, indices_tuple)
-        ref_labels = None if labels is None or refs is None else queue.labels
-        loss: Tensor = self.loss(rows, None if labels is None else known[anchors], pairs, refs, ref_labels)
-        return loss + torch.nan if skipped and isinstance(loss, Tensor) else loss
+        refs = refs if takes_masks(self.loss) else narrow
+        of_batch = (None, None) if labels is None else (known[anchors], ref_labels)
+        loss: Tensor = self.loss(rows, of_batch[0], pairs, refs, of_batch[1])
+        if not isinstance(loss, Tensor):
+            return loss
+        return loss + torch.where((self.curr_batch_idx >= 0).all(), 0.0, torch.nan).to(loss)
+
+    def warmed_up(self, new: Tensor, before: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """What a batch is compared with, as long as the warm-up lasts itself; the queue is then as it was before."""
+        now = self.embedding_memory, self.label_memory, self._enqueued
+        with torch.inference_mode(False), torch.no_grad():
+            self._seen = self._seen.to(new.device)
+            is_over = self._seen >= self.start
+            self._seen = self._seen + len(new) * ~is_over
+            self.embedding_memory, self.label_memory, self._enqueued = (
+                torch.where(is_over, after, old.to(after)) for after, old in zip(now, before, strict=True)
+            )
+        return torch.where(is_over, now[0], _written(now[0], self.curr_batch_idx, new))
 
     def pairs(
         self,
@@ -243,20 +281,14 @@ class CrossBatchMemory(pml.CrossBatchMemory):  # type: ignore[misc, unused-ignor
             dtype = torch.promote_types(self.embedding_memory.dtype, embeddings.dtype)
             memory = self.embedding_memory.to(device, dtype)
             known = self.label_memory.to(device, _wider(self.label_memory.dtype, labels.dtype))
-            # The only number that is waited for on a GPU, where pairs are masks.
             finite = embeddings.isfinite().all(1)
             if labels.is_floating_point():
                 finite = finite & labels.isfinite()
-            if not finite.all():
-                embeddings, labels = embeddings[finite], labels[finite]
-            number = len(embeddings)
-            place = torch.arange(self.queue_idx, self.queue_idx + number, device=device) % self.memory_size
-            self.embedding_memory = memory.index_copy(0, place, embeddings.to(dtype))
-            self.label_memory = known.index_copy(0, place, labels.to(known.dtype))
-            self.curr_batch_idx = torch.full((batch_size,), -1, device=device).masked_scatter(finite, place)
-        self.has_been_filled = self.has_been_filled or self.queue_idx + number >= self.memory_size
-        self.queue_idx = (self.queue_idx + number) % self.memory_size
-        self._enqueued = number
+            place = (self._enqueued.to(device) + finite.cumsum(0) - 1) % self.memory_size
+            self.curr_batch_idx = torch.where(finite, place, -1)
+            self.embedding_memory = _written(memory, self.curr_batch_idx, embeddings)
+            self.label_memory = _written(known, self.curr_batch_idx, labels)
+            self._enqueued = self._enqueued.to(device) + finite.sum()
 
     def get_extra_state(self) -> dict[str, Any]:
         """The position and the fill of the queue, and how far the warm-up is, for `state_dict`."""
@@ -264,9 +296,9 @@ class CrossBatchMemory(pml.CrossBatchMemory):  # type: ignore[misc, unused-ignor
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Continue where the saved queue stood. A queue that is in use was warmed up."""
-        self.queue_idx, self.has_been_filled = state["queue_idx"], state["has_been_filled"]
-        used = self.has_been_filled or self.queue_idx > 0
-        self.seen = state.get("seen", self.start if used else 0)
+        enqueued = state["queue_idx"] + (self.memory_size if state["has_been_filled"] else 0)
+        self._enqueued = torch.full_like(self._enqueued, enqueued)
+        self._seen = torch.full_like(self._seen, state.get("seen", self.start if enqueued else 0))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         memory, labels = (state_dict.get(f"{prefix}{name}_memory") for name in ("embedding", "label"))
@@ -284,6 +316,12 @@ class CrossBatchMemory(pml.CrossBatchMemory):  # type: ignore[misc, unused-ignor
             queue = {"queue_idx": fill % self.memory_size, "has_been_filled": fill == self.memory_size}
             state_dict[f"{prefix}_extra_state"] = queue
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _written(memory: Tensor, place: Tensor, new: Tensor) -> Tensor:
+    """The memory with new entries in these places; those whose place is -1 are in none."""
+    spare = torch.cat((memory, memory[:1]))
+    return spare.index_copy(0, torch.where(place < 0, len(memory), place), new.to(memory.dtype))[:-1]
 
 
 def _wider(first: torch.dtype, second: torch.dtype) -> torch.dtype:

@@ -30,12 +30,14 @@ class Queue(NamedTuple):
         labels: [m].
         slots: where each sample of the batch is among them [N], -1 if it is not.
         anchors: which samples of the batch are anchors [n].
+        there: which of the m are in use, [m]; None for all.
     """
 
     embeddings: Tensor
     labels: Tensor
     slots: Tensor
     anchors: Tensor
+    there: Tensor | None = None
 
     @property
     def own(self) -> Tensor:
@@ -47,24 +49,27 @@ def label_pairs(labels: Tensor, queue: Queue) -> DisjointMasks:
     """All pairs of the anchors with the queue but those of a sample with itself: labels [n] -> masks [n, m]."""
     pos, neg = label_masks(labels, queue.labels)
     column = torch.arange(len(queue.labels), device=pos.device)
-    return DisjointMasks(pos & (column != queue.own.unsqueeze(-1)), neg)
+    pos = pos & (column != queue.own.unsqueeze(-1))
+    return DisjointMasks(pos, neg) if queue.there is None else DisjointMasks(pos & queue.there, neg & queue.there)
 
 
 def older_pairs(queue: Queue) -> DisjointMasks:
     """What was in the queue before the batch, as negatives of every anchor: masks [n, m]."""
-    older = torch.ones(len(queue.labels), dtype=torch.bool, device=queue.slots.device)
-    older[queue.slots[queue.slots >= 0]] = False
+    column = torch.arange(len(queue.labels), device=queue.slots.device)
+    older = (column.unsqueeze(-1) != queue.slots).all(-1)
+    older = older if queue.there is None else older & queue.there
     neg = older.expand(len(queue.anchors), -1)
     return DisjointMasks(torch.zeros_like(neg), neg)
 
 
 def given_masks(given: IndicesTuple, batch: Tensor, queue: Queue) -> PairMasks:
     """Pairs within a batch [N, d], those of anchors with what is in the queue, as masks of the queue [n, m]."""
-    inside = queue.slots >= 0
+    size = len(queue.labels)
+    place = torch.where(queue.slots < 0, size, queue.slots)  # a spare column for those that are not in the queue
 
     def moved(mask: Tensor) -> Tensor:
-        wide = torch.zeros(len(queue.anchors), len(queue.labels), dtype=torch.bool, device=mask.device)
-        return wide.index_copy(1, queue.slots[inside], mask[queue.anchors][:, inside])
+        wide = torch.zeros(len(queue.anchors), size + 1, dtype=torch.bool, device=mask.device)
+        return wide.index_copy(1, place, mask[queue.anchors])[:, :size]
 
     return PairMasks(*map(moved, _of_batch(given, batch)))
 
