@@ -157,8 +157,7 @@ def build(name: str, setting: Setting) -> catalog.Recipe:
 def _ours() -> list[Job]:
     """Every method of the catalog, then the losses of which none is there with its defaults and without a miner."""
     setting = Setting(8, 8, 2)
-    entries = catalog.recipes.items()
-    plain = {entry.loss for _, entry in entries if entry.miner is None and not entry.loss_args}
+    plain = {entry.make for entry in catalog.recipes.values()}
     names = [*catalog.recipes, *(each.__name__ for each in catalog.all_losses() if each not in plain)]
     jobs = [
         Job(

@@ -1,6 +1,5 @@
 """Checks of arguments. Every error names the argument and the value that was given."""
 
-import difflib
 import math
 import numbers
 from collections.abc import Iterable
@@ -9,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from pml_ext.spelling import hint
 
 
 def finite(name: str, value: Any) -> float:
@@ -75,10 +76,7 @@ def known(what: str, given: Iterable[str], names: Iterable[str]) -> None:
     names = sorted(set(names))
     for name in given:
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            raise TypeError(
-                f"{what} has no argument {name!r}: " + (f"did you mean {near[0]}?" if near else ", ".join(names))
-            )
+            raise TypeError(f"{what} has no argument {name!r}: {hint(name, names, most=1)}")
 
 
 def _integer(name: str, value: Any) -> int:

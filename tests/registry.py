@@ -144,5 +144,5 @@ MINERS = _named(all_miners())
 RECIPES = {
     name: partial(catalog.build, name, **{each: ARGUMENTS[each]() for each in catalog.needs(name)})
     for name, entry in recipes.items()
-    if entry.miner is not None or entry.loss_args
+    if not inspect.isclass(entry.make)
 }

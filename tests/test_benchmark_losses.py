@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import pytest
 import pytorch_metric_learning.losses as pml
 import torch
+from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.miners import DistanceWeightedMiner, TripletMarginMiner
 
 from pml_ext import catalog, losses, miners
 from pml_ext.benchmark.errors import BenchmarkError
-from pml_ext.benchmark.losses import described, parse, parse_all, rehearse
+from pml_ext.benchmark.losses import parse, parse_all, rehearse
 
 
 def built(spec):
@@ -136,9 +137,10 @@ def test_names_twice_are_refused_and_all_is_the_catalog():
         parse_all([])
 
 
-def test_described_is_the_class_with_what_differs():
-    assert described(pml.TripletMarginLoss(margin=0.3)) == "TripletMarginLoss(margin=0.3)"
-    assert described(pml.TripletMarginLoss()) == "TripletMarginLoss"
+def test_the_name_of_an_object_is_the_class_with_what_differs():
+    assert parse(pml.TripletMarginLoss(margin=0.3)).name == "TripletMarginLoss(margin=0.3)"
+    assert parse(pml.TripletMarginLoss()).name == "TripletMarginLoss"
+    assert parse(losses.RAWLoss(distance=LpDistance())).name == "RAWLoss(distance=LpDistance())"
 
 
 def test_a_loss_that_cannot_be_trained_is_known_before():

@@ -42,6 +42,7 @@ LAYERS = (
     ("masked", "synthesis"),
     ("hyperparameters",),
     ("arguments", "inputs", "thresholds"),
+    ("spelling",),
 )
 
 

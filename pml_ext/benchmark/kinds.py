@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
 
 from pml_ext.benchmark.errors import BenchmarkError
+from pml_ext.spelling import hint
 
 
 def did_you_mean(kind: str, name: str, known: Sequence[str]) -> str:
@@ -18,10 +18,7 @@ def did_you_mean(kind: str, name: str, known: Sequence[str]) -> str:
     >>> did_you_mean("loss", "raww", ["RAW", "NCA"])
     "unknown loss 'raww'; did you mean RAW?"
     """
-    by_lower = {word.lower(): word for word in known}
-    near = [by_lower[word] for word in get_close_matches(str(name).lower(), by_lower, n=3, cutoff=0.5)]
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
-    return f"unknown {kind} {str(name)[:80]!r}; {hint}"
+    return f"unknown {kind} {str(name)[:80]!r}; {hint(name, known)}"
 
 
 @dataclass(frozen=True)

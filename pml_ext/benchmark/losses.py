@@ -387,7 +387,7 @@ def _of_object(spec: Any) -> LossSpec:
         return LossSpec(spec.name, lambda classes, size: spec, in_memory=True)
     if isinstance(spec, nn.Module) or _is_pair(spec):
         loss, miner = spec if _is_pair(spec) else (spec, None)
-        name = described(loss) + ("" if miner is None else f" + {described(miner)}")
+        name = " + ".join(catalog.described(each).removesuffix("()") for each in (loss, miner) if each is not None)
         return LossSpec(name, lambda classes, size: _recipe((loss, miner), name, "an object"), in_memory=True)
     if callable(spec):
         name = getattr(spec, "__name__", type(spec).__name__)
@@ -398,22 +398,6 @@ def _of_object(spec: Any) -> LossSpec:
     raise BenchmarkError(
         f"a loss must be a name, a loss, a loss with a miner, or a function or class that makes one; got {spec!r}"
     )
-
-
-def described(module: nn.Module) -> str:
-    """The class of a loss or miner with the plain arguments in which it differs from the defaults.
-
-    Example:
-        >>> described(our_losses.RAWLoss(gamma=0.3))
-        'RAWLoss(gamma=0.3)'
-    """
-    changed = []
-    for parameter in inspect.signature(type(module)).parameters.values():
-        value = getattr(module, parameter.name, parameter.default)
-        plain = isinstance(value, (bool, int, float, str)) or value is None
-        if plain and parameter.default is not parameter.empty and value != parameter.default:
-            changed.append(f"{parameter.name}={value!r}")
-    return type(module).__name__ + (f"({', '.join(changed)})" if changed else "")
 
 
 def rehearse(spec: Any, *, classes: int, embedding_size: int, images_per_class: int) -> None:

@@ -22,7 +22,14 @@ ENTRY_POINTS = "pml_ext.datasets"
 @cache
 def catalog() -> tuple[str, ...]:
     """The names of `pml_ext.catalog`, in its order."""
-    return _keys(PACKAGE / "catalog.py", "recipes")
+    calls = [
+        (path.name, node.lineno, str(node.args[0].value))
+        for path in (PACKAGE / "catalog").glob("*.py")
+        for node in ast.walk(_parsed(path))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "recipe"
+        if node.args and isinstance(node.args[0], ast.Constant)
+    ]
+    return tuple(name for _, _, name in sorted(calls))
 
 
 @cache

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from difflib import get_close_matches
 from typing import Any
 
 from pml_ext.benchmark import streams
+from pml_ext.spelling import hint
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -17,7 +17,7 @@ class OneLineParser(argparse.ArgumentParser):
         unknown = message.removeprefix("unrecognized arguments: ")
         if unknown != message:
             options = [option for action in self._actions for option in action.option_strings]
-            near = get_close_matches(unknown.split()[0].partition("=")[0], options, n=1)
-            message += f"; did you mean {near[0]}?" if near else ""
+            meant = hint(unknown.split()[0].partition("=")[0], options, most=1, or_all=False)
+            message += f"; {meant}" if meant else ""
         streams.complain(f"{self.prog.removeprefix('python -m ')}: {message}")
         self.exit(2)

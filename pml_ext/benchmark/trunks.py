@@ -13,7 +13,6 @@ import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from pml_ext.benchmark.errors import BenchmarkError
 from pml_ext.benchmark.preprocessing import EFFICIENTNET_LITE, Preprocessing
+from pml_ext.spelling import hint
 
 PRETRAINED, RANDOM = "pretrained", "random"
 
@@ -185,9 +185,8 @@ def _timm(name: str, image_shape: tuple[int, ...], pretrained: bool) -> Trunk:
     timm = _imported("timm", "timm", name)
     model_name = name.partition(":")[2]
     if not model_name.startswith(("hf-hub:", "hf_hub:")) and not timm.is_model(model_name):
-        near = get_close_matches(model_name.split(".")[0], timm.list_models(), n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise BenchmarkError(f"timm has no model {model_name!r}{hint}")
+        meant = hint(model_name.split(".")[0], timm.list_models(), or_all=False)
+        raise BenchmarkError(f"timm has no model {model_name!r}" + (f"; {meant}" if meant else ""))
     module = _downloaded(name, pretrained, lambda: timm.create_model(model_name, pretrained=pretrained, num_classes=0))
     config = timm.data.resolve_model_data_config(module)
     preprocessing = Preprocessing(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +21,7 @@ from pml_ext.datasets.samples import DataError, Samples
 from pml_ext.datasets.sop import sop
 from pml_ext.datasets.vector_files import vector_file
 from pml_ext.datasets.wrapped import wrap
+from pml_ext.spelling import hint
 
 GROUP = "pml_ext.datasets"
 
@@ -138,8 +138,5 @@ def _plugin(entry: EntryPoint, argument: str, mode: Mode) -> Samples:
 
 def _unknown(text: str, known: list[str]) -> str:
     name, colon, _ = text.partition(":")
-    near = get_close_matches(name.lower(), known, n=1, cutoff=0.6)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    if colon:
-        return f"unknown data set {name!r}{hint or '; known: ' + ', '.join(known)}"
-    return f"{text!r} is neither a file, a folder nor a data set{hint or '; known: ' + ', '.join(known)}"
+    what = f"unknown data set {name!r}" if colon else f"{text!r} is neither a file, a folder nor a data set"
+    return f"{what}; {hint(name, known, most=1)}"

@@ -1,0 +1,29 @@
+"""The methods of the literature by name: what each is made of, and the tables of the README.
+
+A recipe is a function that makes a loss, or a loss and its miner: `recipe` puts one of your own beside these.
+`python -m pml_ext.catalog` prints the tables; `python -m pml_ext.catalog README.md` writes them into that file.
+"""
+
+from pml_ext.catalog import centers, contrastive, deviance, distributions, lifted, nca, slices, triplet  # noqa: F401
+from pml_ext.catalog.registry import Entry, Recipe, build, needs, recipe, space
+from pml_ext.catalog.tables import all_losses, all_miners, all_wrappers, described, recipes, tables, with_tables
+
+__all__ = [
+    "Entry",
+    "Recipe",
+    "all_losses",
+    "all_miners",
+    "all_wrappers",
+    "build",
+    "described",
+    "needs",
+    "recipe",
+    "recipes",
+    "space",
+    "tables",
+    "with_tables",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
