@@ -129,7 +129,7 @@ def test_a_page_tells_what_the_docstrings_tell():
         "distance: CosineSimilarity(p=2, power=1) of normalised embeddings, larger is closer",
         "reducer: MeanReducer",
         "Miner: HardNegativePairMiner(epsilon=0.05)",
-        "2018 zoo's BinDeviance is this loss",
+        "DM18's BinDeviance is this loss",
     ):
         assert text in page
     assert sections("One line.\n\nArgs:\n    x: a number.") == {"Formula": "One line.", "Args": "x: a number."}

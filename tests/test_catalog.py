@@ -1,6 +1,8 @@
 """Recipes of one's own, the catalog as a table, and what every recipe says of itself."""
 
 import inspect
+import re
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
@@ -8,7 +10,9 @@ import torch
 from pytorch_metric_learning.distances import LpDistance
 from torch import nn
 
+import pml_ext
 from pml_ext import catalog, spaces
+from pml_ext.analysis.explain import explain
 from pml_ext.catalog import Entry, build, described, needs, recipe, recipes, registry, space
 from pml_ext.losses import BatchAllTripletLoss, KNNSoftmaxLoss, RAWLoss
 from pml_ext.miners import KNearestNegativeMiner
@@ -121,6 +125,17 @@ def test_the_table_in_a_notebook_is_escaped():
     assert "<script>" not in page
 
 
+def test_short_names_of_sources_are_told():
+    shown = [path.read_text(encoding="utf-8") for path in Path(pml_ext.__file__).parent.rglob("*.py")]
+    used = {key for text in shown for key in re.findall(r"\bDM\d\d\b", text)}
+    assert used == set(catalog.KEYS)
+    assert not [text for text in shown if re.search(r"\bzoo'?s?\b", text)], "what zoo is not said anywhere"
+    page = explain(build("Contrastive2018"))
+    assert all(f"{key} is {meaning}." in page for key, meaning in catalog.KEYS.items())
+    assert "DM20 is" not in explain(build("RAW"))
+    assert all(f"{key} is {meaning}" in catalog.tables() for key, meaning in catalog.KEYS.items())
+
+
 def test_only_public_names_are_listed():
     assert dir(catalog) == sorted(catalog.__all__)
     assert all(getattr(catalog, name) is not None for name in catalog.__all__)
@@ -128,7 +143,5 @@ def test_only_public_names_are_listed():
 
 def test_what_differs_from_the_defaults_is_described():
     assert described(KNNSoftmaxLoss()) == "KNNSoftmaxLoss()"
-    assert described(KNNSoftmaxLoss(k=None, distance=LpDistance())) == (
-        "KNNSoftmaxLoss(k=None, distance=LpDistance())"
-    )
+    assert described(KNNSoftmaxLoss(k=None, distance=LpDistance())) == ("KNNSoftmaxLoss(k=None, distance=LpDistance())")
     assert described(build("EnsembleDWNeighbour").loss).startswith("RandomSliceLoss(loss=MinedLoss(loss=Binomial")

@@ -1,4 +1,4 @@
-"""The deviance losses, the sampling and selecting miners, and the methods of both zoos that are made of them.
+"""The deviance losses, the sampling and selecting miners, and the methods of DM18 and DM20 that are made of them.
 
 The oracles are the formulas for one anchor in plain Python, in the terms of the paper (distances where it has
 distances). Those of losses take complex numbers and decide by real parts, so that a step along the imaginary axis gives

@@ -91,7 +91,7 @@ def test_slices_are_means_of_losses(loss: Any, sizes: Any) -> None:
     assert_same_loss(branches, by_hand, embeddings, labels, None, refs, ref_labels)
 
 
-def test_bounds_of_slices_are_those_of_the_zoo() -> None:
+def test_bounds_of_slices_are_those_of_dm18() -> None:
     widths = [x.shape[1] for x in BranchLoss(RAWLoss(), 3).slices(torch.ones(2, 512))]
     assert widths == [170, 171, 171]
 

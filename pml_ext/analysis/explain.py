@@ -11,7 +11,7 @@ from pytorch_metric_learning.miners import BaseMiner
 from pytorch_metric_learning.regularizers import BaseRegularizer
 from torch import Tensor, nn
 
-from pml_ext.catalog import Recipe
+from pml_ext.catalog import KEYS, Recipe
 from pml_ext.centers import CenterSource
 
 _SECTION = re.compile(r"^(Args|Shape|Defaults|Source|Raises|Example|Attributes):$", re.MULTILINE)
@@ -45,7 +45,9 @@ def explain(recipe: Recipe) -> str:
         # A part of another package's part, or one that only helps another, is no choice of the recipe's.
         if kind and not type(module).__name__.startswith("_"):
             parts.append(_part(kind, module))
-    return "\n\n".join(parts)
+    page = "\n\n".join(parts)
+    keys = [f"{key} is {meaning}." for key, meaning in KEYS.items() if key in page]
+    return "\n\n".join([page, *keys])
 
 
 def _part(kind: str, part: nn.Module) -> str:

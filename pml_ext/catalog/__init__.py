@@ -5,10 +5,11 @@ A recipe is a function that makes a loss, or a loss and its miner: `recipe` puts
 """
 
 from pml_ext.catalog import centers, contrastive, deviance, distributions, lifted, nca, slices, triplet  # noqa: F401
-from pml_ext.catalog.registry import Entry, Recipe, build, needs, recipe, space
+from pml_ext.catalog.registry import KEYS, Entry, Recipe, build, needs, recipe, space
 from pml_ext.catalog.tables import all_losses, all_miners, all_wrappers, described, recipes, tables, with_tables
 
 __all__ = [
+    "KEYS",
     "Entry",
     "Recipe",
     "all_losses",

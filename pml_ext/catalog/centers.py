@@ -17,7 +17,7 @@ from pml_ext.wrappers import CentersAsReferences, MinedLoss
 recipe("Center", source="Wen et al. 2016")(CenterLoss)
 recipe(
     "ClassCenterMargin",
-    source="the 2018 zoo's CenterLoss, with its sign corrected (not that of Wen et al.)",
+    source="DM18's CenterLoss, with its sign corrected (not that of Wen et al.)",
 )(ClassCenterMarginLoss)
 recipe("SoftTriple", source="Qian et al. 2019, arXiv 1909.05235; PML's loss")(SoftTripleLoss)
 
@@ -27,7 +27,7 @@ def _squared() -> LpDistance:
     return LpDistance(power=2, normalize_embeddings=False)
 
 
-@recipe("CenterNCA", source="the 2018 zoo")
+@recipe("CenterNCA", source="DM18")
 def center_nca(
     *,
     alpha: float = 16,
@@ -48,7 +48,7 @@ def center_nca(
     )
 
 
-@recipe("CenterPair", source="the 2018 zoo's CenterTripletLoss, with its sign corrected")
+@recipe("CenterPair", source="DM18's CenterTripletLoss, with its sign corrected")
 def center_pair(
     *,
     pos_base: float = 0.15,
@@ -70,7 +70,7 @@ def center_pair(
     )
 
 
-@recipe("ClusterNCA", source="the 2018 zoo, after Rippel et al. 2016 (Magnet), arXiv 1511.05939")
+@recipe("ClusterNCA", source="DM18, after Rippel et al. 2016 (Magnet), arXiv 1511.05939")
 def cluster_nca(
     *,
     alpha: float = 16,
@@ -94,7 +94,7 @@ def cluster_nca(
     )
 
 
-@recipe("KmeanNCA", source="what the 2018 zoo's KmeanLoss, which cannot be run, was to be")
+@recipe("KmeanNCA", source="what DM18's KmeanLoss, which cannot be run, was to be")
 def kmean_nca(
     *,
     alpha: float = 16,
@@ -117,7 +117,7 @@ def kmean_nca(
     )
 
 
-@recipe("MCA", source="the 2018 zoo; as SoftTriple and ProxyNCA, with the nearest negatives only")
+@recipe("MCA", source="DM18; as SoftTriple and ProxyNCA, with the nearest negatives only")
 def mca(
     num_classes: int,
     embedding_size: int,

@@ -15,10 +15,10 @@ from pml_ext.miners import DistanceWeightedMiner, InverseDensityMiner
 from pml_ext.spaces import Range
 from pml_ext.wrappers import CrossBatchMemory
 
-recipe("Contrastive2018", source="Hadsell et al. 2006; the 2018 zoo")(AnchorContrastiveLoss)
+recipe("Contrastive2018", source="Hadsell et al. 2006; DM18")(AnchorContrastiveLoss)
 
 
-@recipe("Contrastive2020", source="the 2020 zoo, without jumps of its value (step=0.5 as coded)")
+@recipe("Contrastive2020", source="DM20, without jumps of its value (step=0.5 as coded)")
 def contrastive_2020(
     *,
     pos_margin: Annotated[float, Range(0.7, 1, 1)] = 1,
@@ -33,7 +33,7 @@ def contrastive_2020(
     )
 
 
-@recipe("DistWeightContrastive", source="the 2018 zoo, after Wu et al. 2017")
+@recipe("DistWeightContrastive", source="DM18, after Wu et al. 2017")
 def dist_weight_contrastive(
     *,
     pos_margin: float = 0.7,

@@ -17,11 +17,11 @@ from pml_ext.losses import (
 )
 from pml_ext.miners import ChainedMiner, HardNegativePairMiner, InverseDensityMiner, KNearestPositiveMiner
 
-recipe("MarginDeviance", source="the 2018 zoo")(AdaptiveBinomialDevianceLoss)
-recipe("MarginPositive", source="the 2018 zoo")(LinearPullDevianceLoss)
+recipe("MarginDeviance", source="DM18")(AdaptiveBinomialDevianceLoss)
+recipe("MarginPositive", source="DM18")(LinearPullDevianceLoss)
 
 
-@recipe("BinDeviance2018", source="Yi et al. 2014, arXiv 1407.4979; the 2018 zoo")
+@recipe("BinDeviance2018", source="Yi et al. 2014, arXiv 1407.4979; DM18")
 def bin_deviance_2018(
     *, miner_epsilon: float = 0.05, **kwargs: Any
 ) -> tuple[BinomialDevianceLoss, HardNegativePairMiner]:
@@ -29,7 +29,7 @@ def bin_deviance_2018(
     return BinomialDevianceLoss(**kwargs), HardNegativePairMiner(epsilon=miner_epsilon)
 
 
-@recipe("DistWeightBinDeviance", source="the 2018 zoo, after Wu et al. 2017")
+@recipe("DistWeightBinDeviance", source="DM18, after Wu et al. 2017")
 def dist_weight_bin_deviance(
     *,
     miner_num_negatives: int | None = None,
@@ -47,7 +47,7 @@ def dist_weight_bin_deviance(
     return BinomialDevianceLoss(**kwargs), miner
 
 
-@recipe("DistWeightNeighbour", source="the 2018 zoo, after Wu et al. 2017")
+@recipe("DistWeightNeighbour", source="DM18, after Wu et al. 2017")
 def dist_weight_neighbour(
     *,
     beta: float = 20,
@@ -67,7 +67,7 @@ def dist_weight_neighbour(
     return loss, _near_and_drawn(drawn, miner_k, miner_epsilon)
 
 
-@recipe("DistanceMatch", source="the 2018 zoo, after Wu et al. 2017")
+@recipe("DistanceMatch", source="DM18, after Wu et al. 2017")
 def distance_match(
     *,
     miner_num_negatives: int | None = 3,
@@ -87,13 +87,13 @@ def _near_and_drawn(drawn: InverseDensityMiner, k: int, epsilon: float) -> Chain
     return ChainedMiner(miners=(drawn, KNearestPositiveMiner(k=k), hard))
 
 
-@recipe("Binomial2020", source="the 2020 zoo, with equal slopes (balance=20 as coded)")
+@recipe("Binomial2020", source="DM20, with equal slopes (balance=20 as coded)")
 def binomial_2020(*, beta: float = 40, **kwargs: Any) -> BinomialDevianceLoss:
     """Binomial deviance of all pairs."""
     return BinomialDevianceLoss(beta=beta, **kwargs)
 
 
-@recipe("Binomial2020Mined", source="the 2020 zoo; PML's miner")
+@recipe("Binomial2020Mined", source="DM20; PML's miner")
 def binomial_2020_mined(
     *, beta: float = 40, miner_epsilon: float = 0.1, **kwargs: Any
 ) -> tuple[BinomialDevianceLoss, MultiSimilarityMiner]:

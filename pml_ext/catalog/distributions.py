@@ -3,5 +3,5 @@
 from pml_ext.catalog.registry import recipe
 from pml_ext.losses import HistogramLoss, MeanGapLoss
 
-recipe("GaussianMetric", source="the 2018 zoo (nothing in it is Gaussian)")(MeanGapLoss)
+recipe("GaussianMetric", source="DM18 (nothing in it is Gaussian)")(MeanGapLoss)
 recipe("Histogram", source="Ustinova, Lempitsky 2016, arXiv 1611.00822")(HistogramLoss)

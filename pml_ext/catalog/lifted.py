@@ -24,7 +24,7 @@ recipe("LiftedStructure", source="Song et al. 2016, arXiv 1511.06452")(LiftedStr
 recipe("GeneralizedLiftedStructure", source="Hermans et al. 2017, arXiv 1703.07737")(GeneralizedLiftedStructureLoss)
 
 
-@recipe("AHardPair", source="the 2018 zoo")
+@recipe("AHardPair", source="DM18")
 def a_hard_pair(
     *,
     alpha: float = 40,
@@ -43,7 +43,7 @@ def a_hard_pair(
     return AnchorWeightedLoss(loss, alpha=alpha, **kwargs)
 
 
-@recipe("Lifted2020", source="the 2020 zoo, after Hermans et al. 2017, arXiv 1703.07737")
+@recipe("Lifted2020", source="DM20, after Hermans et al. 2017, arXiv 1703.07737")
 def lifted_2020(
     *,
     alpha: float = 2,
@@ -66,7 +66,7 @@ def lifted_2020(
     )
 
 
-@recipe("Lifted2020Mined", source="the 2020 zoo, after Hermans et al. 2017; PML's miner")
+@recipe("Lifted2020Mined", source="DM20, after Hermans et al. 2017; PML's miner")
 def lifted_2020_mined(
     *,
     alpha: float = 2,

@@ -13,11 +13,11 @@ from pml_ext.catalog.registry import recipe
 from pml_ext.losses import DecoupledNCALoss, KNNSoftmaxLoss
 from pml_ext.spaces import Range
 
-recipe("NCA", source="Goldberger et al. 2004; the 2018 zoo's k-NN form")(KNNSoftmaxLoss)
-recipe("GradNCA", source="the 2018 zoo")(DecoupledNCALoss)
+recipe("NCA", source="Goldberger et al. 2004; DM18's k-NN form")(KNNSoftmaxLoss)
+recipe("GradNCA", source="DM18")(DecoupledNCALoss)
 
 
-@recipe("GaussianLDA", source="the 2018 zoo (neither Gaussian nor LDA: k-NN softmax on the distance itself)")
+@recipe("GaussianLDA", source="DM18 (neither Gaussian nor LDA: k-NN softmax on the distance itself)")
 def gaussian_lda(
     *, alpha: float = 30, k: int | None = 16, distance: BaseDistance | None = None, **kwargs: Any
 ) -> KNNSoftmaxLoss:
@@ -25,7 +25,7 @@ def gaussian_lda(
     return KNNSoftmaxLoss(alpha=alpha, k=k, distance=distance or LpDistance(), **kwargs)
 
 
-@recipe("SoftmaxNeig", source="the 2018 zoo")
+@recipe("SoftmaxNeig", source="DM18")
 def softmax_neig(
     *,
     alpha: float = 50,

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, TypeVar, get_type_hints
 
 import torch
@@ -16,6 +17,18 @@ from pml_ext.spelling import hint
 from pml_ext.wrappers.mined import mined_pairs
 
 Make = TypeVar("Make", bound=Callable[..., Any])
+
+KEYS: Mapping[str, str] = MappingProxyType(
+    {
+        "DM18": "Deep_metric, the public collection of losses by Xun Wang, 2018, without a paper",
+        "DM20": "the successor of DM18, 2020",
+    }
+)
+"""What the short names of sources mean, here and in the docstrings of losses, miners and wrappers.
+
+Forks of both stand under several owners, and the copies of 2018 carry no license. Nothing is copied from them: each
+formula is written anew, and every difference from the code is stated.
+"""
 
 # Needs of which any number will do, to look at what a recipe is made of.
 _SIZES = ("num_classes", "embedding_size")

@@ -14,7 +14,7 @@ from pml_ext.losses import KNNSoftmaxLoss
 from pml_ext.wrappers import BranchDiversityRegularizer, BranchLoss, MinedLoss, RandomSliceLoss
 
 
-@recipe("BinBranch", source="the 2018 zoo, after Opitz et al. 2017 (BIER); BinDeviance2018 on each of 3 slices")
+@recipe("BinBranch", source="DM18, after Opitz et al. 2017 (BIER); BinDeviance2018 on each of 3 slices")
 def bin_branch(
     *,
     sizes: int | Sequence[int] = 3,
@@ -33,7 +33,7 @@ def bin_branch(
     return BranchLoss(MinedLoss(*mined), sizes, **kwargs)
 
 
-@recipe("DevBranch", source="the 2018 zoo's DistWeightDevBranch; DistWeightBinDeviance on each of 3 slices")
+@recipe("DevBranch", source="DM18's DistWeightDevBranch; DistWeightBinDeviance on each of 3 slices")
 def dev_branch(
     *,
     sizes: int | Sequence[int] = 3,
@@ -61,7 +61,7 @@ def dev_branch(
     return BranchLoss(MinedLoss(*mined), sizes, **kwargs)
 
 
-@recipe("BDWNeighbour", source="the 2018 zoo; DistWeightNeighbour, with a base of 0.7, on each of 3 slices")
+@recipe("BDWNeighbour", source="DM18; DistWeightNeighbour, with a base of 0.7, on each of 3 slices")
 def bdw_neighbour(
     *,
     sizes: int | Sequence[int] = 3,
@@ -95,7 +95,7 @@ def bdw_neighbour(
     return BranchLoss(MinedLoss(*mined), sizes, **kwargs)
 
 
-@recipe("EnsembleDWNeighbour", source="the 2018 zoo; DistWeightNeighbour on each of 3 slices of shuffled columns")
+@recipe("EnsembleDWNeighbour", source="DM18; DistWeightNeighbour on each of 3 slices of shuffled columns")
 def ensemble_dw_neighbour(
     *,
     sizes: int | Sequence[int] = 3,
@@ -129,7 +129,7 @@ def ensemble_dw_neighbour(
     return RandomSliceLoss(MinedLoss(*mined), sizes, **kwargs)
 
 
-@recipe("JSDivBranch", source="the 2018 zoo's JSDivKNNSoftmax, with a true Jensen-Shannon divergence")
+@recipe("JSDivBranch", source="DM18's JSDivKNNSoftmax, with a true Jensen-Shannon divergence")
 def js_div_branch(
     *,
     sizes: int | Sequence[int] = 4,

@@ -135,6 +135,9 @@ def tables() -> str:
             "**Miners**\n\n" + _class_table(all_miners()),
             "**Wrappers**\n\n" + _class_table(all_wrappers()),
             "**Methods of the literature**, by `pml_ext.catalog.build(name)`\n\n" + _recipe_table(),
+            "Sources: "
+            + "; ".join(f"{key} is {meaning}" for key, meaning in registry.KEYS.items())
+            + ". Forks of both stand under several owners; the copies of 2018 carry no license, and nothing is copied.",
         )
     )
 

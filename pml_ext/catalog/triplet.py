@@ -20,7 +20,7 @@ from pml_ext.losses import (
 from pml_ext.miners import ExponentialPositiveMiner
 from pml_ext.wrappers import AnchorWeightedLoss
 
-recipe("BatchAll", source="Hermans et al. 2017, arXiv 1703.07737; margin of the 2018 zoo")(BatchAllTripletLoss)
+recipe("BatchAll", source="Hermans et al. 2017, arXiv 1703.07737; margin of DM18")(BatchAllTripletLoss)
 recipe("BatchHard", source="Hermans et al. 2017, arXiv 1703.07737")(BatchHardTripletLoss)
 recipe("SemiHard", source="Schroff et al. 2015 (FaceNet), arXiv 1503.03832")(SemiHardTripletLoss)
 
@@ -31,19 +31,19 @@ def triplet(*, margin: float = 0.05, **kwargs: Any) -> BatchAllTripletLoss:
     return BatchAllTripletLoss(margin=margin, **kwargs)
 
 
-@recipe("SoftTriplet", source="the 2018 zoo's Triplet, after Hermans et al. 2017")
+@recipe("SoftTriplet", source="DM18's Triplet, after Hermans et al. 2017")
 def soft_triplet(*, threshold: float = 0.7, **kwargs: Any) -> SoftTripletLoss:
     """Soft-margin triplets whose loss is above a threshold."""
     return SoftTripletLoss(threshold=threshold, **kwargs)
 
 
-@recipe("ABatchAll", source="the 2018 zoo")
+@recipe("ABatchAll", source="DM18")
 def a_batch_all(*, alpha: float = 40, margin: float = 0.02, **kwargs: Any) -> AnchorWeightedLoss:
     """All triplets that violate a margin, the hard anchors weighted most."""
     return AnchorWeightedLoss(BatchAllTripletLoss(margin=margin), alpha=alpha, **kwargs)
 
 
-@recipe("ATriplet", source="the 2018 zoo")
+@recipe("ATriplet", source="DM18")
 def a_triplet(
     *,
     alpha: float = 40,
@@ -57,11 +57,11 @@ def a_triplet(
     return AnchorWeightedLoss(loss, alpha=alpha, **kwargs)
 
 
-recipe("Neighbour", source="the 2018 zoo's online form of Weinberger, Saul 2009 (LMNN)")(LargeMarginNearestNeighborLoss)
-recipe("NeighbourHard", source="the 2018 zoo (hard in its negative only)")(EasyPositiveTripletLoss)
+recipe("Neighbour", source="DM18's online form of Weinberger, Saul 2009 (LMNN)")(LargeMarginNearestNeighborLoss)
+recipe("NeighbourHard", source="DM18 (hard in its negative only)")(EasyPositiveTripletLoss)
 
 
-@recipe("DistWeight", source="the 2018 zoo")
+@recipe("DistWeight", source="DM18")
 def dist_weight(
     *,
     k: int | None = 1,
@@ -76,7 +76,7 @@ def dist_weight(
     return loss, ExponentialPositiveMiner(num_positives=miner_num_positives, scale=miner_scale)
 
 
-@recipe("HardMining2020", source="the 2020 zoo: mean (1 - s_ip) + mean s_in; PML's miner")
+@recipe("HardMining2020", source="DM20: mean (1 - s_ip) + mean s_in; PML's miner")
 def hard_mining_2020(
     *,
     k: int | None = None,

@@ -1,4 +1,7 @@
-"""Losses: subclasses of PML's `BaseMetricLossFunction`, usable wherever a PML loss is."""
+"""Losses: subclasses of PML's `BaseMetricLossFunction`, usable wherever a PML loss is.
+
+Short names of sources, such as DM18, are in `pml_ext.catalog.KEYS`.
+"""
 
 from pml_ext.losses.adaptive_binomial_deviance import AdaptiveBinomialDevianceLoss
 from pml_ext.losses.anchor_contrastive import AnchorContrastiveLoss

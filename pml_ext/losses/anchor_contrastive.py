@@ -58,10 +58,10 @@ class AnchorContrastiveLoss(RowLoss):
         positive or a negative.
 
     Source:
-        The contrastive loss of the 2018 zoo, after Hadsell, Chopra, LeCun, "Dimensionality Reduction by Learning an
+        The contrastive loss of DM18, after Hadsell, Chopra, LeCun, "Dimensionality Reduction by Learning an
         Invariant Mapping", CVPR 2006, whose terms are squares. The reference code fixes the two levels and ignores
         its `margin` argument; here they are arguments. PML's `ContrastiveLoss` has the same hinges, averaged over
-        the active pairs of the batch instead of all pairs of the anchor. The 2020 zoo's contrastive loss has sums
+        the active pairs of the batch instead of all pairs of the anchor. DM20's contrastive loss has sums
         (average=False), `CosineSimilarity`, pos_margin=1 and neg_margin=0.5; its value, not its gradient, jumps where
         a negative crosses the margin, because that costs its score and not only what is beyond: step=0.5.
 

@@ -67,7 +67,7 @@ class BatchAllTripletLoss(RowLoss):
 
     Source:
         Hermans, Beyer, Leibe, "In Defense of the Triplet Loss for Person Re-Identification", 2017, arXiv
-        1703.07737, the batch-all loss averaged over non-zero terms; the margin is that of the 2018 zoo, whose count
+        1703.07737, the batch-all loss averaged over non-zero terms; the margin is that of DM18, whose count
         of triplets wraps at 256 and which needs classes of equal size. Equal to PML's `TripletMarginLoss` over all
         triplets with `AvgNonZeroReducer`. Given an `indices_tuple` of triplets, every positive of an anchor is
         combined with every negative of it.

@@ -58,7 +58,7 @@ class BatchHardTripletLoss(RowLoss):
 
     Source:
         Hermans, Beyer, Leibe, "In Defense of the Triplet Loss for Person Re-Identification", 2017, arXiv 1703.07737:
-        the batch-hard loss with a hinge or the soft margin. The code of the 2018 zoo differs: it takes the sum of the
+        the batch-hard loss with a hinge or the soft margin. The code of DM18 differs: it takes the sum of the
         anchors, with a margin of 1; it counts the anchor as its own positive, so that anchors without positives are
         pushed; it ignores negatives at distance 0, the hardest ones; and its gradient is NaN where two embeddings
         coincide. Equal to PML's `BatchHardMiner` with `TripletMarginLoss` and a `MeanReducer`.

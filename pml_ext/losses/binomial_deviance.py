@@ -55,10 +55,10 @@ class BinomialDevianceLoss(RowLoss):
 
     Source:
         Yi, Lei, Li, "Deep Metric Learning for Practical Person Re-Identification", 2014, arXiv 1407.4979. Their
-        weight C of the negatives is beta / alpha here, and also `balance`: they do not divide by the steepness. The
-        2018 zoo's BinDeviance is this loss on the pairs of `HardNegativePairMiner`; its reference code raises when
+        weight C of the negatives is beta / alpha here, and also `balance`: they do not divide by the steepness.
+        DM18's BinDeviance is this loss on the pairs of `HardNegativePairMiner`; its reference code raises when
         every anchor is skipped, ignores its `alpha` argument, and overflows on embeddings that are not normalised.
-        The 2020 zoo's Binomial has beta=40 and, without its hard mining, balance=20 and so slopes of 2 and 40, the
+        DM20's Binomial has beta=40 and, without its hard mining, balance=20 and so slopes of 2 and 40, the
         negatives drowning the positives; its hard mining divides by a steepness of 0.
 
     Raises:

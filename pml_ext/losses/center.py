@@ -48,7 +48,7 @@ class CenterLoss(SampleLoss):
         Wen, Zhang, Li, Qiao, "A Discriminative Feature Learning Approach for Deep Face Recognition", ECCV 2016
         (weight .003 beside a softmax loss). There the sum over the batch is taken (`SumReducer` gives it). Running
         centres start at zero, and in several processes follow the samples of all; the loss takes the centres as they
-        were before the batch. The 2018 zoo's loss of this name is another one, `ClassCenterMarginLoss`.
+        were before the batch. DM18's loss of this name is another one, `ClassCenterMarginLoss`.
 
     Raises:
         TypeError, ValueError: an argument or a label out of range, a distance other than the squared Euclidean,

@@ -53,7 +53,7 @@ class ClampedNCALoss(RowLoss):
         positive and a negative.
 
     Source:
-        The 2018 zoo's CenterTripletLoss, which compares samples with class centres: `CenterPair` in the catalog. Its
+        DM18's CenterTripletLoss, which compares samples with class centres: `CenterPair` in the catalog. Its
         code has the sign of the second term wrong, which pulls samples to the centres of other classes, and mixes
         the distances of several samples, so that the value depends on their order; neither is reproduced. It selects
         no triplet. A batch of one class, of which the reference takes the positive term, has no loss here. With

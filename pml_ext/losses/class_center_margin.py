@@ -49,7 +49,7 @@ class ClassCenterMarginLoss(SampleLoss):
         holds the loss of each class at its first sample, 0 at the others.
 
     Source:
-        The 2018 zoo's CenterLoss, which is not that of Wen et al. (that is `CenterLoss`). Its code minimises the
+        DM18's CenterLoss, which is not that of Wen et al. (that is `CenterLoss`). Its code minimises the
         distance of centres that are too close, and so pulls them together, and subtracts no margin, so that it jumps
         there. Wrong values are not reproduced: here both terms are hinges, and centres are pushed. In a batch of one
         class, on which the reference code raises, there is no other centre and the first term is 0.

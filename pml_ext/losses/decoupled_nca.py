@@ -63,7 +63,7 @@ class DecoupledNCALoss(RowLoss):
         positive and a negative.
 
     Source:
-        The 2018 zoo's Grad_NCA. Its code is NaN for an anchor without negatives among its k nearest references,
+        DM18's Grad_NCA. Its code is NaN for an anchor without negatives among its k nearest references,
         which here has no loss, and raises for batches of at most k + 1. The one that is added where beta is 0 is the
         code's: it changes no gradient.
 

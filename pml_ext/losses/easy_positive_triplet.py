@@ -53,7 +53,7 @@ class EasyPositiveTripletLoss(RowLoss):
         positive and a negative.
 
     Source:
-        The 2018 zoo's NeighbourHard, hard in its negative only. Equal to PML's `TripletMarginLoss` on the triplets of
+        DM18's NeighbourHard, hard in its negative only. Equal to PML's `TripletMarginLoss` on the triplets of
         `BatchEasyHardMiner(pos_strategy="easy", neg_strategy="hard")` with `MeanReducer`, where every anchor has a
         positive and a negative. Gradients are shared by equally near references.
 

@@ -58,7 +58,7 @@ class KNNSoftmaxLoss(RowLoss):
         anchors), needs a positive and a negative.
 
     Source:
-        Goldberger et al., "Neighbourhood Components Analysis", NIPS 2004 (k=None, alpha=1); the 2018 zoo's NCA
+        Goldberger et al., "Neighbourhood Components Analysis", NIPS 2004 (k=None, alpha=1); DM18's NCA
         (alpha=16, k=32, squared distance) and GaussianLDA (alpha=30, k=16, `LpDistance(power=1)`), which has neither
         a Gaussian nor LDA in it. The reference code raises for batches of at most k + 1 and divides by zero where
         the exponentials underflow; here k is cut to the batch and the logarithms are never left. Its SoftmaxNeig

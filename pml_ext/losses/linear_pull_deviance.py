@@ -80,7 +80,7 @@ class LinearPullDevianceLoss(RowLoss):
         CosineSimilarity, MeanReducer (divides by all n anchors), needs a positive and a negative.
 
     Source:
-        The 2018 zoo's MarginPositive. The means and deviations are over all pairs that the loss is given, not only
+        DM18's MarginPositive. The means and deviations are over all pairs that the loss is given, not only
         the hard ones: so the selection is in here and not a miner. Where neither scores differ among themselves (one
         positive and one negative) the reference divides 0 by 0; here the level is halfway. It raises when no anchor is
         left, where we return 0.

@@ -79,10 +79,10 @@ class LogSumExpPairLoss(RowLoss):
         positive and a negative.
 
     Source:
-        The pair term of the 2018 zoo's AHardPair, which is this loss in `AnchorWeightedLoss(alpha=40)`, with one
+        The pair term of DM18's AHardPair, which is this loss in `AnchorWeightedLoss(alpha=40)`, with one
         steepness of 20 for both sides and fixed levels. Its notes say that only pairs beyond their level count, which
         is false: the levels are constants added to the loss. The reference code overflows in float32 for distances
-        above 5.2; the logarithms are never left here. The 2020 zoo's
+        above 5.2; the logarithms are never left here. DM20's
         LiftedStructure is this loss with alpha=2, beta=40, scale=2, both bases 0 and `CosineSimilarity`: the lifted
         loss of Hermans et al. 2017 with temperatures and without its hinge, not that of Song et al. 2016. `bounded` is
         ours; with it, scale=1 and one base for both sides this is `MultiSimilarityLoss`.

@@ -104,7 +104,7 @@ class MeanGapLoss(BatchLoss):
         whose loss is one number.
 
     Source:
-        The 2018 zoo's GaussianMetric, in which nothing is Gaussian. The reference code is NaN for fewer than five
+        DM18's GaussianMetric, in which nothing is Gaussian. The reference code is NaN for fewer than five
         positive pairs, of which none is kept; here the loss is 0. Each pair counts once in each direction.
 
     Raises:

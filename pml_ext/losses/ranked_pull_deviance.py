@@ -86,7 +86,7 @@ class RankedPullDevianceLoss(RowLoss):
         positive and a negative. The levels of the three ranks are distances of 0.95, 1.05 and 1.12.
 
     Source:
-        The 2018 zoo's DistanceMatch, which is this loss on pairs that `ChainedMiner` selects. Its reference code
+        DM18's DistanceMatch, which is this loss on pairs that `ChainedMiner` selects. Its reference code
         raises for anchors with fewer than three positives, where we average over those that there are. It divides by
         `alphas` without multiplying by them, in all likelihood by mistake: `sharp` does both.
 

@@ -80,7 +80,7 @@ class SemiHardTripletLoss(RowLoss):
 
     Source:
         Schroff, Kalenichenko, Philbin, "FaceNet", CVPR 2015, arXiv 1503.03832 (margin 0.2), with the rule of
-        TensorFlow's `triplet_semihard_loss` (margin 1) for pairs without a semi-hard negative. The 2020 zoo's loss of
+        TensorFlow's `triplet_semihard_loss` (margin 1) for pairs without a semi-hard negative. DM20's loss of
         this name is another one: it merely drops the negatives that are harder than the easiest positive.
 
     Raises:

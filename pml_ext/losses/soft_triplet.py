@@ -172,7 +172,7 @@ class SoftTripletLoss(RowLoss):
         `normalization` counts), needs a positive and a negative.
 
     Source:
-        The 2018 zoo's Triplet (threshold=0.7) and ATriplet (threshold=0.65, in `AnchorWeightedLoss(alpha=40)`); the
+        DM18's Triplet (threshold=0.7) and ATriplet (threshold=0.65, in `AnchorWeightedLoss(alpha=40)`); the
         soft margin is that of Hermans, Beyer, Leibe 2017, arXiv 1703.07737. The reference code divides by the number
         of triplets twice, which makes the loss shrink with the batch: that is "legacy". Its count wraps at 256, it
         needs classes of equal size and overflows for large distances.

@@ -1,4 +1,7 @@
-"""Miners: subclasses of PML's `BaseMiner`, usable wherever a PML miner is."""
+"""Miners: subclasses of PML's `BaseMiner`, usable wherever a PML miner is.
+
+Short names of sources, such as DM18, are in `pml_ext.catalog.KEYS`.
+"""
 
 from pml_ext.miners.ambiguous_negative import AmbiguousNegativeMiner
 from pml_ext.miners.capped import CappedMiner

@@ -28,7 +28,7 @@ class ChainedMiner(PairMiner):
         LpDistance (Euclidean distance of normalised embeddings).
 
     Source:
-        Ours. It is what the 2018 zoo's DistWeightNeighbour and DistanceMatch do: draw negatives, keep the three
+        Ours. It is what DM18's DistWeightNeighbour and DistanceMatch do: draw negatives, keep the three
         nearest positives, and then the drawn negatives that are not farther than these and a little more.
 
     Raises:

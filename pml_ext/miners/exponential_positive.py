@@ -43,7 +43,7 @@ class ExponentialPositiveMiner(Seeded, PairMiner):
         CosineSimilarity, torch's global generator.
 
     Source:
-        The positives of the 2018 zoo's DistWeightLoss; its negatives, those within a margin of the drawn positive,
+        The positives of DM18's DistWeightLoss; its negatives, those within a margin of the drawn positive,
         are chosen by `LargeMarginNearestNeighborLoss(k=1, margin=0.01)`.
 
     Raises:

@@ -39,7 +39,7 @@ class HardNegativePairMiner(PairMiner):
         CosineSimilarity.
 
     Source:
-        The selection in the 2018 zoo's BinDeviance and MarginDeviance losses. An anchor without positives, on which
+        The selection in DM18's BinDeviance and MarginDeviance losses. An anchor without positives, on which
         the reference code raises, drops out.
 
     Raises:

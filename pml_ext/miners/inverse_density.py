@@ -71,7 +71,7 @@ class InverseDensityMiner(Seeded, PairMiner):
         LpDistance (Euclidean distance of normalised embeddings), torch's global generator.
 
     Source:
-        The 2018 zoo's DistWeight losses, after the idea of Wu et al., "Sampling Matters in Deep Embedding Learning",
+        DM18's DistWeight losses, after the idea of Wu et al., "Sampling Matters in Deep Embedding Learning",
         ICCV 2017, whose density is that of points on a sphere (`DistanceWeightedMiner`). The weight
         is computed from its logarithm; equal distances, which the reference divides by zero, are equally likely; an
         anchor with too few negatives gets all of them.

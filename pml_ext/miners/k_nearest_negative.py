@@ -33,7 +33,7 @@ class KNearestNegativeMiner(PairMiner):
         LpDistance (Euclidean distance of normalised embeddings).
 
     Source:
-        The negatives of the 2018 zoo's MCA, there the 32 nearest centres of other classes. Of equally near negatives
+        The negatives of DM18's MCA, there the 32 nearest centres of other classes. Of equally near negatives
         the reference code keeps as many as fit, and so does this.
 
     Raises:

@@ -33,7 +33,7 @@ class KNearestPositiveMiner(PairMiner):
         LpDistance (Euclidean distance of normalised embeddings).
 
     Source:
-        The positives of the 2018 zoo's DistWeightNeighbour and DistanceMatch, whose negatives come from other stages
+        The positives of DM18's DistWeightNeighbour and DistanceMatch, whose negatives come from other stages
         of a `ChainedMiner`.
 
     Raises:

@@ -1,4 +1,7 @@
-"""Wrappers: losses made of losses, ours or PML's."""
+"""Wrappers: losses made of losses, ours or PML's.
+
+Short names of sources, such as DM18, are in `pml_ext.catalog.KEYS`.
+"""
 
 from pml_ext.wrappers.anchor_weighted import AnchorWeightedLoss
 from pml_ext.wrappers.branch import BranchLoss

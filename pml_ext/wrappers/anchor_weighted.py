@@ -114,7 +114,7 @@ class AnchorWeightedLoss(LossWrapper):
         negative.
 
     Source:
-        The "dynamic learning rate" of the 2018 zoo's ABatchAll, AHardPair and ATriplet: a detached weight of the
+        The "dynamic learning rate" of DM18's ABatchAll, AHardPair and ATriplet: a detached weight of the
         anchor, not a learning rate. The reference code divides sums of exponentials, which become 0/0 for embeddings
         that are not normalised; the logarithms are never left here.
 

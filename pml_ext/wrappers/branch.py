@@ -37,9 +37,9 @@ class BranchLoss(LossWrapper):
         The distance and the reducer of the inner loss.
 
     Source:
-        The slicing of the 2018 zoo's BinBranch, DistWeightDevBranch and BDWNeighbour, after Opitz et al., "BIER:
+        The slicing of DM18's BinBranch, DistWeightDevBranch and BDWNeighbour, after Opitz et al., "BIER:
         Boosting Independent Embeddings Robustly", ICCV 2017, whose boosting weights and diversity terms are not here
-        (see `BranchDiversityRegularizer`). The zoo does not normalise its slices, so that their similarities hardly
+        (see `BranchDiversityRegularizer`). DM18 does not normalize its slices, so that their similarities hardly
         reach its thresholds: `normalize=False` and `DotProductSimilarity(normalize_embeddings=False)` are its form.
 
     Raises:

@@ -53,7 +53,7 @@ class BranchDiversityRegularizer(PairModule, BaseRegularizer):
         LpDistance (Euclidean distance of normalised slices), MeanReducer (divides by all n samples).
 
     Source:
-        The 2018 zoo's JSDivKNNSoftmax is `BranchLoss(KNNSoftmaxLoss(...), sizes, embedding_regularizer=this)`. Its
+        DM18's JSDivKNNSoftmax is `BranchLoss(KNNSoftmaxLoss(...), sizes, embedding_regularizer=this)`. Its
         divergence has the arguments of both KL swapped, which is unbounded, its term exp(10 (1 - JS)) is at least e^3
         where JS is one, and its JSDiv keeps the diagonal, which drowns the rest: none of this is reproduced. Its
         slices are drawn once at random, which only renames the columns of a learned embedding.

@@ -65,7 +65,7 @@ class CentersAsReferences(LossWrapper):
         negatives is 0 in a batch of one class if the centres are those of the batch.
 
     Source:
-        The 2018 zoo's CenterNCA, CenterTriplet, ClusterNCA, KmeanLoss and MCA: `CenterNCA`, `CenterPair`, `ClusterNCA`,
+        DM18's CenterNCA, CenterTriplet, ClusterNCA, KmeanLoss and MCA: `CenterNCA`, `CenterPair`, `ClusterNCA`,
         `KmeanNCA` and `MCA` in the catalog. ClusterNCA multiplies the squared distance of a sample to the mean of its
         group of s by (s/(s-1))^2, which is that to the mean of the others, with any distance here; it drops every
         centre closer than 1e-3, here the own one of a group of one, and is infinite for a sample without a positive

@@ -33,7 +33,7 @@ class RandomSliceLoss(Seeded, LossWrapper):
         The distance and the reducer of the inner loss, torch's global generator.
 
     Source:
-        The 2018 zoo's EnsembleDWNeighbour. The bounds of its third slice are wrong: of 512 columns it takes 170 twice
+        DM18's EnsembleDWNeighbour. The bounds of its third slice are wrong: of 512 columns it takes 170 twice
         and 170 never. Here the slices are a partition.
 
     Raises:
