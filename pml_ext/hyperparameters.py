@@ -75,11 +75,10 @@ class Configured:
 
     def hyperparameters(self) -> dict[str, Any]:
         """The recorded values as the pure function takes them: levels negated if the distance is not inverted."""
-        sign = 1 if self.distance.is_inverted else -1
-        return {
-            name: sign * getattr(self, name) if name in self.levels else getattr(self, name)
-            for name in self._hyperparameter_names
-        }
+        values = {name: getattr(self, name) for name in self._hyperparameter_names}
+        if self.distance.is_inverted:
+            return values
+        return {k: -v if k in self.levels and v is not None else v for k, v in values.items()}
 
     def extra_repr(self) -> str:
         """The hyperparameters, and other arguments that are not at their default."""
@@ -118,7 +117,7 @@ class Configured:
         least, greatest = reach(self.distance)
         for name in self.levels:
             value = getattr(self, name)
-            if not least <= value <= greatest:
+            if value is not None and not least <= value <= greatest:
                 warnings.warn(
                     f"{name}={value} of {type(self).__name__} lies outside {least:g}..{greatest:g}, "
                     f"what its {type(self.distance).__name__} can reach",

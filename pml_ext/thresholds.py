@@ -34,6 +34,8 @@ SEMI_HARD_POSITIVES = 128
 # So many scores of a histogram, and so many triplets of the soft triplet loss, at a time.
 HISTOGRAM_BLOCK = 1 << 16
 SOFT_TRIPLETS = 1 << 20
+# Slopes of ranks are kept for the second pass over the positives of a block if they are at most so many.
+RANK_SLOPES = 1 << 21
 
 # Pairs: so many scores of a selection at a time.
 SELECTION_BLOCK = 1 << 18
@@ -93,6 +95,7 @@ TINY: dict[str, float] = {
     "SEMI_HARD_POSITIVES": 1,
     "HISTOGRAM_BLOCK": 16,
     "SOFT_TRIPLETS": 64,
+    "RANK_SLOPES": 16,
     "SELECTION_BLOCK": 16,
     "FLOAT_LABELS": 1,
     "GROUP": 2,

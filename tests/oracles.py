@@ -246,6 +246,93 @@ def class_center_margin(points, labels, center_margin, sample_margin):
     return sum(relu(center_margin - gap) for gap in gaps) + sum(relu(radius - sample_margin) for radius in radii)
 
 
+@of_anchor(losses.DecoupledContrastiveLoss)
+def decoupled_contrastive(pos, neg, temperature):
+    return lse([s / temperature for s in neg]) - mean([s / temperature for s in pos])
+
+
+@of_anchor(losses.HardnessWeightedContrastiveLoss)
+def hardness_weighted_contrastive(pos, neg, temperature, alpha, frozen):
+    push = lse([s / temperature + alpha * then for s, then in zip(neg, frozen[1], strict=True)])
+    return mean([sp(push - s / temperature) for s in pos])
+
+
+@of_anchor(losses.HardNegativeContrastiveLoss)
+def hard_negative_contrastive(pos, neg, temperature, beta, tau_plus, detach, farthest, frozen):
+    def tilted(now, then):
+        weights = [math.exp(beta * s / temperature) for s in (then if detach else now)]
+        return sum(w * math.exp(s / temperature) for w, s in zip(weights, now, strict=True)) / sum(weights)
+
+    true = (tilted(neg, frozen[1]) - tau_plus * tilted(pos, frozen[0])) / (1 - tau_plus)
+    g = len(neg) * max(true, math.exp(farthest / temperature))
+    return mean([math.log(1 + g / math.exp(s / temperature)) for s in pos])
+
+
+@of_anchor(losses.SelectivelyContrastiveTripletLoss)
+def selectively_contrastive_triplet(pos, neg, temperature, lam, level):
+    p, n = max(pos), max(neg)
+    return lam * n if n > p or (level is not None and n > level) else sp((n - p) / temperature)
+
+
+def logistic(x):
+    return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
+
+
+def _step(temperature):
+    return lambda x: logistic(x / temperature)
+
+
+def _rising(temperature, rho, delta, start, offset):
+    base = start + logistic(delta / temperature) if offset is None else offset
+    return lambda x: base + rho * (x - delta) if x > delta else logistic(x / temperature) + (start if x > 0 else 0)
+
+
+def _ahead_and_before(pos, neg, plus, minus):
+    """For each positive how many others are before it, and how many negatives."""
+    others = [[j for j in range(len(pos)) if j != p] for p in range(len(pos))]
+    ahead = [sum(plus(pos[j] - s) for j in others[p]) for p, s in enumerate(pos)]
+    return ahead, [sum(minus(k - s) for k in neg) for s in pos]
+
+
+def _exact(x):
+    return 1.0 if x >= 0 else 0.0
+
+
+@of_anchor(losses.SmoothAPLoss)
+def smooth_ap(pos, neg, temperature):
+    ahead, before = _ahead_and_before(pos, neg, _step(temperature), _step(temperature))
+    return 1 - mean([(1 + a) / (1 + a + b) for a, b in zip(ahead, before, strict=True)])
+
+
+@of_anchor(losses.SupAPLoss)
+def sup_ap(pos, neg, temperature, rho, delta, start, offset):
+    ahead, before = _ahead_and_before(pos, neg, _exact, _rising(temperature, rho, delta, start, offset))
+    return 1 - mean([(1 + a) / (1 + a + b) for a, b in zip(ahead, before, strict=True)])
+
+
+@of_anchor(losses.RecallAtKLoss)
+def recall_at_k(pos, neg, k, temperature, k_temperature, ranks):
+    upper = ranks == "upper"
+    minus = _rising(temperature, 100, 0.05, 0.5, None) if upper else _step(temperature)
+    ahead, before = _ahead_and_before(pos, neg, _exact if upper else _step(temperature), minus)
+    found = [sum(logistic((q - 1 - a - b) / k_temperature) for a, b in zip(ahead, before, strict=True)) for q in k]
+    shares = [(f if upper else min(q, f)) / min(q, len(pos)) for q, f in zip(k, found, strict=True)]
+    return 1 - mean(shares)
+
+
+@of_anchor(losses.PNPLoss)
+def pnp(pos, neg, b, alpha, temperature, variant):
+    _, before = _ahead_and_before(pos, neg, _exact, _step(temperature))
+    cost = {
+        "O": lambda x: x,
+        "Iu": lambda x: (1 + x) * math.log(1 + x),
+        "Ib": lambda x: (b * x - math.log(1 + b * x)) / b**2,
+        "Ds": lambda x: math.log(1 + x),
+        "Dq": lambda x: 1 - 1 / (1 + x) ** alpha,
+    }[variant]
+    return mean([cost(x) for x in before])
+
+
 class Draw(NamedTuple):
     """What a miner draws: k of the "pos" or of the "neg", one after another, in proportion to these weights."""
 

@@ -38,6 +38,7 @@ MORE: dict[str, tuple[dict[str, Any], ...]] = {
     "BatchHardTripletLoss": ({"margin": None},),
     "ChainedMiner": ({"miners": (InverseDensityMiner(), KNearestPositiveMiner(k=2))},),
     "DistanceWeightedMiner": ({"nonzero_loss_cutoff": None, "dimension": 3},),
+    "HardNegativeContrastiveLoss": ({"tau_plus": 0.3}, {"tau_plus": 0.1, "detach": False}, {"beta": 0}),
     "InverseDensityMiner": ({"num_negatives": 2, "max_z": 1.0},),
     "KNNSoftmaxLoss": ({"k": 2},),
     "DecoupledNCALoss": ({"k": 2, "alpha": 4, "beta": 1},),
@@ -53,8 +54,12 @@ MORE: dict[str, tuple[dict[str, Any], ...]] = {
             weightings.triplet,
         )
     ),
+    "PNPLoss": ({"variant": "Dq", "alpha": 4, "temperature": 0.1}, {"variant": "Iu"}),
     "PositiveAwareMiner": ({"reference": "min", "absolute_margin": 0.1, "range_min": 1, "k": 2},),
     "RankedPullDevianceLoss": ({"sharp": True},),
+    "RecallAtKLoss": ({"ranks": "upper"}, {"k": 1, "temperature": 0.1, "k_temperature": 0.5}),
+    "SelectivelyContrastiveTripletLoss": ({"level": None, "temperature": 0.5, "lam": 0.3},),
+    "SmoothAPLoss": ({"temperature": 0.1},),
     "SoftTripletLoss": ({"normalization": "triplet", "threshold": 0.0}, {"normalization": "legacy"}),
 }
 
@@ -72,6 +77,10 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     },
     "DecoupledNCALoss(k=2, alpha=4, beta=1)": {
         "equal_samples_are_treated_alike": "of equal positives the first is the one always kept",
+    },
+    "HardNegativeContrastiveLoss(tau_plus=0.1, detach=False)": {
+        "pair_weights_are_derivatives_by_the_score": "as published: negatives easier than the tilted mean are pulled",
+        "positives_are_pulled_and_negatives_pushed": "as published: negatives easier than the tilted mean are pulled",
     },
     "HistogramLoss": {"one_pair_of_each_kind_is_enough": "it is constant where histograms do not overlap"},
     "KNNSoftmaxLoss(k=2)": {"equal_samples_are_treated_alike": "of equal positives the first is the one always kept"},
@@ -92,6 +101,19 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "RandomSliceLoss": {"rotation_changes_nothing": "slices are columns, which a rotation mixes"},
     "RankedPullDevianceLoss": {"equal_samples_are_treated_alike": "of equal positives one comes first"},
     "SemiHardTripletLoss": {"equal_samples_are_treated_alike": "of equal negatives the last is the nearest"},
+}
+_COMPETE = dict.fromkeys(
+    ("positives_are_pulled_and_negatives_pushed", "pair_weights_are_derivatives_by_the_score"),
+    "positives compete for ranks: one of them may be pushed back by another",
+)
+EXCEPTIONS |= {
+    "RecallAtKLoss": _COMPETE,
+    "RecallAtKLoss(ranks=upper)": {},
+    "SmoothAPLoss": _COMPETE,
+    "SmoothAPLoss(temperature=0.1)": {
+        **_COMPETE,
+        "float32_keeps_small_distances_among_large_ones": "it takes differences of scores of far pairs, too",
+    },
 }
 
 # Laws that a class breaks and should not, with what is wrong: a test fails as soon as the law holds.

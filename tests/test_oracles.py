@@ -26,14 +26,26 @@ ALSO = {
     "BatchHardTripletLoss": ({"margin": None},),
     "BinomialDevianceLoss": ({"balance": 3, "scale": 1, "base": 0.1},),
     "DecoupledNCALoss": ({"k": 3, "alpha": 2, "beta": 0}, {"k": None, "alpha": 1, "beta": 0.5}),
+    "HardNegativeContrastiveLoss": (
+        {"beta": 0},
+        {"tau_plus": 0.1, "detach": False},
+        {"tau_plus": 0.5, "temperature": 0.2, "beta": 0.5},
+        {"beta": 3, "detach": False},
+    ),
+    "HardnessWeightedContrastiveLoss": ({"temperature": 0.5, "alpha": 0}, {"temperature": 0.5, "alpha": 2}),
     "HistogramLoss": ({"n_bins": 5},),
     "KNNSoftmaxLoss": ({"k": 1}, {"k": 3}, {"k": None, "alpha": 1, "negative_weight": 0.5}),
     "LargeMarginNearestNeighborLoss": ({"k": 2, "margin": 0.5}, {"k": None}),
     "LogSumExpPairLoss": ({"bounded": True},),
     "MeanGapLoss": ({"fraction": 0.5}, {"fraction": 1.0}),
+    "PNPLoss": tuple({"variant": each, "temperature": 0.1, "alpha": 4, "b": 3} for each in ("Iu", "Ib", "Ds", "Dq")),
     "RAWLoss": ({"alpha": 0.5, "beta": 0.5, "epsilon": 0.0},),
     "RankedPullDevianceLoss": ({"sharp": True}, {"margins": (0.1,), "alphas": (2,)}),
+    "RecallAtKLoss": ({"ranks": "upper"}, {"k": (1, 3), "temperature": 0.2, "k_temperature": 0.5}),
+    "SelectivelyContrastiveTripletLoss": ({"level": None}, {"temperature": 0.5, "lam": 0.3, "level": 0.2}),
+    "SmoothAPLoss": ({"temperature": 0.1},),
     "SoftTripletLoss": ({"normalization": "triplet", "threshold": 0.0}, {"normalization": "legacy"}),
+    "SupAPLoss": ({"temperature": 0.1, "rho": 10, "delta": 0.2}, {"start": 0, "offset": 1}),
 }
 SETTINGS = {
     f"{cls.__name__}({', '.join(f'{k}={v}' for k, v in arguments.items())})": (cls, arguments)

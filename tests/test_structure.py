@@ -31,7 +31,7 @@ LAYERS = (
     ("spaces", "wrappers"),
     ("extend",),
     ("losses", "miners"),
-    ("centers", "weightings"),
+    ("centers", "info_nce", "rank_counts", "weightings"),
     ("kmeans",),
     ("base",),
     ("blocks",),

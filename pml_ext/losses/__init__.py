@@ -11,9 +11,12 @@ from pml_ext.losses.binomial_deviance import BinomialDevianceLoss
 from pml_ext.losses.center import CenterLoss
 from pml_ext.losses.clamped_nca import ClampedNCALoss
 from pml_ext.losses.class_center_margin import ClassCenterMarginLoss
+from pml_ext.losses.decoupled_contrastive import DecoupledContrastiveLoss
 from pml_ext.losses.decoupled_nca import DecoupledNCALoss
 from pml_ext.losses.easy_positive_triplet import EasyPositiveTripletLoss
 from pml_ext.losses.generalized_lifted_structure import GeneralizedLiftedStructureLoss
+from pml_ext.losses.hard_negative_contrastive import HardNegativeContrastiveLoss
+from pml_ext.losses.hardness_weighted_contrastive import HardnessWeightedContrastiveLoss
 from pml_ext.losses.histogram import HistogramLoss
 from pml_ext.losses.knn_softmax import KNNSoftmaxLoss
 from pml_ext.losses.large_margin_nearest_neighbor import LargeMarginNearestNeighborLoss
@@ -23,10 +26,15 @@ from pml_ext.losses.log_sum_exp_pair import LogSumExpPairLoss
 from pml_ext.losses.mean_gap import MeanGapLoss
 from pml_ext.losses.multi_similarity import MultiSimilarityLoss
 from pml_ext.losses.pair_weighted import PairWeightedLoss
+from pml_ext.losses.pnp import PNPLoss
 from pml_ext.losses.ranked_pull_deviance import RankedPullDevianceLoss
 from pml_ext.losses.raw import RAWLoss
+from pml_ext.losses.recall_at_k import RecallAtKLoss
+from pml_ext.losses.selectively_contrastive_triplet import SelectivelyContrastiveTripletLoss
 from pml_ext.losses.semi_hard_triplet import SemiHardTripletLoss
+from pml_ext.losses.smooth_ap import SmoothAPLoss
 from pml_ext.losses.soft_triplet import SoftTripletLoss
+from pml_ext.losses.sup_ap import SupAPLoss
 
 __all__ = [
     "AdaptiveBinomialDevianceLoss",
@@ -37,9 +45,12 @@ __all__ = [
     "CenterLoss",
     "ClampedNCALoss",
     "ClassCenterMarginLoss",
+    "DecoupledContrastiveLoss",
     "DecoupledNCALoss",
     "EasyPositiveTripletLoss",
     "GeneralizedLiftedStructureLoss",
+    "HardNegativeContrastiveLoss",
+    "HardnessWeightedContrastiveLoss",
     "HistogramLoss",
     "KNNSoftmaxLoss",
     "LargeMarginNearestNeighborLoss",
@@ -48,9 +59,14 @@ __all__ = [
     "LogSumExpPairLoss",
     "MeanGapLoss",
     "MultiSimilarityLoss",
+    "PNPLoss",
     "PairWeightedLoss",
     "RAWLoss",
     "RankedPullDevianceLoss",
+    "RecallAtKLoss",
+    "SelectivelyContrastiveTripletLoss",
     "SemiHardTripletLoss",
+    "SmoothAPLoss",
     "SoftTripletLoss",
+    "SupAPLoss",
 ]

@@ -173,7 +173,8 @@ def negated_distance_agrees(loss: Any, case: Batch) -> None:
     """Minus the distance, taken as a similarity, with negated levels has the same loss."""
     negated = with_attributes(loss, distance=NegatedDistance(loss.distance))
     for name in negated.levels:
-        setattr(negated, name, -getattr(negated, name))
+        level = getattr(negated, name)
+        setattr(negated, name, None if level is None else -level)
     # Of equal distances, rounding chooses: there the two must be computed in the same way.
     expected = outcome(by_autograd(loss) if case.has_ties else loss, case)
     actual = evaluate(negated, case.embeddings, case.labels)
