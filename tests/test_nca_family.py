@@ -1,13 +1,7 @@
-"""The NCA family and the losses over all pairs of a batch: worked values, oracles with their gradients, identities.
+"""The NCA family and the losses over all pairs of a batch: worked values, PML's own, identities."""
 
-The oracles are the formulas in plain Python. They take complex numbers and decide by real parts, so that a step along
-the imaginary axis gives the derivative to the last digit, f(x + ih) = f(x) + ih f'(x) for tiny h, and a real part is
-what is held constant in the backward pass.
-"""
-
-import cmath
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,7 +10,7 @@ from pytorch_metric_learning import losses as pml
 from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity, LpDistance
 from pytorch_metric_learning.miners import BatchEasyHardMiner
 from pytorch_metric_learning.reducers import MeanReducer
-from torch import Tensor
+from toy import gradient_of, random_batch, toy
 
 from pml_ext.catalog import build
 from pml_ext.losses import (
@@ -30,9 +24,7 @@ from pml_ext.losses import (
 from pml_ext.masked import nearest
 from pml_ext.pairs import PairMasks
 
-T6 = torch.tensor([(1, 0), (0.96, 0.28), (0.28, 0.96), (0.6, 0.8), (-0.352, 0.936), (-0.8, 0.6)], dtype=torch.float64)
-T9 = torch.cat((T6, torch.tensor([(0, -1), (0.6, -0.8), (-0.936, -0.352)], dtype=torch.float64)))
-LABELS = torch.arange(9) // 3
+(T6, _), (T9, LABELS) = toy(6), toy(9)
 
 
 def plain(power: int = 1) -> LpDistance:
@@ -42,9 +34,6 @@ def plain(power: int = 1) -> LpDistance:
 # --- Worked values. ---------------------------------------------------------------------------------------------------
 
 GOLDEN = [
-    ("NCA", KNNSoftmaxLoss(alpha=16, k=3), 4.2921841659, 3.5218514465),
-    ("GaussianLDA", KNNSoftmaxLoss(alpha=30, k=3, distance=LpDistance()), 6.0569928525, 4.6277731941),
-    ("NCA, all", KNNSoftmaxLoss(alpha=1, k=None), 0.7804525854, None),
     ("SoftmaxNeig", build("SoftmaxNeig").loss, 9.8360669284, 7.4623647152),
     ("GradNCA", DecoupledNCALoss(k=3), 8.0260719095, 6.1355910447),
     ("GradNCA, 0", DecoupledNCALoss(k=3, beta=0), 21.7782569891, None),
@@ -68,9 +57,7 @@ def test_worked_values(name: str, loss: Any, six: float, nine: float | None) -> 
         assert loss(T9, LABELS).item() == pytest.approx(nine, abs=1e-10)
 
 
-def test_worked_gradients() -> None:
-    nca = KNNSoftmaxLoss(alpha=16, k=3, distance=plain(2))
-    assert gradient_of(nca, T6, LABELS[:6]).norm().item() == pytest.approx(7.1221209656, abs=1e-9)
+def test_worked_gradient() -> None:
     grad_nca = DecoupledNCALoss(k=3, distance=plain())
     assert gradient_of(grad_nca, T6, LABELS[:6]).norm().item() == pytest.approx(13.5611323333, abs=1e-9)
 
@@ -78,186 +65,6 @@ def test_worked_gradients() -> None:
 def test_n_pair_has_the_worked_value_of_the_paper() -> None:
     embeddings = torch.tensor([(1, 0), (0.8, 0.6), (0, 1), (-0.6, 0.8)], dtype=torch.float64)
     assert build("NPair")(embeddings, torch.tensor([0, 0, 1, 1])).item() == pytest.approx(0.4107781397, abs=1e-10)
-
-
-# --- Oracles: of one anchor, d its distances; or of a batch, d those of its pairs. p and n are places in d. -----------
-
-Row = Sequence[complex]
-Places = Sequence[int]
-Oracle = Callable[[Row, Places, Places], complex]
-
-
-def hinge(x: complex) -> complex:
-    return x if x.real > 0 else 0j
-
-
-def lse(xs: Sequence[complex]) -> complex:
-    top = max(x.real for x in xs)
-    return top + cmath.log(sum(cmath.exp(x - top) for x in xs))
-
-
-def mean(xs: Sequence[complex]) -> complex:
-    return sum(xs) / len(xs)
-
-
-def real(x: complex) -> float:
-    return x.real
-
-
-def near_places(d: Row, p: Places, n: Places, k: int | None) -> tuple[Places, Places]:
-    ordered = sorted(d[j].real for j in (*p, *n))
-    limit = math.inf if k is None or k >= len(ordered) else ordered[k]
-    nearest_pos = min(p, key=lambda j: d[j].real)
-    return [j for j in p if d[j].real < limit] or [nearest_pos], [j for j in n if d[j].real < limit]
-
-
-def knn_oracle(alpha: float, k: int | None, weight: float = 1) -> Oracle:
-    def oracle(d: Row, p: Places, n: Places) -> complex:
-        p, n = near_places(d, p, n, k)
-        pull = lse([-alpha * d[j] for j in p])
-        every = [-alpha * d[j] for j in p] + [-alpha * d[j] + math.log(weight) for j in n]
-        return lse(every) - pull
-
-    return oracle
-
-
-def decoupled_oracle(alpha: float, beta: float, k: int | None) -> Oracle:
-    def oracle(d: Row, p: Places, n: Places) -> complex:
-        p, n = near_places(d, p, n, k)
-        if not n:
-            return 0j
-        far = lse([alpha * (1 - d[j]) for j in n])
-        weight = 1 / (1 + math.exp((lse([alpha * (1 - d[j]) for j in p]) - far).real))
-        if beta == 0:
-            return weight * (alpha * mean([d[j] for j in p]) + far)
-        return weight * (far - alpha / beta * lse([beta * (1 - d[j]) for j in p]))
-
-    return oracle
-
-
-def neighbour_oracle(k: int, margin: float) -> Oracle:
-    def oracle(d: Row, p: Places, n: Places) -> complex:
-        targets = sorted((d[j] for j in p), key=real)[:k]
-        impostors = [d[j] for j in n if d[j].real < targets[-1].real + margin]
-        return mean(targets) - mean(impostors) + margin if impostors else 0j
-
-    return oracle
-
-
-def easy_positive_oracle(margin: float) -> Oracle:
-    def oracle(d: Row, p: Places, n: Places) -> complex:
-        return hinge(min((d[j] for j in p), key=real) - min((d[j] for j in n), key=real) + margin)
-
-    return oracle
-
-
-def mean_gap_oracle(one_in: int) -> Oracle:
-    def oracle(d: Row, p: Places, n: Places) -> complex:
-        r = len(p) // one_in
-        pos, neg = (sorted((d[j] for j in places), key=real)[:r] for places in (p, n))
-        if not pos or not neg:
-            return 0j
-        pull = [x for x in pos if x.real > mean(neg).real]
-        push = [x for x in neg if x.real < mean(pos).real]
-        return (mean(pull) if pull else 0j) - (mean(push) if push else 0j)
-
-    return oracle
-
-
-def histogram_oracle(n_bins: int) -> Oracle:
-    def height(values: Row, node: float) -> complex:
-        tents = [1 - (s - node if s.real > node else node - s) * n_bins / 2 for s in values]
-        return sum((hinge(x) for x in tents), 0j) / len(values)
-
-    def oracle(d: Row, p: Places, n: Places) -> complex:
-        pos, neg = ([-d[j] for j in places] for places in (p, n))
-        nodes = [-1 + 2 * r / n_bins for r in range(n_bins + 1)]
-        heights = [height(pos, node) for node in nodes]
-        return sum((height(neg, node) * sum(heights[: r + 1]) for r, node in enumerate(nodes)), 0j)
-
-    return oracle
-
-
-def lp(power: int) -> Callable[[Row, Row], complex]:
-    return lambda a, b: cmath.sqrt(sum((x - y) ** 2 for x, y in zip(a, b, strict=True))) ** power
-
-
-def minus_cosine(a: Row, b: Row) -> complex:
-    dot = sum(x * y for x, y in zip(a, b, strict=True))
-    return -dot / cmath.sqrt(sum(x * x for x in a)) / cmath.sqrt(sum(x * x for x in b))
-
-
-def row_loss(oracle: Oracle, distance: Any, rows: Sequence[Row], labels: Sequence[int]) -> complex:
-    total = 0j
-    for i, a in enumerate(rows):
-        d = [distance(a, b) if j != i else 0j for j, b in enumerate(rows)]
-        p = [j for j, y in enumerate(labels) if y == labels[i] and j != i]
-        n = [j for j, y in enumerate(labels) if y != labels[i]]
-        total += oracle(d, p, n) if p and n else 0j
-    return total / len(rows)
-
-
-def batch_loss(oracle: Oracle, distance: Any, rows: Sequence[Row], labels: Sequence[int]) -> complex:
-    pairs = [(i, j) for i in range(len(rows)) for j in range(len(rows)) if i != j]
-    d = [distance(rows[i], rows[j]) for i, j in pairs]
-    p = [t for t, (i, j) in enumerate(pairs) if labels[i] == labels[j]]
-    n = [t for t, (i, j) in enumerate(pairs) if labels[i] != labels[j]]
-    return oracle(d, p, n) if p and n else 0j
-
-
-EUCLIDEAN = {"distance": plain()}
-SQUARED = {"distance": plain(2)}
-
-ORACLES = [
-    ("NCA", KNNSoftmaxLoss(alpha=5, k=4, **SQUARED), row_loss, lp(2), knn_oracle(5, 4)),
-    ("NCA, all", KNNSoftmaxLoss(alpha=2, k=None, **EUCLIDEAN), row_loss, lp(1), knn_oracle(2, None)),
-    (
-        "SoftmaxNeig",
-        KNNSoftmaxLoss(alpha=6, k=None, negative_weight=0.5, **EUCLIDEAN),
-        row_loss,
-        lp(1),
-        knn_oracle(6, None, 0.5),
-    ),
-    ("GradNCA", DecoupledNCALoss(alpha=4, beta=1.5, k=5, **EUCLIDEAN), row_loss, lp(1), decoupled_oracle(4, 1.5, 5)),
-    ("GradNCA, 0", DecoupledNCALoss(alpha=4, beta=0, k=5, **EUCLIDEAN), row_loss, lp(1), decoupled_oracle(4, 0, 5)),
-    ("GradNCA, all", DecoupledNCALoss(alpha=4, k=None, **EUCLIDEAN), row_loss, lp(1), decoupled_oracle(4, 10, None)),
-    ("Neighbour", LargeMarginNearestNeighborLoss(**EUCLIDEAN), row_loss, lp(1), neighbour_oracle(1, 0.1)),
-    ("Neighbour, 2", LargeMarginNearestNeighborLoss(k=2, **EUCLIDEAN), row_loss, lp(1), neighbour_oracle(2, 0.1)),
-    ("Neighbour, cosine", build("DistWeight").loss, row_loss, minus_cosine, neighbour_oracle(1, 0.01)),
-    ("NeighbourHard", EasyPositiveTripletLoss(**EUCLIDEAN), row_loss, lp(1), easy_positive_oracle(0.05)),
-    ("GaussianMetric", MeanGapLoss(**EUCLIDEAN), batch_loss, lp(1), mean_gap_oracle(5)),
-    ("GaussianMetric, 1/2", MeanGapLoss(fraction=0.5, **EUCLIDEAN), batch_loss, lp(1), mean_gap_oracle(2)),
-    ("Histogram, 7", HistogramLoss(n_bins=7), batch_loss, minus_cosine, histogram_oracle(7)),
-    ("Histogram, 100", HistogramLoss(), batch_loss, minus_cosine, histogram_oracle(100)),
-]
-
-SIZES = [(3, 3, 3), (1, 5, 2, 3), (2, 6), (1, 1, 4)]
-
-
-def random_batch(sizes: Sequence[int], seed: int) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-    labels = labels[torch.randperm(len(labels), generator=generator)]
-    return torch.randn(len(labels), 3, generator=generator, dtype=torch.float64), labels
-
-
-def gradient_of(loss: Any, embeddings: Tensor, labels: Tensor) -> Tensor:
-    embeddings = embeddings.clone().requires_grad_()
-    return torch.autograd.grad(loss(embeddings, labels), embeddings)[0]
-
-
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
-@pytest.mark.parametrize(("name", "loss", "whole", "distance", "oracle"), ORACLES, ids=[name for name, *_ in ORACLES])
-def test_oracles(name: str, loss: Any, whole: Any, distance: Any, oracle: Oracle, sizes: Sequence[int]) -> None:
-    embeddings, labels = random_batch(sizes, seed=len(sizes))
-    rows, step = embeddings.tolist(), 1e-40
-    expected = whole(oracle, distance, rows, labels.tolist())
-    assert loss(embeddings, labels).item() == pytest.approx(expected.real, abs=1e-10)
-    gradient = gradient_of(loss, embeddings, labels)
-    for i, j in ((i, j) for i in range(len(rows)) for j in range(3)):
-        moved = [[x + 1j * step * (r == i and c == j) for c, x in enumerate(row)] for r, row in enumerate(rows)]
-        slope = whole(oracle, distance, moved, labels.tolist()).imag / step
-        assert gradient[i, j].item() == pytest.approx(slope, abs=1e-10), (i, j)
 
 
 # --- PML's own. -------------------------------------------------------------------------------------------------------
@@ -383,50 +190,7 @@ def test_mean_gap_keeps_the_exact_share(one_in: int) -> None:
         assert loss.item() == pytest.approx(expected), count
 
 
-# --- Signs, and batches in which little or nothing is defined. --------------------------------------------------------
-
-LOSSES = {name: loss for name, loss, *_ in ORACLES}
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_positives_are_pulled_and_negatives_pushed(name: str) -> None:
-    loss: Any = LOSSES[name]
-    generator = torch.Generator().manual_seed(6)
-    sim = -torch.rand(8, 9, generator=generator, dtype=torch.float64).requires_grad_()
-    sim.retain_grad()
-    pos = torch.rand(8, 9, generator=generator) < 0.4
-    formula = loss.per_batch if hasattr(loss, "per_batch") else loss.per_anchor
-    formula(sim, pos, ~pos).sum().backward()
-    assert (sim.grad[pos] <= 0).all()
-    assert (sim.grad[~pos] >= 0).all()
-    assert sim.grad.abs().sum() > 0
-
-
-DEGENERATE = {
-    "one sample": (torch.ones(1, 3), torch.tensor([0])),
-    "no sample": (torch.ones(0, 3), torch.zeros(0, dtype=torch.long)),
-    "one class": (torch.randn(5, 3, generator=torch.Generator().manual_seed(7)), torch.zeros(5, dtype=torch.long)),
-    "all different": (torch.randn(5, 3, generator=torch.Generator().manual_seed(8)), torch.arange(5)),
-}
-
-
-@pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize(("embeddings", "labels"), DEGENERATE.values(), ids=list(DEGENERATE))
-def test_nothing_to_learn_costs_nothing(name: str, embeddings: Tensor, labels: Tensor) -> None:
-    embeddings = embeddings.clone().requires_grad_()
-    value = LOSSES[name](embeddings, labels)
-    value.backward()
-    assert value == 0
-    assert embeddings.grad is not None
-    assert (embeddings.grad == 0).all()
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_equal_and_huge_embeddings_stay_finite(name: str) -> None:
-    labels = torch.arange(6) // 2
-    for embeddings in (torch.ones(6, 3), torch.ones(6, 3).mul_(1e4 * (torch.arange(6)[:, None] % 3))):
-        gradient = gradient_of(LOSSES[name], embeddings, labels)
-        assert gradient.isfinite().all()
+# --- What is given, and what is wrong. --------------------------------------------------------------------------------
 
 
 def test_neighbourless_anchors_have_no_loss() -> None:
@@ -439,7 +203,7 @@ def test_neighbourless_anchors_have_no_loss() -> None:
 
 def test_relation_may_be_given() -> None:
     masks = PairMasks(torch.eye(6, dtype=torch.bool).roll(1, 1), torch.eye(6, dtype=torch.bool).roll(2, 1))
-    for loss in LOSSES.values():
+    for loss in (DecoupledNCALoss(), EasyPositiveTripletLoss(), HistogramLoss(), KNNSoftmaxLoss(), MeanGapLoss()):
         pairs = loss(T6, None, masks.indices())
         torch.testing.assert_close(pairs, loss(T6, None, masks))
 
