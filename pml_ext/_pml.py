@@ -187,6 +187,8 @@ class Miner(Defaults, _Miner):
         def __call__(self, embeddings: Tensor, labels: Tensor, *args: Any, **kwargs: Any) -> Any:
             """Call `forward`, with the arguments that have no name by the names that they have in PML 3."""
             names = ("indices_tuple", "ref_emb", "ref_labels")
+            if args and isinstance(args[0], Tensor):
+                names = names[1:]
             given = {name: value for name, value in zip(names, args, strict=False) if value is not None}
             return super().__call__(embeddings, labels, **given, **kwargs)
 
@@ -352,6 +354,38 @@ def add_penalties(loss: Any, found: LossDict, embeddings: Tensor) -> None:
         found[name] = {"losses": value, "indices": None, "reduction_type": "already_reduced"}
 
 
+def unreduced(loss: Any, *batch: Any) -> LossDict:
+    """What any PML loss hands to its reducer, as PML 2 has it, with its penalties."""
+    if not HAS_TERMS:
+        loss = copy.deepcopy(loss)
+        loss.set_reducer(reducers.DoNothingReducer())
+        found: LossDict = loss(*batch)
+        return found
+    if not isinstance(loss, Loss):
+        return {name: {"reduction_type": _kind(term)} | term for name, term in loss.objective_terms(*batch).items()}
+    kept: LossDict = {}
+
+    def keep(*given: Any) -> LossDict:
+        kept.update(type(loss).loss_dict(loss, *given))
+        return kept
+
+    loss.loss_dict = keep  # type: ignore[method-assign, assignment]
+    try:
+        loss(*batch)
+    finally:
+        del loss.loss_dict
+    add_penalties(loss, kept, batch[0])
+    return kept
+
+
+def set_reducer(loss: Any, reducer: Any) -> None:
+    """Give any PML loss another reducer."""
+    if hasattr(loss, "set_reducer"):
+        loss.set_reducer(reducer)
+    else:
+        loss.reducer = reducer
+
+
 def reset_stats(module: Any) -> None:
     """Let a loss or a miner of any kind forget the statistics of its last call, if it has any."""
     if hasattr(module, "reset_stats"):
@@ -362,6 +396,12 @@ def record(module: nn.Module, names: Iterable[str]) -> None:
     """Name attributes of a module, numbers or lists of them, that are to be logged: record-keeper looks for them."""
     known = getattr(module, "_record_these", [])
     module._record_these = [*known, *(name for name in names if name not in known)]  # type: ignore[assignment]
+
+
+def record_stat(module: Any, name: str) -> None:
+    """Name an attribute of a module that every call sets anew, if PML collects such."""
+    if hasattr(module, "add_to_recordable_attributes"):
+        module.add_to_recordable_attributes(name=name, is_stat=True)
 
 
 def mine(
@@ -432,11 +472,23 @@ def has_own(distance: Any, method: str) -> bool:
     return getattr(type(distance), method, None) is not getattr(distances.BaseDistance, method, None)
 
 
+def matrix_of(distance: Any, embeddings: Tensor, ref_emb: Tensor) -> Tensor:
+    """The matrix of a distance of vectors as they are, which it does not normalise."""
+    if hasattr(distance, "compute_mat"):
+        matrix: Tensor = distance.compute_mat(embeddings, ref_emb) ** distance.power
+        return matrix
+    # Where PML 3 gives no way to say so, it does.
+    plain = copy.copy(distance)
+    plain.normalize_embeddings = False
+    of_plain: Tensor = plain(embeddings, ref_emb)
+    return of_plain
+
+
 def describe(distance: Any) -> None:
     """Write down on a distance, where its class does not, what PML 2's say of themselves.
 
     That is `is_inverted`, `normalize_embeddings`, `p`, `power` and `collect_stats`, found by asking for some distances;
-    `p` and `power` are None where the distance is of a kind that is not known.
+    `p` and `power` are PML's defaults where the distance is of a kind that is not known.
     """
     missing = [name for name in _FACTS if not hasattr(distance, name)]
     if missing:
@@ -451,7 +503,7 @@ _FACTS = ("is_inverted", "normalize_embeddings", "p", "power", "collect_stats")
 @torch.no_grad()
 def _facts(distance: Any) -> dict[str, Any]:
     one, other = torch.eye(2, dtype=torch.float64, device="cpu").split(1)
-    p = power = None
+    p, power = 2.0, 1.0
     if type(distance) is distances.LpDistance:
         # |e_1 - -e_1|^power and |e_1 - e_2|^power, of lengths 2 and 2^(1 / p).
         power = _log2(distance(one, -one))
@@ -476,7 +528,7 @@ def _log2(number: Tensor) -> float:
     return math.log2(number.item())
 
 
-def _whole(number: float | None) -> float | None:
+def _whole(number: float) -> float:
     """A number without its rounding errors, as an integer if it is one."""
-    rounded = None if number is None else round(number, 9)
-    return rounded if rounded is None or rounded % 1 else int(rounded)
+    rounded = round(number, 9)
+    return rounded if rounded % 1 else int(rounded)

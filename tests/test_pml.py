@@ -38,8 +38,8 @@ def test_of_an_unknown_distance_direction_and_normalisation_are_found_out(normal
     assert found == {
         "is_inverted": False,
         "normalize_embeddings": normalize,
-        "p": None,
-        "power": None,
+        "p": 2,
+        "power": 1,
         "collect_stats": False,
     }
 
@@ -56,7 +56,7 @@ def test_what_a_distance_says_itself_is_left_alone():
 
     distance = Taciturn()
     _pml.describe(distance)
-    assert (distance.p, distance.power) == (7, None)
+    assert (distance.p, distance.power) == (7, 1)
     assert (distance.is_inverted, distance.normalize_embeddings, distance.collect_stats) == (False, True, False)
 
 

@@ -188,6 +188,14 @@ def by_autograd(subject: Any) -> ByAutograd:
     return ByAutograd(subject)
 
 
+def unreduced(loss: Any, *batch: Any) -> dict[str, dict[str, Any]]:
+    """What a loss, a copy of it if it has a state, hands to its reducer, with its penalties."""
+    if isinstance(loss, ByAutograd):
+        with engine.disabled():
+            return unreduced(loss.subject, *batch)
+    return _pml.unreduced(fresh(loss), *batch)
+
+
 def reseed() -> None:
     """Bring the global generator to where it is at the beginning of every call that a law makes."""
     # torch.manual_seed records the stack for devices that may follow: it takes longer than a loss.
