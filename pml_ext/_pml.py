@@ -186,7 +186,7 @@ class Miner(Defaults, _Miner):
 
         def __call__(self, embeddings: Tensor, labels: Tensor, *args: Any, **kwargs: Any) -> Any:
             """Call `forward`, with the arguments that have no name by the names that they have in PML 3."""
-            names = ("indices_tuple", "ref_emb", "ref_labels")
+            names: tuple[str, ...] = ("indices_tuple", "ref_emb", "ref_labels")
             if args and isinstance(args[0], Tensor):
                 names = names[1:]
             given = {name: value for name, value in zip(names, args, strict=False) if value is not None}
