@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         losses,
         miners,
         mining,
+        stock,
         testing,
         trainers,
         weightings,
@@ -29,12 +30,14 @@ if TYPE_CHECKING:
     from pml_ext.evaluation import compare, evaluate
     from pml_ext.mining import mine
     from pml_ext.pairs import PairMasks
+    from pml_ext.stock import accelerate
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Experiment",
     "PairMasks",
+    "accelerate",
     "analysis",
     "benchmark",
     "catalog",
@@ -50,6 +53,7 @@ __all__ = [
     "miners",
     "mining",
     "pair_weights",
+    "stock",
     "testing",
     "trainers",
     "weightings",
@@ -60,6 +64,7 @@ __all__ = [
 _WORDS = {
     "Experiment": "benchmark",
     "PairMasks": "pairs",
+    "accelerate": "stock",
     "choose": "benchmark.advice",
     "compare": "evaluation",
     "evaluate": "evaluation",

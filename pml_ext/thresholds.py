@@ -78,6 +78,11 @@ COUNTED_MATCHES = 8
 # So many draws of a bootstrap at a time: 64 MB.
 DRAWS = 1 << 23
 
+# Stock losses: scores of the rows that are worked on at a time.
+STOCK_BLOCK = 1 << 17
+# A list of the columns of one's own class is cheaper than a mask if they are at most this share of all.
+STOCK_OWN_SHARE = 0.25
+
 # Whether numbers on the CPU may be looked at, because nothing waits for it; False to compute as on a device.
 LOOKS = True
 
@@ -96,6 +101,8 @@ TINY: dict[str, float] = {
     "HISTOGRAM_BLOCK": 16,
     "SOFT_TRIPLETS": 64,
     "RANK_SLOPES": 16,
+    "STOCK_BLOCK": 20,
+    "STOCK_OWN_SHARE": 0.6,  # grows, as GATHERED_SHARE
     "SELECTION_BLOCK": 16,
     "FLOAT_LABELS": 1,
     "GROUP": 2,

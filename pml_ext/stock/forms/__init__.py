@@ -1,0 +1,35 @@
+"""The forms without tuples of PML's stock losses."""
+
+from pytorch_metric_learning import losses
+
+from pml_ext.stock.forms.form import Form
+from pml_ext.stock.forms.lse import (
+    Circle,
+    GeneralizedLiftedStructure,
+    LiftedStructure,
+    MultiSimilarity,
+    NTXent,
+    SupCon,
+    TupletMargin,
+)
+from pml_ext.stock.forms.nca import NCA
+from pml_ext.stock.forms.pairs import Contrastive, IntraPairVariance
+from pml_ext.stock.forms.triplets import Margin, TripletMargin
+
+FORMS: dict[type, type[Form]] = {
+    losses.CircleLoss: Circle,
+    losses.ContrastiveLoss: Contrastive,
+    losses.GeneralizedLiftedStructureLoss: GeneralizedLiftedStructure,
+    losses.IntraPairVarianceLoss: IntraPairVariance,
+    losses.LiftedStructureLoss: LiftedStructure,
+    losses.MarginLoss: Margin,
+    losses.MultiSimilarityLoss: MultiSimilarity,
+    losses.NCALoss: NCA,
+    losses.NTXentLoss: NTXent,
+    losses.SignalToNoiseRatioContrastiveLoss: Contrastive,
+    losses.SupConLoss: SupCon,
+    losses.TripletMarginLoss: TripletMargin,
+    losses.TupletMarginLoss: TupletMargin,
+}
+
+__all__ = ["FORMS", "Form"]

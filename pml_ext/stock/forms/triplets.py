@@ -1,0 +1,285 @@
+"""Losses of triplets, summed over the positives of a row, slot by slot."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from pytorch_metric_learning import reducers
+from torch import Tensor
+
+from pml_ext.stock.forms.form import Form, Rows, positives, scatter_positives
+from pml_ext.stock.incidence import LABELS, TRIPLETS, Incidence
+
+
+class Choice(Protocol):
+    """A choice among the triplets of the labels, as a miner makes it."""
+
+    def masks(self, start: int, stop: int) -> list[Tensor]:
+        """Chosen negatives of each positive of some rows, a mask [r, m] a slot."""
+
+
+class TripletMargin(Form):
+    """Sum over positives and negatives of `act(D_ip - D_in + margin)`.
+
+    The triplets are all of the incidence, or those of `choice`, which is set before the call.
+    """
+
+    choice: Choice | None = None
+
+    @classmethod
+    def falls_back(cls, loss: Any, kind: int, with_references: bool) -> str | None:
+        if kind == TRIPLETS:
+            return "a list of triplets is no product of pairs"
+        if kind == LABELS and loss.triplets_per_anchor != "all":
+            return "triplets_per_anchor is a number: the triplets are drawn"
+        if loss.swap and with_references:
+            return "PML looks the positives of `swap` up among the anchors"
+        return None
+
+    def is_empty(self) -> bool:
+        return not bool((self.incidence.counts.sum(1) * self.incidence.negatives.per_row).any())
+
+    @property
+    def needs_whole(self) -> bool:
+        """Whether a row needs the distances of others."""
+        return bool(self.loss.swap)
+
+    def summarize(self, distances: Tensor, start: int, *, keep: bool) -> Rows:
+        incidence = self.of(start, distances)
+        near = positives(distances, incidence)
+        sums, kept, counts, by_near, by_far = self._walk(distances, incidence, near, start, derivative=keep)
+        if keep and not self.loss.swap:
+            distances.copy_(by_far)
+        return sums, kept, counts, by_near
+
+    def combine(self, rows: Rows) -> dict[str, Tensor]:
+        sums, kept, counts, self._by_near = rows
+        if self._keeps_all:
+            kept = counts
+        value, self._pull = self.reductions["loss"].rows(sums, kept, counts, counts)
+        return {"loss": value}
+
+    def gradient(self, distances: Tensor, start: int, *, kept: bool) -> Tensor:
+        incidence = self.of(start, distances)
+        stop = start + len(distances)
+        if self.loss.swap:
+            near = positives(distances, incidence)
+            return self._walk(distances, incidence, near, start, derivative=True, pull=self._pull)[4]
+        by_near = self._by_near[start:stop]
+        if not kept:
+            near = positives(distances, incidence)
+            by_near, distances = self._walk(distances, incidence, near, start, derivative=True)[3:]
+        pull = self._pull[start:stop, None]
+        return scatter_positives(distances.mul_(pull), incidence, by_near * pull)
+
+    @property
+    def _keeps_all(self) -> bool:
+        return self.reductions["loss"].limits == (None, None)
+
+    def _walk(
+        self,
+        distances: Tensor,
+        incidence: Incidence,
+        near: Tensor,
+        start: int,
+        *,
+        derivative: bool,
+        pull: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Sums, kept numbers and numbers of each row's triplets, and the derivatives at positives and negatives.
+
+        With `swap` the derivatives at the negatives are complete if `pull`, the rows' factor, is given.
+        """
+        sums, kept = near.new_zeros(len(near)), near.new_zeros(len(near))
+        counts = incidence.counts.sum(1) * incidence.negatives.per_row
+        by_near = torch.zeros_like(near)
+        by_far = torch.zeros_like(distances) if derivative else distances
+        # What is no negative is so far away that no margin reaches it.
+        others = distances if self.loss.swap else incidence.negatives.blank(distances.clone(), torch.inf)
+        complete = bool((incidence.counts == 1).all())
+        buffer = torch.empty_like(distances)
+        chosen = None if self.choice is None else self.choice.masks(start, start + len(distances))
+        if chosen is not None:
+            counts = torch.stack([each.sum(1) for each in chosen]).sum(0).to(near.dtype) if chosen else counts
+        for slot in range(near.shape[1]):
+            times = incidence.counts[:, slot]
+            partner = incidence.positives[:, slot]
+            if self.loss.swap:
+                pair = distances[partner]
+                far = incidence.negatives.blank(torch.minimum(distances, pair), torch.inf)
+            else:
+                far = others
+            mask = None if chosen is None else chosen[slot]
+            total, number, active = self._slot(near[:, slot, None], far, incidence, buffer, mask)
+            sums += total if complete else total * times
+            kept += number if complete else number * times
+            if not derivative:
+                continue
+            if not complete:
+                active.mul_(times[:, None])
+            by_near[:, slot] = number if complete and self._counts_active else active.sum(1)
+            if not self.loss.swap:
+                by_far.sub_(active)
+            elif pull is not None:
+                _swapped(by_far, active.mul_(pull[:, None]), distances, pair, partner)
+        return sums, kept, counts, by_near, by_far
+
+    @property
+    def _counts_active(self) -> bool:
+        """Whether what is reduced are the losses above 0 of a hinge."""
+        return not self.loss.smooth_loss and self.reductions["loss"].limits in ((None, None), (0, None))
+
+    def _slot(
+        self, near: Tensor, far: Tensor, incidence: Incidence, buffer: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of one positive of each row: sum of losses, number of kept ones, and the derivative by `near - far`."""
+        inside = torch.sub(near, far, out=buffer).add_(self.loss.margin)
+        weights = incidence.negatives.weights
+        if self._counts_active:
+            losses = inside.clamp_min_(0)
+            if mask is not None:
+                losses.mul_(mask)
+            total = (losses if weights is None else losses * weights).sum(1)
+            active = incidence.negatives.weighted(losses.sign_())
+            return total, active.sum(1), active
+        if self.loss.smooth_loss:
+            losses = torch.nn.functional.softplus(inside)
+            active = torch.where(inside > 20, 1, inside.sigmoid())  # where softplus is the identity
+        else:
+            losses = inside.clamp_min_(0)
+            active = losses.sign()
+        keep = self.reductions["loss"].keep(losses)
+        keep = torch.ones_like(losses) if keep is None else keep.to(losses.dtype)
+        chosen = incidence.negatives.weighted(incidence.negatives.blank(keep, 0))
+        if mask is not None:
+            chosen.mul_(mask)
+        return (losses * chosen).sum(1), chosen.sum(1), active.mul_(chosen)
+
+
+def _swapped(by_far: Tensor, active: Tensor, mine: Tensor, others: Tensor, partner: Tensor) -> None:
+    """Add the derivative of `near - min(mine, others)`; `others` are the rows `partner`. A tie is shared."""
+    by_far.scatter_add_(1, partner[:, None], active.sum(1, keepdim=True))
+    to_mine = (mine < others).to(active.dtype) + (mine == others).to(active.dtype) / 2
+    by_far -= active * to_mine
+    by_far.index_add_(0, partner, active * (to_mine - 1))
+
+
+class Margin(Form):
+    """`[D_ip - beta + margin]+ + [beta - D_in + margin]+`, each as often as it stands in a triplet."""
+
+    names = ("margin_loss", "beta_reg_loss")
+
+    @classmethod
+    def falls_back(cls, loss: Any, kind: int, with_references: bool) -> str | None:
+        if kind == LABELS and loss.triplets_per_anchor != "all":
+            return "triplets_per_anchor is a number: the triplets are drawn"
+        reducer = loss.reducer
+        if isinstance(reducer, reducers.MultipleReducers):
+            own = reducer.reducers["margin_loss"] if "margin_loss" in reducer.reducers else reducer.default_reducer  # noqa: SIM401
+            limited = isinstance(own, reducers.ThresholdReducer)
+            if limited and not (own.low == 0 and own.high is None):
+                return "a threshold of the sum of both sides needs every triplet"
+            if limited and kind == TRIPLETS:
+                return "a list of triplets is no product of pairs"
+        return None
+
+    def _times(self) -> tuple[Tensor, Tensor, Tensor]:
+        """How often positives [n, k] and negatives [n] count, and the triplets of each row."""
+        own, others = self.incidence.counts.sum(1), self.incidence.negatives.per_row
+        if self.incidence.kind == TRIPLETS:
+            return self.incidence.counts, torch.ones_like(own), own
+        return self.incidence.counts * others[:, None], own, own * others
+
+    def is_empty(self) -> bool:
+        incidence = self.incidence
+        if incidence.kind == TRIPLETS:
+            return not self.lengths[0]
+        return not bool((incidence.counts.sum(1) * incidence.negatives.per_row).any())
+
+    @property
+    def levels(self) -> Tensor:
+        """beta of each anchor, on the distances' scale."""
+        beta = self.loss.beta.detach().to(self.incidence.counts)
+        labels = self.reductions["margin_loss"].labels
+        own = beta.expand(len(self.incidence.positives)) if len(beta) == 1 else beta[labels]
+        out: Tensor = own * self.sign
+        return out
+
+    def summarize(self, distances: Tensor, start: int, *, keep: bool) -> Rows:
+        incidence = self.of(start, distances)
+        pushed = self._pushed(distances, start, incidence)
+        weights = incidence.negatives.weights
+        above = (pushed > 0).to(pushed.dtype)
+        number = incidence.negatives.weighted(above).sum(1)
+        return (
+            positives(distances, incidence),
+            (pushed if weights is None else pushed * weights).sum(1),
+            number,
+        )
+
+    def combine(self, rows: Rows) -> dict[str, Tensor]:
+        near, far_sums, far_numbers = rows
+        reduction = self.reductions["margin_loss"]
+        times, far_times, triplets = self._times()
+        hinge = (near - self.levels[:, None] + self.loss.margin).relu()
+        hinge = torch.where(self.incidence.counts > 0, hinge, 0)
+        above = (hinge > 0).to(hinge.dtype)
+        sums = (times * hinge).sum(1) + far_times * far_sums
+        divisor = (times * above).sum() + (far_times * far_numbers).sum()
+        if reduction.by_divisor:
+            value, pull = reduction.of_sums(sums.sum(), divisor, torch.ones_like(sums))
+        else:
+            kept = triplets
+            if reduction.keep(sums) is not None:  # above 0: all but those with both sides at 0
+                zero = (self.incidence.counts * (1 - above)).sum(1) * (self.incidence.negatives.per_row - far_numbers)
+                kept = triplets - zero
+            value, pull = reduction.rows(sums, kept, triplets, triplets)
+        self._by_near = pull[:, None] * times * above
+        self._by_far = -pull * far_times
+        self._by_level = -(self._by_near.sum(1) + self._by_far * far_numbers)
+        regularizer = self._regularizer(triplets, divisor)
+        return {"margin_loss": value} if regularizer is None else {"margin_loss": value, "beta_reg_loss": regularizer}
+
+    def _regularizer(self, triplets: Tensor, divisor: Tensor) -> Tensor | None:
+        self._by_regularizer = None
+        if not self.loss.learn_beta:
+            return None
+        reduction = self.reductions["beta_reg_loss"]
+        if len(self.loss.beta) == 1:
+            self._by_regularizer = self.levels.new_full((1,), float(self.loss.nu))
+            regularizer: Tensor = self.loss.beta.detach().to(triplets).squeeze() * self.loss.nu
+            return regularizer
+        losses = self.levels * self.sign * self.loss.nu
+        if reduction.by_divisor:
+            value, pull = reduction.of_sums((triplets * losses).sum(), divisor, triplets)
+        else:
+            value, pull = reduction.elements(losses, triplets)
+        self._by_regularizer = pull * self.loss.nu
+        return value
+
+    def gradient(self, distances: Tensor, start: int, *, kept: bool) -> Tensor:
+        incidence = self.of(start, distances)
+        stop = start + len(distances)
+        above = (self._pushed(distances, start, incidence) > 0).to(distances.dtype)
+        out = incidence.negatives.weighted(above).mul_(self._by_far[start:stop, None])
+        return scatter_positives(out, incidence, self._by_near[start:stop])
+
+    def parameters(self) -> dict[str, Tensor]:
+        if not self.loss.learn_beta:
+            return {}
+        beta = self.loss.beta
+        own = self._by_level * self.sign
+        if len(beta) == 1:
+            total = own.sum(0, keepdim=True)
+            return {"beta": total if self._by_regularizer is None else total + self._by_regularizer}
+        if self._by_regularizer is not None:
+            own = own + self._by_regularizer
+        labels = self.reductions["margin_loss"].labels
+        assert labels is not None
+        return {"beta": own.new_zeros(len(beta)).index_add_(0, labels, own)}
+
+    def _pushed(self, distances: Tensor, start: int, incidence: Incidence) -> Tensor:
+        levels = self.levels[start : start + len(distances), None]
+        pushed = (levels - distances).add_(self.loss.margin).relu_()
+        return incidence.negatives.blank(pushed, 0)

@@ -1,0 +1,170 @@
+"""How often each pair stands in the lists that stock PML would form, without forming them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pml_ext import thresholds
+
+LABELS, TRIPLETS, PAIRS = 0, 3, 4
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """The negatives of some rows: all columns but a few, or a matrix of counts.
+
+    Args:
+        columns: [n, k] columns that are no negatives; None if `absent` says it. Rows repeat a column to fill up.
+        absent: [n, m] True where a pair is no negative.
+        weights: [n, m] how often a pair stands in the list; None: once.
+        per_row: [n] length of each row's list, with repetitions.
+    """
+
+    columns: Tensor | None
+    absent: Tensor | None
+    weights: Tensor | None
+    per_row: Tensor
+
+    def blank(self, scores: Tensor, value: float) -> Tensor:
+        """Write `value` into `scores` [n, m] in place where a pair is no negative."""
+        if self.columns is not None:
+            return scores.scatter_(1, self.columns, value)
+        return scores if self.absent is None else scores.masked_fill_(self.absent, value)
+
+    def weighted(self, values: Tensor) -> Tensor:
+        """Multiply `values` [n, m] in place by how often each pair stands in the list."""
+        return values if self.weights is None else values.mul_(self.weights)
+
+    def rows(self, start: int, stop: int) -> Negatives:
+        """Those of the rows from `start` to `stop`."""
+        cut = lambda each: None if each is None else each[start:stop]  # noqa: E731
+        return Negatives(cut(self.columns), cut(self.absent), cut(self.weights), self.per_row[start:stop])
+
+    def once(self) -> Negatives:
+        """Each pair once."""
+        if self.weights is None:
+            return self
+        absent = self.weights == 0
+        return Negatives(None, absent, None, (~absent).sum(1).to(self.per_row.dtype))
+
+
+@dataclass(frozen=True)
+class Incidence:
+    """The positive and negative pairs of every anchor, with multiplicity.
+
+    Args:
+        kind: LABELS, PAIRS (four lists) or TRIPLETS (three: each pair counts once for each triplet it is in).
+        positives: [n, k] columns of the positives.
+        counts: [n, k] how often each stands in the list; 0 where a row has fewer than k.
+        negatives: the rows' negatives.
+        columns: number of references, m.
+    """
+
+    kind: int
+    positives: Tensor
+    counts: Tensor
+    negatives: Negatives
+    columns: int
+
+    def rows(self, start: int, stop: int) -> Incidence:
+        """The rows from `start` to `stop`."""
+        return replace(
+            self,
+            positives=self.positives[start:stop],
+            counts=self.counts[start:stop],
+            negatives=self.negatives.rows(start, stop),
+        )
+
+    def once(self) -> Incidence:
+        """Each pair once."""
+        if self.kind == LABELS:
+            return self
+        return replace(self, counts=(self.counts > 0).to(self.counts.dtype), negatives=self.negatives.once())
+
+    def lengths(self) -> tuple[float, float]:
+        """Lengths of the lists of positives and of negatives."""
+        return float(self.counts.sum(dtype=torch.float64)), float(self.negatives.per_row.sum(dtype=torch.float64))
+
+    def contradicts(self) -> bool:
+        """Whether a pair is positive and negative at once."""
+        if self.kind == LABELS or self.negatives.weights is None or not self.positives.numel():
+            return False
+        both = self.negatives.weights.gather(1, self.positives) * self.counts
+        return bool((both > 0).any())
+
+
+def by_labels(labels: Tensor, ref_labels: Tensor, *, without_self: bool, dtype: torch.dtype) -> Incidence:
+    """All pairs of the labels.
+
+    Args:
+        labels: of the anchors, [n].
+        ref_labels: of the references, [m].
+        without_self: leave out the pair of a sample with itself; the references are the batch then.
+        dtype: of the counts.
+    """
+    n, m = len(labels), len(ref_labels)
+    own, present = own_columns(labels, ref_labels)
+    found = present.sum(1)
+    if own.shape[1] and own.shape[1] <= thresholds.STOCK_OWN_SHARE * m and bool((found > 0).all()):
+        negatives = Negatives(own, None, None, (m - found).to(dtype))
+    else:
+        absent = labels[:, None] == ref_labels[None]
+        negatives = Negatives(None, absent, None, (m - found).to(dtype))
+    counts = present.to(dtype)
+    if without_self:
+        counts.masked_fill_(own == torch.arange(n, device=own.device)[:, None], 0)
+    return Incidence(LABELS, own, counts, negatives, m)
+
+
+def own_columns(labels: Tensor, ref_labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The references of each anchor's class.
+
+    Returns:
+        Columns [n, k], where k is the size of the largest class; a row with fewer repeats its first one, and one
+        without any has zeros. And which of them are there, [n, k].
+    """
+    if ref_labels.is_floating_point() or labels.is_floating_point():  # not a number equals nothing, itself included
+        values, codes = torch.unique(torch.cat([labels, ref_labels]), return_inverse=True)
+        codes = torch.where(
+            torch.isnan(values)[codes], len(values) + torch.arange(len(codes), device=codes.device), codes
+        )
+        labels, ref_labels = codes[: len(labels)], codes[len(labels) :]
+    ordered, order = torch.sort(ref_labels, stable=True)
+    start = torch.searchsorted(ordered, labels)
+    found = torch.searchsorted(ordered, labels, right=True) - start
+    widest = int(found.max()) if len(labels) else 0
+    slots = torch.arange(widest, device=labels.device)
+    present = slots < found[:, None]
+    at = torch.where(present, start[:, None] + slots, start[:, None]).clamp_max(max(len(order) - 1, 0))
+    return order[at] if len(order) else at, present
+
+
+def by_lists(indices: Sequence[Tensor], n: int, m: int, dtype: torch.dtype) -> Incidence:
+    """Pairs or triplets of a list; a pair counts as often as it stands there."""
+    kind = PAIRS if len(indices) == 4 else TRIPLETS
+    anchors, positives = indices[0], indices[1]
+    neg_anchors, negatives = (indices[2], indices[3]) if kind == PAIRS else (indices[0], indices[2])
+    weights = torch.zeros(n * m, dtype=dtype, device=anchors.device)
+    ones = torch.ones((), dtype=dtype, device=anchors.device).expand(len(neg_anchors))
+    weights.index_add_(0, (neg_anchors * m + negatives).long(), ones)
+    weights = weights.view(n, m)
+    slots, counts = _slots(anchors.long(), positives.long(), n, m, dtype)
+    return Incidence(kind, slots, counts, Negatives(None, weights == 0, weights, weights.sum(1)), m)
+
+
+def _slots(anchors: Tensor, positives: Tensor, n: int, m: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    pairs, times = torch.unique(anchors * m + positives, return_counts=True)
+    rows = torch.div(pairs, m, rounding_mode="floor")
+    per_row = torch.bincount(rows, minlength=n)
+    widest = int(per_row.max()) if n and len(pairs) else 0
+    place = torch.arange(len(pairs), device=pairs.device) - (per_row.cumsum(0) - per_row)[rows]
+    slots = torch.zeros(n, widest, dtype=torch.long, device=pairs.device)
+    counts = torch.zeros(n, widest, dtype=dtype, device=pairs.device)
+    if len(pairs):
+        slots[rows, place] = pairs - rows * m
+        counts[rows, place] = times.to(dtype)
+    return slots, counts

@@ -1,0 +1,128 @@
+"""What an accelerated miner gives: a tuple of index tensors, and for an accelerated loss the masks behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from pml_ext.stock.incidence import Incidence
+
+Lists = tuple[Tensor, ...]
+
+
+class _Item:
+    """One index tensor of a `Mined` tuple for code that reaches into the tuple's memory, such as `torch.cat`."""
+
+    def __init__(self, place: int) -> None:
+        self.place = place
+        self.of: Mined | None = None
+
+    def tensor(self) -> Tensor:
+        """The index tensor."""
+        assert self.of is not None
+        return self.of.lists()[self.place]
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = tree_map_only((_Item, Mined), _real, (args, kwargs or {}))
+        return function(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.tensor(), name)
+
+    def __len__(self) -> int:
+        return len(self.tensor())
+
+
+def _real(item: Any) -> Any:
+    return item.lists() if isinstance(item, Mined) else item.tensor()
+
+
+class Mined(tuple[Tensor, ...]):
+    """A tuple of three or four index tensors that is made when somebody looks at it.
+
+    Args:
+        size: 3 (triplets) or 4 (pairs).
+        shape: numbers of anchors and of references, and the type of the scores.
+        lists: makes the index tensors.
+        incidence: makes the pairs' multiplicities.
+        chosen: triplets only: the choice among the triplets of the labels, see `Triplets`.
+    """
+
+    shape: tuple[int, int, torch.dtype]
+    _lists: Callable[[], Lists]
+    _made: Lists | None
+    incidence: Callable[[], Incidence]
+    chosen: Any
+
+    def __new__(
+        cls,
+        size: int,
+        shape: tuple[int, int, torch.dtype],
+        lists: Callable[[], Lists],
+        incidence: Callable[[], Incidence],
+        chosen: Any = None,
+    ) -> Mined:
+        """The tuple, of items that know it."""
+        items: list[Any] = [_Item(place) for place in range(size)]
+        mined = super().__new__(cls, items)
+        for item in items:
+            item.of = mined
+        mined.shape, mined._lists, mined._made = shape, lists, None
+        mined.incidence, mined.chosen = incidence, chosen
+        return mined
+
+    def lists(self) -> Lists:
+        """The index tensors."""
+        if self._made is None:
+            self._made = self._lists()
+        return self._made
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.lists())
+
+    def __getitem__(self, at: Any) -> Any:
+        return self.lists()[at]
+
+    def __add__(self, other: Any) -> Any:
+        return self.lists() + tuple(other)
+
+    def __radd__(self, other: Any) -> Any:
+        return tuple(other) + self.lists()
+
+    def __mul__(self, times: Any) -> Any:
+        return self.lists() * times
+
+    __rmul__ = __mul__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or self.lists() == other
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __contains__(self, item: object) -> bool:
+        return item in self.lists()
+
+    def count(self, item: Any) -> int:
+        """How often an index tensor stands here."""
+        return self.lists().count(item)
+
+    def index(self, *args: Any) -> int:
+        """Where an index tensor stands."""
+        return self.lists().index(*args)
+
+    def __repr__(self) -> str:
+        return repr(self.lists())
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return tuple, (list(self.lists()),)

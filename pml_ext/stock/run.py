@@ -1,0 +1,106 @@
+"""One stock loss of one batch: its value, and its gradient, made together block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pml_ext.stock.forms import Form
+from pml_ext.stock.scores import Scores, blocks, is_row_wise
+
+
+def run(form: Form, scores: Scores, chunk_size: int | None) -> Tensor:
+    """The value of a form; the gradients stay in `scores` and `form`."""
+    rows = len(scores.embeddings)
+    if chunk_size is None or chunk_size >= rows or form.needs_whole or not is_row_wise(scores.distance):
+        return _whole(form, scores)
+    starts = range(0, rows, chunk_size)
+    parts = [(start, min(start + chunk_size, rows)) for start in starts]
+    if form.looks_first:
+        form.look(_together([form.first(_signed(scores.plain(*part), scores.sign), part[0]) for part in parts]))
+    summaries = [form.summarize(_signed(scores.plain(*part), scores.sign), part[0], keep=False) for part in parts]
+    value = _total(form.combine(_together(summaries)), scores.embeddings)
+    if any(scores.needed):
+        for start, stop in parts:
+            block, way = scores.block(start, stop)
+            by_distance = form.gradient(block * scores.sign, start, kept=False)
+            way.back(_signed(by_distance, scores.sign))
+    return value
+
+
+def _whole(form: Form, scores: Scores) -> Tensor:
+    """With all scores at once; they are worked on in blocks of rows that stay in the cache, in place."""
+    found, way = scores.whole()
+    rows, columns = found.shape
+    parts = [(0, rows)] if form.needs_whole else blocks(rows, columns)
+    work = torch.empty_like(found) if way.keeps_scores else found
+    for start, stop in parts:
+        if work is found:
+            _signed(work[start:stop], scores.sign)
+        else:
+            torch.mul(found[start:stop], scores.sign, out=work[start:stop])
+    wanted = any(scores.needed)
+    if form.looks_first:
+        form.look(_together([form.first(work[start:stop], start) for start, stop in parts]))
+    summaries = [form.summarize(work[start:stop], start, keep=wanted) for start, stop in parts]
+    value = _total(form.combine(_together(summaries)), scores.embeddings)
+    if wanted:
+        for start, stop in parts:
+            block = work[start:stop]
+            by_distance = _signed(form.gradient(block, start, kept=True), scores.sign)
+            if by_distance.data_ptr() != block.data_ptr():
+                block.copy_(by_distance)
+        way.back(work)
+    return value
+
+
+def _signed(values: Tensor, sign: float) -> Tensor:
+    return values.neg_() if sign < 0 else values
+
+
+def _together(rows: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    return tuple(torch.cat(each) for each in zip(*rows, strict=True))
+
+
+def _total(values: dict[str, Tensor], like: Tensor) -> Tensor:
+    total = like.new_zeros(())
+    for value in values.values():
+        total = total + value.to(like.dtype)
+    return total
+
+
+class Value(torch.autograd.Function):
+    """The value with the gradient that was made beside it.
+
+    A derivative of the gradient is that of the stock loss: `stock` computes it again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        make: Callable[[Tensor, Tensor | None, tuple[bool, ...]], tuple[Tensor, list[Tensor | None]]],
+        stock: Callable[[Tensor, Tensor | None], Tensor],
+        embeddings: Tensor,
+        references: Tensor | None,
+        *parameters: Tensor,
+    ) -> Tensor:
+        """The value; `make` gives the gradients too."""
+        value, gradients = make(embeddings, references, ctx.needs_input_grad[2:])
+        ctx.stock, ctx.gradients = stock, gradients
+        ctx.save_for_backward(embeddings, references, *parameters)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *by_value: Tensor) -> tuple[Any, ...]:
+        """The gradients times that of the value."""
+        (by_value_,) = by_value
+        if torch.is_grad_enabled():
+            embeddings, references, *parameters = ctx.saved_tensors
+            inputs = [embeddings, references, *parameters]
+            asked = [each for each, need in zip(inputs, ctx.needs_input_grad[2:], strict=True) if need]
+            found = iter(torch.autograd.grad(ctx.stock(embeddings, references), asked, by_value_, create_graph=True))
+            return None, None, *(next(found) if need else None for need in ctx.needs_input_grad[2:])
+        return None, None, *(None if each is None else each * by_value_.to(each.dtype) for each in ctx.gradients)

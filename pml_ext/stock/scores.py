@@ -1,0 +1,168 @@
+"""Scores by a distance of PML, and the way back from a derivative by scores to the vectors."""
+
+from __future__ import annotations
+
+import torch
+from pytorch_metric_learning import distances
+from torch import Tensor
+
+from pml_ext import thresholds
+
+# A block of rows of these is made of those rows alone.
+ROW_WISE = (
+    distances.CosineSimilarity,
+    distances.DotProductSimilarity,
+    distances.LpDistance,
+    distances.SNRDistance,
+)
+
+
+def is_row_wise(distance: distances.BaseDistance) -> bool:
+    """Whether rows of the scores can be computed without the others."""
+    return type(distance) in ROW_WISE and not distance.collect_stats
+
+
+def scores(distance: distances.BaseDistance, rows: Tensor, references: Tensor) -> Tensor:
+    """Scores [r, m] as PML computes them."""
+    found: Tensor = distance(rows, references)
+    return found
+
+
+class Scores:
+    """The scores of a batch with its references, by the distance's own calls.
+
+    Args:
+        distance: of PML.
+        embeddings: [n, d], without a graph.
+        references: [m, d], or None: the batch.
+        needed: which gradients will be asked for: of the embeddings, of the references.
+    """
+
+    def __init__(
+        self, distance: distances.BaseDistance, embeddings: Tensor, references: Tensor | None, needed: tuple[bool, bool]
+    ) -> None:
+        self.distance = distance
+        self.embeddings = embeddings
+        self.references = embeddings if references is None else references
+        self.is_batch = references is None
+        self.needed = needed
+        self.sign = -1.0 if distance.is_inverted else 1.0
+        self._symmetric = self.is_batch and _Symmetric.serves(distance)
+        self._of_embeddings = torch.zeros_like(embeddings) if needed[0] else None
+        self._of_references = torch.zeros_like(references) if references is not None and needed[1] else None
+
+    @torch.no_grad()
+    def plain(self, start: int, stop: int) -> Tensor:
+        """Scores of some rows, in new memory, without a graph."""
+        return scores(self.distance, self._rows(start, stop), self.references)
+
+    def whole(self) -> tuple[Tensor, Back]:
+        """All scores, and the way back from them."""
+        rows = len(self.embeddings)
+        if not any(self.needed):
+            return self.plain(0, rows), Back()
+        if self._symmetric:
+            way = _Symmetric(self)
+            return way.scores, way
+        return self.block(0, rows)
+
+    def block(self, start: int, stop: int) -> tuple[Tensor, Back]:
+        """Scores of some rows, and the way back from them."""
+        way = _ByAutograd(self, start, stop)
+        return way.scores.detach(), way
+
+    def gradients(self) -> tuple[Tensor | None, Tensor | None]:
+        """Of the embeddings and of the references, summed over what was given back."""
+        return self._of_embeddings, self._of_references
+
+    def add(self, start: int, stop: int, of_rows: Tensor | None, of_references: Tensor | None) -> None:
+        """Add gradients of some rows and of all references."""
+        if of_rows is not None and self._of_embeddings is not None:
+            self._of_embeddings[start:stop] += of_rows
+        if of_references is not None:
+            target = self._of_embeddings if self.is_batch else self._of_references
+            if target is not None:
+                target += of_references
+
+    def _rows(self, start: int, stop: int) -> Tensor:
+        whole = start == 0 and stop == len(self.embeddings)
+        return self.embeddings if whole else self.embeddings[start:stop]
+
+
+class Back:
+    """From a derivative by scores to gradients of the vectors; this one goes nowhere."""
+
+    keeps_scores = False  # whether the scores must stay as they are until then
+
+    def back(self, by_score: Tensor) -> None:
+        """Add to the gradients in `Scores`. `by_score` may be overwritten."""
+
+
+class _ByAutograd(Back):
+    keeps_scores = True
+
+    def __init__(self, of: Scores, start: int, stop: int) -> None:
+        self.of, self.start, self.stop = of, start, stop
+        with torch.enable_grad():
+            self.rows = of._rows(start, stop).detach().requires_grad_(of.needed[0])
+            if of.is_batch and self.rows.shape == of.embeddings.shape:
+                self.references = self.rows
+            else:
+                self.references = of.references.detach().requires_grad_(of.needed[0] if of.is_batch else of.needed[1])
+            self.scores = scores(of.distance, self.rows, self.references)
+
+    def back(self, by_score: Tensor) -> None:
+        leaves = [self.rows] if self.references is self.rows else [self.rows, self.references]
+        asked = [each for each in leaves if each.requires_grad]
+        if not asked or not self.scores.requires_grad:
+            return
+        found = dict(zip(map(id, asked), torch.autograd.grad(self.scores, asked, by_score), strict=True))
+        second = None if self.references is self.rows else found.get(id(self.references))
+        self.of.add(self.start, self.stop, found.get(id(self.rows)), second)
+
+
+def blocks(rows: int, columns: int) -> list[tuple[int, int]]:
+    """Ranges of rows whose scores stay in the cache."""
+    step = max(1, thresholds.STOCK_BLOCK // max(columns, 1))
+    return [(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+class _Symmetric(Back):
+    """A batch with itself: the derivative of a symmetric matrix is one product with the sum of its halves."""
+
+    @staticmethod
+    def serves(distance: distances.BaseDistance) -> bool:
+        kind = type(distance)
+        if distance.collect_stats or distance.p != 2:
+            return False
+        if kind is distances.LpDistance:
+            return distance.power in (1, 2)
+        return kind in (distances.CosineSimilarity, distances.DotProductSimilarity) and distance.power == 1
+
+    def __init__(self, of: Scores) -> None:
+        self.of = of
+        self.is_distance = type(of.distance) is distances.LpDistance
+        self.keeps_scores = self.is_distance and of.distance.power == 1
+        with torch.enable_grad():
+            self.leaf = of.embeddings.detach().requires_grad_()
+            self.vectors = of.distance.maybe_normalize(self.leaf)
+        with torch.no_grad():
+            self.scores = scores(of.distance, of.embeddings, of.embeddings)
+
+    def back(self, by_score: Tensor) -> None:
+        vectors = self.vectors.detach()
+        at_vectors = torch.empty_like(vectors)
+        for start, stop in blocks(*by_score.shape):
+            both = by_score[start:stop] + by_score[:, start:stop].mT
+            if self.keeps_scores:
+                distance = self.scores[start:stop]
+                both = both.div_(distance).masked_fill_(distance == 0, 0)
+            if self.is_distance:
+                rows = both.sum(1, keepdim=True) * vectors[start:stop] - both @ vectors
+                at_vectors[start:stop] = rows if self.keeps_scores else rows.mul_(2)
+            else:
+                torch.mm(both, vectors, out=at_vectors[start:stop])
+        if self.vectors is self.leaf:
+            self.of.add(0, len(vectors), at_vectors, None)
+        else:
+            self.of.add(0, len(vectors), torch.autograd.grad(self.vectors, self.leaf, at_vectors)[0], None)

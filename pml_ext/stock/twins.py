@@ -1,0 +1,102 @@
+"""From objects of PML to the same objects without tuples."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from typing import Any, overload
+
+import pytorch_metric_learning.losses as stock_losses
+from torch import nn
+
+from pml_ext.arguments import count, flag
+from pml_ext.stock.forms import FORMS
+from pml_ext.stock.loss import AcceleratedLoss, NotAcceleratedError, accelerated_loss
+from pml_ext.stock.miners import MINERS, AcceleratedMiner, accelerated_miner
+
+# What holds losses and miners, and where.
+_CONTAINERS: dict[type, tuple[str, ...]] = {
+    stock_losses.CrossBatchMemory: ("loss", "miner"),
+    stock_losses.MultipleLosses: ("losses", "miners"),
+    stock_losses.SelfSupervisedLoss: ("loss",),
+    nn.ModuleDict: (),
+    nn.ModuleList: (),
+}
+
+
+@overload
+def accelerate(item: Any, /, *, chunk_size: int | None = None, strict: bool = False) -> Any: ...
+@overload
+def accelerate(
+    item: Any, another: Any, /, *others: Any, chunk_size: int | None = None, strict: bool = False
+) -> tuple[Any, ...]: ...
+def accelerate(*items: Any, chunk_size: int | None = None, strict: bool = False) -> Any:
+    """Stock losses and miners of pytorch-metric-learning that compute without tuples.
+
+    The value and the gradient are those of PML, to rounding; the interface, the parameters, the names in `state_dict`
+    and the class are too. No list of pairs or triplets is formed: the cost is that of the matrix of scores. A miner
+    gives the same pairs or triplets as before, and hands its masks to an accelerated loss.
+
+    Args:
+        items: losses, miners, containers of PML that hold them (CrossBatchMemory, MultipleLosses, SelfSupervisedLoss),
+            dictionaries, lists. What has no form without tuples is given back as it is.
+        chunk_size: how many rows of the matrix of scores are in memory at once. Default None: all.
+        strict: refuse instead of letting PML's own run. Default False: a warning says why it runs.
+
+    Returns:
+        One object for one, a tuple for several. The parameters and modules in it are those that were given.
+
+    Raises:
+        NotAcceleratedError: with `strict`, here for a class that has no form without tuples, or later for an input.
+
+    Example:
+        >>> import torch
+        >>> from pytorch_metric_learning.losses import NTXentLoss
+        >>> from pytorch_metric_learning.miners import MultiSimilarityMiner
+        >>> loss, miner = accelerate(NTXentLoss(temperature=.1), MultiSimilarityMiner())
+        >>> embeddings, labels = torch.eye(4)[[0, 1, 0, 2]], torch.tensor([0, 0, 1, 1])
+        >>> round(float(loss(embeddings, labels, miner(embeddings, labels))), 3)
+        5.549
+    """
+    if not items:
+        raise TypeError("accelerate needs a loss, a miner, or what holds them")
+    count("chunk_size", chunk_size, optional=True)
+    flag("strict", strict)
+    made = tuple(_accelerated(item, chunk_size, strict) for item in items)
+    return made[0] if len(made) == 1 else made
+
+
+def _accelerated(item: Any, chunk_size: int | None, strict: bool) -> Any:
+    kind = type(item)
+    if kind in FORMS or isinstance(item, AcceleratedLoss):
+        return accelerated_loss(item, chunk_size=chunk_size, strict=strict)
+    if kind in MINERS or isinstance(item, AcceleratedMiner):
+        return accelerated_miner(item)
+    if kind in _CONTAINERS:
+        return _container(item, chunk_size, strict)
+    if isinstance(item, Mapping) and not isinstance(item, nn.Module):
+        return {name: _accelerated(each, chunk_size, strict) for name, each in item.items()}
+    if isinstance(item, list | tuple):
+        return kind(_accelerated(each, chunk_size, strict) for each in item)
+    base = next((each for each in (*FORMS, *MINERS) if isinstance(item, each)), None)
+    reason = f"{kind.__name__} has no form without tuples"
+    if base is not None:
+        reason = f"{kind.__name__} is a subclass of {base.__name__}, which may compute something else"
+    if strict:
+        raise NotAcceleratedError(f"{kind.__name__} cannot be accelerated: {reason}")
+    if base is not None:
+        warnings.warn(f"{kind.__name__} stays as it is: {reason}", stacklevel=4)
+    return item
+
+
+def _container(container: Any, chunk_size: int | None, strict: bool) -> Any:
+    """A copy that holds accelerated losses and miners, and shares everything else."""
+    made = copy.copy(container)
+    made.__dict__["_modules"] = dict(container._modules)
+    names = _CONTAINERS[type(container)] or tuple(container._modules)
+    for name in names:
+        held = container._modules.get(name)
+        if held is not None:
+            made._modules[name] = _accelerated(held, chunk_size, strict)
+    return made

@@ -1,0 +1,336 @@
+"""Accelerated stock losses and miners against PML's own: values, gradients, lists, errors, state."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pytorch_metric_learning import distances, losses, miners, reducers, regularizers
+from torch import Tensor
+
+from pml_ext import thresholds
+from pml_ext.stock import NotAcceleratedError, accelerate
+from pml_ext.stock.forms import FORMS
+from pml_ext.stock.miners import MINERS
+
+F64 = torch.float64
+LOSSES: dict[str, Callable[[], Any]] = {
+    "Circle": lambda: losses.CircleLoss(m=0.3, gamma=20),
+    "Contrastive": lambda: losses.ContrastiveLoss(pos_margin=0.2, neg_margin=1.1),
+    "GeneralizedLifted": lambda: losses.GeneralizedLiftedStructureLoss(neg_margin=0.9, pos_margin=0.1),
+    "IntraPairVariance": lambda: losses.IntraPairVarianceLoss(pos_eps=0.1, neg_eps=0.2),
+    "IntraPairVarianceLp": lambda: losses.IntraPairVarianceLoss(distance=distances.LpDistance()),
+    "Lifted": lambda: losses.LiftedStructureLoss(neg_margin=0.9),
+    "Margin": lambda: losses.MarginLoss(),
+    "MarginLearned": lambda: losses.MarginLoss(nu=0.1, beta=0.9, learn_beta=True).double(),
+    "MarginClasses": lambda: losses.MarginLoss(nu=0.1, beta=0.9, learn_beta=True, num_classes=6).double(),
+    "MultiSimilarity": lambda: losses.MultiSimilarityLoss(),
+    "NCA": lambda: losses.NCALoss(softmax_scale=3),
+    "NTXent": lambda: losses.NTXentLoss(temperature=0.1),
+    "NTXentLp": lambda: losses.NTXentLoss(distance=distances.LpDistance(power=2)),
+    "SNR": lambda: losses.SignalToNoiseRatioContrastiveLoss(neg_margin=2),
+    "SupCon": lambda: losses.SupConLoss(),
+    "Triplet": lambda: losses.TripletMarginLoss(margin=0.2),
+    "TripletCosine": lambda: losses.TripletMarginLoss(margin=0.2, distance=distances.CosineSimilarity()),
+    "TripletSmooth": lambda: losses.TripletMarginLoss(margin=0.2, smooth_loss=True),
+    "TripletSwap": lambda: losses.TripletMarginLoss(margin=0.2, swap=True),
+    "Tuplet": lambda: losses.TupletMarginLoss(scale=8),
+}
+REDUCERS: dict[str, Callable[[], Any]] = {
+    "default": lambda: None,
+    "mean": reducers.MeanReducer,
+    "sum": reducers.SumReducer,
+    "nonzero": reducers.AvgNonZeroReducer,
+    "low": lambda: reducers.ThresholdReducer(low=0.1),
+    "high": lambda: reducers.ThresholdReducer(high=0.8),
+    "negative low": lambda: reducers.ThresholdReducer(low=-1, high=0.6),
+    "classes": lambda: reducers.ClassWeightedReducer(torch.linspace(0.2, 1.3, 6, dtype=F64)),
+    "anchors": reducers.PerAnchorReducer,
+    "anchors nonzero": lambda: reducers.PerAnchorReducer(reducers.AvgNonZeroReducer()),
+}
+MINED: dict[str, Callable[[], Any]] = {
+    "MultiSimilarity": lambda: miners.MultiSimilarityMiner(epsilon=0.2),
+    "PairMargin": lambda: miners.PairMarginMiner(pos_margin=0.4, neg_margin=1.2),
+    "PairMarginCosine": lambda: miners.PairMarginMiner(0.7, 0.1, distance=distances.CosineSimilarity()),
+    "Easy": lambda: miners.BatchEasyHardMiner(),
+    "HardRange": lambda: miners.BatchEasyHardMiner("hard", "easy", (0.2, 1.2), (0.5, 1.5)),
+    "SemihardPositive": lambda: miners.BatchEasyHardMiner("semihard", "hard"),
+    "EasyCosine": lambda: miners.BatchEasyHardMiner("hard", "semihard", distance=distances.CosineSimilarity()),
+    "BatchHard": lambda: miners.BatchHardMiner(),
+    **{
+        f"Triplet {kind}": lambda kind=kind: miners.TripletMarginMiner(0.3, kind)
+        for kind in ("all", "hard", "semihard", "easy")
+    },
+    "TripletCosine": lambda: miners.TripletMarginMiner(0.2, "semihard", distance=distances.CosineSimilarity()),
+}
+
+
+def batch(seed: int, n: int, classes: int, *, equal: bool = False) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = torch.randn(n, 4, dtype=F64, generator=generator)
+    labels = torch.randint(classes, (n,), generator=generator)
+    if equal and n > 2:
+        embeddings[1] = embeddings[0]
+    return embeddings, labels
+
+
+def run(loss: Any, embeddings: Tensor, *args: Any, ref_emb: Tensor | None = None, **kwargs: Any) -> list[Tensor] | str:
+    """Value and gradients, or the name of the error."""
+    leaf = embeddings.detach().clone().requires_grad_()
+    leaves = [leaf, *loss.parameters()]
+    if ref_emb is not None:
+        kwargs["ref_emb"] = ref_emb.detach().clone().requires_grad_()
+        leaves.append(kwargs["ref_emb"])
+    try:
+        value = loss(leaf, *args, **kwargs)
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        return type(error).__name__
+    except NotImplementedError:
+        return "NotImplementedError"
+    found = torch.autograd.grad(value, leaves, allow_unused=True) if value.requires_grad else [None] * len(leaves)
+    return [value.detach(), *(torch.zeros_like(a) if b is None else b for a, b in zip(leaves, found, strict=True))]
+
+
+def assert_same(found: Any, expected: Any, tolerance: float = 1e-11) -> None:
+    if isinstance(expected, str) or isinstance(found, str):
+        assert found == expected
+        return
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def strictly(loss: Any, chunk_size: int | None = None) -> Any:
+    return accelerate(loss, chunk_size=chunk_size)
+
+
+cases = st.tuples(st.integers(0, 999), st.integers(2, 14), st.integers(1, 6), st.booleans())
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@given(case=cases, reducer=st.sampled_from(sorted(REDUCERS)), chunk=st.sampled_from([None, 1, 3]), data=st.data())
+@settings(max_examples=12)
+def test_loss_equals_stock(name: str, case: Any, reducer: str, chunk: int | None, data: st.DataObject) -> None:
+    seed, n, classes, equal = case
+    # An exact duplicate makes the angle of TupletMarginLoss 0, where PML's gradient is not a number.
+    embeddings, labels = batch(seed, n, classes, equal=equal and name != "Tuplet")
+    loss = LOSSES[name]()
+    if REDUCERS[reducer]() is not None:
+        loss.set_reducer(REDUCERS[reducer]())
+    kind = data.draw(st.sampled_from(["labels", "pairs", "triplets", "repeated", "references"]))
+    args: tuple[Any, ...] = (labels,)
+    references: dict[str, Any] = {}
+    if kind == "references":
+        other, ref_labels = batch(seed + 1, data.draw(st.integers(1, 9)), classes)
+        references = {"ref_emb": other, "ref_labels": ref_labels}
+    elif kind == "pairs":
+        args = (labels, miners.PairMarginMiner(pos_margin=0.3, neg_margin=1.3)(embeddings, labels))
+    elif kind == "triplets":
+        args = (labels, miners.TripletMarginMiner(margin=0.3)(embeddings, labels))
+    elif kind == "repeated":
+        pairs = miners.PairMarginMiner(pos_margin=0, neg_margin=9)(embeddings, labels)
+        args = (labels, tuple(torch.cat([each, each[::2]]) for each in pairs))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = run(loss, embeddings, *args, **references)
+        with thresholds.tiny() if seed % 2 else nullcontext():
+            assert_same(run(accelerate(loss, chunk_size=chunk), embeddings, *args, **references), expected)
+
+
+@pytest.mark.parametrize("name", MINED)
+@given(case=cases, with_references=st.booleans(), grid=st.booleans())
+@settings(max_examples=15)
+def test_miner_equals_stock(name: str, case: Any, with_references: bool, grid: bool) -> None:
+    seed, n, classes, equal = case
+    embeddings, labels = batch(seed, n, classes, equal=equal)
+    embeddings = embeddings.round() + 0.5 if grid else embeddings
+    miner = MINED[name]()
+    others = batch(seed + 1, 7, classes) if with_references else ()
+    expected = miner(embeddings, labels, *others)
+    mined = accelerate(miner)
+    with thresholds.tiny() if seed % 2 else nullcontext():
+        found = mined(embeddings, labels, *others)
+        tuple(found)
+    assert isinstance(found, tuple)
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype
+    if grid and "Multi" in name:  # PML sorts by score, and equal ones as its sort leaves them
+        assert [sorted(zip(*found[i : i + 2], strict=True)) for i in (0, 2)] == [
+            sorted(zip(*expected[i : i + 2], strict=True)) for i in (0, 2)
+        ]
+    else:
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    for counter in ("num_triplets", "num_pos_pairs", "num_neg_pairs"):
+        assert getattr(mined, counter, 0) == getattr(miner, counter, 0)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@given(
+    case=cases,
+    miner=st.sampled_from(sorted(MINED)),
+    reducer=st.sampled_from(sorted(REDUCERS)),
+    chunk=st.sampled_from([None, 3]),
+)
+@settings(max_examples=8)
+def test_mined_loss_equals_stock(name: str, case: Any, miner: str, reducer: str, chunk: int | None) -> None:
+    seed, n, classes, equal = case
+    embeddings, labels = batch(seed, n, classes, equal=equal and name != "Tuplet")
+    loss, stock_miner = LOSSES[name](), MINED[miner]()
+    if REDUCERS[reducer]() is not None:
+        loss.set_reducer(REDUCERS[reducer]())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = run(loss, embeddings, labels, stock_miner(embeddings, labels))
+        fast_loss, fast_miner = accelerate(loss, stock_miner, chunk_size=chunk)
+        assert_same(run(fast_loss, embeddings, labels, fast_miner(embeddings, labels)), expected)
+
+
+def test_masks_pass_without_lists() -> None:
+    embeddings, labels = batch(0, 12, 3)
+    for miner in (miners.MultiSimilarityMiner(), miners.TripletMarginMiner(), miners.PairMarginMiner()):
+        for loss in (
+            losses.MultiSimilarityLoss(),
+            losses.TripletMarginLoss(),
+            losses.ContrastiveLoss(),
+            losses.NCALoss(),
+        ):
+            fast_loss, fast_miner = accelerate(loss, miner, strict=True)
+            mined = fast_miner(embeddings, labels)
+            fast_loss(embeddings, labels, mined)
+            assert mined._made is None
+
+
+def test_a_mined_tuple_is_a_tuple() -> None:
+    embeddings, labels = batch(0, 12, 3)
+    miner = miners.TripletMarginMiner()
+    expected = miner(embeddings, labels)
+
+    def fresh() -> Any:
+        return accelerate(miner)(embeddings, labels)
+
+    a, _, _ = fresh()
+    assert torch.equal(a, expected[0])
+    assert torch.equal(torch.cat(fresh()), torch.cat(expected))
+    matrix = torch.randn(12, 12)
+    assert torch.equal(matrix[fresh()[0], fresh()[2]], matrix[expected[0], expected[2]])
+    assert all(torch.equal(one, other) for one, other in zip(tuple(fresh()), expected, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(fresh()[1:], expected[1:], strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(copy.deepcopy(fresh()), expected, strict=True))
+    assert all(
+        torch.equal(one, other) for one, other in zip(pickle.loads(pickle.dumps(fresh())), expected, strict=True)
+    )
+    assert len(fresh() + (a,)) == 4  # noqa: RUF005
+    assert repr(fresh()).startswith("(tensor(")
+    value = losses.MarginLoss()(embeddings, labels, fresh())
+    assert torch.equal(value, losses.MarginLoss()(embeddings, labels, expected))
+
+
+def test_it_is_the_stock_loss_in_everything_else() -> None:
+    loss = losses.MarginLoss(learn_beta=True, num_classes=3)
+    fast = accelerate(loss)
+    assert isinstance(fast, losses.MarginLoss)
+    assert type(fast).__name__ == "MarginLoss"
+    assert fast.beta is loss.beta
+    assert fast.state_dict().keys() == loss.state_dict().keys()
+    fast.margin = 0.7
+    assert loss.margin == 0.2
+    embeddings, labels = batch(0, 9, 3)
+    assert_same(
+        run(fast.double(), embeddings, labels),
+        run(losses.MarginLoss(margin=0.7, learn_beta=True, num_classes=3).double(), embeddings, labels),
+    )
+    for twin in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast)), accelerate(fast)):
+        assert_same(run(twin, embeddings, labels), run(fast, embeddings, labels))
+    assert "accelerated" in repr(fast)
+
+
+def test_the_stock_path_has_the_twins_hyperparameters() -> None:
+    fast = accelerate(losses.ContrastiveLoss())
+    fast.neg_margin = 0.3
+    embeddings, labels = batch(0, 9, 3)
+    with pytest.warns(UserWarning, match="ContrastiveLoss runs as PML's own: PML has rules of its own"):
+        found = fast(embeddings.half(), labels)
+    assert torch.equal(found, losses.ContrastiveLoss(neg_margin=0.3)(embeddings.half(), labels))
+
+
+def test_regularizer_and_several_reducers() -> None:
+    embeddings, labels = batch(3, 10, 3)
+    for make in (losses.ContrastiveLoss, losses.MultiSimilarityLoss):
+        loss = make(embedding_regularizer=regularizers.LpRegularizer(), embedding_reg_weight=0.3)
+        assert_same(run(accelerate(loss, strict=True), embeddings, labels), run(loss, embeddings, labels))
+    both = reducers.MultipleReducers({"pos_loss": reducers.SumReducer()}, reducers.AvgNonZeroReducer())
+    loss = losses.ContrastiveLoss(reducer=both)
+    assert_same(run(accelerate(loss, strict=True), embeddings, labels), run(loss, embeddings, labels))
+
+
+def test_second_derivative() -> None:
+    embeddings, labels = batch(3, 8, 3)
+    found = []
+    for loss in (losses.NTXentLoss(), accelerate(losses.NTXentLoss())):
+        leaf = embeddings.clone().requires_grad_()
+        (first,) = torch.autograd.grad(loss(leaf, labels), leaf, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), leaf)
+        found.append(second)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-10)
+
+
+def test_containers() -> None:
+    embeddings, labels = batch(5, 12, 3)
+    stock = losses.SelfSupervisedLoss(losses.NTXentLoss(temperature=0.2))
+    fast = accelerate(stock)
+    assert type(fast) is losses.SelfSupervisedLoss
+    assert fast.loss is not stock.loss
+    assert torch.allclose(fast(embeddings, embeddings + 0.1), stock(embeddings, embeddings + 0.1), rtol=1e-12)
+    stock = losses.CrossBatchMemory(losses.ContrastiveLoss(), 4, memory_size=20, miner=miners.MultiSimilarityMiner())
+    fast = accelerate(copy.deepcopy(stock))
+    for step in range(4):
+        embeddings, labels = batch(step, 8, 3)
+        assert torch.allclose(fast(embeddings, labels), stock(embeddings, labels), rtol=1e-12)
+    pair = [losses.NTXentLoss(), losses.TripletMarginLoss()]
+    stock = losses.MultipleLosses(pair, [miners.MultiSimilarityMiner(), None], [1, 0.5])
+    assert torch.allclose(accelerate(stock)(embeddings, labels), stock(embeddings, labels), rtol=1e-12)
+    held = accelerate({"metric_loss": losses.NTXentLoss(), "classifier": losses.SoftTripleLoss(3, 4)})
+    assert "accelerated" in repr(held["metric_loss"])
+    assert type(held["classifier"]) is losses.SoftTripleLoss
+
+
+def test_what_cannot_be_accelerated() -> None:
+    embeddings, labels = batch(0, 9, 3)
+
+    class Own(losses.NTXentLoss):
+        pass
+
+    with pytest.warns(UserWarning, match="Own stays as it is: Own is a subclass of NTXentLoss"):
+        assert type(accelerate(Own())) is Own
+    with pytest.raises(NotAcceleratedError, match="AngularLoss cannot be accelerated"):
+        accelerate(losses.AngularLoss(), strict=True)
+    drawn = accelerate(losses.TripletMarginLoss(triplets_per_anchor=3), strict=True)
+    with pytest.raises(NotAcceleratedError, match="triplets_per_anchor is a number"):
+        drawn(embeddings, labels)
+    with pytest.raises(ValueError, match="chunk_size must"):
+        accelerate(losses.NTXentLoss(), chunk_size=0)
+    loss = accelerate(losses.NTXentLoss(reducer=reducers.DoNothingReducer()))
+    assert "not accelerated: no closed form of DoNothingReducer" in repr(loss)
+    with pytest.raises(ValueError, match="labels and indices_tuple cannot both be None"):
+        accelerate(losses.NTXentLoss())(embeddings)
+
+
+def test_the_lists_name_only_classes_of_pml() -> None:
+    for kind in (*FORMS, *MINERS):
+        assert kind.__module__.startswith("pytorch_metric_learning.")
+
+
+@pytest.mark.parametrize("name", ["Contrastive", "NTXent", "Triplet"])
+def test_float32(name: str) -> None:
+    embeddings, labels = batch(1, 60, 5)
+    loss = LOSSES[name]()
+    expected = run(loss, embeddings.float(), labels)
+    assert_same(run(accelerate(loss, strict=True), embeddings.float(), labels), expected, 2e-5)
