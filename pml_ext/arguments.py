@@ -130,6 +130,18 @@ def batch_to_mine(embeddings: Any, labels: Any, ref_emb: Any, ref_labels: Any, *
         raise ValueError("the pairs are unknown: ref_emb was given without ref_labels")
 
 
+def without_indices(what: str, indices_tuple: Any) -> None:
+    """Raise a ValueError for pairs given to what finds them itself, or has none."""
+    if indices_tuple is not None:
+        raise ValueError(f"{what} takes no indices_tuple, got {_described(indices_tuple)}")
+
+
+def without_references(what: str, embeddings: Any, labels: Any, ref_emb: Any, ref_labels: Any) -> None:
+    """Raise a ValueError for references, other than the batch itself, given to what takes none."""
+    if ref_emb is not embeddings or ref_labels is not labels:
+        raise ValueError(f"{what} takes no ref_emb, got {_described(ref_emb)}")
+
+
 def _embeddings(name: str, value: Any, any_shape: bool) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor of shape (batch size, dimension), got {_described(value)}")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
+from pytorch_metric_learning.losses import BaseMetricLossFunction
 from pytorch_metric_learning.reducers import SumReducer
 from torch import Tensor, nn
 

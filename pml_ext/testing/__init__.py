@@ -18,6 +18,7 @@ from pml_ext.testing.cases import Batch, Rows
 from pml_ext.testing.check import check_loss, check_miner
 from pml_ext.testing.law import LOSS_LAWS, MINER_LAWS, Law, LawBroken
 from pml_ext.testing.parametrize import parametrize_with_laws
+from pml_ext.testing.questions import open_questions
 from pml_ext.testing.sampling import assert_frequencies, inclusion_probabilities, subset_probabilities
 from pml_ext.testing.table import LawTable, Verdict
 
@@ -34,6 +35,7 @@ __all__ = [
     "check_loss",
     "check_miner",
     "inclusion_probabilities",
+    "open_questions",
     "parametrize_with_laws",
     "subset_probabilities",
 ]
