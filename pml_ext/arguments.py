@@ -56,6 +56,18 @@ def count(name: str, value: Any, *, optional: bool = False) -> Any:
     return number
 
 
+def counts(name: str, values: Any, *, distinct: bool = False) -> tuple[int, ...]:
+    """Return integers of at least 1, one or more, in order; equal ones once, or refused where `distinct`."""
+    try:
+        found = [_integer(name, value) for value in values]
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence of integers, got {values!r}") from None
+    if not found or min(found) < 1 or (distinct and len(set(found)) < len(found)):
+        different = "different " if distinct else ""
+        raise ValueError(f"{name} must have one or more {different}integers, each at least 1, got {values!r}")
+    return tuple(sorted(set(found)))
+
+
 def flag(name: str, value: Any) -> bool:
     """Return `value` if it is True or False: a string would count as true, whatever it says."""
     if not isinstance(value, (bool, np.bool_)):

@@ -44,7 +44,7 @@ LAYERS = (
     ("hyperparameters",),
     ("_pml",),
     ("arguments", "inputs", "thresholds"),
-    ("spelling",),
+    ("palette", "spelling"),
 )
 
 

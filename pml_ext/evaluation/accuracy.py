@@ -5,13 +5,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
-from operator import index
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
 
+from pml_ext import arguments
 from pml_ext.inputs import Array, Strings, checked_embeddings, checked_labels, class_ids, warn_of_own
 
 from .clustering import scikit_kmeans
@@ -116,9 +116,8 @@ class RetrievalAccuracyCalculator:
         knn_func: KNN | None = None,
         kmeans_func: Callable[[Tensor, int], Tensor] | None = None,
     ) -> None:
-        self.recall_at = _checked_recall_at(recall_at)
-        if not (k is None or k == "max_bin_count" or (type(k) is int and k > 0)):
-            raise ValueError(f"k must be an integer of at least 1, None or 'max_bin_count', got {k!r}")
+        self.recall_at = arguments.counts("recall_at", recall_at)
+        k = k if k == "max_bin_count" else arguments.count("k", k, optional=True)
         # PML finds its metrics as the attributes called calculate_<name>.
         for recall_k in self.recall_at:
             setattr(self, f"calculate_{_metric_name(recall_k)}", partial(self._recall, recall_k))
@@ -530,18 +529,6 @@ def _metric_name(k: int) -> str:
 def _recall_k(name: str) -> int:
     k = name.removeprefix("recall_at_")
     return int(k) if k != name and k.isdecimal() else 0
-
-
-def _checked_recall_at(recall_at: Sequence[int]) -> tuple[int, ...]:
-    try:
-        ks = [index(k) for k in recall_at]
-        if any(isinstance(k, bool) for k in recall_at):
-            raise TypeError
-    except TypeError:
-        raise TypeError(f"recall_at must be a sequence of integers, got {recall_at!r}") from None
-    if not ks or min(ks) < 1:
-        raise ValueError(f"recall_at must have one or more integers, each at least 1, got {recall_at!r}")
-    return tuple(sorted(set(ks)))
 
 
 def _check_begins_with(name: str, whole: Tensor, start: Tensor, equal: Callable[[Tensor, Tensor], bool]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from pml_ext import _pml, arguments
 from pml_ext.pairs import IndicesTuple
 from pml_ext.trainers.tuples import as_triplets, n_pair_tuples
+from pml_ext.vectors import at_least_single
 
 
 @final
@@ -77,8 +78,7 @@ class NPairTupleLoss(_pml.Loss):
             a, p, n = as_triplets(indices_tuple, labels, ref_labels)  # type: ignore[arg-type]
         if len(a) == 0:
             return dict(self.zero_losses())
-        if embeddings.dtype in (torch.float16, torch.bfloat16):
-            embeddings, ref_emb = embeddings.float(), ref_emb.float()
+        embeddings, ref_emb = at_least_single(embeddings), at_least_single(ref_emb)
         scores = self.distance(embeddings, ref_emb)  # [n, m]
         scores = scores if self.distance.is_inverted else -scores
         pairs, pair = torch.unique(torch.stack([a, p]), dim=1, return_inverse=True)  # [2, u], [t]
