@@ -35,16 +35,14 @@ LAYERS = (
     ("kmeans",),
     ("base",),
     ("blocks",),
-    ("index_tuples",),
     ("engine", "pairs", "sampling", "seeded"),
     ("space",),
-    ("closed_form", "similarity"),
+    ("closed_form", "ranks", "similarity"),
     ("vectors",),
     ("masked", "synthesis"),
     ("hyperparameters",),
-    ("_pml",),
     ("arguments", "inputs", "thresholds"),
-    ("palette", "spelling"),
+    ("spelling",),
 )
 
 
@@ -166,6 +164,9 @@ def test_hyperparameters_are_documented_and_keyword_only(package, name):
     for parameter in inspect.signature(cls).parameters.values():
         documented = "kwargs" if parameter.kind is parameter.VAR_KEYWORD else parameter.name
         assert re.search(rf"^ {{4}}{documented}\b", args, re.MULTILINE), f"{parameter.name} is not documented"
-        # Two wrappers replace classes of PML, and have the parameters of these.
-        if parameter.default is not parameter.empty and name not in ("CrossBatchMemory", "SelfSupervisedLoss"):
+        # Some wrappers replace classes of PML, and have the parameters of these or what goes with them.
+        if parameter.default is not parameter.empty and name not in _POSITIONAL:
             assert parameter.kind is parameter.KEYWORD_ONLY, f"{parameter.name} has a default, but is not keyword-only"
+
+
+_POSITIONAL = ("CrossBatchMemory", "DistributedLoss", "SelfSupervisedLoss")

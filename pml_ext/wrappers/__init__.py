@@ -8,6 +8,7 @@ from pml_ext.wrappers.branch import BranchLoss
 from pml_ext.wrappers.branch_diversity import BranchDiversityRegularizer
 from pml_ext.wrappers.centers_as_references import CentersAsReferences
 from pml_ext.wrappers.cross_batch_memory import CrossBatchMemory
+from pml_ext.wrappers.distributed import DistributedLoss, DistributedMiner
 from pml_ext.wrappers.guided import GuidedLoss
 from pml_ext.wrappers.mined import MinedLoss
 from pml_ext.wrappers.random_slice import RandomSliceLoss
@@ -19,6 +20,8 @@ __all__ = [
     "BranchLoss",
     "CentersAsReferences",
     "CrossBatchMemory",
+    "DistributedLoss",
+    "DistributedMiner",
     "GuidedLoss",
     "MinedLoss",
     "RandomSliceLoss",

@@ -2,6 +2,7 @@
 
 from typing import final
 
+import pytorch_metric_learning.losses as pml
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +13,7 @@ from pml_ext.wrappers.base import refuses_indices, takes_masks, takes_references
 
 
 @final
-class SelfSupervisedLoss(nn.Module):
+class SelfSupervisedLoss(pml.SelfSupervisedLoss):  # type: ignore[misc, unused-ignore]
     r"""Takes the views of each sample as a class of its own: embeddings and those of augmented samples.
 
         L = L'([x, x', ..], [1..n, 1..n, ..])   if symmetric, else   L'(x, 1..n, references = [x', ..], [1..n, ..])
@@ -30,8 +31,8 @@ class SelfSupervisedLoss(nn.Module):
         The distance and the reducer of the inner loss.
 
     Source:
-        PML's wrapper of that name, which in PML 2 takes losses by a list of names, and two views. False negatives are
-        left out of both sides, not made positives: the "elimination" of Huynh et al., "Boosting Contrastive
+        A subclass of PML's wrapper of that name, which takes losses by a list of names, and two views. False negatives
+        are left out of both sides, not made positives: the "elimination" of Huynh et al., "Boosting Contrastive
         Self-Supervised Learning with False Negative Cancellation", WACV 2022, arXiv 2011.11765.
 
     Raises:
@@ -48,11 +49,13 @@ class SelfSupervisedLoss(nn.Module):
     """
 
     def __init__(self, loss: nn.Module, symmetric: bool = True) -> None:
-        if not takes_references(loss, with_indices=False):
+        if not takes_references(loss, self.supported_losses(), with_indices=False):
             raise TypeError(f"loss must take references, {type(loss).__name__} does not")
-        super().__init__()
-        self.loss = loss
-        self.symmetric = arguments.flag("symmetric", symmetric)
+        super().__init__(loss, arguments.flag("symmetric", symmetric))
+
+    @classmethod
+    def check_loss_support(cls, loss_name: str) -> None:
+        """PML's check by name; the loss itself was checked before."""
 
     def forward(
         self, embeddings: Tensor, ref_emb: Tensor, *more: Tensor, false_negatives: Tensor | None = None
