@@ -13,10 +13,7 @@ soon as they are there, one line each; --resume continues an interrupted run. Th
 
 import argparse
 import json
-import os
 import platform
-import re
-import subprocess
 import sys
 import time
 import warnings
@@ -33,6 +30,7 @@ from speed_measure import Times, peak_megabytes, seconds, times
 from speed_report import LARGE, MAIN, MANY, QUARTER, SMALL, Lines, checklist, plot, table
 
 import pml_ext
+from pml_ext.benchmark import environment
 
 HERE = Path(__file__).resolve().parent
 # Batches, and which sides are measured there. Loops and PML only where a goal or the plot needs them.
@@ -108,22 +106,8 @@ def plan(options: argparse.Namespace) -> Iterator[tuple[Setting, list[Job]]]:
 
 def hardware(device: str) -> str:
     """What it runs on."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else None
-    return f"{found[1] if found else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-
-
-def commit() -> str:
-    """The version of the code."""
-    git = ["git", "-C", str(HERE)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "status", "--porcelain", "../pml_ext"], capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+    found = environment.hardware()
+    return str(found["gpus"][0]) if device == "cuda" else f"{found['cpu']}, {found['cores']} cores"
 
 
 class Record:
@@ -141,7 +125,7 @@ class Record:
             "threads": torch.get_num_threads(),
             "hardware": hardware(device),
             "versions": {"python": platform.python_version(), **versions, "pml_ext": pml_ext.__version__},
-            "commit": commit(),
+            "commit": environment.commit() or "unknown",
         }
 
     def has(self, job: str, setting: Setting, mode: str = "full") -> bool:

@@ -56,6 +56,18 @@ def count(name: str, value: Any, *, optional: bool = False) -> Any:
     return number
 
 
+def counts(name: str, values: Any, *, distinct: bool = False) -> tuple[int, ...]:
+    """Return integers of at least 1, one or more, in order; equal ones once, or refused where `distinct`."""
+    try:
+        found = [_integer(name, value) for value in values]
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence of integers, got {values!r}") from None
+    if not found or min(found) < 1 or (distinct and len(set(found)) < len(found)):
+        different = "different " if distinct else ""
+        raise ValueError(f"{name} must have one or more {different}integers, each at least 1, got {values!r}")
+    return tuple(sorted(set(found)))
+
+
 def flag(name: str, value: Any) -> bool:
     """Return `value` if it is True or False: a string would count as true, whatever it says."""
     if not isinstance(value, (bool, np.bool_)):
@@ -128,6 +140,18 @@ def batch_to_mine(embeddings: Any, labels: Any, ref_emb: Any, ref_labels: Any, *
         raise ValueError("a miner needs labels, got None")
     if ref_emb is not None and ref_labels is None:
         raise ValueError("the pairs are unknown: ref_emb was given without ref_labels")
+
+
+def without_indices(what: str, indices_tuple: Any) -> None:
+    """Raise a ValueError for pairs given to what finds them itself, or has none."""
+    if indices_tuple is not None:
+        raise ValueError(f"{what} takes no indices_tuple, got {_described(indices_tuple)}")
+
+
+def without_references(what: str, embeddings: Any, labels: Any, ref_emb: Any, ref_labels: Any) -> None:
+    """Raise a ValueError for references, other than the batch itself, given to what takes none."""
+    if ref_emb is not embeddings or ref_labels is not labels:
+        raise ValueError(f"{what} takes no ref_emb, got {_described(ref_emb)}")
 
 
 def _embeddings(name: str, value: Any, any_shape: bool) -> None:

@@ -6,7 +6,6 @@ Everything of this package that is one of PML's modules has `Configured` before 
 import inspect
 import math
 import warnings
-from collections.abc import Callable
 from functools import cache
 from typing import Any, ClassVar
 
@@ -21,7 +20,7 @@ from pytorch_metric_learning.distances import (
 from pytorch_metric_learning.reducers import BaseReducer
 from torch import nn
 
-from pml_ext import arguments
+from pml_ext import _pml, arguments
 
 
 class Configured:
@@ -44,7 +43,6 @@ class Configured:
     fixed: ClassVar[tuple[str, ...]] = ()
     has_own_distance: ClassVar[bool] = True
     distance: Any
-    add_to_recordable_attributes: Callable[..., None]
     _hyperparameter_names: tuple[str, ...] = ()
 
     def __init__(self, **kwargs: Any) -> None:
@@ -70,7 +68,7 @@ class Configured:
         for name, value in values.items():
             setattr(self, name, value)
         self._hyperparameter_names = tuple(values)
-        self.add_to_recordable_attributes(list_of_names=list(values), is_stat=False)
+        _pml.record(self, values)  # type: ignore[arg-type]
         self._warn_of_levels()
 
     def hyperparameters(self) -> dict[str, Any]:
@@ -90,6 +88,8 @@ class Configured:
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; a hyperparameter as the constructor would."""
+        if name == "distance" and isinstance(value, nn.Module):
+            _pml.describe(value)
         if not torch.compiler.is_compiling() and name in self.__dict__:
             names = self.__dict__.get("_hyperparameter_names")
             if names is not None and (name in names or name in self._own_parameters()):
@@ -143,7 +143,7 @@ def _own_parameters(cls: type) -> dict[str, Any]:
     return {
         parameter.name: parameter.default
         for base, parameter in _chain(cls)
-        if not base.__module__.startswith("pytorch_metric_learning.")
+        if not base.__module__.startswith(("pytorch_metric_learning.", _pml.__name__))
     }
 
 

@@ -116,7 +116,7 @@ def test_budget_of_a_run():
     pull, _numbers, spread = figure.get_axes()
     assert drawn(pull)[PULL][:, 1].tolist() == [h.pull for h in health.history.values()]
     assert len(spread.patches) == 2  # two measurements with a failure
-    assert spread.get_xlabel() == "iteration (grey: collapsed)"
+    assert spread.get_xlabel() == "iteration (gray: collapsed)"
     assert budget({}).get_axes()
 
 

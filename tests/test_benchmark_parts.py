@@ -190,7 +190,7 @@ def test_curves_have_a_line_and_a_name_per_loss(draw: Callable[[list[Result]], F
     names = ["RAW", "ContrastiveLoss", "TripletMarginLoss"]
     figure = draw([made("untrained", 0, 0.05), *(made(name, 0, 0.5 + i / 10) for i, name in enumerate(names))])
     image = pixels(figure, tmp_path)
-    for colour in curves.COLOURS[:3]:
+    for colour in curves.COLORS[:3]:
         assert has(image, colour)
     (axes,) = figure.axes
     written = [text.get_text() for text in axes.texts]

@@ -73,7 +73,7 @@ def test_names_of_strangers_cannot_move_the_cursor(model, photos, capsys):
     [
         ([], "the following arguments are required: --model, --image"),
         (["--model", "nowhere", "--image", "a.jpg"], "nowhere has no model that can be read"),
-        (["--model", "MODEL", "--image", "a.jpg", "-k", "0"], "-k must be at least 1, got 0"),
+        (["--model", "MODEL", "--image", "a.jpg", "-k", "0"], "-k must be a whole number of at least 1, got 0"),
         (["--model", "MODEL", "--image", "a.jpg"], "give the images to search by --gallery"),
         (["--model", "MODEL", "--image", "a.jpg", "--gallery", "nowhere/"], "nowhere"),
         (["--model", "MODEL", "--image", "a.jpg", "--gallery", "PHOTOS"], "'a.jpg' cannot be read"),

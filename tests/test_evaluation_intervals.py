@@ -263,8 +263,7 @@ def test_holm_of_its_paper():
         (lambda: mean_interval([1.0], level=95), "level must be between 0 and 1, got 95"),
         (lambda: bootstrap_interval([1.0], level=0), "level must be between 0 and 1, got 0"),
         (lambda: bootstrap_interval([[1.0]]), r"values must be one number for each query, got shape \(1, 1\)"),
-        (lambda: bootstrap_interval([1.0], resamples=0), "resamples must be an integer of at least 1, got 0"),
-        (lambda: bootstrap_interval([1.0], resamples=True), "resamples must be .* got True"),
+        (lambda: bootstrap_interval([1.0], resamples=0), "resamples must be at least 1, got 0"),
         (lambda: bootstrap_interval([1.0, 2.0], groups=[1]), r"groups must be one for each of 2 queries"),
         (lambda: paired_difference([1.0, 2.0], [1.0]), "same queries, got {'first': 2, 'second': 1}"),
         (lambda: paired_difference([], []), r"first must be .* got shape \(1, 0\)"),
@@ -274,3 +273,8 @@ def test_holm_of_its_paper():
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_resamples_are_an_integer():
+    with pytest.raises(TypeError, match="resamples must be an integer, got True"):
+        bootstrap_interval([1.0], resamples=True)

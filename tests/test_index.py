@@ -81,7 +81,7 @@ def test_a_damaged_index_is_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("asked", "k", "message"),
     [
-        (GALLERY[:2], 0, "k must be at least 1, got 0"),
+        (GALLERY[:2], 0, "k must be a whole number of at least 1, got 0"),
         (torch.rand(2, 4), 1, r"embeddings of 5 dimensions, asked for \[2, 4\]"),
     ],
 )

@@ -8,28 +8,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from nine_samples import X9, Y9
 from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity, LpDistance, SNRDistance
 
 from pml_ext import mining
 from pml_ext.mining import MinedTuples, mine
 from pml_ext.mining.draws import keys
 from pml_ext.mining.scores import _topk
-
-X9 = torch.tensor(
-    [
-        (1, 0),
-        (0.96, 0.28),
-        (0.28, 0.96),
-        (0.6, 0.8),
-        (-0.352, 0.936),
-        (-0.8, 0.6),
-        (0, -1),
-        (0.6, -0.8),
-        (-0.936, -0.352),
-    ],
-    dtype=torch.float64,
-)
-Y9 = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2])
 
 
 def test_worked_values():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from nine_samples import X9, Y9
 from torch.utils.data import DataLoader, TensorDataset
 
 from pml_ext.mining import (
@@ -27,21 +28,6 @@ from pml_ext.mining import (
 )
 from pml_ext.mining.rules import greedy
 
-X9 = torch.tensor(
-    [
-        (1, 0),
-        (0.96, 0.28),
-        (0.28, 0.96),
-        (0.6, 0.8),
-        (-0.352, 0.936),
-        (-0.8, 0.6),
-        (0, -1),
-        (0.6, -0.8),
-        (-0.936, -0.352),
-    ],
-    dtype=torch.float64,
-)
-Y9 = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2])
 # Twelve classes of 3 to 6 samples in five dimensions, in any order, with names.
 NOISE = torch.Generator().manual_seed(0)
 NAMES = [f"c{y:02d}" for y in range(12) for _ in range(3 + y % 4)]

@@ -35,14 +35,16 @@ LAYERS = (
     ("kmeans",),
     ("base",),
     ("blocks",),
+    ("index_tuples",),
     ("engine", "pairs", "sampling", "seeded"),
     ("space",),
     ("closed_form", "ranks", "similarity"),
     ("vectors",),
     ("masked", "synthesis"),
     ("hyperparameters",),
+    ("_pml",),
     ("arguments", "inputs", "thresholds"),
-    ("spelling",),
+    ("palette", "spelling"),
 )
 
 

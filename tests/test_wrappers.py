@@ -312,7 +312,6 @@ class _Admitting(pml.CrossBatchMemory):
 
 def test_memory_is_an_instance_of_that_of_pml() -> None:
     assert isinstance(CrossBatchMemory(RAWLoss(), 4), pml.CrossBatchMemory)
-    assert isinstance(SelfSupervisedLoss(RAWLoss()), pml.SelfSupervisedLoss)
     assert isinstance(build("XBM", embedding_size=8).loss.loss, pml.ContrastiveLoss)
 
 

@@ -5,18 +5,19 @@ import re
 import textwrap
 from typing import Any
 
-from pytorch_metric_learning.losses.base_loss_wrapper import BaseLossWrapper
-from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
+from pytorch_metric_learning.losses import BaseMetricLossFunction
 from pytorch_metric_learning.miners import BaseMiner
 from pytorch_metric_learning.regularizers import BaseRegularizer
 from torch import Tensor, nn
 
+from pml_ext import _pml
 from pml_ext.catalog import KEYS, Recipe
 from pml_ext.centers import CenterSource
+from pml_ext.wrappers import CrossBatchMemory, SelfSupervisedLoss
 
 _SECTION = re.compile(r"^(Args|Shape|Defaults|Source|Raises|Example|Attributes):$", re.MULTILINE)
 _KINDS = (
-    ("Loss", (BaseMetricLossFunction, BaseLossWrapper)),
+    ("Loss", (BaseMetricLossFunction, *_pml.WRAPPERS, CrossBatchMemory, SelfSupervisedLoss)),
     ("Centres", CenterSource),
     ("Regularizer", BaseRegularizer),
     ("Miner", BaseMiner),

@@ -17,6 +17,7 @@ from pml_ext.analysis.geometry import NAN, geometry, pairs_of_classes, possible_
 from pml_ext.analysis.pair_weights import NoPairWeightsError, PairWeights, pair_weights
 from pml_ext.masked import not_self
 from pml_ext.pairs import IndicesTuple, label_masks
+from pml_ext.vectors import at_least_single
 
 # Mean squared distance of the normalised embeddings from their mean, in 0..1: below, all point the same way. Runs that
 # collapse fall to 1e-4 and less in a few dozen steps; the least that a healthy one had was 3e-3, of a margin of 0.02.
@@ -114,9 +115,7 @@ def measure(
         >>> measure(RAWLoss(), torch.eye(8), labels).failure
         ''
     """
-    embeddings = embeddings.detach()
-    if embeddings.dtype in (torch.float16, torch.bfloat16):
-        embeddings = embeddings.float()
+    embeddings = at_least_single(embeddings.detach())
     pairs, lie = None, geometry(embeddings)
     if math.isfinite(lie["norm_max"]):
         try:

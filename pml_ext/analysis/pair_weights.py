@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from pytorch_metric_learning.distances import BaseDistance
-from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
+from pytorch_metric_learning.losses import BaseMetricLossFunction
 from pytorch_metric_learning.regularizers import BaseRegularizer
 from torch import Tensor, nn
 

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
+from pytorch_metric_learning.losses import BaseMetricLossFunction
 from pytorch_metric_learning.reducers import SumReducer
 from torch import Tensor, nn
 
+from pml_ext import palette
 from pml_ext.analysis.health import COLLAPSED_SPREAD, Health
 from pml_ext.analysis.pair_weights import PairWeights, pair_weights
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Of Okabe and Ito's colours, which colour-blind readers can tell apart; line styles and markers repeat the difference.
-PULL, PUSH, PAIRS, RANK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#777777"
+PULL, PUSH, PAIRS, RANK = palette.HUES[:4]
 
 # The batch behind the curves: an anchor, and the cosine similarities of its positives and of its negatives to it. The
 # first of each is the pair whose weight is drawn.
@@ -196,7 +197,7 @@ def weight_matrix(pairs: PairWeights, labels: Tensor, ref_labels: Tensor | None 
     )
     for draw, classes in ((axis.axhline, labels[order]), (axis.axvline, columns[column_order])):
         for edge in classes.diff().nonzero().flatten().tolist():
-            draw(edge + 0.5, color=GREY, linewidth=0.6)
+            draw(edge + 0.5, color=palette.GRAY, linewidth=0.6)
     axis.set(xlabel="reference, sorted by class", ylabel="anchor, sorted by class")
     axis.set_title(title, loc="left")
     bar = figure.colorbar(image, ax=axis)
@@ -221,7 +222,7 @@ def budget(history: Mapping[int, Health], *, title: str = "") -> "Figure":
         (0, "push", "push (negatives)", PUSH, "--"),
         (1, "effective_pairs", "effective pairs of an anchor", PAIRS, "-"),
         (1, "effective_rank", "effective rank of the embeddings", RANK, "--"),
-        (2, "spread", "spread of the directions", GREY, "-"),
+        (2, "spread", "spread of the directions", palette.GRAY, "-"),
     )
     for panel, name, label, colour, style in lines:
         # Embeddings that are all the same have a spread of 0, which no logarithm shows.
@@ -241,9 +242,11 @@ def budget(history: Mapping[int, Health], *, title: str = "") -> "Figure":
         for i, health in enumerate(measured):
             if health.failure:
                 left = iterations[max(i - 1, 0)] if i else iterations[0]
-                axis.axvspan((left + iterations[i]) / 2, _until(iterations, i), color=GREY, alpha=0.18, linewidth=0)
+                axis.axvspan(
+                    (left + iterations[i]) / 2, _until(iterations, i), color=palette.GRAY, alpha=0.18, linewidth=0
+                )
     names = list(dict.fromkeys(health.failure.split(":")[0] for health in measured if health.failure))
-    panels[-1].set_xlabel("iteration" + (f" (grey: {', '.join(names)})" if names else ""))
+    panels[-1].set_xlabel("iteration" + (f" (gray: {', '.join(names)})" if names else ""))
     panels[0].set_title(title, loc="left")
     return figure
 

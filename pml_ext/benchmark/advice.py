@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pml_ext.benchmark.errors import BenchmarkError
+from pml_ext.benchmark.kinds import Whole
 
 # Images of a class in a batch, unless there is a reason for others: the literature takes 4 (Musgrave et al. 2020) or 5
 # (Deep_metric).
@@ -236,8 +237,7 @@ def choose(
         ("batch", batch, 4),
         ("embedding_size", embedding_size, 1),
     ):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise BenchmarkError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        Whole(least).check(name, value)
     situation = Situation(classes, images_per_class, batch, embedding_size)
     losses = tuple(rule.advice(situation) for rule in LOSSES if rule.when(situation))
     avoid = tuple(rule.advice(situation) for rule in WARNINGS if rule.when(situation))

@@ -11,15 +11,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from pml_ext import palette
 from pml_ext.analysis.health import COLLAPSED_SPREAD
 from pml_ext.benchmark.result import BASELINES, FROZEN_TRUNK, UNTRAINED, UNTRAINED_HEAD, Result
 from pml_ext.benchmark.table import by_loss
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart, without its yellow; from the ninth loss on the
 # dashes differ too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+COLORS = (*palette.HUES[:4], palette.SKY, palette.ORANGE, palette.BLACK)
 DASHES = ("-", "--", ":", "-.")
-GREY = "#777777"
 HEALTH = ("pull", "push", "effective_pairs", "effective_rank", "spread")
 HARDNESS = ("lam", "mixing_weight", "hardness_real", "hardness_synthetic", "hardness_regenerated")
 
@@ -50,8 +50,8 @@ def learning_curves(results: Sequence[Result]) -> Figure:
                 axes.plot(range(first, first + len(curve)), curve, linewidth=0.7, alpha=0.5, **style)
         ends.append((loss, middle[-1], style["color"]))
     if start is not None:
-        axes.axhline(start, color=GREY, linestyle="--", linewidth=1.5, label=UNTRAINED)
-        ends.append((UNTRAINED, start, GREY))
+        axes.axhline(start, color=palette.GRAY, linestyle="--", linewidth=1.5, label=UNTRAINED)
+        ends.append((UNTRAINED, start, palette.GRAY))
     axes.set_ylim(bottom=_bottom(axes))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _name_lines(axes, ends)
@@ -75,7 +75,7 @@ def recall_curves(results: Sequence[Result]) -> Figure:
     styles = dict(zip(trained, _styles(len(trained)), strict=True))
     ends = []
     for loss, runs in groups.items():
-        style = styles.get(loss, {"color": GREY, "linestyle": "--"})
+        style = styles.get(loss, {"color": palette.GRAY, "linestyle": "--"})
         values = [[100 * run.metrics[f"recall_at_{k}"] for run in runs] for k in recall_at]
         middle = [mean(v) for v in values]
         axes.plot(recall_at, middle, label=loss, marker="o", markersize=5, linewidth=2, **style)
@@ -123,7 +123,7 @@ def hardness_curves(schedules: Mapping[str, Sequence[Mapping[str, Sequence[float
         *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9
     )
     # The colours are those of the methods, whichever negatives a line shows.
-    kinds = [Line2D([], [], color=GREY, linestyle=dashes) for dashes in ("-", ":", "--")]
+    kinds = [Line2D([], [], color=palette.GRAY, linestyle=dashes) for dashes in ("-", ":", "--")]
     panels[2].legend(kinds, ["real", "synthetic", "regenerated"], loc="lower left", frameon=False, fontsize=8)
     return figure
 
@@ -159,7 +159,7 @@ def health_curves(healths: Mapping[str, Sequence[Mapping[str, Sequence[float | N
         axes.set_ylim(bottom=0)
     panels[0].set_ylim(top=1)
     panels[3].set_yscale("log")
-    panels[3].axhline(COLLAPSED_SPREAD, color=GREY, linestyle=":")
+    panels[3].axhline(COLLAPSED_SPREAD, color=palette.GRAY, linestyle=":")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8, ncols=1 + len(labels) // 24)
     return figure
@@ -186,7 +186,7 @@ def _axes(title: str, x: str, y: str) -> tuple[Figure, Any]:
 
 
 def _styles(count: int) -> list[dict[str, str]]:
-    return [{"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i // len(COLOURS) % 4]} for i in range(count)]
+    return [{"color": COLORS[i % len(COLORS)], "linestyle": DASHES[i // len(COLORS) % 4]} for i in range(count)]
 
 
 def _name_lines(axes: Any, ends: Iterable[tuple[str, float, str]]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pml_ext.benchmark import files
 from pml_ext.benchmark.errors import BenchmarkError
+from pml_ext.benchmark.kinds import Whole
 
 _BESIDE = ("paths", "labels", "model")
 EMBEDDINGS, NAMES = "embeddings.npy", "index.json"
@@ -76,8 +77,7 @@ class Index:
 
     def search(self, embeddings: Tensor, k: int = 8) -> list[list[Match]]:
         """The k most similar of the index for each embedding [q, d], the nearest first; all if there are fewer."""
-        if k < 1:
-            raise BenchmarkError(f"k must be at least 1, got {k}")
+        Whole(1).check("k", k)
         if embeddings.ndim != 2 or embeddings.shape[1] != self.embeddings.shape[1]:
             raise BenchmarkError(
                 f"the index has embeddings of {self.embeddings.shape[1]} dimensions, asked for {list(embeddings.shape)}"

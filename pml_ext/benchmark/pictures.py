@@ -11,15 +11,16 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from torch import Tensor
 
+from pml_ext import palette
 from pml_ext.benchmark.report.markup import one_line
 
-RIGHT, WRONG = "#009E73", "#D55E00"
+RIGHT, WRONG = palette.GREEN, palette.VERMILION
 NEIGHBOURS = 8
 QUERIES = 4
 SIDE = 96  # pixels of a photograph
 MAPPED = 12  # classes in the map
 # Twelve classes: six hues that colour-blind readers can tell apart, times two markers.
-HUES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
+HUES = (*palette.HUES, palette.BLACK)
 MARKERS = ("o", "^")
 
 

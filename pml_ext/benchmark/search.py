@@ -18,6 +18,7 @@ from pml_ext.benchmark.config import Experiment, read_json
 from pml_ext.benchmark.data import Data
 from pml_ext.benchmark.errors import BenchmarkError, check_extras
 from pml_ext.benchmark.evaluate import CHOSEN_BY, NotFinite
+from pml_ext.benchmark.kinds import Whole
 from pml_ext.benchmark.progress import Progress
 from pml_ext.benchmark.training import Diverged, Run
 from pml_ext.spaces import Range
@@ -80,8 +81,7 @@ def tune(
     check_extras()
     if find_spec("optuna") is None:
         raise BenchmarkError('tune needs optuna: pip install "pml_ext[benchmark]"')
-    if isinstance(trials, bool) or not isinstance(trials, int) or trials < 1:
-        raise BenchmarkError(f"trials must be a whole number of at least 1, got {trials!r}")
+    trials = Whole(1).check("trials", trials)
     searched = {str(loss): _searched(loss) for loss in experiment.losses}
     experiment, out = _place(experiment, resume)
     data = [Data.of(experiment, fold) for fold in ([None] if experiment.folds is None else range(experiment.folds))]

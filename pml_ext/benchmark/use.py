@@ -9,6 +9,7 @@ from typing import Any
 
 from pml_ext.benchmark import streams
 from pml_ext.benchmark.errors import BenchmarkError, explain
+from pml_ext.benchmark.kinds import Whole
 from pml_ext.benchmark.parser import OneLineParser
 
 COMMAND = "python -m pml_ext.benchmark"
@@ -41,8 +42,7 @@ def _query(given: Any) -> None:
     from pml_ext.benchmark.index import Index
     from pml_ext.benchmark.saved import load
 
-    if given.k < 1:
-        raise BenchmarkError(f"-k must be at least 1, got {given.k}")
+    Whole(1).check("-k", given.k)
     model = load(given.model)
     kept = given.index is not None and (Path(given.index) / "index.json").exists()
     if kept and given.gallery is not None:

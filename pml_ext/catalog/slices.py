@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pytorch_metric_learning.distances import LpDistance
-from pytorch_metric_learning.distances.base_distance import BaseDistance
+from pytorch_metric_learning.distances import BaseDistance, LpDistance
 
 from pml_ext.catalog.deviance import bin_deviance_2018, dist_weight_bin_deviance, dist_weight_neighbour
 from pml_ext.catalog.registry import recipe

@@ -1,23 +1,25 @@
-"""Recall at any k, on PML's accuracy calculator."""
+"""Recall at any k and PML's metrics, in a calculator that PML 2's testers take in place of their own."""
 
+import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from operator import index
+from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
 import torch
-from pytorch_metric_learning.utils import accuracy_calculator as pml
-from pytorch_metric_learning.utils import common_functions as c_f
-from pytorch_metric_learning.utils import inference
 from torch import Tensor
 
+from pml_ext import arguments
 from pml_ext.inputs import Array, Strings, checked_embeddings, checked_labels, class_ids, warn_of_own
 
 from .clustering import scikit_kmeans
 from .knn import TorchKNN
 from .scores import reciprocal_rank, retrieval_scores
 
+EQUALITY = torch.eq
+LOGGER = logging.getLogger("pml_ext")
 KNN = Callable[[Tensor, int, Tensor, bool], tuple[Tensor, Tensor]]
 
 RECALL_AT: Final[Mapping[str, tuple[int, ...]]] = MappingProxyType(
@@ -32,8 +34,8 @@ RECALL_AT: Final[Mapping[str, tuple[int, ...]]] = MappingProxyType(
 "Deep metric learning via lifted structured feature embedding", 2016) and In-Shop (Liu et al., "DeepFashion", 2016)."""
 
 
-class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
-    r"""PML's ``AccuracyCalculator`` with recall at any list of k, exact in the corner cases.
+class RetrievalAccuracyCalculator:
+    r"""The metrics of PML 2's ``AccuracyCalculator`` and recall at any list of k, exact in the corner cases.
 
     .. math::
 
@@ -42,7 +44,7 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
 
     where Q are the queries whose label occurs among the references at all, the query itself not counted; with no such
     query the value is NaN. Every k gives one metric, ``recall_at_1``, ``recall_at_2``, ..., a float (a list with
-    ``return_per_class``), beside those of PML, and all of PML's arguments apply to it.
+    ``return_per_class``), beside those of PML 2. Its testers take this for their ``accuracy_calculator``.
 
     Args:
         recall_at: the k of recall@k, integers from 1 (default ``(1, 2, 4, 8)``); :data:`RECALL_AT` has those of the
@@ -63,8 +65,7 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
         device: where to compute, a ``torch.device`` or its name (default ``None``: CUDA if there is one).
         knn_func: ``(query, k, reference, ref_includes_query) -> (distances, indices)``, Euclidean neighbours (default
             ``None``: none are searched, ranks are counted instead, in little memory and as exactly, at any depth;
-            metrics of subclasses and a ``label_comparison_fn`` get PML's ``FaissKNN`` where faiss can be imported,
-            otherwise :class:`TorchKNN`).
+            metrics of subclasses and a ``label_comparison_fn`` get :class:`TorchKNN`).
         kmeans_func: ``(embeddings, num_clusters) -> clusters`` (default ``None``: scikit-learn's k-means, which
             begins with k-means++ and a fixed seed).
 
@@ -115,37 +116,76 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
         knn_func: KNN | None = None,
         kmeans_func: Callable[[Tensor, int], Tensor] | None = None,
     ) -> None:
-        self.recall_at = _checked_recall_at(recall_at)
-        if not (k is None or k == "max_bin_count" or (type(k) is int and k > 0)):
-            raise ValueError(f"k must be an integer of at least 1, None or 'max_bin_count', got {k!r}")
+        self.recall_at = arguments.counts("recall_at", recall_at)
+        k = k if k == "max_bin_count" else arguments.count("k", k, optional=True)
         # PML finds its metrics as the attributes called calculate_<name>.
         for recall_k in self.recall_at:
             setattr(self, f"calculate_{_metric_name(recall_k)}", partial(self._recall, recall_k))
-        by_counting = knn_func is None and label_comparison_fn is None
-        if not hasattr(inference, "faiss"):
-            knn_func = TorchKNN() if knn_func is None else knn_func
-        super().__init__(
-            include=include,
-            exclude=exclude,
-            avg_of_avgs=avg_of_avgs,
-            return_per_class=return_per_class,
-            k=k,
-            label_comparison_fn=label_comparison_fn,
-            device=None if device is None else torch.device(device),
-            knn_func=knn_func,
-            kmeans_func=scikit_kmeans if kmeans_func is None else kmeans_func,
-        )
-        # PML has them in the order of their names, recall at 10 before recall at 2.
-        functions = self.get_function_dict()
-        ordered = sorted(functions, key=lambda name: (_recall_k(name), name))
-        self.original_function_dict = {name: functions[name] for name in ordered}
+        names = [name.removeprefix("calculate_") for name in dir(self) if name.startswith("calculate_")]
+        ordered = sorted(names, key=lambda name: (_recall_k(name), name))
+        self.original_function_dict = {name: getattr(self, f"calculate_{name}") for name in ordered}
+        self.check_primary_metrics(include, exclude)
+        self.original_function_dict = self.get_function_dict(include, exclude)
         self.curr_function_dict = self.get_function_dict()
-        # PML's attribute knn_func may be set to another function later.
-        self._unused_knn_func = self.knn_func if by_counting else None
+        if avg_of_avgs and return_per_class:
+            raise ValueError("avg_of_avgs and return_per_class are mutually exclusive")
+        self.avg_of_avgs, self.return_per_class, self.k = avg_of_avgs, return_per_class, k
+        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
+        self.knn_func: KNN = TorchKNN() if knn_func is None else knn_func
+        self.kmeans_func = scikit_kmeans if kmeans_func is None else kmeans_func
+        self.label_comparison_fn = EQUALITY if label_comparison_fn is None else label_comparison_fn
+        if label_comparison_fn is not None and any(
+            name in self.requires_clustering() for name in self.get_curr_metrics()
+        ):
+            raise NotImplementedError("clustering of labels that a label_comparison_fn compares: exclude NMI and AMI")
+        # The attribute knn_func may be set to another function later.
+        self._unused_knn_func = self.knn_func if knn_func is None and label_comparison_fn is None else None
+
+    def get_function_dict(
+        self, include: Sequence[str] = (), exclude: Sequence[str] = ()
+    ) -> dict[str, Callable[..., Any]]:
+        """The functions of the metrics, of those chosen at construction."""
+        chosen = include or tuple(self.original_function_dict)
+        return {
+            name: function
+            for name, function in self.original_function_dict.items()
+            if name in chosen and name not in exclude
+        }
+
+    def get_curr_metrics(self) -> list[str]:
+        """The names of the metrics that were computed last, or will be."""
+        return list(self.curr_function_dict)
+
+    def requires_clustering(self) -> list[str]:
+        """Name the metrics that need clusters."""
+        return ["NMI", "AMI"]
 
     def requires_knn(self) -> list[str]:
         """Name the metrics that need nearest neighbours."""
-        return [*super().requires_knn(), "mean_reciprocal_rank", *map(_metric_name, self.recall_at)]
+        return [*RANK_METRICS, *map(_metric_name, self.recall_at)]
+
+    def description(self) -> str:
+        """What PML 2's testers put into the name of a result."""
+        return "avg_of_avgs" if self.avg_of_avgs else ""
+
+    def get_cluster_labels(self, query: Tensor, query_labels: Tensor, **_: Any) -> Tensor:
+        """The cluster of each query, of as many as there are labels."""
+        return self.kmeans_func(query, len(query_labels.flatten().unique()))
+
+    def determine_k(self, bin_counts: Tensor, num_reference_embeddings: int, ref_includes_query: bool) -> int:
+        """How many neighbours the metrics that are no recall look at."""
+        largest, own = int(bin_counts.max()), int(ref_includes_query)
+        if self.k == "max_bin_count":
+            return largest - own
+        if self.k is None:
+            return num_reference_embeddings - own
+        cut = {"r_precision", "mean_average_precision_at_r"}.intersection(self.get_curr_metrics())
+        if self.k < largest and cut:
+            LOGGER.warning(
+                f"k={self.k} is less than the {largest} samples of the largest class, at which {sorted(cut)} are "
+                "exact: k='max_bin_count' makes them so"
+            )
+        return int(self.k)
 
     def check_primary_metrics(self, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
         """Raise ``TypeError`` or ``ValueError`` if an argument is no tuple or list of names of metrics."""
@@ -213,7 +253,7 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
                 f"query {tuple(query.shape)} with labels {tuple(all_labels[0].shape)} and "
                 f"reference {tuple(reference.shape)} with labels {tuple(all_labels[1].shape)} do not fit"
             )
-        encode = class_ids if self.label_comparison_fn is pml.EQUALITY else _float32_labels
+        encode = class_ids if self.label_comparison_fn is EQUALITY else _float32_labels
         query_labels, reference_labels = (x.to(self.device) for x in encode(*all_labels))
         if ref_includes_query:
             _check_begins_with("reference", reference, query, torch.allclose)
@@ -238,9 +278,10 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
             else:
                 kwargs |= self._neighbours(**kwargs)
         if metrics.intersection(self.requires_clustering()):
+            _check_scikit_learn()
             kwargs["cluster_labels"] = self.get_cluster_labels(**kwargs)
         others = {name: function for name, function in self.curr_function_dict.items() if name not in accuracies}
-        accuracies |= self._get_accuracy(others, **kwargs)
+        accuracies |= {name: function(**kwargs) for name, function in others.items()}
         return {name: accuracies[name] for name in self.curr_function_dict}
 
     def _can_count(self, names: set[str]) -> bool:
@@ -253,18 +294,23 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
 
     def _matches(self, query_labels: Tensor, reference_labels: Tensor, ref_includes_query: bool) -> dict[str, Any]:
         """Count the matching references of each label of a query, and find the queries without any."""
-        if self.label_comparison_fn is pml.EQUALITY:
-            labels = query_labels.unique()
+        labels, which = query_labels.unique(dim=0, return_inverse=True)
+        own = torch.zeros_like(which[: len(labels)])
+        if self.label_comparison_fn is EQUALITY:
             counts = torch.bincount(reference_labels, minlength=int(labels[-1]) + 1)[labels]
-            lone_labels = labels[counts <= int(ref_includes_query)]
-            not_lone = ~torch.isin(query_labels, lone_labels)
-            label_counts = (labels, counts)
+            own = own + int(ref_includes_query)
         else:
-            label_counts = pml.get_label_match_counts(query_labels, reference_labels, self.label_comparison_fn)
-            lone_labels, not_lone = pml.get_lone_query_labels(
-                query_labels, label_counts, ref_includes_query, self.label_comparison_fn
-            )
-        return {"label_counts": label_counts, "lone_query_labels": lone_labels, "not_lone_query_mask": not_lone}
+            matches = [self.label_comparison_fn(label, reference_labels).sum() for label in labels.split(1)]
+            counts = torch.stack(matches).long()
+            if ref_includes_query:  # a label need not match itself
+                own = self.label_comparison_fn(labels, labels).long()
+        relevant = counts - own
+        return {
+            "label_counts": (labels, counts),
+            "relevant_counts": relevant[which],
+            "lone_query_labels": labels[relevant <= 0],
+            "not_lone_query_mask": relevant[which] > 0,
+        }
 
     def _rank_metrics(
         self,
@@ -282,7 +328,7 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
         """Compute metrics from the ranks of the matches of each query."""
         if not not_lone_query_mask.any():
             _warn_of_no_match()
-            return dict.fromkeys(names, pml.nan_accuracy(label_counts[0], self.return_per_class))
+            return dict.fromkeys(names, self._nan(label_counts))
         k = self.determine_k(label_counts[1], len(reference), ref_includes_query)
         scores = retrieval_scores(
             query,
@@ -326,7 +372,8 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
         if not not_lone_query_mask.any():
             _warn_of_no_match()
             nothing = query.new_empty(len(query), 0)
-            return {"knn_labels": nothing, "knn_distances": nothing, "first_match_rank": nothing}
+            found = dict.fromkeys(("knn_labels", "knn_distances", "first_match_rank"), nothing)
+            return found | {"same_label": nothing.bool()}
         # The largest class has only the query itself where, by a label_comparison_fn, no label matches itself.
         k = max(1, self.determine_k(label_counts[1], len(reference), ref_includes_query))
         depth = self._determine_depth(k, len(reference) - int(ref_includes_query))
@@ -347,6 +394,7 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
         return {
             "knn_labels": knn_labels[:, :k],
             "knn_distances": distances[:, :k],
+            "same_label": same_label[:, :k],
             "first_match_rank": _first_match_rank(same_label),
         }
 
@@ -354,6 +402,41 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
         recall_at = {_metric_name(recall_k): recall_k for recall_k in self.recall_at}
         needs = {name: recall_at.get(name, k) for name in self.requires_knn()}
         return min(available, max(needs[name] for name in self.curr_function_dict if name in needs))
+
+    def calculate_NMI(self, query_labels: Tensor, cluster_labels: Tensor, **_: Any) -> float:  # noqa: N802
+        """Normalized mutual information of classes and clusters."""
+        from sklearn.metrics import normalized_mutual_info_score
+
+        return float(normalized_mutual_info_score(query_labels.cpu().numpy(), cluster_labels.cpu().numpy()))
+
+    def calculate_AMI(self, query_labels: Tensor, cluster_labels: Tensor, **_: Any) -> float:  # noqa: N802
+        """Mutual information of classes and clusters, adjusted for chance."""
+        from sklearn.metrics import adjusted_mutual_info_score
+
+        return float(adjusted_mutual_info_score(query_labels.cpu().numpy(), cluster_labels.cpu().numpy()))
+
+    def calculate_precision_at_1(self, first_match_rank: Tensor, **groups: Any) -> float | list[float]:
+        """The share of queries whose nearest reference matches."""
+        return self._average(first_match_rank < 1, **_groups(groups))
+
+    def calculate_r_precision(self, same_label: Tensor, relevant_counts: Tensor, **groups: Any) -> float | list[float]:
+        """The share of matches among the R nearest references, if there are R matches; R at most k."""
+        inside = torch.arange(same_label.shape[1], device=same_label.device) < relevant_counts[:, None]
+        hits = (same_label & inside).sum(1).double()
+        return self._average(hits / inside.sum(1).clamp(min=1), **_groups(groups))
+
+    def calculate_mean_average_precision_at_r(
+        self, same_label: Tensor, relevant_counts: Tensor, **groups: Any
+    ) -> float | list[float]:
+        """The mean over R of the precision at each match among the R nearest references."""
+        inside = torch.arange(same_label.shape[1], device=same_label.device) < relevant_counts[:, None]
+        return self._average(_precisions(same_label & inside, relevant_counts), **_groups(groups))
+
+    def calculate_mean_average_precision(
+        self, same_label: Tensor, relevant_counts: Tensor, **groups: Any
+    ) -> float | list[float]:
+        """The mean over R of the precision at each match among the k nearest references."""
+        return self._average(_precisions(same_label, relevant_counts), **_groups(groups))
 
     def calculate_mean_reciprocal_rank(
         self,
@@ -381,17 +464,19 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
         """Return the fraction of queries whose first match has rank (from 0) less than k."""
         return self._average(first_match_rank < k, query_labels, not_lone_query_mask, label_counts)
 
+    def _nan(self, label_counts: tuple[Tensor, Tensor]) -> float | list[float]:
+        """What a metric is without any query that has a match."""
+        return [math.nan] * len(label_counts[0]) if self.return_per_class else math.nan
+
     def _average(
         self, per_query: Tensor, query_labels: Tensor, not_lone_query_mask: Tensor, label_counts: tuple[Tensor, Tensor]
     ) -> float | list[float]:
         """Average over the queries that have a match, or over those of each class; NaN if there is none."""
         if not not_lone_query_mask.any():
-            nan: float | list[float] = pml.nan_accuracy(label_counts[0], self.return_per_class)
-            return nan
+            return self._nan(label_counts)
         values, labels = per_query[not_lone_query_mask].double(), query_labels[not_lone_query_mask]
         if not (self.avg_of_avgs or self.return_per_class):
             return float(values.mean())
-        # PML's function for this takes n numbers for each class.
         classes = labels.unique(dim=0 if labels.ndim == 2 else None, return_inverse=True)[1]
         counts = torch.bincount(classes)
         averages = values.new_zeros(len(counts)).index_add_(0, classes, values) / counts
@@ -399,6 +484,22 @@ class RetrievalAccuracyCalculator(pml.AccuracyCalculator):
             per_class: list[float] = averages.tolist()
             return per_class
         return float(averages.mean())
+
+
+def _groups(given: dict[str, Any]) -> dict[str, Any]:
+    return {name: given[name] for name in ("query_labels", "not_lone_query_mask", "label_counts")}
+
+
+def _precisions(hits: Tensor, relevant: Tensor) -> Tensor:
+    """The sum of the precision at each hit, over the number of relevant references: [n, k], [n] -> [n]."""
+    places = torch.arange(1, hits.shape[1] + 1, device=hits.device)
+    precision = hits.cumsum(1).double() / places * hits
+    return precision.sum(1) / relevant.clamp(min=1)
+
+
+def _check_scikit_learn() -> None:
+    if find_spec("sklearn") is None:
+        raise ImportError("NMI and AMI need scikit-learn: pip install scikit-learn, or exclude=('NMI', 'AMI')")
 
 
 RANK_METRICS: Final = MappingProxyType(
@@ -417,7 +518,7 @@ RANK_METRICS: Final = MappingProxyType(
 
 
 def _warn_of_no_match() -> None:
-    c_f.LOGGER.warning("No query has a reference with its label.")
+    LOGGER.warning("No query has a reference with its label.")
 
 
 def _metric_name(k: int) -> str:
@@ -428,18 +529,6 @@ def _metric_name(k: int) -> str:
 def _recall_k(name: str) -> int:
     k = name.removeprefix("recall_at_")
     return int(k) if k != name and k.isdecimal() else 0
-
-
-def _checked_recall_at(recall_at: Sequence[int]) -> tuple[int, ...]:
-    try:
-        ks = [index(k) for k in recall_at]
-        if any(isinstance(k, bool) for k in recall_at):
-            raise TypeError
-    except TypeError:
-        raise TypeError(f"recall_at must be a sequence of integers, got {recall_at!r}") from None
-    if not ks or min(ks) < 1:
-        raise ValueError(f"recall_at must have one or more integers, each at least 1, got {recall_at!r}")
-    return tuple(sorted(set(ks)))
 
 
 def _check_begins_with(name: str, whole: Tensor, start: Tensor, equal: Callable[[Tensor, Tensor], bool]) -> None:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pml_ext import thresholds
+from pml_ext import arguments, thresholds
 
 Floats = NDArray[np.float64]
 
@@ -382,8 +382,7 @@ def _group_ids(groups: ArrayLike | None, n: int, known: NDArray[np.bool_]) -> ND
 
 def _resampled_means(x: Floats, groups: NDArray[np.int64], resamples: int, seed: int) -> Floats:
     """Return the means of rows [r, n] over groups drawn with replacement: [r, resamples]."""
-    if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 1:
-        raise ValueError(f"resamples must be an integer of at least 1, got {resamples!r}")
+    resamples = arguments.count("resamples", resamples)
     count = int(groups.max()) + 1
     sizes = np.bincount(groups, minlength=count).astype(np.float64)
     sums = np.stack([np.bincount(groups, row, count) for row in x])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pml_ext import thresholds
+from pml_ext import arguments, thresholds
 
 
 class TorchKNN:
@@ -55,7 +55,7 @@ class TorchKNN:
 
     def __init__(self, chunk_size: int | None = None) -> None:
         if chunk_size is not None:
-            _check_positive_int("chunk_size", chunk_size)
+            arguments.count("chunk_size", chunk_size)
         self.chunk_size = chunk_size
 
     def __call__(
@@ -78,7 +78,7 @@ class TorchKNN:
             ValueError: ``k`` is less than 1 or more than the references there are (the query itself not counted); the
                 shapes do not fit; an embedding is NaN, infinite, or so large that its distances overflow float32.
         """
-        _check_positive_int("k", k)
+        arguments.count("k", k)
         if query.ndim != 2 or reference.ndim != 2 or query.shape[1] != reference.shape[1]:
             raise ValueError(
                 "query and reference must be [n, d] and [m, d], "
@@ -223,13 +223,6 @@ def _check_distances_finite(name: str, embeddings: Tensor) -> None:
     if bad.any():
         row = int(bad.nonzero()[0])
         raise ValueError(f"{name} has {int(bad.sum())} rows with NaN, infinite or too large values; the first is {row}")
-
-
-def _check_positive_int(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 @contextmanager

@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from operator import index
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pml_ext import arguments
 from pml_ext.inputs import Array, checked_embeddings, checked_labels, class_ids, loaded
 
 from .clustering import scikit_kmeans
@@ -159,7 +159,7 @@ def evaluate(
         >>> evaluation.per_query["r_precision"].tolist()
         [0.5, 0.5, 0.0, 0.0, 0.0]
     """
-    ks, names = _checked_ks(k), _checked_metrics(metrics)
+    ks, names = arguments.counts("k", k, distinct=True), _checked_metrics(metrics)
     embeddings, labels = loaded("embeddings", embeddings), loaded("labels", labels)
     device = torch.device(device or (embeddings.device if isinstance(embeddings, Tensor) else "cpu"))
     x = checked_embeddings("embeddings", embeddings, device)
@@ -311,18 +311,6 @@ def _places(name: str, chosen: Array | None, n: int, device: torch.device) -> Te
     if len(places) == 0:
         raise ValueError(f"{name} is empty: there is nothing to evaluate")
     return places.to(device)
-
-
-def _checked_ks(k: Sequence[int]) -> tuple[int, ...]:
-    try:
-        ks = tuple(index(value) for value in k)
-        if any(isinstance(value, bool) for value in k):
-            raise TypeError
-    except TypeError:
-        raise TypeError(f"k must be a sequence of integers, got {k!r}") from None
-    if not ks or min(ks) < 1 or len(set(ks)) < len(ks):
-        raise ValueError(f"k must have one or more different integers, each at least 1, got {k!r}")
-    return tuple(sorted(ks))
 
 
 def _checked_metrics(metrics: Sequence[str]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.reducers import SumReducer
 from torch import Tensor
 
-from pml_ext import arguments
+from pml_ext import _pml, arguments
 from pml_ext.base import SampleLoss
 from pml_ext.centers import first_of_class, group_means
 from pml_ext.masked import Counted, looks_are_free, masked_max
@@ -112,7 +112,7 @@ class ClassCenterMarginLoss(SampleLoss):
             return scores_of(
                 embeddings, None if centers is embeddings else centers, similarity._replace(normalize=False)
             )
-        matrix: Tensor = self.distance.compute_mat(embeddings, centers) ** self.distance.power
+        matrix = _pml.matrix_of(self.distance, embeddings, centers)
         return matrix if self.distance.is_inverted else -matrix
 
     def _own_scores(self, embeddings: Tensor, centers: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from pytorch_metric_learning.miners import BaseMiner
 from torch import Tensor
 
-from pml_ext import arguments
+from pml_ext import _pml, arguments
 from pml_ext.hyperparameters import Configured
 from pml_ext.pairs import DisjointMasks, IndicesTuple, PairMasks, own_set
 from pml_ext.sampling import sample
@@ -23,7 +23,7 @@ def capped(anchors: Tensor, k: int, generator: torch.Generator | None) -> Tensor
 
 
 @final
-class CappedMiner(Seeded, Configured, BaseMiner):
+class CappedMiner(Seeded, Configured, _pml.Miner):
     r"""Keeps at most so many positives and negatives of each anchor of what another miner finds, drawn uniformly.
 
         P'_i = per_anchor of P_i,  N'_i = per_anchor of N_i,  or all if there are fewer;  (P_i, N_i) = miner(x, y)
@@ -74,14 +74,14 @@ class CappedMiner(Seeded, Configured, BaseMiner):
         """Some of the pairs, or triplets, that the miner finds; the arguments are those of every PML miner."""
         arguments.batch_to_mine(embeddings, labels, ref_emb, ref_labels)
         ref_emb = own_set(embeddings, labels, ref_emb, ref_labels)
-        mined: IndicesTuple = super().forward(embeddings, labels, ref_emb, ref_labels)
+        mined: IndicesTuple = self.mined(embeddings, labels, ref_emb, ref_labels)
         return mined
 
     def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> IndicesTuple:
         """Some of the pairs, or triplets, that the miner finds."""
         # PML knows the batch by the references not being given.
         references = (None, None) if ref_emb is embeddings else (ref_emb, ref_labels)
-        found = self.miner(embeddings, labels, *references)
+        found = _pml.mine(self.miner, embeddings, labels, *references)
         generator = self.generator(embeddings.device)
         if isinstance(found, PairMasks):
             # Of equal weight.

@@ -3,10 +3,9 @@
 from typing import Any, final
 
 import torch
-from pytorch_metric_learning.miners import BaseMiner
 from torch import Tensor
 
-from pml_ext import arguments
+from pml_ext import _pml, arguments
 from pml_ext.hyperparameters import Configured
 from pml_ext.miners.base import PairMiner
 from pml_ext.miners.positive_aware import PositiveAwareMiner, Reference
@@ -14,7 +13,7 @@ from pml_ext.pairs import IndicesTuple, PairMasks, own_set
 
 
 @final
-class GuidedMiner(Configured, BaseMiner):
+class GuidedMiner(Configured, _pml.Miner):
     r"""Keeps the negatives that a guide finds less similar than the positives, among them those of another miner.
 
         N'_i = { n in N_i : g_in < min(r_i - absolute_margin, r_i - relative_margin |r_i|) },  r_i = max_{p in P_i} g_ip

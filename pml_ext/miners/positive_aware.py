@@ -7,7 +7,7 @@ import torch
 from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
 
-from pml_ext import arguments
+from pml_ext import _pml, arguments
 from pml_ext.masked import count, has_any, masked_max, masked_mean, masked_min, nearest, of_rows
 from pml_ext.miners.base import PairMiner, in_row_blocks
 
@@ -163,7 +163,7 @@ class PositiveAwareMiner(PairMiner):
         if range_max is not None and range_max <= range_min:
             raise ValueError(f"range_max must be above range_min = {range_min}, got {range_max}")
         self.share_dropped = 0.0
-        self.add_to_recordable_attributes(name="share_dropped", is_stat=True)
+        _pml.record_stat(self, "share_dropped")
 
     def get_default_distance(self) -> CosineSimilarity:
         """Cosine similarity."""

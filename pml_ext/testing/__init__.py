@@ -19,6 +19,7 @@ from pml_ext.testing.cases import Batch, Rows
 from pml_ext.testing.check import check_loss, check_miner
 from pml_ext.testing.law import LOSS_LAWS, MINER_LAWS, Law, LawBroken
 from pml_ext.testing.parametrize import parametrize_with_laws
+from pml_ext.testing.questions import open_questions
 from pml_ext.testing.sampling import assert_frequencies, inclusion_probabilities, subset_probabilities
 from pml_ext.testing.table import LawTable, Verdict
 from pml_ext.testing.threads import run_as_ranks
@@ -36,6 +37,7 @@ __all__ = [
     "check_loss",
     "check_miner",
     "inclusion_probabilities",
+    "open_questions",
     "parametrize_with_laws",
     "run_as_ranks",
     "subset_probabilities",

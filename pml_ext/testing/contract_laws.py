@@ -6,21 +6,13 @@ import pickle
 from typing import Any
 
 import torch
-from pytorch_metric_learning.reducers import (
-    AvgNonZeroReducer,
-    BaseReducer,
-    ClassWeightedReducer,
-    DivisorReducer,
-    DoNothingReducer,
-    MeanReducer,
-    PerAnchorReducer,
-    SumReducer,
-    ThresholdReducer,
-)
+from pytorch_metric_learning import reducers as pml
+from pytorch_metric_learning.reducers import BaseReducer, DivisorReducer, MeanReducer, SumReducer
 from pytorch_metric_learning.regularizers import LpRegularizer
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from pml_ext import _pml
 from pml_ext.testing.cases import Batch, all_pairs
 from pml_ext.testing.law import (
     assert_close,
@@ -33,6 +25,7 @@ from pml_ext.testing.law import (
     modules_equal,
     reseed,
     seeded,
+    unreduced,
 )
 
 _SIZES = {"element": 1, "pos_pair": 2, "neg_pair": 2, "triplet": 3}
@@ -40,12 +33,14 @@ _SIZES = {"element": 1, "pos_pair": 2, "neg_pair": 2, "triplet": 3}
 
 @law("loss", "once")
 def loss_dict_is_well_formed(loss: Any, case: Batch) -> None:
-    """Its keys are `sub_loss_names()`; losses are 1-D with as many indices, or one scalar already reduced."""
+    """Its keys are `sub_loss_names()`, in PML 2; losses are 1-D with as many indices, or one scalar already reduced."""
     for regularizer in (None, LpRegularizer()):
         for batch in (case, Batch((1,), case.dimension)):
-            entries = _loss_dict(_with(loss, DoNothingReducer(), regularizer), batch)
-            names = set(_with(loss, None, regularizer).sub_loss_names())
-            assert set(entries) == names, f"the loss dict has {sorted(entries)}, sub_loss_names() {sorted(names)}"
+            entries = _loss_dict(_with(loss, None, regularizer), batch)
+            # PML 2 asks for the names before, PML 3 reads them off the terms.
+            if not _pml.HAS_TERMS:
+                names = set(_with(loss, None, regularizer).sub_loss_names())
+                assert set(entries) == names, f"the loss dict has {sorted(entries)}, sub_loss_names() {sorted(names)}"
             for name, entry in entries.items():
                 _check_entry(name, entry, len(batch.labels))
 
@@ -53,15 +48,21 @@ def loss_dict_is_well_formed(loss: Any, case: Batch) -> None:
 @law("loss", "once")
 def reducers_are_obeyed(loss: Any, case: Batch) -> None:
     """Every reducer of PML makes a finite scalar of the loss; of losses per anchor it makes what its name says."""
-    entries = _loss_dict(_with(loss, DoNothingReducer()), case)
+    entries = _loss_dict(loss, case)
     kinds = {entry["reduction_type"] for entry in entries.values()}
     weights = 0.5 + torch.rand(int(case.labels.max()) + 1, generator=seeded(6), dtype=torch.float64)
-    reducers: list[BaseReducer] = [MeanReducer(), SumReducer(), AvgNonZeroReducer(), ThresholdReducer(low=-1e9)]
-    reducers.append(ClassWeightedReducer(weights.clone()))
+    reducers: list[BaseReducer] = [MeanReducer(), SumReducer()]
+    others: dict[str, dict[str, Any]] = {
+        "AvgNonZeroReducer": {},
+        "ThresholdReducer": {"low": -1e9},
+        "ClassWeightedReducer": {"weights": weights.clone()},
+    }
+    # PML 3 may have fewer.
+    reducers += [getattr(pml, name)(**given) for name, given in others.items() if hasattr(pml, name)]
     if all("divisor" in entry or entry["reduction_type"] == "already_reduced" for entry in entries.values()):
         reducers.append(DivisorReducer())
-    if "triplet" not in kinds:
-        reducers.append(PerAnchorReducer())
+    if "triplet" not in kinds and hasattr(pml, "PerAnchorReducer"):
+        reducers.append(pml.PerAnchorReducer())
     for reducer in reducers:
         name = type(reducer).__name__
         try:
@@ -80,7 +81,7 @@ def reducers_are_obeyed(loss: Any, case: Batch) -> None:
 @law("loss", "once", is_row_loss)
 def losses_are_one_per_anchor(loss: Any, case: Batch) -> None:
     """The loss dict has one loss for each sample of the batch, in its order, and a divisor."""
-    (entry,) = _loss_dict(_with(loss, DoNothingReducer()), case).values()
+    (entry,) = _loss_dict(loss, case).values()
     n = len(case.labels)
     assert entry["reduction_type"] == "element", f"the reduction type is {entry['reduction_type']}"
     assert entry["losses"].shape == (n,), f"losses have shape {tuple(entry['losses'].shape)} for {n} anchors"
@@ -173,14 +174,14 @@ def _with(loss: Any, reducer: BaseReducer | None, regularizer: Any = None) -> An
     loss = copy.deepcopy(loss)
     if regularizer is not None:
         loss.embedding_regularizer, loss.embedding_reg_weight = regularizer, 1
-    loss.set_reducer(reducer)
+    if reducer is not None or hasattr(loss, "set_reducer"):
+        _pml.set_reducer(loss, reducer)
     return loss
 
 
 def _loss_dict(loss: Any, case: Batch) -> dict[str, dict[str, Any]]:
     reseed()
-    entries: dict[str, dict[str, Any]] = loss(case.embeddings, case.labels)
-    return entries
+    return unreduced(loss, case.embeddings, case.labels)
 
 
 def _check_entry(name: str, entry: dict[str, Any], n: int) -> None:

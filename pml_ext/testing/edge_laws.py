@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from pytorch_metric_learning.distances import DotProductSimilarity
-from pytorch_metric_learning.reducers import DivisorReducer, DoNothingReducer, MeanReducer, SumReducer
+from pytorch_metric_learning.reducers import DivisorReducer, MeanReducer, SumReducer
 from torch import Tensor
 
 from pml_ext.pairs import PairMasks, label_masks
@@ -21,6 +21,7 @@ from pml_ext.testing.law import (
     law,
     reseed,
     takes_pairs,
+    unreduced,
     variant,
 )
 
@@ -69,17 +70,16 @@ def divisors_agree_with_autograd(loss: Any, case: Batch) -> None:
                 evaluate(each, case.embeddings, case.labels) for each in (reduced, by_autograd(reduced))
             )
             assert_same(actual, expected, type(reducer).__name__)
-    unreduced = variant(loss, reducer=DoNothingReducer())
-    entries = [losses_of(each, case.embeddings, case.labels) for each in (unreduced, by_autograd(unreduced))]
-    assert_close(entries[0]["losses"], entries[1]["losses"], "losses, DoNothingReducer")
+    entries = [losses_of(each, case.embeddings, case.labels) for each in (loss, by_autograd(loss))]
+    assert_close(entries[0]["losses"], entries[1]["losses"], "losses that are not reduced")
     found, wanted = (torch.as_tensor(entry.get("divisor", 1)).item() for entry in entries)
     assert found == wanted, f"the divisor is {found}, by autograd {wanted}"
 
 
 def losses_of(loss: Any, *batch: Any) -> dict[str, Any]:
-    """The first entry of the loss dict that a loss without reduction gives, its losses a tensor."""
+    """The first entry of what a loss hands to its reducer, its losses a tensor; a zero if it is nothing."""
     reseed()
-    entry: dict[str, Any] = next(iter(fresh(loss)(*batch).values()))
+    entry = next(iter(unreduced(loss, *batch).values()), {"losses": 0})
     return {**entry, "losses": torch.as_tensor(entry["losses"], dtype=batch[0].dtype)}
 
 
@@ -153,7 +153,6 @@ def what_is_no_number_makes_the_loss_none(loss: Any, case: Batch) -> None:
 def what_is_no_number_stays_with_its_anchor(loss: Any, case: Batch) -> None:
     """An anchor of NaN compared with references: its loss is NaN, those of the others and their gradients stay."""
     refs, ref_labels = case.embeddings + 0.25, case.labels
-    unreduced = variant(loss, reducer=DoNothingReducer())
     for broken in (torch.nan, torch.inf):
         embeddings = case.embeddings.clone()
         embeddings[1, 0] = broken
@@ -161,7 +160,7 @@ def what_is_no_number_stays_with_its_anchor(loss: Any, case: Batch) -> None:
         found = []
         for x in (embeddings, case.embeddings):
             x = x.clone().requires_grad_()
-            losses = losses_of(unreduced, x, case.labels, None, refs, ref_labels)["losses"]
+            losses = losses_of(loss, x, case.labels, None, refs, ref_labels)["losses"]
             found.append((losses.detach(), torch.autograd.grad(losses[others].sum(), x)[0][others]))
         (losses, gradient), (expected, wanted) = found
         assert not bool(losses[1].isfinite()), f"an anchor of {broken} has the loss {losses[1].item()}"

@@ -37,10 +37,11 @@ class NegatedDistance(BaseDistance):  # type: ignore[misc, unused-ignore]
     """Minus another distance, with the opposite answer to `is_inverted`: the same thing, said the other way round."""
 
     def __init__(self, distance: Any) -> None:
-        super().__init__(normalize_embeddings=False, is_inverted=not distance.is_inverted)
+        super().__init__()
+        self.normalize_embeddings, self.is_inverted = False, not distance.is_inverted
         self.distance = distance
 
-    def compute_mat(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
+    def forward(self, query_emb: Tensor, ref_emb: Tensor | None = None) -> Tensor:
         """The negated matrix [n, m]."""
         # Whoever wraps a distance that normalises has to say what has no direction.
         references = None if ref_emb is query_emb else normalizable(self.distance, ref_emb)

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
-from pytorch_metric_learning.losses.mixins import WeightMixin
 from torch import Tensor, nn
 
-from pml_ext import engine
+from pml_ext import _pml, engine
 from pml_ext.base import MatrixLoss, PairModule, RowLoss, SampleLoss
 from pml_ext.seeded import Seeded
 from pml_ext.testing.cases import Batch
@@ -86,12 +85,14 @@ def is_ours(subject: Any) -> bool:
 
 def takes_pairs(subject: Any) -> bool:
     """A loss that compares samples with samples, and so can be told which; one with weights of its own does not."""
-    return not isinstance(subject, (SampleLoss, WeightMixin))
+    return not isinstance(subject, (SampleLoss, _pml.ProxyLoss))
 
 
 def labels_are_names(subject: Any) -> bool:
     """What needs no more of labels than which are equal; to others they are the numbers of weights or centers."""
-    return not isinstance(subject, WeightMixin) and not any(hasattr(part, "num_classes") for part in subject.modules())
+    return not isinstance(subject, _pml.ProxyLoss) and not any(
+        hasattr(part, "num_classes") for part in subject.modules()
+    )
 
 
 def is_row_loss(subject: Any) -> bool:
@@ -185,6 +186,14 @@ class ByAutograd(nn.Module):
 def by_autograd(subject: Any) -> ByAutograd:
     """The subject on the plain path."""
     return ByAutograd(subject)
+
+
+def unreduced(loss: Any, *batch: Any) -> dict[str, dict[str, Any]]:
+    """What a loss, a copy of it if it has a state, hands to its reducer, with its penalties."""
+    if isinstance(loss, ByAutograd):
+        with engine.disabled():
+            return unreduced(loss.subject, *batch)
+    return _pml.unreduced(fresh(loss), *batch)
 
 
 def reseed() -> None:

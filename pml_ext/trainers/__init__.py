@@ -1,12 +1,20 @@
-"""Trainers: methods that train more than an embedding, on PML's `BaseTrainer`, and their parts."""
+"""Methods that train more than an embedding, and their parts: for any loop, and as trainers of PML 2.
+
+`HardnessAwareTrainer` and `hardness_aware_trainer` build on PML 2's `BaseTrainer`, of which PML 3 has none. All else is
+the same beside either; `HardnessAwareLoss` is the same method for any loop.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from pml_ext.trainers.cached import Cached
 from pml_ext.trainers.generator import FeatureGenerator
-from pml_ext.trainers.hardness_aware import HardnessAwareTrainer, hardness_aware_trainer
 from pml_ext.trainers.hardness_aware_loss import HardnessAwareLoss, HardnessAwareTerms
 from pml_ext.trainers.n_pair_loss import NPairTupleLoss
 from pml_ext.trainers.schedule import HardnessSchedule
 from pml_ext.trainers.tuples import NPairTupleMiner, RandomTupleMiner
+
+if TYPE_CHECKING:
+    from pml_ext.trainers.hardness_aware import HardnessAwareTrainer, hardness_aware_trainer
 
 __all__ = [
     "Cached",
@@ -20,3 +28,15 @@ __all__ = [
     "RandomTupleMiner",
     "hardness_aware_trainer",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("HardnessAwareTrainer", "hardness_aware_trainer"):
+        from pml_ext.trainers import hardness_aware
+
+        return getattr(hardness_aware, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

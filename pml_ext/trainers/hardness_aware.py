@@ -1,4 +1,4 @@
-"""Hardness-aware deep metric learning as a PML trainer, and its assembly in one call."""
+"""Hardness-aware deep metric learning as a trainer of PML 2, and its assembly in one call."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import TripletMarginLoss
 from pytorch_metric_learning.reducers import SumReducer
-from pytorch_metric_learning.trainers import BaseTrainer
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
@@ -22,12 +21,20 @@ from pml_ext.trainers.n_pair_loss import NPairTupleLoss
 from pml_ext.trainers.schedule import HardnessSchedule
 from pml_ext.trainers.tuples import NPairTupleMiner, RandomTupleMiner
 
+try:
+    from pytorch_metric_learning.trainers import BaseTrainer
+except ImportError as error:
+    raise ImportError(
+        "HardnessAwareTrainer needs the trainers of PML 2, which are not there: HardnessAwareLoss is the same method "
+        "for any training loop"
+    ) from error
+
 LOSSES = ("metric_loss", "synth_loss", "recon_loss", "soft_loss", "classifier_loss")
 
 
 @final
 class HardnessAwareTrainer(BaseTrainer):
-    r"""PML trainer for hardness-aware deep metric learning; the method is described in `HardnessAwareLoss`.
+    r"""PML 2 trainer for hardness-aware deep metric learning; the method is described in `HardnessAwareLoss`.
 
     Losses that are recorded, and weighted by `loss_weights`, with the parameters that each trains:
 

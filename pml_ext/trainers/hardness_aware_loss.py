@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
+from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
 from pml_ext import arguments
+from pml_ext.index_tuples import Triplets
 from pml_ext.pairs import IndicesTuple
 from pml_ext.synthesis import pull_negatives
 from pml_ext.trainers.schedule import HardnessSchedule
-from pml_ext.trainers.tuples import Triplets, as_triplets
+from pml_ext.trainers.tuples import as_triplets
 from pml_ext.vectors import at_least_single
 from pml_ext.wrappers.base import refuses_references
 

@@ -1,15 +1,16 @@
-"""The methods of the literature that are trainers, by name, as `pml_ext.catalog` has those that are losses."""
+"""The methods of the literature that are trainers of PML 2, by name, as `pml_ext.catalog` has those that are losses."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from pml_ext.trainers.hardness_aware import HardnessAwareTrainer, hardness_aware_trainer
+if TYPE_CHECKING:
+    from pml_ext.trainers.hardness_aware import HardnessAwareTrainer
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Method:
         self, trunk: nn.Module, embedder: nn.Module, dataset: Any, num_classes: int, **kwargs: Any
     ) -> HardnessAwareTrainer:
         """Assemble the trainer; keyword arguments are those of `hardness_aware_trainer`, and win."""
+        from pml_ext.trainers.hardness_aware import hardness_aware_trainer
+
         return hardness_aware_trainer(self.variant, trunk, embedder, dataset, num_classes, **(dict(self.args) | kwargs))
 
 

@@ -6,17 +6,16 @@ from typing import Any, final
 
 import torch
 from pytorch_metric_learning.distances import DotProductSimilarity
-from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
-from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor
 
-from pml_ext import arguments
+from pml_ext import _pml, arguments
 from pml_ext.pairs import IndicesTuple
 from pml_ext.trainers.tuples import as_triplets, n_pair_tuples
+from pml_ext.vectors import at_least_single
 
 
 @final
-class NPairTupleLoss(BaseMetricLossFunction):
+class NPairTupleLoss(_pml.Loss):
     r"""Softmax cross entropy of each pair's score against the scores of the pair's own negatives.
 
     For the pair i of an anchor a_i and a positive p_i with negatives N_i, and s the inner product:
@@ -55,13 +54,13 @@ class NPairTupleLoss(BaseMetricLossFunction):
     def __init__(self, *, regularization: float = 3e-3, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.regularization = arguments.non_negative("regularization", regularization)
-        self.add_to_recordable_attributes(list_of_names=["regularization"], is_stat=False)
+        _pml.record(self, ["regularization"])
 
     def get_default_distance(self) -> DotProductSimilarity:
         """Inner product of the embeddings as they are."""
         return DotProductSimilarity(normalize_embeddings=False)
 
-    def compute_loss(
+    def loss_dict(
         self,
         embeddings: Tensor,
         labels: Tensor | None,
@@ -71,16 +70,15 @@ class NPairTupleLoss(BaseMetricLossFunction):
     ) -> dict[str, Any]:
         """PML's loss dict."""
         if indices_tuple is None:
-            c_f.labels_required(labels)
-            c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
-            assert labels is not None  # checked above
+            if labels is None:
+                raise ValueError("NPairTupleLoss needs labels or an indices_tuple, both are None")
+            arguments.without_references("NPairTupleLoss without pairs", embeddings, labels, ref_emb, ref_labels)
             a, p, n = n_pair_tuples(labels)
         else:
             a, p, n = as_triplets(indices_tuple, labels, ref_labels)  # type: ignore[arg-type]
         if len(a) == 0:
             return dict(self.zero_losses())
-        if embeddings.dtype in (torch.float16, torch.bfloat16):
-            embeddings, ref_emb = embeddings.float(), ref_emb.float()
+        embeddings, ref_emb = at_least_single(embeddings), at_least_single(ref_emb)
         scores = self.distance(embeddings, ref_emb)  # [n, m]
         scores = scores if self.distance.is_inverted else -scores
         pairs, pair = torch.unique(torch.stack([a, p]), dim=1, return_inverse=True)  # [2, u], [t]

@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from typing import final
 
 import torch
-from pytorch_metric_learning.utils.module_with_records import ModuleWithRecords
-from torch import Tensor
+from torch import Tensor, nn
 
-from pml_ext import arguments
+from pml_ext import _pml, arguments
 from pml_ext.synthesis import hardness_schedule, mixing_weight
 
 
 @final
-class HardnessSchedule(ModuleWithRecords):
+class HardnessSchedule(nn.Module):
     r"""The running averages of hardness-aware learning, and the two factors that follow from them.
 
         lambda = exp(-alpha / J_avg) ,   w = exp(-beta / J_gen)
@@ -75,7 +74,7 @@ class HardnessSchedule(ModuleWithRecords):
         self.register_buffer("metric_sum", torch.tensor(0.0))
         self.register_buffer("generator_sum", torch.tensor(0.0))
         self.register_buffer("steps", torch.tensor(0))
-        self.add_to_recordable_attributes(list_of_names=["alpha", "beta", "period"], is_stat=False)
+        _pml.record(self, ("alpha", "beta", "period"))
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Lambda and the weight of the real tuples in the next step, scalars."""
@@ -104,6 +103,6 @@ class HardnessSchedule(ModuleWithRecords):
 
     def record(self, values: Mapping[str, Tensor]) -> None:
         """Keep what happened in a step, as attributes; copies, without gradient."""
-        self.add_to_recordable_attributes(list_of_names=list(values), is_stat=False)
+        _pml.record(self, values)
         for name, value in values.items():
             setattr(self, name, value.detach().clone())

@@ -6,17 +6,13 @@ from typing import Any, final
 
 import torch
 from pytorch_metric_learning.distances import LpDistance
-from pytorch_metric_learning.miners import BaseMiner
-from pytorch_metric_learning.utils import common_functions as c_f
-from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import Tensor
 
-from pml_ext import arguments
+from pml_ext import _pml, arguments
+from pml_ext.index_tuples import Triplets, all_triplets, to_triplets
 from pml_ext.miners.base import PairMiner
 from pml_ext.pairs import IndicesTuple, PairMasks
 from pml_ext.seeded import Seeded
-
-Triplets = tuple[Tensor, Tensor, Tensor]
 
 
 def as_triplets(indices_tuple: IndicesTuple | None, labels: Tensor, ref_labels: Tensor | None = None) -> Triplets:
@@ -26,8 +22,9 @@ def as_triplets(indices_tuple: IndicesTuple | None, labels: Tensor, ref_labels: 
     """
     if isinstance(indices_tuple, PairMasks):
         indices_tuple = indices_tuple.indices()
-    anchors, positives, negatives = lmu.convert_to_triplets(indices_tuple, labels, ref_labels, t_per_anchor="all")
-    return anchors, positives, negatives
+    if indices_tuple is None:
+        return all_triplets(labels, ref_labels)
+    return to_triplets(indices_tuple)
 
 
 def n_pair_tuples(labels: Tensor) -> Triplets:
@@ -49,7 +46,7 @@ def n_pair_tuples(labels: Tensor) -> Triplets:
 
 
 @final
-class NPairTupleMiner(BaseMiner):
+class NPairTupleMiner(_pml.Miner):
     r"""Mines the N-pairs of a batch: one anchor and one positive of each class, against the other classes' positives.
 
         (a_i, p_i, p_j)  for all classes i and j != i ;  a_i, p_i = the first two samples of class i
@@ -69,16 +66,27 @@ class NPairTupleMiner(BaseMiner):
 
     Example:
         >>> NPairTupleMiner()(torch.zeros(5, 2), torch.tensor([0, 1, 0, 1, 0]))
-        (tensor([0, 1]), tensor([2, 3]), tensor([3, 2]))
+        TripletIndices(anchors=tensor([0, 1]), positives=tensor([2, 3]), negatives=tensor([3, 2]))
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
 
-    def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor | None) -> Triplets:
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
+    ) -> _pml.TripletIndices:
+        """The triplets of a batch: labels [n], embeddings [n, d]."""
+        arguments.batch_to_mine(embeddings, labels, ref_emb, ref_labels)
+        if ref_emb is not None:
+            arguments.without_references("NPairTupleMiner", embeddings, labels, ref_emb, ref_labels)
+        mined: _pml.TripletIndices = self.mined(embeddings, labels)
+        return mined
+
+    def mine(
+        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor | None
+    ) -> _pml.TripletIndices:
         """PML's entry point."""
-        c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
-        return n_pair_tuples(labels)
+        return _pml.TripletIndices(*n_pair_tuples(labels))
 
 
 @final

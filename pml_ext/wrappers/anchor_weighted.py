@@ -4,13 +4,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, final
 
-import pytorch_metric_learning.losses as pml
 import torch
-from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
+from pytorch_metric_learning.losses import BaseMetricLossFunction
 from pytorch_metric_learning.reducers import BaseReducer
 from torch import Tensor
 
-from pml_ext import arguments
+from pml_ext import _pml, arguments
 from pml_ext.base import BatchLoss, RowLoss
 from pml_ext.closed_form import Sides, SideWeights, exponential_sum, near
 from pml_ext.losses import ClassCenterMarginLoss
@@ -44,13 +43,13 @@ def gives_no_loss_of_anchors(loss: BaseMetricLossFunction) -> bool:
     return reduces or isinstance(loss, (BatchLoss, ClassCenterMarginLoss, *_OF_CLASSES_OR_BATCH))
 
 
-_OF_CLASSES_OR_BATCH = (
-    pml.DynamicSoftMarginLoss,
-    pml.HistogramLoss,
-    pml.P2SGradLoss,
-    pml.PNPLoss,
-    pml.ProxyAnchorLoss,
-    pml.ThresholdConsistentMarginLoss,
+_OF_CLASSES_OR_BATCH = _pml.losses_named(
+    "DynamicSoftMarginLoss",
+    "HistogramLoss",
+    "P2SGradLoss",
+    "PNPLoss",
+    "ProxyAnchorLoss",
+    "ThresholdConsistentMarginLoss",
 )
 
 
@@ -150,7 +149,7 @@ class AnchorWeightedLoss(LossWrapper):
             raise ValueError("embedding_regularizer was given to the wrapper, but the inner loss has one already")
         chunk_size = getattr(loss, "chunk_size", None)
         self.weights = _AnchorWeights(alpha=alpha, distance=loss.distance, chunk_size=chunk_size)
-        self.set_reducer(loss.reducer if reducer is None else reducer)
+        self.set_reducer(getattr(loss, "reducer", None) if reducer is None else reducer)
         self.record_hyperparameters(alpha=self.weights.alpha)
 
     @property
@@ -169,7 +168,7 @@ class AnchorWeightedLoss(LossWrapper):
         names: list[str] = super().sub_loss_names()
         return names if loss is None else loss.sub_loss_names() + self.all_regularization_loss_names()
 
-    def compute_loss(
+    def loss_dict(
         self,
         embeddings: Tensor,
         labels: Tensor | None,
@@ -179,19 +178,20 @@ class AnchorWeightedLoss(LossWrapper):
     ) -> dict[str, Any]:
         """The loss dict of the inner loss, weighted."""
         batch = embeddings, labels, indices_tuple, ref_emb, ref_labels
-        self.loss.reset_stats()
+        _pml.reset_stats(self.loss)
         if is_row_loss(self.loss):
-            loss_dict = _WeightedRows(self.loss, alpha=self.alpha).compute_loss(*batch)
-            self.loss.add_embedding_regularization_to_loss_dict(loss_dict, embeddings)
+            loss_dict = _pml.entries(_WeightedRows(self.loss, alpha=self.alpha), *batch)
+            _pml.add_penalties(self.loss, loss_dict, embeddings)
             return loss_dict
         with torch.no_grad():
-            weights = self.weights.compute_loss(*batch)["loss"]["losses"]
+            # There are none where there is nothing to compute.
+            weights = _pml.entries(self.weights, *batch).get("loss", {"losses": 0})["losses"]
         loss_dict = {
             # The names of PML's regularizers; they belong to no anchor.
             name: part if name.endswith("_reg_loss") else self.weighted(name, part, weights)
-            for name, part in self.loss.compute_loss(*batch).items()
+            for name, part in _pml.entries(self.loss, *batch).items()
         }
-        self.loss.add_embedding_regularization_to_loss_dict(loss_dict, embeddings)
+        _pml.add_penalties(self.loss, loss_dict, embeddings)
         return loss_dict
 
     def weighted(self, name: str, part: dict[str, Any], weights: Tensor | int) -> dict[str, Any]:
@@ -206,7 +206,7 @@ class AnchorWeightedLoss(LossWrapper):
             )
         if isinstance(weights, Tensor):
             # Of PML's, NCA leaves out the samples whose likelihood is 0.
-            drops = isinstance(self.loss, pml.NCALoss)
+            drops = isinstance(self.loss, _pml.losses_named("NCALoss"))
             if has_proxies(self.loss) and not drops and len(losses) != len(weights):
                 raise ValueError(
                     f"loss must give a loss for each anchor, pair or triplet: {type(self.loss).__name__} gives "

@@ -1,24 +1,22 @@
 """The part that every loss made of another loss shares."""
 
 import inspect
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import pytorch_metric_learning.losses as pml
-from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
-from pytorch_metric_learning.losses.mixins import WeightMixin
+from pytorch_metric_learning.losses import BaseMetricLossFunction
 from pytorch_metric_learning.regularizers import BaseRegularizer
 from torch import Tensor, nn
 
-from pml_ext import arguments
+from pml_ext import _pml, arguments
 from pml_ext.base import MatrixLoss, PairModule, RowLoss, SampleLoss, in_full
 from pml_ext.hyperparameters import Configured
 from pml_ext.pairs import IndicesTuple, PairMasks, own_set, pair_relation
 from pml_ext.similarity import has_own_shapes
 
 
-class LossWrapper(Configured, BaseMetricLossFunction):
-    """A loss made of another loss, ours or PML's. Subclasses implement `compute_loss`.
+class LossWrapper(Configured, _pml.Loss):
+    """A loss made of another loss, ours or PML's. Subclasses implement `loss_dict`.
 
     The inner loss keeps its own distance, reducer and regularizers; the wrapper shares its distance.
 
@@ -104,7 +102,7 @@ def refuses_indices(loss: Any) -> bool:
     return isinstance(loss, (SampleLoss, *_WITHOUT_INDICES))
 
 
-_WITHOUT_INDICES = (pml.InstanceLoss, pml.P2SGradLoss, pml.PNPLoss, pml.RankedListLoss, pml.VICRegLoss)
+_WITHOUT_INDICES = _pml.losses_named("InstanceLoss", "P2SGradLoss", "PNPLoss", "RankedListLoss", "VICRegLoss")
 
 
 def refuses_references(loss: Any) -> bool:
@@ -117,37 +115,36 @@ def refuses_references(loss: Any) -> bool:
     return has_proxies(loss) or isinstance(loss, (SampleLoss, *_WITHOUT_REFERENCES))
 
 
-_WITHOUT_REFERENCES = (
-    pml.FastAPLoss,
-    pml.HistogramLoss,
-    pml.InstanceLoss,
-    pml.ManifoldLoss,
-    pml.NPairsLoss,
-    pml.P2SGradLoss,
-    pml.PNPLoss,
-    pml.RankedListLoss,
-    pml.SmoothAPLoss,
-    pml.VICRegLoss,
+_WITHOUT_REFERENCES = _pml.losses_named(
+    "FastAPLoss",
+    "HistogramLoss",
+    "InstanceLoss",
+    "ManifoldLoss",
+    "NPairsLoss",
+    "P2SGradLoss",
+    "PNPLoss",
+    "RankedListLoss",
+    "SmoothAPLoss",
+    "VICRegLoss",
 )
 
 
 def has_proxies(loss: Any) -> bool:
     """Whether a loss of PML compares embeddings with learned vectors of the classes, not with one another."""
-    return isinstance(loss, WeightMixin)
+    return isinstance(loss, _pml.ProxyLoss)
 
 
-def takes_references(loss: Any, pml_names: Collection[str], *, with_indices: bool) -> bool:
+def takes_references(loss: Any, *, with_indices: bool) -> bool:
     """Whether a loss can compare a batch with references, on pairs that it is given if `with_indices`.
 
-    PML's own losses do not say: they are known by their names, or those of their bases. One that compares embeddings
-    with its proxies may have such a base, and takes none.
+    PML's own losses do not say. One that compares embeddings with its proxies may have a base that does.
     """
     if has_proxies(loss):
         return False
     if isinstance(loss, LossWrapper):
         able = loss.takes_references and (loss.takes_indices or not with_indices)
-        return able and takes_references(loss.loss, pml_names, with_indices=with_indices)
-    return isinstance(loss, MatrixLoss) or any(base.__name__ in pml_names for base in type(loss).__mro__)
+        return able and takes_references(loss.loss, with_indices=with_indices)
+    return isinstance(loss, MatrixLoss) or _pml.may_take_references(loss, with_indices=with_indices)
 
 
 def checked_sizes(sizes: int | Sequence[int]) -> int | tuple[int, ...]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, final
 
 import torch
-from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
+from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor
 
 from pml_ext import arguments
@@ -61,7 +61,7 @@ class BranchLoss(LossWrapper):
         super().__init__(loss, **kwargs)
         self.record_hyperparameters(sizes=checked_sizes(sizes), normalize=arguments.flag("normalize", normalize))
 
-    def compute_loss(
+    def loss_dict(
         self,
         embeddings: Tensor,
         labels: Tensor | None,

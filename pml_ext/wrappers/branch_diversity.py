@@ -7,10 +7,9 @@ from typing import Any, final
 
 import torch
 from pytorch_metric_learning.distances import LpDistance
-from pytorch_metric_learning.regularizers import BaseRegularizer
 from torch import Tensor
 
-from pml_ext import arguments
+from pml_ext import _pml, arguments
 from pml_ext.base import PairModule
 from pml_ext.wrappers.base import checked_sizes, slice_sizes
 
@@ -32,7 +31,7 @@ def jensen_shannon(log_a: Tensor, log_b: Tensor) -> Tensor:
 
 
 @final
-class BranchDiversityRegularizer(PairModule, BaseRegularizer):
+class BranchDiversityRegularizer(PairModule, _pml.Regularizer):
     r"""An `embedding_regularizer` that is small where the slices of an embedding see different neighbours.
 
     Slice b, normalised by the distance, gives every sample i a distribution A^b_i = softmax_{j != i}(-beta D^b_ij)

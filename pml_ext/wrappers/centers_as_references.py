@@ -3,8 +3,7 @@
 from typing import Any, ClassVar, final
 
 import torch
-from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
-from pytorch_metric_learning.utils import common_functions as c_f
+from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor
 
 from pml_ext import arguments
@@ -115,7 +114,7 @@ class CentersAsReferences(LossWrapper):
             leave_one_out=arguments.flag("leave_one_out", leave_one_out), normalize_embeddings=normalize_embeddings
         )
 
-    def compute_loss(
+    def loss_dict(
         self,
         embeddings: Tensor,
         labels: Tensor | None,
@@ -126,8 +125,8 @@ class CentersAsReferences(LossWrapper):
         """The loss of the samples and their centres."""
         if labels is None:
             raise ValueError("CentersAsReferences needs labels, got None")
-        c_f.indices_tuple_not_supported(indices_tuple)
-        c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
+        arguments.without_indices(type(self).__name__, indices_tuple)
+        arguments.without_references(type(self).__name__, embeddings, labels, ref_emb, ref_labels)
         given = samples = at_least_single(embeddings)
         if self._normalizes():
             samples = normalized(self.distance, samples)

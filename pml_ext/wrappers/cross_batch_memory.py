@@ -2,13 +2,12 @@
 
 from typing import Any, final
 
-import pytorch_metric_learning.losses as pml
 import torch
-from pytorch_metric_learning.miners import BaseMiner, EmbeddingsAlreadyPackagedAsTriplets
-from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
+from pytorch_metric_learning.miners import BaseMiner
 from torch import Tensor, nn
 
-from pml_ext import arguments
+from pml_ext import _pml, arguments
+from pml_ext.index_tuples import to_pairs, to_triplets
 from pml_ext.miners.base import PairMiner
 from pml_ext.pairs import IndicesTuple, PairMasks
 from pml_ext.wrappers.base import takes_masks, takes_references
@@ -27,7 +26,7 @@ UNLABELED = -(2**63)
 
 
 @final
-class CrossBatchMemory(pml.CrossBatchMemory):  # type: ignore[misc, unused-ignore]
+class CrossBatchMemory(_pml.Memory):  # type: ignore[misc, unused-ignore]
     r"""Compares a batch with a queue of the embeddings of the last batches, the batch itself included.
 
         L = L'(x, y, pairs, references = the queue), without the pairs of a sample with itself
@@ -59,8 +58,8 @@ class CrossBatchMemory(pml.CrossBatchMemory):  # type: ignore[misc, unused-ignor
         The distance and the reducer of the inner loss, a queue of 1024, used from the first sample on.
 
     Source:
-        Wang et al., "Cross-Batch Memory for Embedding Learning", CVPR 2020, arXiv 1912.06798. A subclass of PML's,
-        which differs in this: a miner mines as if the pairs of a sample with itself did not exist, where PML mines
+        Wang et al., "Cross-Batch Memory for Embedding Learning", CVPR 2020, arXiv 1912.06798. PML 2's wrapper of that
+        name differs in this: a miner mines as if the pairs of a sample with itself did not exist, where PML mines
         among them and drops them afterwards; the position and the fill of the queue are part of `state_dict`, so that
         a resumed run goes on as if it had not stopped (for a state saved by PML they are taken from the rows that are
         not zero); an `indices_tuple` is shifted to the positions of the batch in the queue, and may go with an
@@ -100,22 +99,24 @@ class CrossBatchMemory(pml.CrossBatchMemory):  # type: ignore[misc, unused-ignor
         *,
         start: int = 0,
     ) -> None:
-        if not takes_references(loss, self.supported_losses(), with_indices=True):
+        if not takes_references(loss, with_indices=True):
             raise TypeError(
                 f"loss must take references and pairs, {type(loss).__name__} does not; "
                 "a miner is given to CrossBatchMemory itself"
             )
         if miner is not None and not isinstance(miner, BaseMiner):
             raise TypeError(f"miner must be a PML miner (a BaseMiner), got {type(miner).__name__}")
-        if isinstance(miner, EmbeddingsAlreadyPackagedAsTriplets):
+        if isinstance(miner, _pml.miners_named("EmbeddingsAlreadyPackagedAsTriplets")):
             raise TypeError("miner must mine: EmbeddingsAlreadyPackagedAsTriplets knows the places in a batch only")
         arguments.count("embedding_size", embedding_size)
         arguments.count("memory_size", memory_size)
         if start != 0:
             arguments.count("start", start)
-        self.start = start
-        super().__init__(loss, embedding_size, memory_size, miner)
-        self.add_to_recordable_attributes(list_of_names=["start"], is_stat=False)
+        super().__init__()
+        self.loss, self.miner = loss, miner
+        self.embedding_size, self.memory_size, self.start = embedding_size, memory_size, start
+        self.reset_queue()
+        _pml.record(self, ("embedding_size", "memory_size", "queue_idx", "start"))
 
     def reset_queue(self) -> None:
         """Forget all samples."""
@@ -147,10 +148,6 @@ class CrossBatchMemory(pml.CrossBatchMemory):  # type: ignore[misc, unused-ignor
         """The distance of the inner loss."""
         return self.loss.distance
 
-    @classmethod
-    def check_loss_support(cls, loss_name: str) -> None:
-        """PML's check by name; the loss itself was checked before."""
-
     def forward(
         self,
         embeddings: Tensor,
@@ -160,7 +157,6 @@ class CrossBatchMemory(pml.CrossBatchMemory):  # type: ignore[misc, unused-ignor
     ) -> Tensor:
         """The loss of a batch against the queue, into which it goes first; in eval mode the queue stays as it was."""
         self.check(embeddings, labels, indices_tuple, enqueue_mask)
-        self.reset_stats()
         before = self.embedding_memory, self.label_memory, self._enqueued, self._seen
         try:
             return self.compared(embeddings, labels, indices_tuple, enqueue_mask)
@@ -331,5 +327,5 @@ def _wider(first: torch.dtype, second: torch.dtype) -> torch.dtype:
 
 def _joined(found: tuple[Tensor, ...], given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Triplets where a miner finds triplets, and otherwise pairs."""
-    convert = lmu.convert_to_triplets if len(found) == 3 else lmu.convert_to_pairs
-    return tuple(torch.cat(both) for both in zip(found, convert(given, None), strict=True))
+    convert: Any = to_triplets if len(found) == 3 else to_pairs
+    return tuple(torch.cat(both) for both in zip(found, convert(given), strict=True))

@@ -2,7 +2,7 @@
 
 from typing import final
 
-from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
+from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor, nn
 
 from pml_ext.miners import GuidedMiner

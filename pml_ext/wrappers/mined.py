@@ -2,12 +2,11 @@
 
 from typing import Any, ClassVar, final
 
-from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
+from pytorch_metric_learning.losses import BaseMetricLossFunction
 from pytorch_metric_learning.miners import BaseMiner
-from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor
 
-from pml_ext import arguments
+from pml_ext import _pml, arguments
 from pml_ext.miners.base import PairMiner
 from pml_ext.pairs import IndicesTuple, Selected
 from pml_ext.similarity import has_own_shapes
@@ -61,7 +60,7 @@ class MinedLoss(LossWrapper):
             raise TypeError(f"miner must be a PML miner (a BaseMiner), got {type(miner).__name__}")
         self.miner = miner
 
-    def compute_loss(
+    def loss_dict(
         self,
         embeddings: Tensor,
         labels: Tensor | None,
@@ -72,7 +71,7 @@ class MinedLoss(LossWrapper):
         """The loss of the mined pairs."""
         if labels is None:
             raise ValueError("MinedLoss needs labels, got None")
-        c_f.indices_tuple_not_supported(indices_tuple)
+        arguments.without_indices(type(self).__name__, indices_tuple)
         # PML knows self-pairs by the references not being given.
         references = (None, None) if ref_emb is embeddings else (ref_emb, ref_labels)
         pairs: Any
@@ -103,7 +102,7 @@ def mined_pairs(
     """What a miner finds, in the form that suits the loss: masks between a miner and a loss of ours."""
     arguments.batch(embeddings, labels, ref_emb, ref_labels, any_shape=has_own_shapes(miner.distance))
     if not isinstance(miner, PairMiner):
-        return miner(embeddings, labels, ref_emb, ref_labels)
+        return _pml.mine(miner, embeddings, labels, ref_emb, ref_labels)
     refs = (embeddings, labels) if ref_emb is None else (ref_emb, ref_labels)
     pairs = miner.masks(embeddings, labels, *refs)
     miner.output_assertion(pairs)

@@ -3,23 +3,13 @@
 from typing import Any, NamedTuple, final
 
 import torch
-from pytorch_metric_learning import miners as pml
+from pytorch_metric_learning.miners import BaseMiner
 from torch import Tensor
 
+from pml_ext import _pml
 from pml_ext.masked import masked_max, masked_min
 from pml_ext.miners.base import PairMiner
 from pml_ext.pairs import DisjointMasks, IndicesTuple, PairMasks, label_masks, pair_relation
-
-# PML's miners that take all their pairs from `lmu.get_all_pairs_indices` or `lmu.get_all_triplets_indices`.
-_BY_TABLE = (
-    pml.AngularMiner,
-    pml.BatchEasyHardMiner,
-    pml.BatchHardMiner,
-    pml.HDCMiner,
-    pml.PairMarginMiner,
-    pml.TripletMarginMiner,
-    pml.UniformHistogramMiner,
-)
 
 
 class Queue(NamedTuple):
@@ -105,31 +95,25 @@ def mined_masks(
     return found
 
 
-def mined_indices(miner: pml.BaseMiner, embeddings: Tensor, labels: Tensor, queue: Queue) -> tuple[Tensor, ...]:
+def mined_indices(miner: BaseMiner, embeddings: Tensor, labels: Tensor, queue: Queue) -> tuple[Tensor, ...]:
     """What any miner finds for the anchors in the queue, where no sample has a pair with itself."""
     own = queue.own
     within = (own >= 0).nonzero().squeeze(1)
     if len(within) == 0:
-        found: Any = miner(embeddings, labels, queue.embeddings, queue.labels)
+        found: Any = _pml.mine(miner, embeddings, labels, queue.embeddings, queue.labels)
         return tuple(found)
-    if type(miner) is pml.MultiSimilarityMiner:
+    if type(miner) in _pml.miners_named("MultiSimilarityMiner"):
         ours = _MultiSimilarity(miner.epsilon, distance=miner.distance)
         masks = ours.masks(embeddings, labels, queue.embeddings, queue.labels, label_pairs(labels, queue))
-        miner.reset_stats()
-        miner.output_assertion(masks.indices())
+        _pml.count_mined(miner, masks.indices())
         return masks.indices()
     # The anchors first, so that a pair of a sample with itself is on the diagonal.
     rest = torch.ones(len(queue.labels), dtype=torch.bool, device=own.device)
     rest[own[within]] = False
     order = torch.cat((own[within], rest.nonzero().squeeze(1)))
     refs, ref_labels = queue.embeddings[order], queue.labels[order]
-    if type(miner) in _BY_TABLE:
-        both = _RowsAndColumns(labels[within], ref_labels)
-        miner.reset_stats()
-        with torch.no_grad():
-            found = miner.mine(embeddings[within], both, refs, both)
-        miner.output_assertion(found)
-    else:
+    found = _pml.mined_without_diagonal(miner, embeddings[within], labels[within], refs, ref_labels)
+    if found is None:
         found = of_anchors(miner(refs, ref_labels), len(within))
     columns = (0,) if len(found) == 3 else (0, 2)
     return tuple(within[x] if i in columns else order[x] for i, x in enumerate(found))
@@ -142,25 +126,6 @@ def of_anchors(found: tuple[Tensor, ...], number: int) -> tuple[Tensor, ...]:
         return tuple(x[keep] for x in found)
     keep, keep_neg = found[0] < number, found[2] < number
     return found[0][keep], found[1][keep], found[2][keep_neg], found[3][keep_neg]
-
-
-class _RowsAndColumns:
-    """Labels [n] of rows and [m] of columns in one object, n at most m.
-
-    PML compares labels by `labels.unsqueeze(1) == ref_labels.unsqueeze(0)`, and takes the diagonal for pairs of a
-    sample with itself where the two are the same object.
-    """
-
-    def __init__(self, rows: Tensor, columns: Tensor) -> None:
-        self.rows, self.columns = rows, columns
-        self.device, self.dtype = rows.device, torch.long
-
-    def unsqueeze(self, dim: int) -> Tensor:
-        """The rows as a column of a matrix, or the columns as a row of it."""
-        return (self.rows if dim == 1 else self.columns).unsqueeze(dim)
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
 
 @final

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, final
 
 import torch
-from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
+from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor
 
 from pml_ext.pairs import IndicesTuple
@@ -57,7 +57,7 @@ class RandomSliceLoss(Seeded, LossWrapper):
         super().__init__(loss=BranchLoss(loss, sizes, normalize=normalize), **kwargs)
         self.record_hyperparameters(sizes=self.loss.sizes, normalize=self.loss.normalize)
 
-    def compute_loss(
+    def loss_dict(
         self,
         embeddings: Tensor,
         labels: Tensor | None,

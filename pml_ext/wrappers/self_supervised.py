@@ -2,7 +2,6 @@
 
 from typing import final
 
-import pytorch_metric_learning.losses as pml
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +12,7 @@ from pml_ext.wrappers.base import refuses_indices, takes_masks, takes_references
 
 
 @final
-class SelfSupervisedLoss(pml.SelfSupervisedLoss):  # type: ignore[misc, unused-ignore]
+class SelfSupervisedLoss(nn.Module):
     r"""Takes the views of each sample as a class of its own: embeddings and those of augmented samples.
 
         L = L'([x, x', ..], [1..n, 1..n, ..])   if symmetric, else   L'(x, 1..n, references = [x', ..], [1..n, ..])
@@ -31,8 +30,8 @@ class SelfSupervisedLoss(pml.SelfSupervisedLoss):  # type: ignore[misc, unused-i
         The distance and the reducer of the inner loss.
 
     Source:
-        A subclass of PML's wrapper of that name, which takes losses by a list of names, and two views. False negatives
-        are left out of both sides, not made positives: the "elimination" of Huynh et al., "Boosting Contrastive
+        PML's wrapper of that name, which in PML 2 takes losses by a list of names, and two views. False negatives are
+        left out of both sides, not made positives: the "elimination" of Huynh et al., "Boosting Contrastive
         Self-Supervised Learning with False Negative Cancellation", WACV 2022, arXiv 2011.11765.
 
     Raises:
@@ -49,13 +48,11 @@ class SelfSupervisedLoss(pml.SelfSupervisedLoss):  # type: ignore[misc, unused-i
     """
 
     def __init__(self, loss: nn.Module, symmetric: bool = True) -> None:
-        if not takes_references(loss, self.supported_losses(), with_indices=False):
+        if not takes_references(loss, with_indices=False):
             raise TypeError(f"loss must take references, {type(loss).__name__} does not")
-        super().__init__(loss, arguments.flag("symmetric", symmetric))
-
-    @classmethod
-    def check_loss_support(cls, loss_name: str) -> None:
-        """PML's check by name; the loss itself was checked before."""
+        super().__init__()
+        self.loss = loss
+        self.symmetric = arguments.flag("symmetric", symmetric)
 
     def forward(
         self, embeddings: Tensor, ref_emb: Tensor, *more: Tensor, false_negatives: Tensor | None = None

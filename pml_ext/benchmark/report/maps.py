@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pml_ext import palette
+
 from .markup import name, text
 
 CLASSES = 12
 OF_A_CLASS = 40  # samples, so that every point can be seen
 SEED = 0
 # Six hues of Okabe and Ito's palette, which color-blind readers can tell apart, times two shapes.
-HUES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "currentColor")
+HUES = (*palette.HUES, "currentColor")
 WIDTH, MARGIN = 400.0, 12.0
 
 

@@ -1,0 +1,534 @@
+"""The one module that knows PML 2 from PML 3, by what they have, never by a number of a version.
+
+Everybody else imports what PML exports (`pytorch_metric_learning.losses`, `.miners`, ...) and, where the two differ,
+what stands here. Within this package the protocol is one: losses implement `loss_dict`, which is given the batch itself
+as its references where there are none, and returns entries with a `reduction_type` and a `divisor`.
+"""
+
+import copy
+import math
+from collections.abc import Iterable
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import torch
+from pytorch_metric_learning import distances, losses, miners, reducers, regularizers
+from torch import Tensor, nn
+
+LossDict: TypeAlias = dict[str, dict[str, Any]]
+
+_Loss: Any = losses.BaseMetricLossFunction
+_Miner: Any = miners.BaseMiner
+_Regularizer: Any = regularizers.BaseRegularizer
+
+# A loss of PML 3 hands over terms, for which the references of a batch by itself are None and a divisor is one of
+# DivisorReducer only; one of PML 2 a loss dict, in which they are the batch and everything has a divisor.
+HAS_TERMS = hasattr(_Loss, "objective_terms")
+
+
+def _named(module: Any, *names: str) -> tuple[type, ...]:
+    return tuple(getattr(module, name) for name in names if hasattr(module, name))
+
+
+def losses_named(*names: str) -> tuple[type, ...]:
+    """Those classes of PML's losses that there are."""
+    return _named(losses, *names)
+
+
+def miners_named(*names: str) -> tuple[type, ...]:
+    """Those classes of PML's miners that there are."""
+    return _named(miners, *names)
+
+
+ProxyLoss: Any = getattr(losses, "BaseProxyLoss", None)
+if ProxyLoss is None:
+    ProxyLoss = import_module("pytorch_metric_learning.losses.mixins").WeightMixin
+
+# Losses made of losses that are no `BaseMetricLossFunction`.
+WRAPPERS = losses_named("CrossBatchMemory", "SelfSupervisedLoss", "MultipleLosses")
+if hasattr(losses, "BaseLossWrapper"):
+    WRAPPERS = (*WRAPPERS, losses.BaseLossWrapper)
+
+
+class PairIndices(NamedTuple):
+    """The pairs that a miner finds: positions in the batch, and in the references if there are any."""
+
+    pos_anchors: Tensor
+    positives: Tensor
+    neg_anchors: Tensor
+    negatives: Tensor
+
+
+class TripletIndices(NamedTuple):
+    """The triplets that a miner finds: positions in the batch, and in the references if there are any."""
+
+    anchors: Tensor
+    positives: Tensor
+    negatives: Tensor
+
+
+if find_spec("pytorch_metric_learning.types") is not None and not TYPE_CHECKING:
+    PairIndices, TripletIndices = (
+        getattr(import_module("pytorch_metric_learning.types"), name) for name in ("PairIndices", "TripletIndices")
+    )
+
+
+class Defaults:
+    """The default distance and reducer under the names of both versions, of which a class overrides either."""
+
+    def default_distance(self) -> Any:
+        """The distance without an argument of that name; the name in PML 3."""
+        return self._default("distance", "get_default_distance")
+
+    def get_default_distance(self) -> Any:
+        """The same; the name in PML 2."""
+        return self._default("distance", "default_distance")
+
+    def default_reducer(self) -> Any:
+        """The reducer without an argument of that name; the name in PML 3."""
+        return self._default("reducer", "get_default_reducer")
+
+    def get_default_reducer(self) -> Any:
+        """The same; the name in PML 2."""
+        return self._default("reducer", "default_reducer")
+
+    def _default(self, kind: str, other: str) -> Any:
+        """What a class says under the other name, or else what PML says."""
+        if getattr(type(self), other) is not getattr(Defaults, other):
+            return getattr(self, other)()
+        parent: Any = super()
+        name = f"default_{kind}" if hasattr(parent, f"default_{kind}") else f"get_default_{kind}"
+        return getattr(parent, name)()
+
+
+class Loss(Defaults, _Loss):
+    """A loss of PML's. Subclasses implement `loss_dict`.
+
+    PML 3 sees the batch only: pairs and references go past its `forward`, which would refuse masks, and what is one
+    number already goes past its reducer.
+    """
+
+    if HAS_TERMS:
+        collect_stats = False
+        _terms: LossDict | None = None
+
+    def loss_dict(
+        self, embeddings: Tensor, labels: Tensor | None, indices_tuple: Any, ref_emb: Tensor, ref_labels: Tensor | None
+    ) -> LossDict:
+        """The losses before they are reduced; `ref_emb is embeddings` means the batch itself."""
+        raise NotImplementedError
+
+    def compute_loss(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None,
+        indices_tuple: Any,
+        ref_emb: Tensor | None,
+        ref_labels: Tensor | None,
+    ) -> LossDict:
+        """What PML calls."""
+        if not HAS_TERMS:
+            return self.loss_dict(embeddings, labels, indices_tuple, ref_emb, ref_labels)  # type: ignore[arg-type]
+        if self._terms is not None:
+            return self._terms
+        found = self.loss_dict(embeddings, labels, indices_tuple, *_references(embeddings, labels, ref_emb, ref_labels))
+        return {name: _term(self, name, entry) for name, entry in found.items() if isinstance(entry["losses"], Tensor)}
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None = None,
+        indices_tuple: Any = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> Any:
+        """The loss of a batch, reduced and with its penalties."""
+        if not HAS_TERMS:
+            return super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        labels, ref_labels = (None if x is None else x.to(embeddings.device) for x in (labels, ref_labels))
+        found = self.loss_dict(embeddings, labels, indices_tuple, *_references(embeddings, labels, ref_emb, ref_labels))
+        numbers, terms = [], {}
+        for name, entry in found.items():
+            if entry["reduction_type"] != "already_reduced":
+                terms[name] = _term(self, name, entry)
+            elif isinstance(entry["losses"], Tensor):
+                numbers.append(entry["losses"])
+        outer, self._terms = self._terms, terms
+        try:
+            loss = super().forward(embeddings, labels)
+        finally:
+            self._terms = outer
+        return sum(numbers, loss)
+
+    def zero_losses(self) -> LossDict:
+        """The loss dict where there is nothing to compute."""
+        return {} if HAS_TERMS else super().zero_losses()
+
+    def set_reducer(self, reducer: Any) -> None:
+        """Take another reducer, a copy of it; None for the default."""
+        if not HAS_TERMS:
+            super().set_reducer(reducer)
+        else:
+            self.reducer = self.default_reducer() if reducer is None else copy.deepcopy(reducer)
+
+    def reset_stats(self) -> None:
+        """Forget the statistics of the last call, if there are any."""
+        if not HAS_TERMS:
+            super().reset_stats()
+
+
+class Miner(Defaults, _Miner):
+    """A miner of PML's. Subclasses implement `mine`, which is given the batch itself if there are no references."""
+
+    if HAS_TERMS:
+        collect_stats = False
+
+        def __call__(self, embeddings: Tensor, labels: Tensor, *args: Any, **kwargs: Any) -> Any:
+            """Call `forward`, with the arguments that have no name by the names that they have in PML 3."""
+            names: tuple[str, ...] = ("indices_tuple", "ref_emb", "ref_labels")
+            if args and isinstance(args[0], Tensor):
+                names = names[1:]
+            given = {name: value for name, value in zip(names, args, strict=False) if value is not None}
+            return super().__call__(embeddings, labels, **given, **kwargs)
+
+    def mined(
+        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
+    ) -> Any:
+        """What `mine` finds, checked, without a gradient."""
+        self.reset_stats()
+        with torch.no_grad():
+            labels = labels.to(embeddings.device)
+            if ref_emb is None:
+                ref_emb, ref_labels = embeddings, labels
+            elif ref_labels is not None:
+                ref_labels = ref_labels.to(ref_emb.device)
+            found = self.mine(embeddings, labels, ref_emb, ref_labels)
+        self.output_assertion(found)
+        return found
+
+    def reset_stats(self) -> None:
+        """Forget the statistics of the last call, if there are any."""
+        if not HAS_TERMS:
+            super().reset_stats()
+
+    def output_assertion(self, output: Any) -> None:
+        """PML 2's check of what was mined, which counts it."""
+        if not HAS_TERMS:
+            super().output_assertion(output)
+
+
+if not HAS_TERMS:
+
+    class Regularizer(Defaults, _Regularizer):
+        """A regularizer of PML's. Subclasses implement `compute_loss`."""
+
+else:
+
+    class Regularizer(Defaults, _Regularizer):  # type: ignore[no-redef]
+        """A regularizer of PML's, which is the mean of what `compute_loss` returns. Subclasses implement that."""
+
+        collect_stats = False
+
+        def __init__(self, *, distance: Any = None) -> None:
+            super().__init__()
+            self.distance = self.default_distance() if distance is None else distance
+
+        def forward(self, embeddings: Tensor) -> Tensor:
+            """The penalty of embeddings [n, d]."""
+            penalty = embeddings.new_zeros(())
+            for entry in self.compute_loss(embeddings).values():
+                if isinstance(entry["losses"], Tensor):
+                    penalty = penalty + entry["losses"].mean()
+            return penalty
+
+
+if HAS_TERMS:
+    Memory: Any = nn.Module
+else:
+
+    class Memory(losses.CrossBatchMemory):  # type: ignore[no-redef]
+        """Nothing of PML 2's queue but its name, which `DistributedLossWrapper` asks for."""
+
+        def __init__(self) -> None:
+            nn.Module.__init__(self)
+            self.collect_stats = False
+
+
+def _references(
+    embeddings: Tensor, labels: Tensor | None, ref_emb: Tensor | None, ref_labels: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """References as PML 2 has them; in PML 3 those that are given are a set of their own, whatever they are."""
+    if ref_emb is None:
+        return embeddings, labels
+    return (ref_emb.view_as(ref_emb) if ref_emb is embeddings else ref_emb), ref_labels
+
+
+def _term(loss: Any, name: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry of a loss dict as PML 3 has it: one number as one sample's loss, a divisor where it is asked for."""
+    values = entry["losses"]
+    if entry["reduction_type"] == "already_reduced":
+        return {"losses": values.reshape(1), "indices": torch.zeros(1, dtype=torch.long, device=values.device)}
+    term = {"losses": values, "indices": entry["indices"]}
+    if "divisor" in entry and divides(loss.reducer, name):
+        # What is divided by none is 0.
+        term["divisor"] = torch.as_tensor(entry["divisor"], device=values.device).clamp(min=1)
+    return term
+
+
+def divides(reducer: Any, name: str) -> bool:
+    """Whether a reducer divides the losses of that name by their divisor."""
+    if isinstance(reducer, reducers.MultipleReducers):
+        reducer = dict(getattr(reducer, "reducers", {}).items()).get(name)
+    return isinstance(reducer, reducers.DivisorReducer)
+
+
+# The losses that PML 2's wrappers take.
+_WITH_REFERENCES = losses_named(
+    "AngularLoss",
+    "CircleLoss",
+    "ContrastiveLoss",
+    "GeneralizedLiftedStructureLoss",
+    "IntraPairVarianceLoss",
+    "LiftedStructureLoss",
+    "MarginLoss",
+    "MultiSimilarityLoss",
+    "NCALoss",
+    "NTXentLoss",
+    "SignalToNoiseRatioContrastiveLoss",
+    "SupConLoss",
+    "TripletMarginLoss",
+    "TupletMarginLoss",
+)
+
+
+def may_take_references(loss: Any, *, with_indices: bool) -> bool:
+    """Whether PML, or in its version 3 the loss in its first call, says that a loss takes references, and pairs.
+
+    A class of one's own may have the name of PML's in place of which it stands.
+    """
+    if HAS_TERMS:
+        return isinstance(loss, _Loss)
+    names = {each.__name__ for each in _WITH_REFERENCES} - (set() if with_indices else {"MarginLoss"})
+    return any(base.__name__ in names for base in type(loss).__mro__)
+
+
+_KINDS = {2: "pos_pair", 3: "triplet"}
+
+
+def entries(
+    loss: Any,
+    embeddings: Tensor,
+    labels: Tensor | None,
+    indices_tuple: Any,
+    ref_emb: Tensor,
+    ref_labels: Tensor | None,
+) -> LossDict:
+    """The losses of any PML loss before they are reduced, without penalties, as PML 2 has them."""
+    batch = embeddings, labels, indices_tuple
+    if isinstance(loss, Loss):
+        return loss.loss_dict(*batch, ref_emb, ref_labels)
+    if not HAS_TERMS:
+        found: LossDict = loss.compute_loss(*batch, ref_emb, ref_labels)
+        return found
+    references = (None, None) if ref_emb is embeddings else (ref_emb, ref_labels)
+    return {
+        name: {"reduction_type": _kind(term)} | term for name, term in loss.objective_terms(*batch, *references).items()
+    }
+
+
+def _kind(term: dict[str, Any]) -> str:
+    indices = term.get("indices")
+    if indices is None:
+        return "already_reduced"
+    return "element" if isinstance(indices, Tensor) else _KINDS[len(indices)]
+
+
+def add_penalties(loss: Any, found: LossDict, embeddings: Tensor) -> None:
+    """Add the penalties of the embeddings that a PML loss has been given to its losses."""
+    if not HAS_TERMS:
+        loss.add_embedding_regularization_to_loss_dict(found, embeddings)
+        return
+    for name, penalty in loss.regularization_terms(embeddings).items():
+        value = penalty["losses"].sum() if isinstance(penalty, dict) else penalty
+        found[name] = {"losses": value, "indices": None, "reduction_type": "already_reduced"}
+
+
+def unreduced(loss: Any, *batch: Any) -> LossDict:
+    """What any PML loss hands to its reducer, as PML 2 has it, with its penalties."""
+    if not HAS_TERMS:
+        loss = copy.deepcopy(loss)
+        loss.set_reducer(reducers.DoNothingReducer())
+        found: LossDict = loss(*batch)
+        return found
+    if not isinstance(loss, Loss):
+        return {name: {"reduction_type": _kind(term)} | term for name, term in loss.objective_terms(*batch).items()}
+    kept: LossDict = {}
+
+    def keep(*given: Any) -> LossDict:
+        kept.update(type(loss).loss_dict(loss, *given))
+        return kept
+
+    loss.loss_dict = keep  # type: ignore[method-assign, assignment]
+    try:
+        loss(*batch)
+    finally:
+        del loss.loss_dict
+    add_penalties(loss, kept, batch[0])
+    return kept
+
+
+def set_reducer(loss: Any, reducer: Any) -> None:
+    """Give any PML loss another reducer."""
+    if hasattr(loss, "set_reducer"):
+        loss.set_reducer(reducer)
+    else:
+        loss.reducer = reducer
+
+
+def reset_stats(module: Any) -> None:
+    """Let a loss or a miner of any kind forget the statistics of its last call, if it has any."""
+    if hasattr(module, "reset_stats"):
+        module.reset_stats()
+
+
+def record(module: nn.Module, names: Iterable[str]) -> None:
+    """Name attributes of a module, numbers or lists of them, that are to be logged: record-keeper looks for them."""
+    known = getattr(module, "_record_these", [])
+    module._record_these = [*known, *(name for name in names if name not in known)]  # type: ignore[assignment]
+
+
+def record_stat(module: Any, name: str) -> None:
+    """Name an attribute of a module that every call sets anew, if PML collects such."""
+    if hasattr(module, "add_to_recordable_attributes"):
+        module.add_to_recordable_attributes(name=name, is_stat=True)
+
+
+def mine(
+    miner: Any, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
+) -> Any:
+    """What a PML miner of any kind finds in a batch and, if there are any, its references."""
+    if ref_emb is None:
+        return miner(embeddings, labels)
+    return miner(embeddings, labels, ref_emb=ref_emb, ref_labels=ref_labels)
+
+
+def count_mined(miner: Any, found: tuple[Tensor, ...]) -> None:
+    """Let a miner of PML count what was found in its name, if it counts."""
+    reset_stats(miner)
+    if hasattr(miner, "output_assertion"):
+        miner.output_assertion(found)
+
+
+def mined_without_diagonal(
+    miner: Any, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor
+) -> tuple[Tensor, ...] | None:
+    """What a miner of PML 2 finds where the pairs (i, i) of rows and columns do not exist; None if it cannot.
+
+    Those that can take all their pairs from a table of the labels.
+    """
+    if HAS_TERMS or type(miner) not in _BY_TABLE:
+        return None
+    both = _RowsAndColumns(labels, ref_labels)
+    miner.reset_stats()
+    with torch.no_grad():
+        found: tuple[Tensor, ...] = miner.mine(embeddings, both, ref_emb, both)
+    miner.output_assertion(found)
+    return found
+
+
+_BY_TABLE = miners_named(
+    "AngularMiner",
+    "BatchEasyHardMiner",
+    "BatchHardMiner",
+    "HDCMiner",
+    "PairMarginMiner",
+    "TripletMarginMiner",
+    "UniformHistogramMiner",
+)
+
+
+class _RowsAndColumns:
+    """Labels [n] of rows and [m] of columns in one object, n at most m.
+
+    PML 2 compares labels by `labels.unsqueeze(1) == ref_labels.unsqueeze(0)`, and takes the diagonal for pairs of a
+    sample with itself where the two are the same object.
+    """
+
+    def __init__(self, rows: Tensor, columns: Tensor) -> None:
+        self.rows, self.columns = rows, columns
+        self.device, self.dtype = rows.device, torch.long
+
+    def unsqueeze(self, dim: int) -> Tensor:
+        """The rows as a column of a matrix, or the columns as a row of it."""
+        return (self.rows if dim == 1 else self.columns).unsqueeze(dim)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def has_own(distance: Any, method: str) -> bool:
+    """Whether the class of a distance has another method of that name than PML's base class."""
+    return getattr(type(distance), method, None) is not getattr(distances.BaseDistance, method, None)
+
+
+def matrix_of(distance: Any, embeddings: Tensor, ref_emb: Tensor) -> Tensor:
+    """The matrix of a distance of vectors as they are, which it does not normalise."""
+    if hasattr(distance, "compute_mat"):
+        matrix: Tensor = distance.compute_mat(embeddings, ref_emb) ** distance.power
+        return matrix
+    # Where PML 3 gives no way to say so, it does.
+    plain = copy.copy(distance)
+    plain.normalize_embeddings = False
+    of_plain: Tensor = plain(embeddings, ref_emb)
+    return of_plain
+
+
+def describe(distance: Any) -> None:
+    """Write down on a distance, where its class does not, what PML 2's say of themselves.
+
+    That is `is_inverted`, `normalize_embeddings`, `p`, `power` and `collect_stats`, found by asking for some distances;
+    `p` and `power` are PML's defaults where the distance is of a kind that is not known.
+    """
+    missing = [name for name in _FACTS if not hasattr(distance, name)]
+    if missing:
+        found = _facts(distance)
+        for name in missing:
+            setattr(distance, name, found[name])
+
+
+_FACTS = ("is_inverted", "normalize_embeddings", "p", "power", "collect_stats")
+
+
+@torch.no_grad()
+def _facts(distance: Any) -> dict[str, Any]:
+    one, other = torch.eye(2, dtype=torch.float64, device="cpu").split(1)
+    p, power = 2.0, 1.0
+    if type(distance) is distances.LpDistance:
+        # |e_1 - -e_1|^power and |e_1 - e_2|^power, of lengths 2 and 2^(1 / p).
+        power = _log2(distance(one, -one))
+        p = power / _log2(distance(one, other))
+    elif type(distance) in (distances.CosineSimilarity, distances.DotProductSimilarity):
+        both = one + other
+        # <e_1, e_1 + e_2> and |e_1 + e_2|^2, of a vector of length 2^(1 / p) that is normalised, or is not.
+        normalizes, of_both = _log2(distance(one, both)), _log2(distance(both, both))
+        power = of_both - 2 * normalizes
+        p = -power / normalizes if normalizes else 2
+    vectors = torch.tensor([[0.6, -0.3, 0.2, 0.9], [-0.1, 0.8, 0.5, 0.4]], dtype=torch.float64, device="cpu")
+    return {
+        "is_inverted": bool(distance.margin(one.sum(), 0 * one.sum()) < 0),
+        "normalize_embeddings": torch.allclose(distance(vectors, 3 * vectors), distance(vectors, vectors)),
+        "p": _whole(p),
+        "power": _whole(power),
+        "collect_stats": False,
+    }
+
+
+def _log2(number: Tensor) -> float:
+    return math.log2(number.item())
+
+
+def _whole(number: float) -> float:
+    """A number without its rounding errors, as an integer if it is one."""
+    rounded = round(number, 9)
+    return rounded if rounded % 1 else int(rounded)
