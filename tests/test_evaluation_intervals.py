@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from pml_ext import thresholds
@@ -247,6 +249,30 @@ def test_a_best_of_few_runs_hides_nobody():
     assert {name: x.is_best for name, x in found.items()} == {"unsteady": True, "good": True, "bad": False}
     assert found["bad"].to_best.p_value > 0.05
     assert (found["bad"].first, found["bad"].last) == (2, 3)
+
+
+@settings(deadline=None)
+@given(st.integers(2, 12), st.floats(0, 0.4), st.integers(0, 3), st.integers(0, 2**31))
+def test_the_best_are_those_that_can_be_the_first(count, gap, diverged, seed):
+    generator = np.random.default_rng(seed)
+    query = generator.normal(size=40)
+    methods = {str(i): query + gap * i + generator.normal(0, 0.3, (2, 40)) for i in range(count)}
+    methods |= {f"diverged {i}": np.full((2, 40), NAN) for i in range(diverged)}
+    found = standings(methods, resamples=60)
+    assert all(x.is_best == (x.first == 1 and x.valid > 0) for x in found.values())
+    assert max((x for x in found.values() if x.valid), key=lambda x: x.mean).is_best
+
+
+def test_one_reading_of_ranks_and_of_the_best():
+    """B is below A at a level that survives the comparisons with A, but not those of all 66 pairs."""
+    noise = np.random.default_rng(0).normal(size=200)
+    noise -= noise.mean()
+    a = np.random.default_rng(1).normal(size=200)
+    close = {str(i): a + 1e-3 * np.roll(noise, i) for i in range(10)}
+    found = standings({"A": a, "B": a - 3 * noise.std() / 200**0.5 - noise, **close})
+    assert 0.05 / 66 < found["B"].to_best.p_value < 0.05 / 11
+    assert found["B"].first == 1
+    assert found["B"].is_best
 
 
 def test_holm_of_its_paper():

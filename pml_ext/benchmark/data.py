@@ -20,7 +20,7 @@ from pml_ext.benchmark.trunks import Trunk
 from pml_ext.datasets import DATASETS
 from pml_ext.datasets import open as open_source
 from pml_ext.datasets.duplicates import check_files
-from pml_ext.datasets.samples import DataError, Samples
+from pml_ext.datasets.samples import DataError, Samples, counted
 
 ENOUGH = 6  # training classes, from which on a part of them is kept for validation
 CUT_SEED = 0
@@ -148,7 +148,7 @@ class Data:
             preprocessing=preprocessing,
             samples=samples,
             split=split,
-            notes=(samples.describe(), split.describe(samples)),
+            notes=(samples.describe(), *split.notes),
         )
 
     def with_features(self, features: Tensor) -> Data:
@@ -172,6 +172,22 @@ class Data:
     def watched(self) -> tuple[str, Any]:
         """The set that is measured after every epoch, and what it is called."""
         return ("test", self.test) if self.validation is None else ("validation", self.validation)
+
+    def describe(self, *, done: bool = False) -> str:
+        """One line for people: on how many classes it trains, chooses and tests, or has done so."""
+        thing = "vector" if self.samples is not None and self.samples.vectors is not None else "image"
+        words = ("trained", "the epoch chosen", "tested") if done else ("training", "choosing the epoch", "testing")
+
+        def size(part: Any, what: str) -> str:
+            return f"{len(part.labels.unique()):,} {what} ({counted(len(part), thing)})"
+
+        chosen = "the last epoch counts"
+        if self.validation is not None:
+            chosen = f"{words[1]} on {size(self.validation, 'others')}"
+        return (
+            f"{self.name}: {words[0]} on {size(self.train, 'classes')}, {chosen}, "
+            f"{words[2]} on {size(self.test, 'other classes')}"
+        )
 
     @property
     def pretrained(self) -> bool:

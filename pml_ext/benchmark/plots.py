@@ -27,7 +27,7 @@ PICTURED = 3  # trained losses in the gallery and the map
 
 
 def draw(experiment: Experiment, data: Data, out: Path, results: Sequence[Result]) -> list[Path]:
-    """Draw everything into `out/plots`, write `out/report.html`, and return the files."""
+    """Draw everything into `out/plots`, write `out/report.html`, and return the files, the report first."""
     folder = out / "plots"
     folder.mkdir(exist_ok=True)
     everything = results
@@ -42,7 +42,7 @@ def draw(experiment: Experiment, data: Data, out: Path, results: Sequence[Result
     contents = Contents(
         f"{data.name}: {', '.join(name for name in by_loss(everything) if name not in BASELINES)}",
         everything,
-        lines=(_description(data), *data.notes),
+        lines=(data.describe(done=True), *data.notes),
         queries=difference.of_losses(out, everything),
         test=data.test,
         embeddings=embeddings,
@@ -67,13 +67,6 @@ def draw(experiment: Experiment, data: Data, out: Path, results: Sequence[Result
     if schedules:
         drawn.append(_save(hardness_curves(schedules), folder / "hardness.png"))
     return drawn
-
-
-def _description(data: Data) -> str:
-    return (
-        f"{data.name}: trained on {data.train_classes} classes ({len(data.train)} samples), "
-        f"tested on {data.test_classes} other classes ({len(data.test)} samples)"
-    )
 
 
 def _healths(out: Path, name: str, results: Sequence[Result]) -> list[dict[str, list[float]]]:

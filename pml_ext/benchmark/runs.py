@@ -274,15 +274,9 @@ def _plan(jobs: Jobs, data: Data) -> list[str]:
     runs = len(jobs.specs) * len(experiment.seeds) * (experiment.folds or 1)
     device = torch_device(experiment.device)
     threads = f" ({_number(torch.get_num_threads(), 'thread')})" if device.type == "cpu" else ""
-    chosen = (
-        "the last epoch counts"
-        if data.validation is None
-        else f"choosing the epoch on {len(torch.unique(data.validation.labels))} others ({len(data.validation)} images)"
-    )
     names = list(jobs.specs) if len(jobs.specs) <= NAMED else [*list(jobs.specs)[:NAMED], "..."]
     return [
-        f"{data.name}: training on {data.train_classes} classes ({len(data.train)} images), {chosen}, "
-        f"testing on {data.test_classes} other classes ({len(data.test)} images)",
+        data.describe(),
         *data.notes,
         f"{', '.join(names)}: {_number(runs, 'run')} of {_number(experiment.epochs, 'epoch')}, "
         f"{_number(data.steps(experiment), 'step')} each of {data.batch_size(experiment)} images, on {device}{threads}",
@@ -354,17 +348,21 @@ def _report(experiment: Experiment, data: list[Data], out: Path, results: Sequen
             fold = data[chosen.fold or 0]
             network = network_of(experiment, fold, folder.run_folder(out, *chosen.key), *chosen.key)
             keep.keep(out, network, fold, chosen.metrics, chosen.arguments | identity(*chosen.key), out=out)
-        drawn = ", ".join(map(str, plots.draw(experiment, data[0], out, results)))
+        drawn = plots.draw(experiment, data[0], out, results)
+        shown = {"report": str(drawn[0])} if drawn else {}
+        if drawn[1:]:
+            shown["plots"] = f"{drawn[1].parent}: {', '.join(each.stem for each in drawn[1:])}"
     except (DamagedError, MemoryError) as error:
-        drawn = f"none: {error or 'out of memory'}"
+        shown = {"plots": f"none: {error or 'out of memory'}"}
     except OSError as error:
-        drawn = f"none: {explain(error)}"
+        shown = {"plots": f"none: {explain(error)}"}
     say("")
     say(table.text(rows, standing))
     say("")
     say(f"results: {out / RESULTS}")
     say(f"table:   {out / TABLE}")
-    say(f"plots:   {drawn}")
+    for name, where in shown.items():
+        say(f"{name + ':':8} {where}")
     if chosen is not None and (out / keep.BEST).is_dir():
         say(f"model:   {out / keep.BEST} ({result.name_of(chosen.key)}, by its MAP@R on the validation classes)")
     say(f"logs:    tensorboard --logdir {out}")

@@ -109,8 +109,9 @@ def _notes(contents: Contents, rows: Sequence[Row]) -> list[str]:
     notes = [f"In per cent, on classes that were not trained on; intervals are of 95 %, {over}."]
     if any(row.standing for row in rows):
         notes.append(
-            f"{BEST}: not distinguishable from the best recall@1, nor worse than another, comparing the same queries "
-            "and all runs pairwise; rank: what these comparisons leave (Holm's correction, 95 %)."
+            "rank: by recall@1, the places that the differences of every two rows over the same queries and all runs "
+            f"leave open (Holm's correction for all pairs, 95 %); {BEST}: 1 is among them, not distinguishable from "
+            "the best."
         )
     failures = "".join(f"<li>{name(row.loss)}, {text(line)}</li>" for row in rows for line in row.failures)
     return [*notes, *([f"What went wrong:</p><ul>{failures}</ul><p>"] if failures else [])]
