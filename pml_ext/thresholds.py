@@ -69,6 +69,11 @@ DISTANCES = 1 << 24
 # A squared distance below this share of the two squared norms has lost digits in the expansion: its relative error is
 # about 1e-7 over the share. It is computed again, by differences.
 NEAR = 1e-4
+# From so many near pairs on they are expanded in double precision; below this share of the squared norms that has lost
+# digits, too, and the differences are squared.
+EXPANDED = 1 << 12
+NEAR_DOUBLE = 1e-6
+NEAR_FEW = 16  # such pairs of a row, up to which that is not put off
 # So many distances of near pairs are computed again at a time.
 NEAR_DISTANCES = 1 << 18
 # The k smallest distances are looked for in groups of so many columns first.
@@ -117,6 +122,9 @@ TINY: dict[str, float] = {
     "TILE_GPU": 3,
     "DISTANCES": 64,
     "NEAR": 0.1,  # grows: ordinary pairs are near ones, too
+    "EXPANDED": 2,
+    "NEAR_DOUBLE": 1e-3,
+    "NEAR_FEW": 1,
     "NEAR_DISTANCES": 4,
     "COLUMNS_FOR_EACH": 2,
     "COUNTED_MATCHES": 2,

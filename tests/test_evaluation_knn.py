@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.inference import FaissKNN
 
-from pml_ext.evaluation import TorchKNN
+from pml_ext import thresholds
+from pml_ext.evaluation import TorchKNN, knn
 
 
 def brute_force(query, k, reference, ref_includes_query):
@@ -103,6 +104,42 @@ def test_one_reference_far_away():
     embeddings = collapsed()
     embeddings[0] = 1e6
     assert wrong_neighbours(TorchKNN()(embeddings, 5, embeddings, True)[1], embeddings, 5)[1:].mean() == 0
+
+
+def clusters(noise, count=2, size=150, d=24):
+    """Clusters far apart, in each of which all pairs are near."""
+    generator = torch.Generator().manual_seed(0)
+    centers = torch.nn.functional.normalize(torch.randn(count, d, generator=generator))
+    return centers.repeat(size, 1) + noise * torch.randn(count * size, d, generator=generator)
+
+
+@pytest.mark.parametrize("noise", [3e-4, 1e-5, 1e-7])
+@pytest.mark.parametrize("count", [2, 4])
+def test_near_pairs_of_tight_clusters_are_right_and_few_of_them_cost_a_difference(noise, count, monkeypatch):
+    x = clusters(noise, count)
+    pairs = []
+    slow = knn._by_differences
+    monkeypatch.setattr(knn, "_by_differences", lambda q, r, i, j: pairs.append(len(i)) or slow(q, r, i, j))
+    distances, indices = TorchKNN()(x, len(x) - 1, x, True)
+    truth = (x.double()[:, None] - x.double()).square().sum(-1)
+    exact = truth.gather(1, indices)
+    # By the expansion where a pair is not near: about 1e-7 of the squared norms, of which it has at least 1e-4.
+    torch.testing.assert_close(distances.double(), exact, rtol=2e-3, atol=0)
+    near = exact < thresholds.NEAR / 4
+    torch.testing.assert_close(distances.double()[near], exact[near], rtol=2e-6, atol=0)
+    assert sum(pairs) <= thresholds.NEAR_FEW * len(x) < near.sum() / 2
+
+
+def test_copies_of_near_vectors_are_equally_far():
+    x = clusters(1e-3)
+    x = torch.cat([x, x[::3], x[::5]])[torch.randperm(460, generator=torch.Generator().manual_seed(1))]
+    distances, indices = TorchKNN()(x, len(x) - 1, x, True)
+    whole = torch.full((len(x), len(x)), -1.0).scatter_(1, indices, distances)
+    _, which = torch.unique(x, dim=0, return_inverse=True)
+    for i in range(0, len(x), 7):
+        same = (which == which[i]).nonzero()[:, 0]
+        others = (which != which[i]).nonzero()[:, 0]
+        assert bool((whole[:, same][others] == whole[:, i][others][:, None]).all()), "to all copies of it"
 
 
 def test_autocast_and_reduced_precision_change_nothing():

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import optuna
@@ -10,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pml_ext.benchmark import BenchmarkError, Experiment, cli, losses, search
+from pml_ext.benchmark.data import Data
 from pml_ext.benchmark.evaluate import NotFinite
+from pml_ext.benchmark.progress import Progress
 from pml_ext.benchmark.search import rounded, suggested, tune
 from pml_ext.benchmark.training import Run
 from pml_ext.spaces import Range
@@ -258,6 +261,83 @@ def test_suggested_values_lie_in_their_ranges(low, factor, log, whole, seed):
         assert rounded(value, each) == value
 
 
+# ---- learning rates ----
+
+
+class OwnRate:
+    """A loss that has a learning rate itself."""
+
+    def __init__(self, learning_rate: float = 0.5) -> None:
+        self.learning_rate = learning_rate
+
+    def __call__(self, embeddings, labels, indices_tuple=None):
+        return embeddings.sum() * self.learning_rate
+
+
+def test_rates_of_a_loss_take_the_place_of_the_experiments(tmp_path):
+    text = "SoftTriple(learning_rate=0.01, loss_learning_rate=0.2, trunk_learning_rate=0.002)"
+    spec = losses.parse(text)
+    assert spec.name == text
+    given = experiment(tmp_path / "out", learning_rate=0.05, losses=(text, "RAW"))
+    data = Data.of(given)
+    for loss, wanted in ((text, (0.002, 0.01, 0.2)), ("RAW", (0.05, 0.05))):
+        (tmp_path / loss).mkdir()
+        run = Run(given, data, losses.parse(loss), 0, tmp_path / loss, Progress(0, shown=False))
+        assert tuple(each.param_groups[0]["lr"] for each in run.learner.optimizers.values()) == wanted
+    own = losses.parse(f"{__name__}:OwnRate(learning_rate=0.25, trunk_learning_rate=1e-3)")
+    assert own.rates == {"trunk_learning_rate": 1e-3}
+    assert own.build(classes=2, embedding_size=2).loss.function.learning_rate == 0.25
+    with pytest.raises(BenchmarkError, match=r"learning_rate of RAW must be a finite number above 0, got -1"):
+        losses.parse("RAW(learning_rate=-1)")
+
+
+@pytest.mark.parametrize(
+    ("loss", "changes", "rates"),
+    [
+        ("RAW", {}, {"learning_rate": 0.003}),
+        ("RAW(learning_rate=0.1)", {}, {}),
+        ("SoftTriple", {"loss_learning_rate": 0.5}, {"learning_rate": 0.003, "loss_learning_rate": 0.5}),
+        ("RAW", {"pretrained": True}, {"learning_rate": 0.003, "trunk_learning_rate": 0.003 * 0.1}),
+        ("RAW", {"pretrained": True, "trunk_learning_rate": 0.0}, {"learning_rate": 0.003}),
+        ("RAW", {"pretrained": True, "frozen": True}, {"learning_rate": 0.003}),
+    ],
+)
+def test_which_rates_are_searched(tmp_path, loss, changes, rates):
+    changes = dict(changes)
+    pretrained = changes.pop("pretrained", False)
+    given = experiment(tmp_path / "out", losses=(loss,), **changes)
+    data = Data.of(given)
+    if pretrained:
+        data = replace(data, trunk=replace(data.trunk, pretrained=True))
+    known = losses.searched(loss)
+    found = search._with_rates(known, given, data).space
+    assert {key: each.default for key, each in found.items() if key not in known.space} == rates
+    for key in rates:
+        assert (found[key].low, found[key].high) == pytest.approx((rates[key] / 10, rates[key] * 10))
+        assert found[key].log
+
+
+def test_a_search_of_rates_has_equal_trials_and_ends_in_a_config_that_runs(tmp_path, scored):
+    out = tmp_path / "out"
+    said = []
+    names = ("RAW", "pml:NPairsLoss", "NCA")  # the second has nothing else to tune
+    tune(experiment(out, losses=names), 3, rates=True, say=said.append)
+    assert "the learning rates are searched too, for each loss its own" in said
+    tune(experiment(out, losses=names), 5, resume=True)
+    assert [sum(spec.startswith(name) for spec in scored) for name in names] == [5, 5, 5]
+    assert [spec for spec in scored if spec in names] == list(names), "as it is, once for each"
+    for spec in scored:
+        assert spec in names or 0.0003 <= losses.parse(spec).rates["learning_rate"] <= 0.03
+    document = json.loads((out / "tuned.json").read_text())
+    tried = Experiment(config=str(out / "tuned.json"), data="digits", out=str(tmp_path / "x"))
+    assert list(tried.losses) == document["losses"]
+    with pytest.raises(BenchmarkError, match="NPairsLoss has nothing to tune"):
+        tune(experiment(tmp_path / "without", losses=names), 3)
+    tune(experiment(tmp_path / "plain", losses=("RAW",)), 1)
+    with pytest.raises(BenchmarkError, match="has rates False, not True: leave that out"):
+        tune(experiment(tmp_path / "plain", losses=("RAW",)), 2, rates=True, resume=True)
+
+
 # ---- the command ----
 
 
@@ -274,6 +354,9 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert cli.main(["tune", "--resume", "--out", str(out), "--losses", "RAW"]) == 0
     (arguments, trials), named = asked[1]
     assert (arguments.losses, arguments.epochs, trials, named["resume"]) == (("RAW",), 2, 30, True)
+    assert [each["rates"] for _, each in asked] == [False, False]
+    assert cli.main(["tune", *flags[:-1], str(tmp_path / "rates"), "--rates"]) == 0
+    assert asked[2][1]["rates"]
     assert cli.main(["tune", "--resume"]) == 2
     assert "give --out" in capsys.readouterr().err
 

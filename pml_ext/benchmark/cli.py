@@ -52,8 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     tuning = words[:1] == [TUNE]
     given = vars(_parser(tuning).parse_args(words[tuning:]))
-    resume, check, trials = (
-        given.pop(name, default) for name, default in (("resume", False), ("check", False), ("trials", 30))
+    resume, check, trials, rates = (
+        given.pop(name, default)
+        for name, default in (("resume", False), ("check", False), ("trials", 30), ("rates", False))
     )
     out = given.get("out")
     try:
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             out = experiment.out
             if check:
                 return _check(experiment)
-            _run(experiment, resume, trials if tuning else None)
+            _run(experiment, resume, trials if tuning else None, rates)
     except Terminated as end:
         return _stop("terminated", 128 + end.number, out)
     except KeyboardInterrupt:
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(experiment: Experiment, resume: bool, trials: int | None) -> None:
+def _run(experiment: Experiment, resume: bool, trials: int | None, rates: bool) -> None:
     import torch
 
     from pml_ext.benchmark import environment
@@ -90,7 +91,7 @@ def _run(experiment: Experiment, resume: bool, trials: int | None) -> None:
     else:
         from pml_ext.benchmark.search import tune
 
-        tune(experiment, trials, resume=resume, say=streams.say)
+        tune(experiment, trials, rates=rates, resume=resume, say=streams.say)
 
 
 def _check(experiment: Experiment) -> int:
@@ -177,6 +178,12 @@ def _parser(tuning: bool = False) -> argparse.ArgumentParser:
             type=int,
             metavar="N",
             help="trials for each loss; the first one is the loss as it is. Default: 30",
+        )
+        groups["training"].add_argument(
+            "--rates",
+            action="store_true",
+            help="search the learning rates too, for each loss its own: of the head, of a pretrained trunk, of a loss "
+            "that has weights. Default: those that are given are kept",
         )
     else:
         groups["data"].add_argument(

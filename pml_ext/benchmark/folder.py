@@ -25,6 +25,7 @@ from pml_ext.benchmark.errors import BenchmarkError
 RUNS = Path("runs")
 ARGUMENTS = "experiment.json"
 SEARCH = "tune.json"  # the arguments of a search
+RATES = "rates"  # among them: whether learning rates are searched
 # What systems put into every folder. Names that begin with a dot, ours among them, are as good as not there too.
 STRANGERS = ("lost+found", "Thumbs.db", "desktop.ini")
 
@@ -116,7 +117,13 @@ def searched(out: Path) -> dict[str, Any]:
     """The arguments of the search that was started in a folder."""
     if not (out / SEARCH).exists():
         raise BenchmarkError(f"there is no search in {out} to resume")
-    return {name: value for name, value in config.read_json(out / SEARCH).items() if value is not None}
+    found = config.read_json(out / SEARCH)
+    return {name: value for name, value in found.items() if value is not None and name != RATES}
+
+
+def searches_rates(out: Path) -> bool:
+    """Whether the search that was started in a folder is one of learning rates, too."""
+    return bool(config.read_json(out / SEARCH).get(RATES, False))
 
 
 def arguments(out: Path) -> dict[str, Any]:

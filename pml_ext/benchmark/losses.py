@@ -7,6 +7,8 @@
     my_losses:MyLoss            a class or function of one's own
     RAW(gamma=0.3, alpha=4)     any of these with arguments, which are literals
     RAW(miner.epsilon=0.2)      an argument of a part
+    RAW(learning_rate=1e-4)     a learning rate of its own, in the place of the experiment's (also trunk_learning_rate,
+                                loss_learning_rate)
     pml:MarginLoss + pml:DistanceWeightedMiner(cutoff=0.5)      with a miner
 
 From Python also losses, pairs of a loss and a miner, recipes, and classes or functions that make one.
@@ -32,12 +34,14 @@ from torch import nn
 from pml_ext import catalog
 from pml_ext import losses as our_losses
 from pml_ext import miners as our_miners
+from pml_ext.benchmark.config import flags
 from pml_ext.benchmark.errors import BenchmarkError
 from pml_ext.benchmark.kinds import did_you_mean
 from pml_ext.spaces import Range, ranges
 from pml_ext.trainers.methods import methods
 
 Make = Callable[..., Any]
+RATES = ("learning_rate", "trunk_learning_rate", "loss_learning_rate")
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,14 @@ class LossSpec:
         make: num_classes and embedding_size, by keyword -> a loss, with its miner or None.
         method: the name in `pml_ext.trainers.methods` if it is a method with a trainer of its own, else None.
         in_memory: whether it is an object, which a later process cannot make again.
+        rates: learning rates, by the names that they have in an experiment, in the place of the experiment's.
     """
 
     name: str
     make: Callable[[int, int], catalog.Recipe] = field(repr=False)
     method: str | None = None
     in_memory: bool = False
+    rates: Mapping[str, float] = field(default_factory=dict)
 
     def build(self, *, classes: int, embedding_size: int) -> catalog.Recipe:
         """Build the loss and its miner.
@@ -160,7 +166,7 @@ def searched(spec: Any) -> Searched:
             found = {key: each for key, each in found.items() if not key.startswith("miner.")}
     else:
         cls = _loss_class(name)
-        found = {**ranges(cls, arguments), **getattr(cls, "space", {})}
+        found = {**ranges(cls, _rates(name, arguments)[1]), **getattr(cls, "space", {})}
     space = {key: each for key, each in found.items() if key not in arguments}
     return Searched(name, arguments, " + ".join(miner_texts), space)
 
@@ -194,16 +200,28 @@ def _of_text(text: str) -> LossSpec:
                 f"{name} is a method with a trainer of its own: it takes neither arguments nor a miner"
             )
         return LossSpec(text, _no_loss(name), method=name)
+    rates, arguments = _rates(name, arguments)
     make = _maker(name, arguments)
     if not miner_texts:
-        return LossSpec(text, make)
+        return LossSpec(text, make, rates=rates)
     miner_name, miner_arguments = _call(miner_texts[0])
     miner = _of_class(_miner(miner_name), miner_name, miner_arguments)
 
     def with_miner(classes: int, embedding_size: int) -> catalog.Recipe:
         return replace(make(classes, embedding_size), miner=miner(classes, embedding_size))
 
-    return LossSpec(text, with_miner)
+    return LossSpec(text, with_miner, rates=rates)
+
+
+def _rates(name: str, arguments: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
+    """The learning rates among the arguments of a loss, and the others; what a loss itself has is its own."""
+    kinds = {flag.name: flag.metadata["kind"] for flag in flags() if flag.name in RATES}
+    asked = [key for key in arguments if key in RATES]
+    if asked and ":" in name:
+        own = inspect.signature(_loss_class(name)).parameters
+        asked = [key for key in asked if key not in own]
+    rest = {key: value for key, value in arguments.items() if key not in asked}
+    return {key: kinds[key].check(f"{key} of {name}", arguments[key]) for key in asked}, rest
 
 
 def _split(text: str) -> list[str]:

@@ -7,7 +7,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean
@@ -15,19 +15,21 @@ from typing import Any
 
 from pml_ext.benchmark import files, folder, frozen, lock, losses
 from pml_ext.benchmark.config import Experiment, read_json
-from pml_ext.benchmark.data import Data
+from pml_ext.benchmark.data import Data, VectorPart
 from pml_ext.benchmark.errors import BenchmarkError, check_extras
 from pml_ext.benchmark.evaluate import CHOSEN_BY, NotFinite
 from pml_ext.benchmark.kinds import Whole
+from pml_ext.benchmark.learning import trunk_rate
 from pml_ext.benchmark.progress import Progress
 from pml_ext.benchmark.training import Diverged, Run
-from pml_ext.spaces import Range
+from pml_ext.spaces import Range, times
 
 STORAGE = "trials.db"
 CONFIG = "tuned.json"
 TABLE = "tuned.md"
 TRIAL = ".trial"  # the folder of the trial that is running
 DIGITS = 4  # significant ones of a value: what is written down is what was tried
+RATE_FACTOR = 10  # up and down, of a learning rate
 STARTUP = 8  # trials drawn at random before the sampler learns from them
 # Of a study, what may be given anew when it is continued.
 MOVING = ("losses", "device", "workers", "out", "cache", "config")
@@ -57,7 +59,12 @@ class Tuned:
 
 
 def tune(
-    experiment: Experiment, trials: int = 30, *, resume: bool = False, say: Say = lambda line: None
+    experiment: Experiment,
+    trials: int = 30,
+    *,
+    rates: bool = False,
+    resume: bool = False,
+    say: Say = lambda line: None,
 ) -> list[Tuned]:
     """Search the declared space of every loss, each with the same number of trials.
 
@@ -69,6 +76,8 @@ def tune(
     Args:
         experiment: what a trial trains: data, network, epochs, seeds, folds. Its losses are searched.
         trials: for each loss. Default 30.
+        rates: search the learning rates too, for each loss its own, a factor of 10 up and down: that of the head, that
+            of a pretrained trunk if it is trained, that of a loss with weights. Default False: those of the experiment.
         resume: continue the search in `out`, with more trials or further losses if these are given. Default False.
         say: called with each line for the reader. Default: silence.
 
@@ -82,18 +91,24 @@ def tune(
     if find_spec("optuna") is None:
         raise BenchmarkError('tune needs optuna: pip install "pml_ext[benchmark]"')
     trials = Whole(1).check("trials", trials)
-    searched = {str(loss): _searched(loss) for loss in experiment.losses}
-    experiment, out = _place(experiment, resume)
+    experiment, out = _place(experiment, resume, rates)
+    rates = rates or (resume and folder.searches_rates(out))
+    known = {str(loss): losses.searched(loss) for loss in experiment.losses}
+    _check_space({} if rates else known)
     data = [Data.of(experiment, fold) for fold in ([None] if experiment.folds is None else range(experiment.folds))]
+    searched = {name: _with_rates(each, experiment, data[0]) for name, each in known.items()} if rates else known
+    _check_space(searched)
     if any(each.validation is None for each in data):
         raise BenchmarkError(f"{data[0].name} has no validation classes to judge by: give --validation or --folds")
     files.make_folder(out)
     with lock.held(out):
-        files.write_json(out / folder.SEARCH, experiment.arguments() | {"out": None})
+        files.write_json(out / folder.SEARCH, experiment.arguments() | {"out": None, folder.RATES: rates})
         trainings = trials * len(searched) * len(data) * len(experiment.seeds)
         say(f"{data[0].name}: {trials} trials for each of {', '.join(searched)}, {trainings} trainings in all")
         for line in data[0].notes:
             say(line)
+        if rates:
+            say("the learning rates are searched too, for each loss its own")
         say(f"writing to {out}")
         data = frozen.prepared(experiment, data, say)
         with _stored(out / STORAGE) as storage:
@@ -135,14 +150,29 @@ def rounded(value: float, within: Range) -> float:
     return min(max(float(f"{value:.{DIGITS}g}"), within.low), within.high)
 
 
-def _searched(loss: Any) -> losses.Searched:
-    found = losses.searched(loss)
-    if not found.space:
-        raise BenchmarkError(f"{loss} has nothing to tune: no range is declared for its arguments; leave it out")
-    return found
+def _check_space(searched: Mapping[str, losses.Searched]) -> None:
+    for loss, each in searched.items():
+        if not each.space:
+            raise BenchmarkError(f"{loss} has nothing to tune: no range is declared for its arguments; leave it out")
 
 
-def _place(experiment: Experiment, resume: bool) -> tuple[Experiment, Path]:
+def _with_rates(searched: losses.Searched, experiment: Experiment, data: Data) -> losses.Searched:
+    """The same with the learning rates that are not given, around those of the experiment."""
+    text = searched.written({})
+    spec = losses.parse(text)
+    if spec.method is not None:
+        return searched
+    rates = {"learning_rate": experiment.learning_rate}
+    if data.pretrained and not experiment.frozen and not isinstance(data.train, VectorPart):
+        rates["trunk_learning_rate"] = trunk_rate(experiment, pretrained=True)
+    recipe = spec.build(classes=data.train_classes, embedding_size=experiment.embedding_size)
+    if any(weight.requires_grad for weight in recipe.loss.parameters()):
+        rates["loss_learning_rate"] = experiment.loss_learning_rate
+    found = {name: times(RATE_FACTOR)(rate) for name, rate in rates.items() if rate and name not in spec.rates}
+    return replace(searched, space={**searched.space, **found})
+
+
+def _place(experiment: Experiment, resume: bool, rates: bool) -> tuple[Experiment, Path]:
     if not resume:
         named = folder.named(experiment)
         if (Path(str(named.out)) / folder.SEARCH).exists():
@@ -155,6 +185,8 @@ def _place(experiment: Experiment, resume: bool) -> tuple[Experiment, Path]:
         raise BenchmarkError(f"there is no search in {out} to resume")
     then, now = read_json(out / folder.SEARCH), experiment.arguments()
     changed = [f"{k} {then.get(k)}, not {now[k]}" for k in now if k not in MOVING and then.get(k) != now[k]]
+    if rates and not folder.searches_rates(out):
+        changed.append("rates False, not True")
     if changed:
         raise BenchmarkError(f"the search in {out} has {'; '.join(changed)}: leave that out, or choose another --out")
     return experiment, out

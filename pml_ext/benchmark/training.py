@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,8 @@ class Run:
         fold: int | None = None,
         pace: Callable[[float], None] = lambda seconds: None,
     ) -> None:
+        own: dict[str, Any] = dict(spec.rates)
+        experiment = replace(experiment, **own) if own else experiment
         self.experiment, self.data, self.folder, self.progress = experiment, data, folder, progress
         self.name, self.seed, self.fold = spec.name, seed, fold
         self.device = torch_device(experiment.device)

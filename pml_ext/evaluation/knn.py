@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -107,6 +108,19 @@ class TorchKNN:
         return distances, indices
 
 
+class Copies:
+    """Which of some embeddings [n, d] are the same, bit for bit."""
+
+    def __init__(self, given: Tensor) -> None:
+        self.given = given
+
+    @cached_property
+    def ids(self) -> Tensor:
+        """A number for each [n], equal for copies."""
+        ids: Tensor = torch.unique(self.given, dim=0, return_inverse=True)[1]
+        return ids
+
+
 @dataclass(frozen=True)
 class Points:
     """Embeddings, and what their distances are computed from.
@@ -115,15 +129,25 @@ class Points:
         given: [n, d].
         moved: the same about the origin, [n, d].
         squares: the squared norms of these, [n].
+        copies: of all embeddings that these are some of.
+        places: where these are among them, [n].
     """
 
     given: Tensor
     moved: Tensor
     squares: Tensor
+    copies: Copies
+    places: Tensor
 
     def at(self, index: Tensor | slice) -> "Points":
         """Some of the points."""
-        return Points(self.given[index], self.moved[index], self.squares[index])
+        return Points(self.given[index], self.moved[index], self.squares[index], self.copies, self.places[index])
+
+    def distinct(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Some of the points without copies [k, d], and which of these each one is [len(index)]."""
+        found, which = self.copies.ids[self.places[index]].unique(return_inverse=True)
+        one = torch.empty_like(found).index_copy_(0, which, index)
+        return self.given[one], which
 
 
 def shifted(query: Tensor, reference: Tensor) -> tuple[Points, Points]:
@@ -133,7 +157,10 @@ def shifted(query: Tensor, reference: Tensor) -> tuple[Points, Points]:
     _check_distances_finite("reference", reference)
     origin = reference[(reference - reference.mean(dim=0)).square().sum(dim=1).argmin()]
     moved = query - origin, reference - origin
-    first, second = (Points(x, y, y.square().sum(dim=1)) for x, y in zip((query, reference), moved, strict=True))
+    first, second = (
+        Points(x, y, y.square().sum(dim=1), Copies(x), torch.arange(len(x), device=x.device))
+        for x, y in zip((query, reference), moved, strict=True)
+    )
     return first, second
 
 
@@ -158,19 +185,64 @@ def squared_distances(query: Points, reference: Points, buffer: Tensor, own: Ten
 
 
 def recompute_near(distances: Tensor, query: Points, reference: Points) -> Tensor:
-    """Compute the distances [n, m] of near pairs again, in place, from the differences of query and reference."""
+    """Compute the distances [n, m] of near pairs again, in place, so that copies have equal ones."""
     near = distances < thresholds.NEAR * (query.squares[:, None] + reference.squares)
-    rows, columns = near.any(dim=1).nonzero()[:, 0], near.any(dim=0).nonzero()[:, 0]
-    if len(rows) == 0:
+    if int(near.sum()) < thresholds.EXPANDED:
+        i, j = near.nonzero(as_tuple=True)
+        return distances.index_put_((i, j), _by_differences(query.given, reference.given, i, j))
+    rows, columns = _where_any(near)
+    (q, q_of), (r, r_of) = query.distinct(rows), reference.distinct(columns)
+    sums = _expanded(q, r)[q_of][:, r_of]
+    return _put(distances, rows, columns, near, sums)
+
+
+def _expanded(query: Tensor, reference: Tensor, attempts: int = 3) -> Tensor:
+    """The squared distances [n, m] of vectors by products in double precision.
+
+    About an origin among them the expansion loses no digit that single precision has, unless two are many hundred times
+    nearer to one another than to the origin. Pairs that are, in another cluster say, are computed again about an origin
+    of their own, and where they are few, or at last, from the differences.
+    """
+    middle = reference[(reference - reference.mean(dim=0)).square().sum(dim=1).argmin()].double()
+    q, r = query.double() - middle, reference.double() - middle
+    squares = q.square().sum(dim=1)[:, None] + r.square().sum(dim=1)
+    distances = torch.addmm(squares, q, r.T, alpha=-2).clamp_(min=0)
+    near = distances < thresholds.NEAR_DOUBLE * squares
+    distances = distances.float()
+    if attempts:
+        # A vector is near itself, wherever the origin is: rows of few such pairs do not come again.
+        few = near & (near.view(torch.uint8).sum(dim=1) <= thresholds.NEAR_FEW)[:, None]
+        near &= ~few
+    else:
+        few = near
+    for i, j in zip(*(x.split(thresholds.NEAR_DISTANCES) for x in few.nonzero(as_tuple=True)), strict=True):
+        distances[i, j] = _by_differences(query, reference, i, j)
+    rows, columns = _where_any(near)
+    if attempts == 0 or len(rows) == 0:
         return distances
-    sums = distances.new_zeros(len(rows), len(columns))
-    difference = torch.empty_like(sums)
-    # By the same operations in the same order for each pair, wherever it lies: copies have equal distances.
-    for q, r in zip(query.given[rows].T, reference.given[columns].T, strict=True):
-        torch.sub(q[:, None], r, out=difference)
-        sums.add_(difference.square_())
+    return _put(distances, rows, columns, near, _expanded(query[rows], reference[columns], attempts - 1))
+
+
+def _by_differences(query: Tensor, reference: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """The squared distances [p] of the pairs of rows i, j, by the same operations in the same order for each."""
+    sums = query.new_zeros(len(i))
+    for q, r in zip(query.T, reference.T, strict=True):
+        sums.add_((q[i] - r[j]).square_())
+    return sums
+
+
+def _where_any(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows and the columns of a mask [n, m] in which there is anything."""
+    numbers = mask.view(torch.uint8)
+    return numbers.amax(dim=1).nonzero()[:, 0], numbers.amax(dim=0).nonzero()[:, 0]
+
+
+def _put(distances: Tensor, rows: Tensor, columns: Tensor, mask: Tensor, values: Tensor) -> Tensor:
+    """Put the values [r, c] of some rows and columns into the distances [n, m], where the mask [n, m] is."""
+    if mask.shape == values.shape:
+        return torch.where(mask, values, distances, out=distances)
     where = (rows[:, None], columns)
-    distances[where] = torch.where(near[where], sums, distances[where])
+    distances[where] = torch.where(mask[where], values, distances[where])
     return distances
 
 
