@@ -252,7 +252,9 @@ def _stock() -> list[Job]:
         stock(
             "BatchAll", "TripletMarginLoss, all triplets", lambda: pml_losses.TripletMarginLoss(margin=0.02), **triplets
         ),
-        stock("Triplet", "TripletMarginLoss, all triplets", lambda: pml_losses.TripletMarginLoss(), **triplets),
+        stock(
+            "Triplet", "TripletMarginLoss, all triplets", lambda: pml_losses.TripletMarginLoss(margin=0.05), **triplets
+        ),
         stock(
             "BatchHard",
             "TripletMarginLoss + BatchHardMiner",

@@ -1,4 +1,4 @@
-"""Do synthetic negatives get harder as training goes on? Two variants of HDML in PML's trainer, on unseen digits."""
+"""Do synthetic negatives get harder as training goes on? Two variants of HDML in PML 2's trainer, on unseen digits."""
 
 import torch
 from pytorch_metric_learning.samplers import MPerClassSampler

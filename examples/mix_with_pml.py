@@ -21,7 +21,9 @@ def main() -> dict[str, float]:
         ),
         # Several losses at once, each with its own miner.
         "both in MultipleLosses": losses.MultipleLosses(
-            [RAWLoss(), losses.TripletMarginLoss()], miners=[None, HardNegativePairMiner()], weights=[1.0, 0.5]
+            {"raw": RAWLoss(), "triplet": losses.TripletMarginLoss(margin=0.05)},
+            miners={"triplet": HardNegativePairMiner()},
+            weights={"raw": 1.0, "triplet": 0.5},
         )(embeddings, labels),
         # Any distance and any reducer of PML, here Manhattan distance and the mean over the anchors that still learn.
         "our loss, PML's distance and reducer": KNNSoftmaxLoss(

@@ -4,13 +4,13 @@ Trains a small network on half of the glyph classes and measures retrieval on th
 """
 
 import torch
-from pytorch_metric_learning.samplers import MPerClassSampler
 from torch import nn
 from torch.utils.data import DataLoader
 
 from pml_ext.datasets import Glyphs
 from pml_ext.evaluation import RetrievalAccuracyCalculator
 from pml_ext.losses import RAWLoss
+from pml_ext.mining import BalancedBatchSampler
 
 
 def block(inputs: int, outputs: int) -> nn.Sequential:
@@ -34,9 +34,9 @@ def main(epochs: int = 4) -> tuple[float, float]:
 
     loss = RAWLoss()
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
-    sampler = MPerClassSampler(train.labels, m=4, length_before_new_iter=len(train))
+    sampler = BalancedBatchSampler(train.labels, classes_per_batch=16, samples_per_class=4)
     for _ in range(epochs):
-        for images, labels in DataLoader(train, batch_size=64, sampler=sampler):
+        for images, labels in DataLoader(train, batch_sampler=sampler):
             optimizer.zero_grad()
             loss(network(images), labels).backward()
             optimizer.step()

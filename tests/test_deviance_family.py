@@ -324,13 +324,20 @@ def test_distance_weighted_where_no_negative_is_near() -> None:
     assert masks.neg.sum(-1).tolist() == [1, 1, 0, 0]
 
 
-@pytest.mark.parametrize("distance", [CosineSimilarity(), DotProductSimilarity(), LpDistance(power=2)])
+@pytest.mark.parametrize(
+    "distance", [CosineSimilarity(), DotProductSimilarity(normalize_embeddings=True), LpDistance(power=2)]
+)
 def test_distance_weighted_of_any_distance(distance: Any) -> None:
     embeddings, labels = batch((5, 4, 3), 8)
     expected = DistanceWeightedMiner(seed=1)(embeddings, labels)
     actual = DistanceWeightedMiner(seed=1, distance=distance)(embeddings, labels)
     for a, b in zip(actual, expected, strict=True):
         assert a.tolist() == b.tolist()
+
+
+def test_an_inner_product_of_any_vectors_is_no_distance() -> None:
+    with pytest.raises(ValueError, match="distance must bring embeddings to the unit sphere"):
+        DistanceWeightedMiner(distance=DotProductSimilarity(normalize_embeddings=False))
 
 
 DRAWS = 4000

@@ -407,7 +407,7 @@ def test_distances_and_similarities_have_weights_of_the_same_sign():
         distances.LpDistance(),
         distances.LpDistance(power=2),
         distances.SNRDistance(),
-        distances.DotProductSimilarity(),
+        distances.DotProductSimilarity(normalize_embeddings=True),
     ):
         found = pair_weights(losses.RAWLoss(distance=distance), batch.embeddings, batch.labels)
         expected = distance(batch.embeddings)

@@ -149,7 +149,7 @@ def test_equal_scores_have_the_value_of_the_oracle(cls: Any) -> None:
 # --- PML's own. -------------------------------------------------------------------------------------------------------
 
 PML = [
-    (BatchAllTripletLoss(margin=0.05), pml.TripletMarginLoss()),
+    (BatchAllTripletLoss(margin=0.05), pml.TripletMarginLoss(margin=0.05)),
     (MultiSimilarityLoss(), pml.MultiSimilarityLoss()),
     (MultiSimilarityLoss(distance=LpDistance()), pml.MultiSimilarityLoss(distance=LpDistance())),
     (LiftedStructureLoss(), pml.LiftedStructureLoss()),

@@ -184,7 +184,7 @@ def _failure(
     length = first.norm_mean if first else health.norm_mean
     positives, negatives = _has_pairs(labels, pairs)
     if not negatives:
-        return "no negatives in the batch: use a sampler with several classes in it, PML's MPerClassSampler"
+        return "no negatives in the batch: use a sampler with several classes in it, such as BalancedBatchSampler"
     if size > 1 and health.spread < COLLAPSED_SPREAD:
         return f"collapsed: all embeddings point the same way (spread {health.spread:.2g} of 1)"
     if not normalises and health.norm_mean < COLLAPSED_LENGTH * length:
@@ -194,7 +194,7 @@ def _failure(
     if not normalises and health.norm_mean > EXPLODING * max(1.0, length):
         return f"exploding norms: the mean length of an embedding is {health.norm_mean:.3g}, it was {length:.3g}"
     if not positives:
-        return "no positives in the batch: use a sampler with several samples of a class, PML's MPerClassSampler"
+        return "no positives in the batch: use a sampler with several samples of a class, such as BalancedBatchSampler"
     if pairs is not None and pairs.given and not (pairs.pos.any() or pairs.neg.any()):
         return "nothing to learn from: the miner left no pair"
     budget, before = health.pull + health.push, (first.pull + first.push if first else 0.0)

@@ -24,7 +24,7 @@ recipe("BatchHard", source="Hermans et al. 2017, arXiv 1703.07737")(BatchHardTri
 recipe("SemiHard", source="Schroff et al. 2015 (FaceNet), arXiv 1503.03832")(SemiHardTripletLoss)
 
 
-@recipe("Triplet", source="Weinberger, Saul 2009; Schroff et al. 2015; as PML's TripletMarginLoss")
+@recipe("Triplet", source="Weinberger, Saul 2009; Schroff et al. 2015; as PML 2's TripletMarginLoss")
 def triplet(*, margin: float = 0.05, **kwargs: Any) -> BatchAllTripletLoss:
     """The mean of all triplets that violate a margin."""
     return BatchAllTripletLoss(margin=margin, **kwargs)

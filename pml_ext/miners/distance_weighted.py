@@ -3,7 +3,7 @@
 from typing import Any, final
 
 import torch
-from pytorch_metric_learning.distances import DotProductSimilarity, LpDistance
+from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity, LpDistance
 from torch import Tensor
 
 from pml_ext import arguments
@@ -53,6 +53,9 @@ def distance_weighted(
     return pos, sample(log_weights, neg, count(pos), generator)
 
 
+_SIMILARITIES = (CosineSimilarity, DotProductSimilarity)
+
+
 @final
 class DistanceWeightedMiner(Seeded, PairMiner):
     r"""Samples negatives by the inverse of the density of distances on the sphere, one for each positive.
@@ -90,7 +93,8 @@ class DistanceWeightedMiner(Seeded, PairMiner):
         the weights with the largest of the whole batch, those whose weights then underflow.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type, not finite or out of range.
+        TypeError, ValueError: an argument of the wrong type, not finite or out of range; an inner product of embeddings
+            that are not normalised.
 
     Example:
         >>> import torch
@@ -110,6 +114,11 @@ class DistanceWeightedMiner(Seeded, PairMiner):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if isinstance(self.distance, _SIMILARITIES) and not self.distance.normalize_embeddings:
+            raise ValueError(
+                f"distance must bring embeddings to the unit sphere, or be one: {type(self.distance).__name__} of "
+                "embeddings as they are says nothing about distances; give it normalize_embeddings=True"
+            )
         least = arguments.positive("cutoff", cutoff)
         if least >= 2:
             raise ValueError(f"cutoff must be below 2, the largest distance on the unit sphere, got {cutoff!r}")
@@ -137,6 +146,6 @@ class DistanceWeightedMiner(Seeded, PairMiner):
 
     def _distances(self, sim: Tensor) -> Tensor:
         """Euclidean distances from the scores."""
-        if isinstance(self.distance, DotProductSimilarity):
+        if isinstance(self.distance, _SIMILARITIES):
             return (2 - 2 * sim).clamp_(min=0).sqrt_()
         return -sim if self.distance.power == 1 else (-sim) ** (1 / self.distance.power)
