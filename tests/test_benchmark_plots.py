@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from pml_ext.benchmark import plots
@@ -60,8 +61,23 @@ def test_pictures_are_of_the_first_run_of_each_loss_and_of_no_other_seed(monkeyp
     for name in ("gallery", "projection"):
         monkeypatch.setattr(plots, name, picture)
     monkeypatch.setattr(plots, "page", lambda contents: "")  # the report has tests of its own
-    monkeypatch.setattr(plots, "_description", lambda data: "")
-    data = type("Data", (), {"samples": None, "test": None, "name": "toy", "notes": ()})
+    described = staticmethod(lambda done: "toy")
+    data = type("Data", (), {"samples": None, "test": None, "name": "toy", "notes": (), "describe": described})
     plots.draw(None, data, tmp_path, results)
     assert sorted(asked) == [("NCALoss", 7, None), ("RAW", 5, None)]
     assert {name: vectors[0, 0].item() for name, vectors in shown.items()} == {"NCALoss": 7, "RAW": 5}
+
+
+def test_the_titles_of_the_health_leave_room_in_wider_letters():
+    run = {name: [0.5] * 3 for name in plots.HEALTH} | {"step": [0, 1, 2]}
+    figure = plots.health_curves({name: [run] for name in ("RAW", "NCA", "MultiSimilarity")})
+    figure.set_size_inches(9, 6.4)  # as in the report, whose reader has letters of another width
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    places = [axes.title if axes.title.get_text() else axes._left_title for axes in figure.axes]
+    boxes = [each.get_window_extent(renderer) for each in places]
+    ends = [box.x0 + 1.15 * box.width for box in boxes]
+    (legend,) = figure.legends
+    assert ends[0] < boxes[1].x0
+    assert ends[2] < boxes[3].x0
+    assert max(ends[1], ends[3]) < legend.get_window_extent(renderer).x0

@@ -136,10 +136,10 @@ def health_curves(healths: Mapping[str, Sequence[Mapping[str, Sequence[float | N
     """
     figure = Figure(figsize=(11, 7), layout="constrained")
     titles = (
-        "budget: the negatives' share of all pair weights",
-        "effective pairs: on how many an anchor's gradient rests",
-        "effective rank: dimensions of the embedding in use",
-        "spread of the embeddings' directions, 0: collapsed",
+        "budget:\nthe negatives' share of all pair weights",
+        "effective pairs:\non how many an anchor's gradient rests",
+        "effective rank:\ndimensions of the embedding in use",
+        "spread:\nof the embeddings' directions, 0 is collapsed",
     )
     panels = figure.subplots(2, 2, sharex=True).flatten()
     for axes, title in zip(panels, titles, strict=True):
