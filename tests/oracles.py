@@ -333,6 +333,26 @@ def pnp(pos, neg, b, alpha, temperature, variant):
     return mean([cost(x) for x in before])
 
 
+@of_samples(losses.SigmoidPairLoss)
+def sigmoid_pair(points, labels, temperature, bias, max_temperature, reduction):
+    points = [[x / math.hypot(*point) for x in point] for point in points]
+    pairs = [(i, j) for i in range(len(points)) for j in range(len(points)) if i != j]
+    same = [labels[i] == labels[j] for i, j in pairs]
+    if bias == "prior":
+        bias = math.log(sum(same) / (len(pairs) - sum(same))) if 0 < sum(same) < len(pairs) else 0.0
+    slope, total = min(temperature, max_temperature), 0.0
+    for i in range(len(points)):
+        logits = [
+            (slope * sum(x * y for x, y in zip(points[i], points[j], strict=True)) + bias, labels[i] == labels[j])
+            for j in range(len(points))
+            if j != i
+        ]
+        pull, push = sum(sp(-z) for z, is_pos in logits if is_pos), sum(sp(z) for z, is_pos in logits if not is_pos)
+        count = max(1, sum(is_pos for _, is_pos in logits))
+        total += {"sum": pull + push, "positives": (pull + push) / count, "mean": pull / count + push}[reduction]
+    return total / len(points)
+
+
 class Draw(NamedTuple):
     """What a miner draws: k of the "pos" or of the "neg", one after another, in proportion to these weights."""
 

@@ -59,6 +59,7 @@ MORE: dict[str, tuple[dict[str, Any], ...]] = {
     "RankedPullDevianceLoss": ({"sharp": True},),
     "RecallAtKLoss": ({"ranks": "upper"}, {"k": 1, "temperature": 0.1, "k_temperature": 0.5}),
     "SelectivelyContrastiveTripletLoss": ({"level": None, "temperature": 0.5, "lam": 0.3},),
+    "SigmoidPairLoss": ({"bias": -10, "reduction": "mean"},),
     "SmoothAPLoss": ({"temperature": 0.1},),
     "SoftTripletLoss": ({"normalization": "triplet", "threshold": 0.0}, {"normalization": "legacy"}),
 }

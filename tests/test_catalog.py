@@ -106,7 +106,8 @@ def test_every_parameter_of_a_recipe_arrives(name):
     """Each that has a target is the argument of that part; the others make a part, or decide between parts."""
     entry = recipes[name]
     missed = set(entry.parameters) - set(entry.targets.values()) - {"kwargs"}
-    assert missed <= {"detach", "distance", "centers", "num_classes", "embedding_size", "pos_margin", "neg_margin"}
+    known = {"detach", "distance", "centers", "num_classes", "embedding_size", "pos_margin", "neg_margin"}
+    assert missed <= {*known, "rank_weight", "calibration_weight"}
     for keyword in space(name):
         assert entry.parameter(keyword) in {*entry.parameters, *spaces.arguments(type(entry.default.loss))}
 

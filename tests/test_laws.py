@@ -65,7 +65,9 @@ class Method(nn.Module):
 
     def __init__(self, recipe):
         super().__init__()
-        self.loss, self.miner, self.distance = recipe.loss, recipe.miner, recipe.loss.distance
+        self.loss, self.miner = recipe.loss, recipe.miner
+        if hasattr(recipe.loss, "distance"):  # a sum of losses has none of its own
+            self.distance = recipe.loss.distance
 
     def forward(self, embeddings, labels):
         mined = None if self.miner is None else self.miner(embeddings, labels)

@@ -40,7 +40,7 @@ LAYERS = (
     ("space",),
     ("closed_form", "ranks", "similarity"),
     ("vectors",),
-    ("masked", "synthesis"),
+    ("masked", "potential", "synthesis"),
     ("hyperparameters",),
     ("_pml",),
     ("arguments", "inputs", "thresholds"),
@@ -90,7 +90,9 @@ def test_an_import_that_points_up_is_seen():
     assert wrong_imports(Path("losses/raw.py"), ast.parse("from pml_ext.losses.other import x")) == []
 
 
-@pytest.mark.parametrize("name", ["masked.py", "vectors.py", "space.py", "engine.py", "synthesis.py", "thresholds.py"])
+@pytest.mark.parametrize(
+    "name", ["masked.py", "vectors.py", "space.py", "engine.py", "synthesis.py", "thresholds.py", "potential.py"]
+)
 def test_the_kernel_knows_torch_only(name):
     if (ROOT / name).exists():
         tops = {module.split(".")[0] for module in imported(modules()[Path(name)])}

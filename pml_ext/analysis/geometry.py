@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from pml_ext.pairs import label_masks
+from pml_ext.potential import log_mean_potential
 from pml_ext.vectors import unit_vectors
 
 NAN = float("nan")
@@ -15,9 +16,9 @@ _SAME = 1e-5
 
 
 def geometry(embeddings: Tensor) -> dict[str, float]:
-    """Lengths, spread and effective rank of embeddings [n, d], as `Health` has them."""
+    """Lengths, spread, effective rank and uniformity of embeddings [n, d], as `Health` has them."""
     if len(embeddings) == 0:
-        return dict.fromkeys(("norm_mean", "norm_std", "norm_max", "spread", "effective_rank"), 0.0)
+        return dict.fromkeys(("norm_mean", "norm_std", "norm_max", "spread", "effective_rank", "uniformity"), 0.0)
     norms = embeddings.norm(dim=1)
     directions = unit_vectors(embeddings)
     centred = directions - directions.mean(0)
@@ -32,7 +33,14 @@ def geometry(embeddings: Tensor) -> dict[str, float]:
         "norm_max": norms.max().item(),
         "spread": centred.square().sum(1).mean().item(),
         "effective_rank": rank,
+        "uniformity": log_mean_potential(_some(directions), 2.0),
     }
+
+
+def _some(x: Tensor) -> Tensor:
+    """At most as many rows as have 2^22 pairs, at equal distances."""
+    n, most = len(x), 1 << 11
+    return x if n <= most else x[torch.linspace(0, n - 1, most, device=x.device).round().long()]
 
 
 def singular_values(x: Tensor) -> Tensor:

@@ -62,6 +62,8 @@ class Health:
         separation: the probability that a positive pair of the batch has a larger cosine than a negative one; chance
             is 1/2.
         repeated: share of the positive pairs whose embeddings are the same: those of one image, drawn twice.
+        uniformity: log of the mean of exp(-2 squared distance) over all pairs of normalised embeddings: 0 if all are
+            equal, about -4 if they are spread evenly (Wang and Isola 2020).
         loss: the value of the loss in the run.
         gradient: mean length of the gradient of an embedding in the run.
     """
@@ -82,6 +84,7 @@ class Health:
     failure: str = ""
     separation: float = NAN
     repeated: float = NAN
+    uniformity: float = NAN
     loss: float = NAN
     gradient: float = NAN
 

@@ -4,7 +4,18 @@ A recipe is a function that makes a loss, or a loss and its miner: `recipe` puts
 `python -m pml_ext.catalog` prints the tables; `python -m pml_ext.catalog README.md` writes them into that file.
 """
 
-from pml_ext.catalog import centers, contrastive, deviance, distributions, lifted, nca, slices, triplet  # noqa: F401
+from pml_ext.catalog import (  # noqa: F401
+    centers,
+    contrastive,
+    deviance,
+    distributions,
+    info_nce,
+    lifted,
+    nca,
+    ranks,
+    slices,
+    triplet,
+)
 from pml_ext.catalog.registry import KEYS, Entry, Recipe, build, needs, recipe, space
 from pml_ext.catalog.tables import all_losses, all_miners, all_wrappers, described, recipes, tables, with_tables
 

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from .comparison import Comparison, compare
+from .consistency import ThresholdConsistency, threshold_consistency
 from .intervals import (
     Difference,
     Interval,
@@ -15,6 +16,7 @@ from .intervals import (
 )
 from .knn import TorchKNN
 from .retrieval import Evaluation, evaluate
+from .sphere import alignment, uniformity
 
 if TYPE_CHECKING:
     from .accuracy import RECALL_AT, RetrievalAccuracyCalculator
@@ -27,7 +29,9 @@ __all__ = [
     "Interval",
     "RetrievalAccuracyCalculator",
     "Standing",
+    "ThresholdConsistency",
     "TorchKNN",
+    "alignment",
     "bootstrap_interval",
     "bootstrap_intervals",
     "compare",
@@ -35,6 +39,8 @@ __all__ = [
     "mean_interval",
     "paired_difference",
     "standings",
+    "threshold_consistency",
+    "uniformity",
 ]
 
 

@@ -32,6 +32,7 @@ from pml_ext.losses.raw import RAWLoss
 from pml_ext.losses.recall_at_k import RecallAtKLoss
 from pml_ext.losses.selectively_contrastive_triplet import SelectivelyContrastiveTripletLoss
 from pml_ext.losses.semi_hard_triplet import SemiHardTripletLoss
+from pml_ext.losses.sigmoid_pair import SigmoidPairLoss
 from pml_ext.losses.smooth_ap import SmoothAPLoss
 from pml_ext.losses.soft_triplet import SoftTripletLoss
 from pml_ext.losses.sup_ap import SupAPLoss
@@ -66,6 +67,7 @@ __all__ = [
     "RecallAtKLoss",
     "SelectivelyContrastiveTripletLoss",
     "SemiHardTripletLoss",
+    "SigmoidPairLoss",
     "SmoothAPLoss",
     "SoftTripletLoss",
     "SupAPLoss",

@@ -7,6 +7,7 @@ from pml_ext.wrappers.anchor_weighted import AnchorWeightedLoss
 from pml_ext.wrappers.branch import BranchLoss
 from pml_ext.wrappers.branch_diversity import BranchDiversityRegularizer
 from pml_ext.wrappers.centers_as_references import CentersAsReferences
+from pml_ext.wrappers.coding_rate import CodingRateRegularizer
 from pml_ext.wrappers.cross_batch_memory import CrossBatchMemory
 from pml_ext.wrappers.distributed import DistributedLoss, DistributedMiner
 from pml_ext.wrappers.guided import GuidedLoss
@@ -19,6 +20,7 @@ __all__ = [
     "BranchDiversityRegularizer",
     "BranchLoss",
     "CentersAsReferences",
+    "CodingRateRegularizer",
     "CrossBatchMemory",
     "DistributedLoss",
     "DistributedMiner",

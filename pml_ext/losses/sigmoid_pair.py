@@ -1,0 +1,155 @@
+"""The sigmoid pair loss: every pair is a trial of its own, with a slope and a level that are learned."""
+
+import math
+from typing import Any, ClassVar, Literal, final
+
+import torch
+from pytorch_metric_learning.distances import CosineSimilarity
+from torch import Tensor, nn
+
+from pml_ext import arguments
+from pml_ext.base import RowLoss
+from pml_ext.masked import Needs, looks_are_free, masked_sum, softplus
+from pml_ext.pairs import IndicesTuple, RowMasks, Selected, pair_relation, wide
+
+Reduction = Literal["sum", "positives", "mean"]
+
+
+def sigmoid_pair(logits: Tensor, pos: Tensor, neg: Tensor, *, reduction: Reduction) -> Tensor:
+    """Minus the log-likelihood of each anchor's pairs: logits, pos, neg [.., n, m] -> [.., n]."""
+    pull, push = masked_sum(softplus(-logits), pos), masked_sum(softplus(logits), neg)
+    count = pos.sum(-1).clamp(min=1)
+    match reduction:
+        case "sum":
+            return pull + push
+        case "positives":
+            return (pull + push) / count
+        case "mean":
+            return pull / count + push
+
+
+@final
+class SigmoidPairLoss(RowLoss):
+    r"""Tells positives from negatives pair by pair, with a sigmoid whose slope and level are learned.
+
+    With the logits l_ij = t s_ij + b of the scores,
+
+        L_i = sum_{p in P_i} log(1 + exp(-l_ip)) + sum_{n in N_i} log(1 + exp(l_in))
+
+    A missing side contributes 0, and no pair depends on another: blocks, queues and shards are exact. t = exp(t') and b
+    are parameters: give them to an optimizer, without weight decay.
+
+    Args:
+        temperature: t at the beginning, above 0; it multiplies, as the method has it.
+        bias: b at the beginning; "prior" for the logarithm of the number of positives over that of negatives, in the
+            first batch in training that has both. With a number far below it, every positive of a small batch keeps
+            pulling.
+        max_temperature: t never counts more, and has no gradient above; None for no limit.
+        reduction: "sum"; "positives" divides by the number of positives, at least 1; "mean" divides the positives'
+            part only. With one positive all are the same; in "sum" alone b is a calibration.
+        kwargs: those of `RowLoss`.
+
+    Shape:
+        embeddings [n, d], labels [n] -> a scalar.
+
+    Defaults:
+        CosineSimilarity, MeanReducer (divides by all n anchors), needs a positive or a negative.
+
+    Source:
+        Zhai et al., "Sigmoid Loss for Language Image Pre-Training" (SigLIP), ICCV 2023, arXiv 2303.15343, for one
+        positive, two sets of vectors and bias=-10, which is parity with its code; several positives, labels and
+        "prior" are ours, after open_clip's log(p / (1 - p)) for small batches. There t is clamped after each step of
+        the optimizer, here in the formula. With t and b held fixed, on classes of equal size, it is
+        `BinomialDevianceLoss(alpha=t, beta=t, base=-b/t, scale=t |P|, balance=|N|/|P|)`.
+
+    Raises:
+        TypeError, ValueError: a hyperparameter that is not a number, not finite or out of range, an unknown
+            `reduction`.
+
+    Example:
+        >>> import torch
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.6, 0.8]])
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> SigmoidPairLoss(bias=-10)(embeddings, labels).item() > 3
+        True
+    """
+
+    needs: ClassVar[Needs] = "either"
+    fixed: ClassVar[tuple[str, ...]] = ("temperature", "bias")
+    is_known: Tensor
+    prior: Tensor
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 10,
+        bias: float | Literal["prior"] = "prior",
+        max_temperature: float | None = 100,
+        reduction: Reduction = "sum",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if reduction not in ("sum", "positives", "mean"):
+            raise ValueError(f"reduction must be 'sum', 'positives' or 'mean', got {reduction!r}")
+        self.record_hyperparameters(
+            temperature=arguments.positive("temperature", temperature),
+            bias=bias if bias == "prior" else arguments.finite("bias", bias),
+            max_temperature=None if max_temperature is None else arguments.positive("max_temperature", max_temperature),
+            reduction=reduction,
+        )
+        self.log_slope = nn.Parameter(torch.tensor(math.log(self.temperature)))
+        self.offset = nn.Parameter(torch.tensor(0.0 if bias == "prior" else float(self.bias)))
+        self.register_buffer("is_known", torch.tensor(bias != "prior"))
+        self.register_buffer("prior", torch.tensor(0.0), persistent=False)
+
+    def get_default_distance(self) -> CosineSimilarity:
+        """Cosine similarity."""
+        return CosineSimilarity()
+
+    def similarity(self, embeddings: Tensor, ref_emb: Tensor | None) -> Tensor:
+        """The logits [n, m]."""
+        log_slope: Tensor = self.log_slope
+        if self.max_temperature is not None:
+            log_slope = log_slope.clamp(max=math.log(self.max_temperature))
+        scores = super().similarity(embeddings, ref_emb)
+        # A look at a batch before the first one in training has the level of that batch.
+        offset = torch.where(self.is_known, self.offset, self.prior)
+        return scores * log_slope.exp().to(scores.dtype) + offset.to(scores.dtype)
+
+    def compute_loss(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None,
+        indices_tuple: IndicesTuple | Selected | None,
+        ref_emb: Tensor,
+        ref_labels: Tensor | None,
+    ) -> dict[str, Any]:
+        """PML's loss dict."""
+        # Where nobody may look, the pairs are counted in every call.
+        may_look = looks_are_free(embeddings) and looks_are_free(self.is_known)
+        if not (may_look and bool(self.is_known)):
+            n = len(embeddings)
+            masks = wide(pair_relation(embeddings, labels, indices_tuple, ref_emb, ref_labels), n)
+            self._take_prior(masks, n)
+        return super().compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+
+    def _take_prior(self, masks: RowMasks, n: int) -> None:
+        """The level at which as many pairs are expected to be positive as are, unless it is known already."""
+        with torch.no_grad():
+            pos, neg = (self.offset.new_zeros((), dtype=torch.float64) for _ in range(2))
+            for start in range(0, n, _ROWS):
+                pairs = masks(start, min(start + _ROWS, n))
+                pos, neg = pos + pairs.pos.sum(), neg + pairs.neg.sum()
+            is_new = ~self.is_known & (pos > 0) & (neg > 0)
+            self.prior.copy_(torch.where(is_new, (pos / neg).log(), 0.0))
+            if self.training:
+                self.offset.copy_(torch.where(is_new, self.prior, self.offset))
+                self.is_known.logical_or_(is_new)
+
+    def per_anchor(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
+        """Minus the log-likelihood of each anchor's pairs, from the logits."""
+        return sigmoid_pair(sim, pos, neg, reduction=self.reduction)
+
+
+# Of the masks so many rows are looked at, at a time.
+_ROWS = 1024
