@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from pytorch_metric_learning.reducers import MeanReducer
 from toy import gradient_of, random_batch, toy
 
 from pml_ext.catalog import build
+from pml_ext.closed_form import ABSENT, Sides
 from pml_ext.losses import (
     DecoupledNCALoss,
     EasyPositiveTripletLoss,
@@ -21,6 +23,7 @@ from pml_ext.losses import (
     LargeMarginNearestNeighborLoss,
     MeanGapLoss,
 )
+from pml_ext.losses.mean_gap import mean_gap_weights
 from pml_ext.masked import nearest
 from pml_ext.pairs import PairMasks
 
@@ -188,6 +191,24 @@ def test_mean_gap_keeps_the_exact_share(one_in: int) -> None:
         r = count // one_in
         expected = 0 if r == 0 else 60 + (r - 1) / 2 - (r - 1) / 2
         assert loss.item() == pytest.approx(expected), count
+
+
+def test_mean_gap_is_exact_where_a_distance_equals_the_mean() -> None:
+    """Thirds, whose mean is one of them up to rounding: as in fractions, by autograd and in closed form."""
+    generator, met = torch.Generator().manual_seed(2), 0
+    pos, six = (torch.arange(12) < 6).view(1, 12), torch.full((1, 1), 6.0, dtype=torch.float64)
+    for _ in range(60):
+        thirds = torch.randint(1, 8, (12,), generator=generator)
+        p, n = ([Fraction(x, 3) for x in side.tolist()] for side in thirds.split(6))
+        mean_p, mean_n = sum(p) / 6, sum(n) / 6
+        met += mean_n in p or mean_p in n
+        pull, push = [x for x in p if x > mean_n], [x for x in n if x < mean_p]
+        expected = float((sum(pull) / len(pull) if pull else 0) - (sum(push) / len(push) if push else 0))
+        sim = -(thirds.double() / 3).view(1, 12)
+        assert MeanGapLoss(fraction=1).per_batch(sim, pos, ~pos).item() == pytest.approx(expected, abs=1e-12)
+        sides = Sides(torch.where(pos, sim, ABSENT), torch.where(pos, -ABSENT, sim), six, six, False)
+        assert mean_gap_weights(sides, torch.arange(12), fraction=1).losses.item() == pytest.approx(expected, abs=1e-12)
+    assert met > 10
 
 
 # --- What is given, and what is wrong. --------------------------------------------------------------------------------
