@@ -92,6 +92,18 @@ def test_a_law_that_does_not_exist_is_an_error(argument):
         check_loss(Sound, **{argument: value})
 
 
+def test_regimes_beside_the_shipped_one_may_be_chosen():
+    def tried(*regimes):
+        table = check_loss(Sound, only=["copies_are_equal", "no_anchor_no_loss"], examples=8, regimes=regimes)
+        return table["copies_are_equal"].tried, table["no_anchor_no_loss"].tried
+
+    assert tried() == (1, 8)
+    assert tried("as shipped", "as on a device") == (2, 12)
+    assert tried("as on a device", "with tiny thresholds") == (3, 12)
+    with pytest.raises(ValueError, match="regimes must be of as shipped, .*, got in haste"):
+        tried("in haste")
+
+
 def test_on_fail_is_one_of_two():
     with pytest.raises(ValueError, match="on_fail must be 'raise' or 'report', got 'warn'"):
         check_loss(Sound, on_fail="warn")

@@ -19,8 +19,16 @@ ALL_LOSSES = LOSSES | WRAPPERS
 CUBIC = tuple(name for name in LOSSES if name.startswith("SoftTripletLoss("))
 # The nightly profile leaves nothing out.
 THOROUGH = settings().max_examples >= 1000
-# Further settings of a class share most of its code.
-SAME_CODE = ("compiles_as_one_graph", "it_learns")
+# Compiled below once a class, by the faster backend; it learns or not by its class, too.
+ONCE_A_CLASS = ("compiles_as_one_graph", "it_learns")
+# What is tried beside "as shipped".
+IN_TURN = ("with tiny thresholds", "as on a device")
+
+
+def regimes(names, name: str) -> tuple[str, ...]:
+    """All regimes for a class; for what shares its code, one of them, in turn."""
+    number = list(names).index(name)
+    return IN_TURN if THOROUGH or (names is ALL_LOSSES and "(" not in name) else IN_TURN[number % 2 :][:1]
 
 
 def examples(share: int) -> int:
@@ -36,20 +44,30 @@ def dimension(subject: nn.Module) -> int | None:
 def test_loss_keeps_the_laws_of_one_batch(name):
     loss = ALL_LOSSES[name]()
     skip = ["large_batches_agree_with_autograd"] if name in CUBIC else []
-    if "(" in name and not THOROUGH:
-        skip += SAME_CODE
-    check_loss(loss, only=ONCE, skip=skip, expected_failures=exceptions(loss, name))
+    expected = exceptions(loss, name)
+    if not THOROUGH:
+        skip += ONCE_A_CLASS[: 2 if "(" in name else 1]
+        expected = {law: reason for law, reason in expected.items() if law not in skip}
+    check_loss(loss, only=ONCE, skip=skip, expected_failures=expected, regimes=regimes(ALL_LOSSES, name))
+
+
+@pytest.mark.parametrize("name", [name for name in ALL_LOSSES if "(" not in name])
+def test_loss_compiles(name):
+    loss = ALL_LOSSES[name]()
+    if "compiles_as_one_graph" not in exceptions(loss, name):
+        backend = "aot_eager" if name in ("RAWLoss", "SoftTripletLoss", "HistogramLoss", "CenterLoss") else "eager"
+        check_compiled(loss, Batch((3, 4, 2), dimension(loss) or 4, seed=7), backend)
 
 
 @pytest.mark.parametrize("name", ALL_LOSSES)
 def test_loss_keeps_the_laws_of_any_batch(name):
     loss = ALL_LOSSES[name]()
-    check_loss(loss, only=DRAWN, expected_failures=exceptions(loss, name), examples=examples(4 if "(" in name else 2))
+    check_loss(loss, only=DRAWN, expected_failures=exceptions(loss, name), examples=examples(5 if "(" in name else 3))
 
 
 @pytest.mark.parametrize("name", MINERS)
 def test_miner_keeps_the_laws(name):
-    check_miner(MINERS[name](), expected_failures=exceptions(MINERS[name](), name))
+    check_miner(MINERS[name](), expected_failures=exceptions(MINERS[name](), name), examples=examples(3))
 
 
 STATE = [name for name, law in LOSS_LAWS.items() if law.check.__module__.endswith("state_laws")]
@@ -111,7 +129,13 @@ def test_recipe_keeps_the_laws(name):
     faults = FAULTS.get(name, {})
     skip = exceptions(method.loss, name).keys() - faults
     check_loss(
-        method, only=laws, skip=skip, expected_failures=faults, dimension=dimension_of(name), examples=examples(5)
+        method,
+        only=laws,
+        skip=skip,
+        expected_failures=faults,
+        dimension=dimension_of(name),
+        examples=examples(5),
+        regimes=regimes(RECIPES, name),
     )
 
 

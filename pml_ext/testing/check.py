@@ -40,6 +40,7 @@ def check_loss(
     only: Iterable[str] | None = None,
     dimension: int | None = None,
     examples: int | None = None,
+    regimes: Iterable[str] | None = None,
 ) -> LawTable:
     """Hold a PML loss, ours or another, against the laws of losses.
 
@@ -56,13 +57,14 @@ def check_loss(
         only: names of the laws to try; by default all.
         dimension: of the embeddings; by default what the loss needs, or several.
         examples: how many cases of a kind to draw; by default as the hypothesis profile says.
+        regimes: names of those to try beside "as shipped"; by default all, the keys of `REGIMES`.
 
     Returns:
         The laws, each with what came of it: a table that shows itself.
 
     Raises:
         LawBroken: an AssertionError with the name of the law, the smallest case found and the numbers.
-        ValueError: no law has a name that was given, or `on_fail` is something else.
+        ValueError: no law or regime has a name that was given, or `on_fail` is something else.
 
     Example:
         >>> from pml_ext.losses import RAWLoss
@@ -70,7 +72,7 @@ def check_loss(
         RAWLoss: 2 laws, 2 passed
         passed            nothing_waits_for_the_device, it_learns
     """
-    return _table(loss, LOSS_LAWS, expected_failures or {}, on_fail, skip, only, dimension, examples)
+    return _table(loss, LOSS_LAWS, expected_failures or {}, on_fail, skip, only, dimension, examples, regimes)
 
 
 def check_miner(
@@ -82,6 +84,7 @@ def check_miner(
     only: Iterable[str] | None = None,
     dimension: int | None = None,
     examples: int | None = None,
+    regimes: Iterable[str] | None = None,
 ) -> LawTable:
     """Hold a PML miner, ours or another, against the laws of miners, as `check_loss` does with a loss.
 
@@ -95,20 +98,21 @@ def check_miner(
         only: names of the laws to try; by default all.
         dimension: of the embeddings; by default several.
         examples: how many cases of a kind to draw; by default as the hypothesis profile says.
+        regimes: names of those to try beside "as shipped"; by default all, the keys of `REGIMES`.
 
     Returns:
         The laws, each with what came of it: a table that shows itself.
 
     Raises:
         LawBroken: an AssertionError with the name of the law, the smallest case found and the numbers.
-        ValueError: no law has a name that was given, or `on_fail` is something else.
+        ValueError: no law or regime has a name that was given, or `on_fail` is something else.
 
     Example:
         >>> from pytorch_metric_learning.miners import MultiSimilarityMiner
         >>> check_miner(MultiSimilarityMiner, on_fail="report").bad
         ()
     """
-    return _table(miner, MINER_LAWS, expected_failures or {}, on_fail, skip, only, dimension, examples)
+    return _table(miner, MINER_LAWS, expected_failures or {}, on_fail, skip, only, dimension, examples, regimes)
 
 
 def _table(
@@ -120,12 +124,16 @@ def _table(
     only: Iterable[str] | None,
     dimension: int | None,
     examples: int | None,
+    regimes: Iterable[str] | None,
 ) -> LawTable:
     if on_fail not in ("raise", "report"):
         raise ValueError(f"on_fail must be 'raise' or 'report', got {on_fail!r}")
+    names = tuple(REGIMES if regimes is None else regimes)
+    if not REGIMES.keys() >= {*names}:
+        raise ValueError(f"regimes must be of {', '.join(REGIMES)}, got {', '.join(names)}")
     check_names(known, expected)
     laws, subject = chosen(known, skip, only), made(subject)
-    cases = _Cases(subject, dimension or dimension_of(subject), examples)
+    cases = _Cases(subject, dimension or dimension_of(subject), examples, names)
     verdicts = []
     with torch.random.fork_rng(devices=[]):
         for law in laws:
@@ -176,18 +184,23 @@ class _Cases:
         subject: for which they are.
         dimension: of the embeddings, or None for several.
         examples: how many to draw, or None for as many as the hypothesis profile says.
+        regimes: to try beside "as shipped".
     """
 
     subject: Any
     dimension: int | None
     examples: int | None
+    regimes: tuple[str, ...]
 
     def tries(self, law: Law) -> Iterable[tuple[Any, str]]:
         """Cases for a law, each with a regime: as shipped and, if it is ours that computes, some in the others too."""
         once = law.kind == "once"
-        others = () if law.as_shipped_only or not self._is_computed_here else tuple(REGIMES)[1:]
+        others = [name for name in self.regimes if name != "as shipped"]
+        if law.as_shipped_only or not self._is_computed_here:
+            others = []
         for i, case in enumerate(self._of_kind(law.kind)):
-            extra = others if once else others[i // 2 % 2 : i // 2 % 2 + 1] if i % 2 == 0 else ()
+            # Of drawn cases every other one, in one of the regimes in turn.
+            extra = others if once or not others else others[i // 2 % len(others) :][: 1 - i % 2]
             for regime in ("as shipped", *extra):
                 yield self._in_regime(case, regime), regime
 
