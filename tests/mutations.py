@@ -88,7 +88,7 @@ MUTATIONS = [
     ),
     *_of(
         "similarity.py",
-        ("tests/test_engine.py", "tests/test_selection.py", "tests/test_similarity.py", MANY, HARD),
+        ("tests/test_engine.py", "tests/test_thresholds.py", "tests/test_similarity.py", MANY, HARD),
         ("or distance.collect_stats or", "or"),
         ("if distance._forward_hooks or distance._forward_pre_hooks or", "if"),
     ),
@@ -193,7 +193,7 @@ MUTATIONS = [
     ),
     *_of(
         "losses/batch_all_triplet.py",
-        ("tests/test_triplet_family.py", _laws("BatchAllTripletLoss")),
+        ("tests/test_oracles.py", "tests/test_triplet_family.py", _laws("BatchAllTripletLoss")),
         (
             "return SideWeights(losses + margin * count, active.neg_(), active_pos, counts=count.long())",
             "return SideWeights(losses + margin * count, active.neg_(), active_pos)",
@@ -205,13 +205,13 @@ MUTATIONS = [
     ),
     *_of(
         "losses/large_margin_nearest_neighbor.py",
-        ("tests/test_triplet_family.py", _laws("LargeMargin")),
+        ("tests/test_oracles.py", "tests/test_engine.py", _laws("LargeMargin")),
         ("if have_equals(targets, best.values[:, -1:].contiguous()):", "if False:"),
         ("count = there.sum(1, keepdim=True).clamp_(min=1)", "count = there.shape[1]"),
     ),
     *_of(
         "losses/raw.py",
-        ("tests/test_deviance_family.py", MANY),
+        ("tests/test_oracles.py", MANY),
         (
             "keep_pos, keep_neg = below(sides.pos, hardest_neg + epsilon)",
             "keep_pos, keep_neg = below(sides.pos, hardest_neg)",
@@ -219,7 +219,7 @@ MUTATIONS = [
     ),
     *_of(
         "losses/binomial_deviance.py",
-        ("tests/test_deviance_family.py", MANY),
+        ("tests/test_oracles.py", MANY),
         ("pull, push = scale / sides.pos_count.clamp(min=1)", "pull, push = scale / sides.pos.shape[1]"),
     ),
     *_of(

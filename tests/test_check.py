@@ -100,7 +100,7 @@ def test_regimes_beside_the_shipped_one_may_be_chosen():
     assert tried() == (1, 8)
     assert tried("as shipped", "as on a device") == (2, 12)
     assert tried("as on a device", "with tiny thresholds") == (3, 12)
-    with pytest.raises(ValueError, match="regimes must be of as shipped, .*, got in haste"):
+    with pytest.raises(ValueError, match=r"regimes must be of as shipped, .*, got in haste"):
         tried("in haste")
 
 

@@ -121,7 +121,8 @@ def nothing_waits_for_the_device(loss: Any, case: Batch) -> None:
     The loss runs on tensors that have shapes but no values: `item`, `nonzero`, `unique`, `if tensor`, `tolist` and
     indexing by a mask all fail on them.
     """
-    loss, shape = fresh(loss), case.embeddings.shape
+    # A copy: reducers of PML keep the last divisor, which here is none.
+    loss, shape = copy.deepcopy(loss), case.embeddings.shape
     with FakeTensorMode(allow_non_fake_inputs=True):
         loss(torch.empty(shape, requires_grad=True), torch.empty(shape[:1], dtype=torch.long)).backward()
 
