@@ -148,18 +148,7 @@ class Loss(Defaults, _Loss):
             return super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         labels, ref_labels = (None if x is None else x.to(embeddings.device) for x in (labels, ref_labels))
         found = self.loss_dict(embeddings, labels, indices_tuple, *_references(embeddings, labels, ref_emb, ref_labels))
-        numbers, terms = [], {}
-        for name, entry in found.items():
-            if entry["reduction_type"] != "already_reduced":
-                terms[name] = _term(self, name, entry)
-            elif isinstance(entry["losses"], Tensor):
-                numbers.append(entry["losses"])
-        outer, self._terms = self._terms, terms
-        try:
-            loss = super().forward(embeddings, labels)
-        finally:
-            self._terms = outer
-        return sum(numbers, loss)
+        return finish(self, found, embeddings, labels)
 
     def zero_losses(self) -> LossDict:
         """The loss dict where there is nothing to compute."""
@@ -274,6 +263,25 @@ def _term(loss: Any, name: str, entry: dict[str, Any]) -> dict[str, Any]:
         # What is divided by none is 0.
         term["divisor"] = torch.as_tensor(entry["divisor"], device=values.device).clamp(min=1)
     return term
+
+
+def finish(loss: Any, found: LossDict, embeddings: Tensor, labels: Tensor | None) -> Any:
+    """What PML makes of a loss dict of one of our losses: reduced, with its penalties."""
+    if not HAS_TERMS:
+        loss.add_embedding_regularization_to_loss_dict(found, embeddings)
+        return loss.reducer(found, embeddings, labels)
+    numbers, terms = [], {}
+    for name, entry in found.items():
+        if entry["reduction_type"] != "already_reduced":
+            terms[name] = _term(loss, name, entry)
+        elif isinstance(entry["losses"], Tensor):
+            numbers.append(entry["losses"])
+    outer, loss._terms = loss._terms, terms
+    try:
+        reduced = _Loss.forward(loss, embeddings, labels)
+    finally:
+        loss._terms = outer
+    return sum(numbers, reduced)
 
 
 def divides(reducer: Any, name: str) -> bool:

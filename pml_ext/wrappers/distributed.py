@@ -8,7 +8,7 @@ from pytorch_metric_learning.miners import BaseMiner
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pml_ext import arguments
+from pml_ext import _pml, arguments
 from pml_ext.pairs import IndicesTuple
 from pml_ext.ranks import Group, Ranks, gather, group_of, scaled, sum_of_parts, touched
 from pml_ext.wrappers.base import refuses_indices
@@ -17,8 +17,10 @@ from pml_ext.wrappers.distributed_call import Call, agreed_sizes
 from pml_ext.wrappers.distributed_values import global_value, mined
 from pml_ext.wrappers.distributed_views import as_batch
 from pml_ext.wrappers.mined import mined_pairs
+from pml_ext.wrappers.self_supervised import SelfSupervisedLoss
 
 Gradients = Literal["averaged", "summed"]
+_OF_VIEWS = (pml.SelfSupervisedLoss, SelfSupervisedLoss)
 
 
 @final
@@ -98,7 +100,7 @@ class DistributedLoss(nn.Module):
             raise TypeError(f"loss must be a loss, a module, got {type(loss).__name__}")
         if miner is not None and not isinstance(miner, BaseMiner):
             raise TypeError(f"miner must be a PML miner (a BaseMiner), got {type(miner).__name__}")
-        if miner is not None and (isinstance(loss, pml.SelfSupervisedLoss) or refuses_indices(loss)):
+        if miner is not None and (isinstance(loss, _OF_VIEWS) or refuses_indices(loss)):
             raise TypeError(f"loss must take an indices_tuple to have a miner, {type(loss).__name__} does not")
         if gradients not in ("averaged", "summed"):
             raise ValueError(f"gradients must be 'averaged' or 'summed', got {gradients!r}")
@@ -124,7 +126,7 @@ class DistributedLoss(nn.Module):
     ) -> Tensor:
         """The loss of the batch of all processes, given own samples."""
         group = group_of(self.group)
-        if isinstance(self.loss, pml.SelfSupervisedLoss):
+        if isinstance(self.loss, _OF_VIEWS):
             given: list[Any] = [x for x in (labels, indices_tuple, ref_emb, ref_labels, *views) if x is not None]
             if group is None:
                 value: Tensor = self.loss(embeddings, *given, **more)
@@ -266,7 +268,7 @@ class DistributedMiner(nn.Module):
         """The pairs of own anchors, or of all."""
         group = group_of(self.group)
         if group is None:
-            return self.miner(embeddings, labels, ref_emb, ref_labels)
+            return _pml.mine(self.miner, embeddings, labels, ref_emb, ref_labels)
         call = Call(embeddings, labels, None, ref_emb, ref_labels, {}, (self.miner,))
         sizes, ref_sizes = agreed_sizes(group, call)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
+from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 

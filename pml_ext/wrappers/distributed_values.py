@@ -14,11 +14,11 @@ from typing import Any
 
 import pytorch_metric_learning.losses as pml
 import torch
-from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
+from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pml_ext import miners
+from pml_ext import _pml, miners
 from pml_ext.base import RowLoss
 from pml_ext.centers import Centers, CenterSource, LearnedCenters, RunningCenters, leave_one_out
 from pml_ext.losses import CenterLoss
@@ -93,9 +93,7 @@ def of_anchors(losses: Tensor, counts: Tensor, shard: Shard) -> dict[str, Any]:
 def finished(loss: BaseMetricLossFunction, loss_dict: dict[str, Any], shard: Shard) -> Tensor:
     """What PML makes of a loss dict, with regularizers and the reducer: of all losses, on every process."""
     every = shard.anchors.same()
-    loss.add_embedding_regularization_to_loss_dict(loss_dict, every)
-    value: Tensor = loss.reducer(loss_dict, every, shard.anchors.labels)
-    return torch.as_tensor(value, device=every.device)
+    return torch.as_tensor(_pml.finish(loss, loss_dict, every, shard.anchors.labels), device=every.device)
 
 
 def already_reduced(value: Tensor) -> dict[str, Any]:
@@ -126,9 +124,9 @@ def _(loss: AnchorWeightedLoss, shard: Shard, pairs: Pairs = None) -> Tensor:
     if rows is None:
         return computed_by_all(loss, shard, pairs)
     loss.reset_stats()
-    loss.loss.reset_stats()
+    _pml.reset_stats(loss.loss)
     loss_dict = dict_of_rows(rows, shard, pairs)
-    loss.loss.add_embedding_regularization_to_loss_dict(loss_dict, shard.anchors.same())
+    _pml.add_penalties(loss.loss, loss_dict, shard.anchors.same())
     return finished(loss, loss_dict, shard)
 
 
@@ -161,6 +159,8 @@ def _(loss: RandomSliceLoss, shard: Shard, pairs: Pairs = None) -> Tensor:
 
 @global_value.register
 def _(loss: pml.MultipleLosses, shard: Shard, pairs: Pairs = None) -> Tensor:
+    if _pml.HAS_TERMS:  # where nothing is known of what is in it
+        return computed_by_all(loss, shard, pairs)
     if loss.miners and pairs is not None:
         raise ValueError("MultipleLosses with miners finds its pairs itself, got an indices_tuple")
     total = shard.own.new_zeros(())
@@ -290,7 +290,7 @@ def mined(miner: nn.Module, loss: nn.Module, shard: Shard) -> Pairs:
         refs = shard.references.rows.detach().to(shard.references.given.dtype), shard.references.labels
     with same_random_numbers(shard.ranks.group, device):
         if not isinstance(miner, PairMiner):
-            found: Any = miner(every, labels, *refs)
+            found: Any = _pml.mine(miner, every, labels, *refs)
         else:
             found = miner.masks(every, labels, *(refs or (every, labels)))
             miner.output_assertion(found)
