@@ -139,7 +139,7 @@ def health_curves(healths: Mapping[str, Sequence[Mapping[str, Sequence[float | N
         "budget:\nthe negatives' share of all pair weights",
         "effective pairs:\non how many an anchor's gradient rests",
         "effective rank:\ndimensions of the embedding in use",
-        "spread:\nof the embeddings' directions, 0 is collapsed",
+        "spread:\nof the directions, 0 is collapsed",
     )
     panels = figure.subplots(2, 2, sharex=True).flatten()
     for axes, title in zip(panels, titles, strict=True):
