@@ -22,6 +22,7 @@ from pml_ext.benchmark.cli import main
 from pml_ext.benchmark.learning import LossLearner
 
 SMALL = ["--data", "digits", "--losses", "RAW", "ContrastiveLoss", "--epochs", "2"]
+ONE = ["--data", "digits", "--losses", "ContrastiveLoss", "--epochs", "2"]
 
 
 @pytest.fixture(autouse=True)
@@ -194,7 +195,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "draw", lambda *_: [])
         patch.setenv("OMP_NUM_THREADS", "1")
-        assert main([*SMALL, "--out", str(out)]) == 0
+        assert main([*ONE, "--out", str(out)]) == 0
     return measured(out)
 
 
@@ -250,7 +251,7 @@ def test_full_disk(
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         fill(patch)
-        message = fails([*SMALL, "--out", str(out)], capsys)
+        message = fails([*ONE, "--out", str(out)], capsys)
     assert "the disk is full" in message
     assert f"continue with: python -m pml_ext.benchmark --resume --out {out}" in message
     assert not list(out.rglob("*.part"))
@@ -272,7 +273,7 @@ from pml_ext.benchmark import plots
 from pml_ext.benchmark.cli import main
 plots.draw = lambda *_: []
 disk = sys.argv[1]
-print("exit code", main([*{SMALL!r}, "--out", disk + "/out"]))
+print("exit code", main([*{ONE!r}, "--out", disk + "/out"]))
 print(open(disk + "/out/results.jsonl").read(), "end of results", sep="")
 subprocess.run(["mount", "-o", "remount,size=20m", disk], check=True)
 print("exit code", main(["--resume", "--out", disk + "/out"]))
