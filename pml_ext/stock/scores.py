@@ -151,17 +151,16 @@ class _Symmetric(Back):
 
     def back(self, by_score: Tensor) -> None:
         vectors = self.vectors.detach()
-        at_vectors = torch.empty_like(vectors)
-        for start, stop in blocks(*by_score.shape):
-            both = by_score[start:stop] + by_score[:, start:stop].mT
-            if self.keeps_scores:
-                distance = self.scores[start:stop]
-                both = both.div_(distance).masked_fill_(distance == 0, 0)
-            if self.is_distance:
-                rows = both.sum(1, keepdim=True) * vectors[start:stop] - both @ vectors
-                at_vectors[start:stop] = rows if self.keeps_scores else rows.mul_(2)
-            else:
-                torch.mm(both, vectors, out=at_vectors[start:stop])
+        both = by_score.mT.contiguous().add_(by_score)
+        if self.keeps_scores:
+            for start, stop in blocks(*both.shape):
+                part, distance = both[start:stop], self.scores[start:stop]
+                part.div_(distance).masked_fill_(distance == 0, 0)
+        if self.is_distance:
+            at_vectors = torch.addmm(both.sum(1, keepdim=True) * vectors, both, vectors, alpha=-1)
+            at_vectors = at_vectors if self.keeps_scores else at_vectors.mul_(2)
+        else:
+            at_vectors = both @ vectors
         if self.vectors is self.leaf:
             self.of.add(0, len(vectors), at_vectors, None)
         else:

@@ -49,25 +49,30 @@ class Contrastive(Form):
 def sums_of(losses: Tensor, incidence: Incidence, reduction: Reduction) -> Rows:
     """Of losses of negatives, 0 elsewhere: what `Reduction.rows` asks for."""
     counts = incidence.negatives.per_row
-    keep = reduction.keep(losses)
     weights = incidence.negatives.weights
     number = counts if weights is None else (weights > 0).sum(1).to(counts.dtype)
     if reduction.per_anchor:
         return losses.sum(1), number, counts, number
-    if keep is not None:
+    kept = counts
+    if reduction.limits == (0, None):
+        chosen = losses.sign()
+        kept = (chosen if weights is None else chosen.mul_(weights)).sum(1)
+    elif reduction.limits != (None, None):
+        keep = reduction.keep(losses)
+        assert keep is not None
         losses = losses * keep
         chosen = incidence.negatives.blank(keep.to(losses.dtype), 0)  # a limit below 0 keeps what is no negative
-        kept = (chosen if weights is None else chosen * weights).sum(1)
-    else:
-        kept = counts
+        kept = (chosen if weights is None else chosen.mul_(weights)).sum(1)
     return (losses if weights is None else losses * weights).sum(1), kept, counts, number
 
 
 def chosen_of(losses: Tensor, reduction: Reduction) -> Tensor:
-    """1 where a hinge is above 0 and reduced, 0 elsewhere."""
+    """1 where a hinge is above 0 and reduced, 0 elsewhere; `losses` may be overwritten."""
+    if reduction.limits in ((None, None), (0, None)):
+        return losses.sign_()
     keep = reduction.keep(losses)
-    above = losses > 0
-    return (above if keep is None else above & keep).to(losses.dtype)
+    assert keep is not None
+    return losses.sign_().mul_(keep)
 
 
 class IntraPairVariance(Form):

@@ -210,8 +210,7 @@ class Margin(Form):
         incidence = self.of(start, distances)
         pushed = self._pushed(distances, start, incidence)
         weights = incidence.negatives.weights
-        above = (pushed > 0).to(pushed.dtype)
-        number = incidence.negatives.weighted(above).sum(1)
+        number = incidence.negatives.weighted(pushed.sign()).sum(1)
         return (
             positives(distances, incidence),
             (pushed if weights is None else pushed * weights).sum(1),
@@ -224,7 +223,7 @@ class Margin(Form):
         times, far_times, triplets = self._times()
         hinge = (near - self.levels[:, None] + self.loss.margin).relu()
         hinge = torch.where(self.incidence.counts > 0, hinge, 0)
-        above = (hinge > 0).to(hinge.dtype)
+        above = hinge.sign()
         sums = (times * hinge).sum(1) + far_times * far_sums
         divisor = (times * above).sum() + (far_times * far_numbers).sum()
         if reduction.by_divisor:
@@ -261,7 +260,7 @@ class Margin(Form):
     def gradient(self, distances: Tensor, start: int, *, kept: bool) -> Tensor:
         incidence = self.of(start, distances)
         stop = start + len(distances)
-        above = (self._pushed(distances, start, incidence) > 0).to(distances.dtype)
+        above = self._pushed(distances, start, incidence).sign_()
         out = incidence.negatives.weighted(above).mul_(self._by_far[start:stop, None])
         return scatter_positives(out, incidence, self._by_near[start:stop])
 
