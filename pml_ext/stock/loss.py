@@ -13,7 +13,6 @@ from torch import Tensor
 
 from pml_ext.stock.forms import FORMS, Form
 from pml_ext.stock.forms.lse import MultiSimilarity
-from pml_ext.stock.forms.nca import NCA
 from pml_ext.stock.forms.triplets import Margin, TripletMargin
 from pml_ext.stock.incidence import LABELS, PAIRS, Incidence, by_labels, by_lists
 from pml_ext.stock.mined import Mined
@@ -94,7 +93,7 @@ class AcceleratedLoss:
         n, m = len(embeddings), len(embeddings) if references is None else len(references)
         weights = choice = None
         incidence: Incidence
-        if issubclass(kind, NCA):
+        if kind.by_labels:
             assert labels is not None
             assert ref_labels is not None
             weights = _sample_weights(indices, n, m, embeddings, with_references=references is not None)
@@ -118,8 +117,7 @@ class AcceleratedLoss:
 
         reductions = {name: Reduction(_reducer_of(self, name), labels, nothing) for name in kind.names}
         form = kind(self, sign, incidence, reductions)
-        if isinstance(form, NCA):
-            form.weights = weights
+        form.weights = weights
         if isinstance(form, TripletMargin):
             form.choice = choice
         return form
@@ -210,9 +208,10 @@ def why_never(loss: Any) -> str | None:
     kind = FORMS[loss.stock]
     if loss.collect_stats:
         return "it collects statistics of tuples"
-    for name in kind.names:
-        reducer = _reducer_of(loss, name)
-        reason = _why_not_reduced(reducer, kind)
+    if type(loss.reducer) is reducers.DoNothingReducer:
+        return "DoNothingReducer gives the losses themselves"
+    for name in () if kind.reduced else kind.names:
+        reason = _why_not_reduced(_reducer_of(loss, name), kind)
         if reason is not None:
             return reason
     return None
@@ -266,15 +265,17 @@ def why_stock(
         for name in kind.names
     )
     per_class = issubclass(kind, Margin) and len(loss.beta) > 1
-    if labels is None and (indices is None or issubclass(kind, NCA) or reducer_labels or per_class):
+    if labels is None and (indices is None or kind.by_labels or reducer_labels or per_class):
         return SILENT
-    if indices is not None and not _is_list_of_tuples(indices):
+    if indices is not None and not (kind.takes_lists and _is_list_of_tuples(indices)):
+        return SILENT
+    if ref_emb is not None and not kind.takes_references:
         return SILENT
     m = len(embeddings) if ref_emb is None else len(ref_emb)
     if issubclass(kind, TripletMargin) and _fits_masks(indices, len(embeddings), m, embeddings.dtype):
         return kind.falls_back(loss, PAIRS, ref_emb is not None and ref_emb is not embeddings)
     with_references = ref_emb is not None and ref_emb is not embeddings
-    of_pairs = not kind.once and not issubclass(kind, NCA)
+    of_pairs = not kind.once and not kind.by_labels
     per_anchor = any(type(_reducer_of(loss, name)) is reducers.PerAnchorReducer for name in kind.names)
     if with_references and of_pairs and per_anchor:
         return "PerAnchorReducer knows no references"

@@ -13,6 +13,7 @@ from torch import nn
 from pml_ext.arguments import count, flag
 from pml_ext.stock.forms import FORMS
 from pml_ext.stock.loss import AcceleratedLoss, NotAcceleratedError, accelerated_loss
+from pml_ext.stock.memory import AcceleratedMemory, accelerated_memory
 from pml_ext.stock.miners import MINERS, AcceleratedMiner, accelerated_miner
 
 # What holds losses and miners, and where.
@@ -73,7 +74,7 @@ def _accelerated(item: Any, chunk_size: int | None, strict: bool) -> Any:
         return accelerated_loss(item, chunk_size=chunk_size, strict=strict)
     if kind in MINERS or isinstance(item, AcceleratedMiner):
         return accelerated_miner(item)
-    if kind in _CONTAINERS:
+    if kind in _CONTAINERS or isinstance(item, AcceleratedMemory):
         return _container(item, chunk_size, strict)
     if isinstance(item, Mapping) and not isinstance(item, nn.Module):
         return {name: _accelerated(each, chunk_size, strict) for name, each in item.items()}
@@ -92,9 +93,13 @@ def _accelerated(item: Any, chunk_size: int | None, strict: bool) -> Any:
 
 def _container(container: Any, chunk_size: int | None, strict: bool) -> Any:
     """A copy that holds accelerated losses and miners, and shares everything else."""
-    made = copy.copy(container)
-    made.__dict__["_modules"] = dict(container._modules)
-    names = _CONTAINERS[type(container)] or tuple(container._modules)
+    names: tuple[str, ...]
+    if isinstance(container, stock_losses.CrossBatchMemory):
+        made, names = accelerated_memory(container), ("loss", "miner")
+    else:
+        made = copy.copy(container)
+        made.__dict__["_modules"] = dict(container._modules)
+        names = _CONTAINERS[type(container)] or tuple(container._modules)
     for name in names:
         held = container._modules.get(name)
         if held is not None:

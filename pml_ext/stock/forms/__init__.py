@@ -3,6 +3,7 @@
 from pytorch_metric_learning import losses
 
 from pml_ext.stock.forms.form import Form
+from pml_ext.stock.forms.histograms import FastAP, Histogram
 from pml_ext.stock.forms.lse import (
     Circle,
     GeneralizedLiftedStructure,
@@ -14,18 +15,22 @@ from pml_ext.stock.forms.lse import (
 )
 from pml_ext.stock.forms.nca import NCA
 from pml_ext.stock.forms.pairs import Contrastive, IntraPairVariance
+from pml_ext.stock.forms.ranked_list import RankedList
 from pml_ext.stock.forms.triplets import Margin, TripletMargin
 
 FORMS: dict[type, type[Form]] = {
     losses.CircleLoss: Circle,
     losses.ContrastiveLoss: Contrastive,
+    losses.FastAPLoss: FastAP,
     losses.GeneralizedLiftedStructureLoss: GeneralizedLiftedStructure,
+    losses.HistogramLoss: Histogram,
     losses.IntraPairVarianceLoss: IntraPairVariance,
     losses.LiftedStructureLoss: LiftedStructure,
     losses.MarginLoss: Margin,
     losses.MultiSimilarityLoss: MultiSimilarity,
     losses.NCALoss: NCA,
     losses.NTXentLoss: NTXent,
+    losses.RankedListLoss: RankedList,
     losses.SignalToNoiseRatioContrastiveLoss: Contrastive,
     losses.SupConLoss: SupCon,
     losses.TripletMarginLoss: TripletMargin,

@@ -30,12 +30,17 @@ class Form(ABC):
     names: ClassVar[tuple[str, ...]] = ("loss",)
     once: ClassVar[bool] = False  # a repeated pair counts once
     column: ClassVar[bool] = False  # PML's losses are a column [n, 1]
+    reduced: ClassVar[bool] = False  # the value is one number that no reducer changes
+    by_labels: ClassVar[bool] = False  # the labels say what is compared; lists of a miner only weigh the samples
+    takes_references: ClassVar[bool] = True
+    takes_lists: ClassVar[bool] = True
 
     def __init__(self, loss: Any, sign: float, incidence: Incidence, reductions: Mapping[str, Reduction]) -> None:
         self.loss = loss
         self.sign = sign
         self.reductions = reductions
         self.lengths = incidence.lengths()
+        self.weights: Tensor | None = None  # of the samples, None: all 1
         self.incidence = incidence.once() if self.once else incidence
 
     @classmethod

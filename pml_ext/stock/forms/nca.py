@@ -15,10 +15,10 @@ class NCA(Form):
     """`-w_i log sum over own class of softmax(-scale D_i)`; rows of which this is 0 in floating point are left out.
 
     The incidence is that of the labels, without the sample itself where the references are the batch. Lists of a miner
-    only weigh the samples: `weights` is set before the call.
+    only weigh the samples.
     """
 
-    weights: Tensor | None = None
+    by_labels = True
 
     def is_empty(self) -> bool:
         return len(self.incidence.positives) <= 1

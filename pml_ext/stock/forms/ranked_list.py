@@ -1,0 +1,65 @@
+"""RankedListLoss: positives beyond one distance and negatives within another, each weighted by how far."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pml_ext.stock.forms.form import Form, Rows, positives, scatter_positives
+from pml_ext.stock.incidence import Incidence
+
+# What PML adds to the weight of every pair of a row.
+_EPSILON = 1e-5
+
+
+class RankedList(Form):
+    """`(1 - b) sum_P w a / (sum_P w + e) + b sum_N w a / (sum_N w + e)` with `w = e^(T a)`.
+
+    `a` is how far a positive is beyond `alpha - margin`, or a negative within `alpha`; pairs at distance 0 do not count.
+    """
+
+    takes_references = takes_lists = False
+
+    @classmethod
+    def falls_back(cls, loss: Any, kind: int, with_references: bool) -> str | None:
+        return "it has no meaning for similarities" if loss.distance.is_inverted else None
+
+    def is_empty(self) -> bool:
+        return False
+
+    def summarize(self, distances: Tensor, start: int, *, keep: bool) -> Rows:
+        incidence = self.of(start, distances)
+        reach, weights = self._far(distances, incidence)
+        return positives(distances, incidence), weights.sum(1), weights.mul_(reach).sum(1)
+
+    def combine(self, rows: Rows) -> dict[str, Tensor]:
+        near, far_weight, far_sum = rows
+        balance, far_heat, near_heat = float(self.loss.imbalance), float(self.loss.Tn), float(self.loss.Tp)
+        epsilon = _EPSILON * self.incidence.columns
+        reach = near - float(self.loss.alpha - self.loss.margin)
+        there = (self.incidence.counts > 0) & (reach > 0) & (near > 0)
+        weights = torch.where(there, (near_heat * reach).exp(), 0)
+        reach = torch.where(there, reach, 0)
+        near_sum, near_total, far_total = (weights * reach).sum(1), weights.sum(1) + epsilon, far_weight + epsilon
+        losses = (1 - balance) * near_sum / near_total + balance * far_sum / far_total
+        value, pull = self.reductions["loss"].elements(losses, torch.ones_like(losses))
+        nearer, farther = pull * (1 - balance) / near_total, -pull * balance / far_total
+        shift = near_heat * near_sum / near_total
+        self._by_near = nearer[:, None] * weights * (1 + near_heat * reach - shift[:, None])
+        self._by_far = farther, 1 - far_heat * far_sum / far_total
+        return {"loss": value}
+
+    def gradient(self, distances: Tensor, start: int, *, kept: bool) -> Tensor:
+        incidence = self.of(start, distances)
+        stop = start + len(distances)
+        reach, weights = self._far(distances, incidence)
+        factor, constant = (each[start:stop, None] for each in self._by_far)
+        out = reach.mul_(float(self.loss.Tn)).add_(constant).mul_(weights).mul_(factor)
+        return scatter_positives(out, incidence, self._by_near[start:stop])
+
+    def _far(self, distances: Tensor, incidence: Incidence) -> tuple[Tensor, Tensor]:
+        reach = float(self.loss.alpha) - distances
+        chosen = incidence.negatives.blank(((reach > 0) & (distances > 0)).to(reach.dtype), 0)
+        return reach, (reach * float(self.loss.Tn)).exp_().nan_to_num_().mul_(chosen)
