@@ -17,7 +17,7 @@ _EPSILON = 1e-5
 class RankedList(Form):
     """`(1 - b) sum_P w a / (sum_P w + e) + b sum_N w a / (sum_N w + e)` with `w = e^(T a)`.
 
-    `a` is how far a positive is beyond `alpha - margin`, or a negative within `alpha`; pairs at distance 0 do not count.
+    `a` is how far a positive is beyond `alpha - margin`, or a negative within `alpha`. Equal samples do not count.
     """
 
     takes_references = takes_lists = False
