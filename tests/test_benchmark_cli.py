@@ -76,9 +76,10 @@ def test_bars_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(sys, "stderr", Terminal())
     assert main([*SMALL, "--out", str(tmp_path / "out")]) == 0
     shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
-    assert "all runs" in shown
-    assert re.search(r"4/4 .*ContrastiveLoss recall@1 \d+\.\d%", shown)
-    assert re.search(r"RAW seed 0 epoch 2/2.*loss=\d", shown)
+    assert shown.count("\n") == 1, "one bar for all runs"
+    assert re.search(r"100%.* \d\d:\d\d<00:00, ContrastiveLoss recall@1 \d+\.\d%", shown)
+    assert re.search(r"RAW seed 0 epoch 2/2 .*%\|.*\d\d:\d\d<", shown)
+    assert re.search(r"loss=\d", shown)
 
 
 def test_the_default_folder_carries_the_time_and_is_the_one_to_resume(

@@ -28,6 +28,7 @@ from pml_ext.benchmark import (
     plots,
     randomness,
     result,
+    run,
 )
 from pml_ext.benchmark.data import Data
 from pml_ext.benchmark.losses import catalog_names
@@ -332,7 +333,7 @@ def test_a_diverging_loss_does_not_stop_the_others(tmp_path: Path, monkeypatch: 
         patch.setattr("pml_ext.benchmark.losses.rehearse", lambda *_, **__: None)
         patch.setattr(ContrastiveLoss, "forward", explode)
         with pytest.raises(BenchmarkError, match=r"ContrastiveLoss, seed 3: diverged: the loss is inf at epoch 1"):
-            experiment.run()
+            run(experiment)
     results = result.read(tmp_path / "out" / "results.jsonl")
     assert [(r.loss, bool(r.error), bool(r.metrics)) for r in results] == [
         ("untrained", False, True),
@@ -343,7 +344,8 @@ def test_a_diverging_loss_does_not_stop_the_others(tmp_path: Path, monkeypatch: 
     assert "| ContrastiveLoss (0 of 1) | - |" in table
     assert "ContrastiveLoss, seed 3, failed: diverged: the loss is inf" in table
     with pytest.raises(BenchmarkError, match="diverged"):  # it is known, and not tried again
-        experiment.run(resume=True)
+        run(experiment, resume=True)
+    assert [bool(one.error) for one in experiment.run()] == [False, True, False], "from Python it is a row"
 
 
 def test_several_seeds(tmp_path: Path) -> None:

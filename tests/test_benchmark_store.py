@@ -285,7 +285,7 @@ def test_an_experiment_that_came_and_went_meanwhile_is_not_run_over(
     held = lock.held
 
     def late(where: Path) -> Any:
-        folder.start(where, TINY, ["RAW"])  # by the other one, before we hold the folder
+        folder.start(where, TINY, ["RAW"], {})  # by the other one, before we hold the folder
         return held(where)
 
     monkeypatch.setattr(lock, "held", late)
@@ -404,7 +404,7 @@ def test_what_a_loss_raises_stops_that_run_only_and_is_tried_again(
     with monkeypatch.context() as patch:
         failing(patch, fail)
         with pytest.raises(BenchmarkError, match="RAW, seed 0: raised: KeyError: 'a bug of its author'"):
-            experiment.run()
+            runs.run(experiment)
     first = result.read(tmp_path / "out" / "results.jsonl")
     assert [bool(one.error) for one in first] == [False, True, False]
     assert "a bug of its author" in (tmp_path / "out" / "RAW-seed0" / "error.txt").read_text()
@@ -420,7 +420,7 @@ def test_a_network_that_is_not_finite_at_the_test_is_a_run_that_failed(
 
     monkeypatch.setattr(LossLearner, "tested", lambda self: Broken())
     with pytest.raises(BenchmarkError, match="RAW, seed 0: diverged: the embeddings of 896 of 896 images"):
-        replace(TINY, out=str(tmp_path / "out")).run()
+        runs.run(replace(TINY, out=str(tmp_path / "out")))
     assert "failed: diverged" in (tmp_path / "out" / "table.md").read_text()
     with pytest.raises(evaluate.NotFinite):
         evaluate.embed(Broken(), [(torch.zeros(1), 0)], device=CPU)

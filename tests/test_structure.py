@@ -44,7 +44,7 @@ LAYERS = (
     ("hyperparameters",),
     ("_pml",),
     ("arguments", "inputs", "thresholds"),
-    ("palette", "spelling"),
+    ("figures", "palette", "shown", "spelling"),
 )
 
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from pml_ext import arguments
 from pml_ext.base import RowLoss
 from pml_ext.pairs import IndicesTuple, PairMasks, own_set, pair_relation, wide
+from pml_ext.shown import framed, picture, table
 
 
 class NoPairWeightsError(ValueError):
     """The loss has no pair weights; the text says why."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PairWeights:
     """The pair weights of a loss on a batch of n anchors and m references.
 
@@ -63,6 +64,38 @@ class PairWeights:
     def push(self) -> Tensor:
         """The sum of the weights of each anchor's negatives, [.., n]."""
         return torch.where(self.neg, self.weights, 0.0).sum(-1)
+
+    def __repr__(self) -> str:
+        return "\n".join([self._about(), *(f"{name:10} {value}" for name, value in self._numbers())])
+
+    def _repr_html_(self) -> str:
+        drawn = ""
+        with suppress(ImportError):  # matplotlib is an extra
+            from pml_ext.analysis.plots import weight_scatter
+            from pml_ext.figures import png
+
+            drawn = picture(png(weight_scatter(self), dpi=72), "pair weights against scores")
+        return framed(table(("pair weights", ""), self._numbers(), caption=self._about()) + drawn)
+
+    def _about(self) -> str:
+        *several, n, m = self.weights.shape
+        of = f", {several[0]} comparisons" if several else ""
+        return f"pair weights |dL/dS| of {n} anchors and {m} references{of}; loss {float(self.loss):.4g}"
+
+    def _numbers(self) -> list[tuple[str, str]]:
+        positive, negative = ("positives", "negatives") if self.given else ("pulled", "pushed")
+        found = []
+        for name, mask in ((positive, self.pos), (negative, self.neg)):
+            weights = self.weights[mask]
+            active = int((weights > 0).sum())
+            top = float(weights.max()) if len(weights) else 0.0
+            words = f"{len(weights)} pairs, {active} with a weight, sum {float(weights.sum()):.4g}, largest {top:.4g}"
+            found.append((name, words))
+        if bool(self.beyond.any()):
+            found.append(
+                ("beyond", f"a gradient of length {float(self.beyond.norm()):.4g} does not come through scores")
+            )
+        return found
 
 
 def pair_weights(

@@ -1,4 +1,4 @@
-"""Pictures of pair weights. Every function returns a matplotlib `Figure`; nothing is shown or saved."""
+"""Pictures of pair weights. Every function returns a matplotlib `Figure` that a notebook shows and `savefig` writes."""
 
 import copy
 from collections.abc import Mapping
@@ -28,11 +28,9 @@ _MOVING = ("the pair itself", "the other positives", "the other negatives")
 
 
 def _figure(width: float, height: float) -> "Figure":
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('plots need matplotlib: pip install "pml_ext[benchmark]"') from error
-    return Figure(figsize=(width, height), layout="constrained")
+    from pml_ext.figures import Picture
+
+    return Picture(figsize=(width, height), layout="constrained")
 
 
 def _plain(axis: Any) -> None:
@@ -148,15 +146,16 @@ def weight_curves(losses: Mapping[str, nn.Module] | nn.Module, *, points: int = 
     return figure
 
 
-def weight_scatter(pairs: PairWeights, *, title: str = "") -> "Figure":
+def weight_scatter(pairs: PairWeights, *, title: str = "", ax: Any = None) -> "Figure":
     """Weight against similarity of every pair of a batch: what any loss does that has weights at all.
 
     Args:
         pairs: the result of `pair_weights`.
         title: of the figure.
+        ax: axes of your own to draw on. Default: a figure that a notebook shows.
     """
-    figure = _figure(6.5, 4.2)
-    axis = figure.subplots()
+    figure = _figure(6.5, 4.2) if ax is None else ax.figure
+    axis = figure.subplots() if ax is None else ax
     positive, negative = ("positive", "negative") if pairs.given else ("pulled", "pushed")
     for kind, mask, colour, marker in ((positive, pairs.pos, PULL, "o"), (negative, pairs.neg, PUSH, "^")):
         x, y = (matrix[mask].numpy(force=True) for matrix in (pairs.similarity, pairs.weights))
@@ -165,11 +164,16 @@ def weight_scatter(pairs: PairWeights, *, title: str = "") -> "Figure":
     axis.set_ylim(bottom=0)
     axis.set_title(title, loc="left")
     _plain(axis)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    if ax is None:
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    else:
+        axis.legend(frameon=False)
     return figure
 
 
-def weight_matrix(pairs: PairWeights, labels: Tensor, ref_labels: Tensor | None = None, *, title: str = "") -> "Figure":
+def weight_matrix(
+    pairs: PairWeights, labels: Tensor, ref_labels: Tensor | None = None, *, title: str = "", ax: Any = None
+) -> "Figure":
     """Heat map of the pair weights of a batch, sorted by class: pull in blue, push in red.
 
     Several comparisons are averaged.
@@ -179,6 +183,7 @@ def weight_matrix(pairs: PairWeights, labels: Tensor, ref_labels: Tensor | None 
         labels: [n], of the anchors.
         ref_labels: [m], of the references; by default they are the batch.
         title: of the figure.
+        ax: axes of your own to draw on. Default: a figure that a notebook shows.
 
     Raises:
         ValueError: labels of another number than there are anchors or references.
@@ -187,8 +192,8 @@ def weight_matrix(pairs: PairWeights, labels: Tensor, ref_labels: Tensor | None 
     columns = labels if ref_labels is None else ref_labels
     if signed.shape != (len(labels), len(columns)):
         raise ValueError(f"{tuple(signed.shape)} weights need as many labels, got {len(labels)} and {len(columns)}")
-    figure = _figure(6, 4.8)
-    axis = figure.subplots()
+    figure = _figure(6, 4.8) if ax is None else ax.figure
+    axis = figure.subplots() if ax is None else ax
     order, column_order = labels.argsort(stable=True), columns.argsort(stable=True)
     signed = signed[order][:, column_order]
     top = float(signed.abs().max()) or 1.0

@@ -14,9 +14,10 @@ from pml_ext.benchmark.errors import BenchmarkError
 
 if TYPE_CHECKING:
     from pml_ext.benchmark.result import Result
+    from pml_ext.benchmark.results import Results
     from pml_ext.benchmark.runs import run
 
-__all__ = ["BenchmarkError", "Experiment", "Result", "run"]
+__all__ = ["BenchmarkError", "Experiment", "Result", "Results", "run"]
 
 
 def __getattr__(name: str) -> Any:
@@ -25,6 +26,10 @@ def __getattr__(name: str) -> Any:
         from pml_ext.benchmark.result import Result
 
         return Result
+    if name == "Results":
+        from pml_ext.benchmark.results import Results
+
+        return Results
     if name == "run":
         from pml_ext.benchmark.runs import run
 

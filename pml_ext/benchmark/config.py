@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import InitVar, dataclass, field, fields
 from functools import wraps
 from pathlib import Path
@@ -17,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 from pml_ext.benchmark import names
 from pml_ext.benchmark.errors import BenchmarkError
 from pml_ext.benchmark.kinds import Anything, Kind, Number, Several, Switch, Text, Whole, did_you_mean
+from pml_ext.shown import on_a_screen, table, wrapped
 
 if TYPE_CHECKING:
-    from pml_ext.benchmark.result import Result
+    from pml_ext.benchmark.results import Results
 
 PROTOCOLS = Path(__file__).resolve().parent / "protocols"
 # What may be given anew when an experiment is continued: it grows, or runs elsewhere.
@@ -34,7 +36,7 @@ def _flag(default: Any, kind: Kind, text: str, *, group: str, metavar: str = "N"
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Experiment:
     """Train the same network with several losses and compare retrieval on unseen classes.
 
@@ -51,9 +53,9 @@ class Experiment:
             or a Dataset object. Default "glyphs".
         losses: names of `pml_ext.catalog`, with arguments or without ("RAW", "RAW(gamma=0.3)"), of
             `pml_ext.trainers.methods`, class names of `pml_ext.losses` or of PML ("pml:TripletMarginLoss"),
-            "module:name" of your own, or objects; "all" is the whole catalog. Default: RAW and PML's ContrastiveLoss
-            and TripletMarginLoss.
-        seeds: one run of each loss per seed. Default (0,).
+            "module:name" of your own, or losses, pairs of a loss and a miner, recipes, and functions of embeddings and
+            labels; "all" is the whole catalog. Default: RAW and PML's ContrastiveLoss and TripletMarginLoss.
+        seeds: one run of each loss per seed; from Python a number is that many, 3 is (0, 1, 2). Default (0,).
         folds: cut the training classes into this many parts, and train as many times, each time choosing the model on
             another part; None is one run with one set of validation classes. Default None.
         validation: share of the training classes that choose the epoch; 0 takes the last one. None is what the data
@@ -91,7 +93,8 @@ class Experiment:
         workers: processes that load images. Default 0: none.
         cache: the folder for features of frozen trunks; None is pml_ext in the user's cache. Default None.
         device: "cpu", "cuda", "cuda:1", ...; "auto" is cuda where there is one. Default "auto".
-        out: the folder for everything that is written; None is `runs/<data>-<date>-<time>`. Default None.
+        out: the folder for everything that is written; None is one under `runs`, with the date and the time in its
+            name on the command line; from Python one that the same experiment finds again. Default None.
         protocol: a protocol of the literature, by name: the defaults of all other arguments. Default None.
         config: a JSON file of arguments: the defaults of all other arguments, before the protocol's. Default None.
         dataset: the old name of `data`.
@@ -281,6 +284,10 @@ class Experiment:
             value = getattr(self, each.name)
             # A path is as good as its text, and JSON has lists for tuples.
             value = os.fspath(value) if isinstance(value, os.PathLike) else value
+            if each.name == "seeds" and isinstance(value, int) and not isinstance(value, bool):
+                value = range(value)
+            if each.name == "losses" and _is_pair(value):
+                value = (value,)
             if value is not None or each.default is not None:
                 object.__setattr__(self, each.name, each.metadata["kind"].check(each.name, value))
         if self.losses == (names.ALL,):
@@ -299,11 +306,65 @@ class Experiment:
         """The arguments as JSON has them; an object is there by the name that it has in the results."""
         return {each.name: _plain(getattr(self, each.name)) for each in flags()}
 
-    def run(self, *, resume: bool = False, say: Callable[[str], None] = lambda line: None) -> list[Result]:
-        """Run the experiment: `pml_ext.benchmark.run`."""
+    def run(
+        self,
+        *,
+        resume: bool | None = None,
+        say: Callable[[str], None] | None = None,
+        callbacks: Iterable[Callable[[Any], object]] = (),
+    ) -> Results:
+        """Run the experiment, or what is left of it, and return its results, which show themselves.
+
+        The same experiment once more goes on where it was, or has its results at once if it had ended; with other
+        arguments it has a folder of its own. Interrupted, by the button of a notebook or Ctrl-C, it returns what there
+        is. A run that fails has a line under the table, and the others are none the worse for it.
+
+        Args:
+            resume: True continues what is in `out`, and adds losses, seeds and epochs; False refuses a folder that
+                holds an experiment. Default None: as above.
+            say: called with each line about data and plan, `print` say. Default: what must be known is printed.
+            callbacks: each is called with every event of `pml_ext.benchmark.events`: a run has started, an epoch or a
+                run has ended. One that raises is not called again. Default ().
+
+        Raises:
+            BenchmarkError: data, losses or arguments that cannot be used, or a folder that holds something else.
+        """
         from pml_ext.benchmark.runs import run
 
-        return run(self, resume=resume, say=say)
+        try:
+            return run(self, resume=resume, say=say, callbacks=callbacks, from_python=True)
+        except BenchmarkError as error:
+            raise BenchmarkError(_FLAG.sub(lambda flag: flag[1].replace("-", "_"), str(error))) from error.__cause__
+
+    def __repr__(self) -> str:
+        given = (f"{name}={value!r}" for name, value in self._given().items())
+        return on_a_screen(wrapped(f"Experiment({', '.join(given)})", indent=" " * 11), "its fields have all")
+
+    def _repr_html_(self) -> str:
+        given = self._given()
+        left = ", ".join(name for name in self.arguments() if name not in given)
+        return table(("argument", "value"), given.items(), caption="Experiment", notes=[f"as by default: {left}"])
+
+    def _given(self) -> dict[str, Any]:
+        """The arguments that are not those by default."""
+        return {
+            each.name: value
+            for each, value in zip(flags(), self.arguments().values(), strict=True)
+            if each.name in ("data", "losses", "seeds") or getattr(self, each.name) != each.default
+        }
+
+
+_FLAG = re.compile(r"--([a-z][a-z-]*)")
+
+
+def _is_pair(value: Any) -> bool:
+    """Whether it is a loss with its miner; neither is imported for that."""
+    return (
+        isinstance(value, tuple)
+        and len(value) == 2
+        and not isinstance(value[0], str)
+        and any(each.__name__ == "BaseMiner" for each in type(value[1]).__mro__)
+    )
 
 
 def flags() -> tuple[Any, ...]:

@@ -15,6 +15,7 @@ from pml_ext import palette
 from pml_ext.analysis.health import COLLAPSED_SPREAD
 from pml_ext.benchmark.result import BASELINES, FROZEN_TRUNK, UNTRAINED, UNTRAINED_HEAD, Result
 from pml_ext.benchmark.table import by_loss
+from pml_ext.figures import Picture
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart, without its yellow; from the ninth loss on the
 # dashes differ too.
@@ -24,7 +25,7 @@ HEALTH = ("pull", "push", "effective_pairs", "effective_rank", "spread")
 HARDNESS = ("lam", "mixing_weight", "hardness_real", "hardness_synthetic", "hardness_regenerated")
 
 
-def learning_curves(results: Sequence[Result]) -> Figure:
+def learning_curves(results: Sequence[Result], *, ax: Any = None) -> Figure:
     """Recall@1 after each epoch, every loss a line; thin lines are single seeds if there are several."""
     groups = by_loss(results)
     untrained = groups.pop(UNTRAINED, [])
@@ -34,7 +35,7 @@ def learning_curves(results: Sequence[Result]) -> Figure:
     if chosen:  # other classes than those that the untrained network was tested on
         untrained = []
     of = "validation" if chosen else "unseen"
-    figure, axes = _axes(f"Retrieval of {of} classes while training", "epoch", "recall@1 (%)")
+    figure, axes = _axes(f"Retrieval of {of} classes while training", "epoch", "recall@1 (%)", ax)
     start = 100 * mean(run.metrics["recall_at_1"] for run in untrained) if untrained else None
     ends = []
     for (loss, runs), style in zip(groups.items(), _styles(len(groups)), strict=True):
@@ -65,9 +66,9 @@ def _bottom(axes: Any) -> float:
     return 0.0 if low < 0.6 * high else max(0.0, 5 * math.floor((low - 0.5 * (high - low)) / 5))
 
 
-def recall_curves(results: Sequence[Result]) -> Figure:
+def recall_curves(results: Sequence[Result], *, ax: Any = None) -> Figure:
     """Recall@k after the last epoch, every loss a line."""
-    figure, axes = _axes("Is one of the k nearest images of the same class?", "k (nearest images)", "recall@k (%)")
+    figure, axes = _axes("Is one of the k nearest images of the same class?", "k (nearest images)", "recall@k (%)", ax)
     groups = by_loss(results)
     names = [name for name in results[0].metrics if name.startswith("recall_at_")]
     recall_at = [int(name.removeprefix("recall_at_")) for name in names]
@@ -97,7 +98,7 @@ def hardness_curves(schedules: Mapping[str, Sequence[Mapping[str, Sequence[float
     Args:
         schedules: of each method, the recorded columns of its runs: "step" and the names in `HARDNESS`.
     """
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = Picture(figsize=(11, 4), layout="constrained")
     titles = ("lambda: distance kept by synthetic negatives", "weight of the real tuples", "hardness: d(a,p) / d(a,n)")
     lines = (("lam",), ("mixing_weight",), ("hardness_real", "hardness_synthetic", "hardness_regenerated"))
     panels = figure.subplots(1, 3)
@@ -134,7 +135,7 @@ def health_curves(healths: Mapping[str, Sequence[Mapping[str, Sequence[float | N
     Args:
         healths: of each loss, the recorded columns of its runs: "step" and the names in `HEALTH`.
     """
-    figure = Figure(figsize=(11, 7), layout="constrained")
+    figure = Picture(figsize=(11, 7), layout="constrained")
     titles = (
         "budget:\nthe negatives' share of all pair weights",
         "effective pairs:\non how many an anchor's gradient rests",
@@ -174,9 +175,9 @@ def _health_lines(run: Mapping[str, Sequence[float | None]]) -> list[list[float]
     return [share, column["effective_pairs"], column["effective_rank"], spread]
 
 
-def _axes(title: str, x: str, y: str) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
-    axes = figure.add_subplot()
+def _axes(title: str, x: str, y: str, ax: Any) -> tuple[Figure, Any]:
+    figure = Picture(figsize=(8, 4.8), layout="constrained") if ax is None else ax.figure
+    axes = figure.add_subplot() if ax is None else ax
     axes.set_title(title, loc="left", fontsize=13)
     axes.set_xlabel(x)
     axes.set_ylabel(y)

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
-from tqdm.auto import tqdm
 
 from pml_ext.benchmark import files
 from pml_ext.benchmark.errors import BenchmarkError
 from pml_ext.benchmark.models import evaluating
+from pml_ext.benchmark.progress import tqdm, watched
 
 # Rows between two notes of how far the work has come.
 _KEPT_EVERY = 1024
@@ -120,7 +120,9 @@ def _compute(
     with (
         evaluating(trunk),
         torch.inference_mode(),
-        tqdm(total=n, initial=start, desc="features", unit="image", leave=False, disable=None if show else True) as bar,
+        tqdm(
+            total=n, initial=start, desc="features", unit="image", leave=False, disable=not (show and watched())
+        ) as bar,
     ):
         for batch, *_ in loader:
             features = trunk(batch.to(device)).float().cpu()

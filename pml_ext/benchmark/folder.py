@@ -1,6 +1,7 @@
 """The folder of an experiment: made once, recognized when the experiment is continued.
 
 experiment.json              the arguments
+objects.json                 digests of the losses and the trunk that were objects
 results.jsonl                one line per run that ended
 table.md, plots/*.png        the comparison
 report.html                  all of it on one page
@@ -11,8 +12,9 @@ best/                        the model that the validation classes chose
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +26,7 @@ from pml_ext.benchmark.errors import BenchmarkError
 
 RUNS = Path("runs")
 ARGUMENTS = "experiment.json"
+OBJECTS = "objects.json"
 SEARCH = "tune.json"  # the arguments of a search
 RATES = "rates"  # among them: whether learning rates are searched
 # What systems put into every folder. Names that begin with a dot, ours among them, are as good as not there too.
@@ -59,10 +62,45 @@ def check_new(experiment: Experiment) -> Path:
     return out
 
 
-def start(out: Path, experiment: Experiment, losses: Sequence[str]) -> None:
-    """Write down the arguments of an experiment, new or grown, with the names of its losses."""
+def start(out: Path, experiment: Experiment, losses: Sequence[str], objects: Mapping[str, str]) -> None:
+    """Write down the arguments of an experiment, new or grown, with the names of its losses.
+
+    Args:
+        out: the folder.
+        experiment: the arguments.
+        losses: the name of each loss.
+        objects: a digest of each object that took the place of a name.
+
+    Raises:
+        BenchmarkError: an object of the same name is another one than before.
+    """
+    before = _objects(out)
+    for name, digest in objects.items():
+        if before.get(name, digest) != digest:
+            raise BenchmarkError(f"{name} is not the object that the experiment in {out} has: choose another --out")
+    if objects:
+        files.write_json(out / OBJECTS, {**before, **objects})
     named_by = experiment.arguments() | {"losses": list(losses)}
     files.write_json(out / ARGUMENTS, {k: v for k, v in named_by.items() if k != "out"})
+
+
+def of_its_own(experiment: Experiment, losses: Sequence[str], contents: Sequence[str]) -> Experiment:
+    """Give an experiment without `out` one that the same experiment finds again, and no other.
+
+    Args:
+        experiment: the arguments.
+        losses: the name of each loss.
+        contents: digests of what names do not tell: objects, and the data.
+    """
+    if experiment.out is not None:
+        return experiment
+    told = {k: v for k, v in experiment.arguments().items() if k not in MOVING} | {"losses": list(losses)}
+    digest = hashlib.sha256(json.dumps([told, list(contents)]).encode()).hexdigest()[:8]
+    return replace(experiment, out=str(RUNS / f"{data_name(experiment)}-{digest}"))
+
+
+def _objects(out: Path) -> dict[str, str]:
+    return config.read_json(out / OBJECTS) if (out / OBJECTS).exists() else {}
 
 
 def reopen(experiment: Experiment, losses: Sequence[str]) -> Experiment:

@@ -15,7 +15,9 @@ from torch import Tensor
 from pml_ext.benchmark import files
 from pml_ext.benchmark.errors import BenchmarkError
 from pml_ext.benchmark.kinds import Whole
+from pml_ext.shown import LONGEST, Html, on_a_screen, one_line, picture, table
 
+SHOWN, SIDE = 50, 96  # answers in a notebook, and pixels of a picture
 _BESIDE = ("paths", "labels", "model")
 EMBEDDINGS, NAMES = "embeddings.npy", "index.json"
 # Embeddings compared at a time: bounds the memory of a search without faiss.
@@ -36,6 +38,42 @@ class Match(NamedTuple):
     label: str
     similarity: float
     position: int
+
+
+class Matches(list[Match]):
+    """Answers, the nearest first: a list that shows itself, with pictures where the files are there."""
+
+    def __repr__(self) -> str:
+        lines = [
+            one_line(
+                f"{rank:3}  {each.similarity:6.3f}  {each.label}  {each.path or f'sample {each.position}'}", LONGEST
+            )
+            for rank, each in enumerate(self, 1)
+        ]
+        return on_a_screen("\n".join(lines), "ask for fewer") or "no answers"
+
+    def _repr_html_(self) -> str:
+        rows = (
+            (f"{rank}", _thumbnail(each), f"{each.similarity:.3f}", each.label, each.path or f"sample {each.position}")
+            for rank, each in enumerate(self[:SHOWN], 1)
+        )
+        notes = [f"{len(self) - SHOWN} more"] if len(self) > SHOWN else []
+        return table(("", "image", "similarity", "class", "which"), rows, notes=notes)
+
+
+def _thumbnail(match: Match) -> Html:
+    if not match.path:
+        return Html("-")
+    from pml_ext.datasets.images import ImageFiles
+
+    try:
+        image = ImageFiles((match.path,))(0)
+    except (OSError, ValueError):
+        return Html("-")
+    image.thumbnail((SIDE, SIDE))
+    stream = io.BytesIO()
+    image.save(stream, "png")
+    return picture(stream.getvalue(), match.label)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +113,7 @@ class Index:
     def __len__(self) -> int:
         return len(self.embeddings)
 
-    def search(self, embeddings: Tensor, k: int = 8) -> list[list[Match]]:
+    def search(self, embeddings: Tensor, k: int = 8) -> list[Matches]:
         """The k most similar of the index for each embedding [q, d], the nearest first; all if there are fewer."""
         Whole(1).check("k", k)
         if embeddings.ndim != 2 or embeddings.shape[1] != self.embeddings.shape[1]:
@@ -85,7 +123,7 @@ class Index:
         unit = torch.nn.functional.normalize(embeddings.detach().float().cpu(), dim=1)
         scores, positions = self._nearest(unit, min(k, len(self)))
         return [
-            [self._match(position, score) for position, score in zip(row_positions, row_scores, strict=True)]
+            Matches(self._match(position, score) for position, score in zip(row_positions, row_scores, strict=True))
             for row_positions, row_scores in zip(positions.tolist(), scores.tolist(), strict=True)
         ]
 

@@ -54,6 +54,7 @@ class LossSpec:
         method: the name in `pml_ext.trainers.methods` if it is a method with a trainer of its own, else None.
         in_memory: whether it is an object, which a later process cannot make again.
         rates: learning rates, by the names that they have in an experiment, in the place of the experiment's.
+        given: that object, None of a text.
     """
 
     name: str
@@ -61,6 +62,7 @@ class LossSpec:
     method: str | None = None
     in_memory: bool = False
     rates: Mapping[str, float] = field(default_factory=dict)
+    given: Any = field(default=None, repr=False, compare=False)
 
     def build(self, *, classes: int, embedding_size: int) -> catalog.Recipe:
         """Build the loss and its miner.
@@ -104,7 +106,7 @@ def parse(spec: Any) -> LossSpec:
         return spec
     if isinstance(spec, str):
         return _of_text(spec)
-    return _of_object(spec)
+    return replace(_of_object(spec), given=spec)
 
 
 def build(spec: Any, *, classes: int, embedding_size: int) -> catalog.Recipe:

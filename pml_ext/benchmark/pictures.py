@@ -12,7 +12,8 @@ from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from pml_ext import palette
-from pml_ext.benchmark.report.markup import one_line
+from pml_ext.figures import Picture
+from pml_ext.shown import one_line
 
 RIGHT, WRONG = palette.GREEN, palette.VERMILION
 NEIGHBOURS = 8
@@ -33,7 +34,7 @@ def gallery(test: Any, embeddings: Mapping[str, Tensor]) -> Figure:
     """
     queries = _some(len(test), min(QUERIES, len(test)))
     rows = len(queries) * len(embeddings)
-    figure = Figure(figsize=(8.5, 0.72 * rows + 1.1))
+    figure = Picture(figsize=(8.5, 0.72 * rows + 1.1))
     figure.suptitle(
         f"Nearest {NEIGHBOURS} of {len(test)} images of unseen classes, for {len(queries)} queries drawn at random",
         x=0.02,
@@ -78,7 +79,7 @@ def projection(test: Any, embeddings: Mapping[str, Tensor]) -> Figure:
     index = torch.cat([torch.nonzero(test.labels == label)[:40, 0] for label in shown])
     columns = min(2, len(embeddings))
     rows = math.ceil(len(embeddings) / columns)
-    figure = Figure(figsize=(4.2 * columns + 1.2, 4.0 * rows + 0.7), layout="constrained")
+    figure = Picture(figsize=(4.2 * columns + 1.2, 4.0 * rows + 0.7), layout="constrained")
     figure.suptitle(
         f"{len(shown)} unseen classes drawn at random, embeddings mapped to two dimensions by t-SNE", fontsize=12
     )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from pml_ext.benchmark import difference, files, records
 from pml_ext.benchmark.config import Experiment
@@ -21,6 +19,7 @@ from pml_ext.benchmark.report import Contents, page
 from pml_ext.benchmark.result import BASELINES, UNTRAINED, UNTRAINED_HEAD, Result
 from pml_ext.benchmark.table import by_loss
 from pml_ext.benchmark.training import embeddings_of
+from pml_ext.figures import png
 
 REPORT = "report.html"
 PICTURED = 3  # trained losses in the gallery and the map
@@ -32,41 +31,51 @@ def draw(experiment: Experiment, data: Data, out: Path, results: Sequence[Result
     folder.mkdir(exist_ok=True)
     everything = results
     results = [result for result in results if not result.error]
-    first = {name: runs[0] for name, runs in by_loss(results).items()}
-    embeddings = {
-        name: embeddings_of(experiment, data, run_folder(out, *first[name].key), *first[name].key)
-        for name in _best(results)
-    }
+    shown = embeddings(experiment, data, out, results)
     seen = data.samples is None or data.samples.image is not None
-    healths = {name: runs for name in by_loss(results) if (runs := _healths(out, name, results))}
+    health = healths(out, results)
     contents = Contents(
         f"{data.name}: {', '.join(name for name in by_loss(everything) if name not in BASELINES)}",
         everything,
         lines=(data.describe(done=True), *data.notes),
         queries=difference.of_losses(out, everything),
         test=data.test,
-        embeddings=embeddings,
+        embeddings=shown,
         images=seen,
-        healths=healths,
+        healths=health,
     )
     report = out / REPORT
     # A path may hold what is no Unicode.
     files.write(report, page(contents).encode("utf-8", "replace"))
-    if not embeddings:
+    if not shown:
         return [report]
     drawn = [
         report,
         _save(learning_curves(results), folder / "learning_curves.png"),
         _save(recall_curves(results), folder / "recall_at_k.png"),
-        *([_save(gallery(data.test, embeddings), folder / "gallery.png")] if seen else []),
-        _save(projection(data.test, embeddings), folder / "projection.png"),
+        *([_save(gallery(data.test, shown), folder / "gallery.png")] if seen else []),
+        _save(projection(data.test, shown), folder / "projection.png"),
     ]
-    if healths:
-        drawn.append(_save(health_curves(healths), folder / "health.png"))
+    if health:
+        drawn.append(_save(health_curves(health), folder / "health.png"))
     schedules = {name: runs for name in by_loss(results) if (runs := _schedules(out, name, results))}
     if schedules:
         drawn.append(_save(hardness_curves(schedules), folder / "hardness.png"))
     return drawn
+
+
+def embeddings(experiment: Experiment, data: Data, out: Path, results: Sequence[Result]) -> dict[str, Tensor]:
+    """Of the best losses and the untrained network, by their first run, the embeddings of the test samples [n, d]."""
+    first = {name: runs[0] for name, runs in by_loss(results).items()}
+    return {
+        name: embeddings_of(experiment, data, run_folder(out, *first[name].key), *first[name].key)
+        for name in _best(results)
+    }
+
+
+def healths(out: Path, results: Sequence[Result]) -> dict[str, list[dict[str, list[float]]]]:
+    """Of each loss whose health was watched, the recorded columns of its runs."""
+    return {name: runs for name in by_loss(results) if (runs := _healths(out, name, results))}
 
 
 def _healths(out: Path, name: str, results: Sequence[Result]) -> list[dict[str, list[float]]]:
@@ -92,11 +101,5 @@ def _best(results: Sequence[Result]) -> list[str]:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    # Neither pyplot nor its global state: the caller's own figures are not touched.
-    FigureCanvasAgg(figure)
-    stream = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # names in scripts that the font lacks
-        figure.savefig(stream, format="png", dpi=130)
-    files.write(path, stream.getvalue())
+    files.write(path, png(figure, dpi=130))
     return path

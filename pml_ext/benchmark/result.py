@@ -12,6 +12,7 @@ from typing import Any
 
 from pml_ext.benchmark import environment, files
 from pml_ext.benchmark.errors import BenchmarkError
+from pml_ext.shown import LONGEST, one_line, table
 
 # Rows of the table that no loss has trained.
 UNTRAINED = "untrained"
@@ -26,7 +27,7 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """One run that ended: one loss with one seed, on one fold.
 
@@ -78,6 +79,40 @@ class Result:
     def trained(self) -> bool:
         """Whether a loss has trained it."""
         return self.loss not in BASELINES
+
+    def row(self) -> dict[str, Any]:
+        """What a row of a data frame has of it."""
+        return {
+            "loss": self.loss,
+            "seed": self.seed,
+            "fold": self.fold,
+            **self.metrics,
+            **{f"last_{name}": value for name, value in self.last.items()},
+            **{f"validation_{name}": value for name, value in self.validation.items()},
+            "best_epoch": self.best_epoch,
+            "epochs": len(self.history),
+            "seconds_per_epoch": self.seconds_per_epoch,
+            "failure": self.failure,
+            "error": self.error,
+        }
+
+    def __repr__(self) -> str:
+        lines = [one_line(name_of(self.key), LONGEST)]
+        if self.error:
+            lines.append(one_line(f"failed: {self.error}", LONGEST))
+        lines += [f"  {name:30} {100 * value:5.1f} %" for name, value in self.metrics.items()]
+        return "\n".join([*lines, *(f"  {one_line(line, LONGEST)}" for line in self._about())])
+
+    def _repr_html_(self) -> str:
+        rows = [(name, f"{100 * value:.1f} %") for name, value in self.metrics.items()]
+        notes = [*([f"failed: {self.error}"] if self.error else []), *self._about()]
+        return table(("metric", "test classes"), rows, caption=name_of(self.key), notes=notes)
+
+    def _about(self) -> list[str]:
+        took = None if self.seconds_per_epoch is None else f"{self.seconds_per_epoch:.2f} seconds of training each"
+        chosen = None if self.best_epoch is None else f"of epoch {self.best_epoch} of {len(self.history)}"
+        lines = [", ".join(each for each in (chosen, took) if each), self.failure]
+        return [line for line in lines if line]
 
 
 def read(path: Path) -> list[Result]:

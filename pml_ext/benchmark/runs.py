@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sqlite3
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -22,9 +22,12 @@ from pml_ext.benchmark.device import torch_device
 from pml_ext.benchmark.difference import QUERIES
 from pml_ext.benchmark.errors import BenchmarkError, check_extras, explain
 from pml_ext.benchmark.evaluate import NotFinite
+from pml_ext.benchmark.events import Callback, Event, RunEnded, RunStarted, Teller
+from pml_ext.benchmark.fingerprint import fingerprint
 from pml_ext.benchmark.losses import LossSpec
 from pml_ext.benchmark.progress import Progress
 from pml_ext.benchmark.result import BASELINES, FROZEN_TRUNK, UNTRAINED, UNTRAINED_HEAD, Key, Result
+from pml_ext.benchmark.results import Results
 from pml_ext.benchmark.training import Diverged, Run, identity, network_of, new_network
 from pml_ext.evaluation import Evaluation
 
@@ -40,7 +43,14 @@ LONG = 300.0  # seconds of training, from which on an estimate is worth a line
 Say = Callable[[str], None]
 
 
-def run(experiment: Experiment, *, resume: bool = False, say: Say = lambda line: None) -> list[Result]:
+def run(
+    experiment: Experiment,
+    *,
+    resume: bool | None = False,
+    say: Say | None = None,
+    callbacks: Iterable[Callback] = (),
+    from_python: bool = False,
+) -> Results:
     """Run an experiment; write results, logs, the table and the plots under its `out`.
 
     A run has ended when its line is in `results.jsonl`, where it appears all at once. After every epoch there is a
@@ -49,8 +59,10 @@ def run(experiment: Experiment, *, resume: bool = False, say: Say = lambda line:
     Args:
         experiment: the arguments.
         resume: continue the experiment in `out` (by default the last one in `runs`), whose losses and seeds are added
-            to; with more epochs, its runs go on. Default: start a new one.
-        say: called with each line for the reader. Default: silence.
+            to; with more epochs, its runs go on. None continues it if it is there. Default False: start a new one.
+        say: called with each line for the reader. Default: silence, or `print` of what must be known if `from_python`.
+        callbacks: called with the events of the runs. Default ().
+        from_python: return what there is when the user interrupts, and when runs fail. Default False: raise then.
 
     Returns:
         one result per seed and loss, the untrained network of each seed first; `error` is set in those that failed.
@@ -61,10 +73,19 @@ def run(experiment: Experiment, *, resume: bool = False, say: Say = lambda line:
         OSError, sqlite3.Error: the disk is full, or `out` cannot be written to.
     """
     check_extras()
-    from pml_ext.benchmark import plots  # noqa: F401 - needs the extras; what is wrong with it shows before the training
+    from pml_ext.benchmark import plots  # needs the extras; what is wrong with it shows before the training
 
+    tell, warn, say = Teller(callbacks), say or (print if from_python else _silence), say or _silence
     torch_device(experiment.device)
     specs = losses.parse_all(experiment.losses)
+    data: list[Data] = []
+    objects = _objects(experiment, specs)
+    if resume is None:
+        if experiment.out is None:
+            data = _data(experiment)
+            contents = [*objects.values(), *(each.samples.key for each in data[:1] if each.samples is not None)]
+            experiment = folder.of_its_own(experiment, [spec.name for spec in specs], contents)
+        resume = (Path(str(experiment.out)) / folder.ARGUMENTS).exists()
     if resume:
         experiment = folder.reopen(experiment, [spec.name for spec in specs])
         specs = losses.parse_all(experiment.losses)
@@ -72,7 +93,7 @@ def run(experiment: Experiment, *, resume: bool = False, say: Say = lambda line:
     else:
         experiment = folder.named(experiment)
         out = folder.check_new(experiment)
-    data = [Data.of(experiment, fold) for fold in _folds(experiment)]
+    data = data or _data(experiment)
     for spec in specs:
         _check_method(spec, experiment)
         losses.rehearse(
@@ -82,21 +103,54 @@ def run(experiment: Experiment, *, resume: bool = False, say: Say = lambda line:
             images_per_class=data[0].images_per_class(experiment),
         )
     files.make_folder(out)
+    joined: list[Result] = []
+    interrupted = False
     with lock.held(out):
         if not resume:
             folder.check_new(experiment)  # another process may have come and gone meanwhile
-        jobs = Jobs(experiment, {spec.name: spec for spec in specs}, out, say)
+        jobs = Jobs(experiment, {spec.name: spec for spec in specs}, out, say, tell)
         before = jobs.read()
-        folder.start(out, experiment, list(jobs.specs))
+        folder.start(out, experiment, list(jobs.specs), objects)
         for line in _plan(jobs, data[0]):
             say(line)
-        jobs.data = frozen.prepared(experiment, data, say)
-        results = jobs.run(before)
-        _report(experiment, jobs.data, out, results, say)
+        if from_python and objects:
+            warn(_in_memory(objects))
+        try:
+            jobs.data = frozen.prepared(experiment, data, say)
+            results = jobs.run(before)
+            if from_python and results == before and (out / plots.REPORT).exists():
+                joined = _concatenated(experiment, jobs.data, out, results)
+            else:
+                joined = _report(experiment, jobs.data, out, results, say)
+        except KeyboardInterrupt:
+            if not from_python:
+                raise
+            results, interrupted = jobs.read(), True
     failed = [f"{result.name_of(one.key)}: {one.error}" for one in results if one.error]
-    if failed:
+    if failed and not from_python:
         raise BenchmarkError("; ".join(failed))
-    return results
+    return Results(tuple(results), experiment, tuple(jobs.data or data), interrupted, tuple(joined))
+
+
+def _silence(line: str) -> None:
+    pass
+
+
+def _data(experiment: Experiment) -> list[Data]:
+    return [Data.of(experiment, fold) for fold in _folds(experiment)]
+
+
+def _objects(experiment: Experiment, specs: Sequence[LossSpec]) -> dict[str, str]:
+    """Digests of the losses and the trunk that are objects, by name."""
+    found = {spec.name: fingerprint(spec.given) for spec in specs if spec.in_memory}
+    if not isinstance(experiment.trunk, str):
+        found["trunk"] = fingerprint(experiment.trunk)
+    return found
+
+
+def _in_memory(objects: Mapping[str, str]) -> str:
+    names = ", ".join(list(objects)[:NAMED]) + (", ..." if len(objects) > NAMED else "")
+    return f"in memory only: {names}. This goes on where the same objects are given again, not from the command line."
 
 
 def _folds(experiment: Experiment) -> Sequence[int | None]:
@@ -119,13 +173,16 @@ class Jobs:
         specs: the losses by name.
         out: the folder.
         say: called with each line for the reader.
+        tell: called with the events of the runs.
 
     Attributes:
         data: of each fold; to be set before `run`.
     """
 
-    def __init__(self, experiment: Experiment, specs: dict[str, LossSpec], out: Path, say: Say) -> None:
-        self.experiment, self.specs, self.out, self.say = experiment, specs, out, say
+    def __init__(
+        self, experiment: Experiment, specs: dict[str, LossSpec], out: Path, say: Say, tell: Callable[[Event], None]
+    ) -> None:
+        self.experiment, self.specs, self.out, self.say, self.tell = experiment, specs, out, say, tell
         self.data: list[Data] = []
         self._paced = False
 
@@ -181,6 +238,7 @@ class Jobs:
                 left.pop(key, None)
                 results[key] = one
                 result.write(self.out / RESULTS, [results[each] for each in keys if each in results])
+                self.tell(RunEnded(one))
                 if not progress.shown:
                     self.say(_line(one))
         finally:
@@ -212,7 +270,10 @@ class Jobs:
                 measured = self._test_baseline(name, seed, data, where, progress)
                 files.write(where / QUERIES, evaluate.per_query(measured))
                 return Result(name, seed, dict(measured), [], None, arguments)
-            run = Run(self.experiment, data, self.specs[name], seed, where, progress, fold=fold, pace=pace)
+            self.tell(RunStarted(name, seed, fold))
+            run = Run(
+                self.experiment, data, self.specs[name], seed, where, progress, fold=fold, pace=pace, tell=self.tell
+            )
             tested = run.train()
             files.write(where / QUERIES, evaluate.per_query(tested.test))
             if fold is not None:
@@ -335,11 +396,12 @@ def _concatenated(experiment: Experiment, data: list[Data], out: Path, results: 
     return found
 
 
-def _report(experiment: Experiment, data: list[Data], out: Path, results: Sequence[Result], say: Say) -> None:
-    """Write the table and the plots, then print: what is printed to may be gone."""
+def _report(experiment: Experiment, data: list[Data], out: Path, results: Sequence[Result], say: Say) -> list[Result]:
+    """Write the table and the plots, then print: what is printed to may be gone. Returns the rows of joined folds."""
     from pml_ext.benchmark import plots
 
-    rows = [*results, *_concatenated(experiment, data, out, results)]
+    joined = _concatenated(experiment, data, out, results)
+    rows = [*results, *joined]
     standing = difference.standing(out, results)
     files.write(out / TABLE, table.markdown(rows, standing).encode())
     chosen = keep.choose(results)
@@ -366,3 +428,4 @@ def _report(experiment: Experiment, data: list[Data], out: Path, results: Sequen
     if chosen is not None and (out / keep.BEST).is_dir():
         say(f"model:   {out / keep.BEST} ({result.name_of(chosen.key)}, by its MAP@R on the validation classes)")
     say(f"logs:    tensorboard --logdir {out}")
+    return joined

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from pml_ext.benchmark import checkpoint, environment, files, trunks
 from pml_ext.benchmark.errors import BenchmarkError
 from pml_ext.benchmark.features import digest
-from pml_ext.benchmark.index import Index, Match
+from pml_ext.benchmark.index import Index, Matches
 from pml_ext.benchmark.models import Network, evaluating
 from pml_ext.benchmark.preprocessing import Preprocessing
+from pml_ext.benchmark.progress import tqdm, watched
 from pml_ext.benchmark.transforms import test_transform
+from pml_ext.datasets.samples import counted
+from pml_ext.shown import LONGEST, one_line, preformatted
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -186,12 +188,15 @@ class EmbeddingModel(nn.Module):
     Attributes:
         classes: names of the classes that it was trained on.
         metrics: what was measured when it was kept.
+        gallery: what is searched where a query does not say, an `Index` or anything that `index` takes; None: nothing.
     """
 
     def __init__(self, network: Network, description: Description) -> None:
         super().__init__()
         self.network, self.description = network, description
         self.classes, self.metrics = description.classes, dict(description.metrics or {})
+        self.gallery: Any = None
+        self._index: Index | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings [n, embedding_size] of unit length of prepared images."""
@@ -212,7 +217,9 @@ class EmbeddingModel(nn.Module):
         with evaluating(self):
             rows = [
                 self(torch.stack(batch).to(device)).cpu()
-                for batch in _batches(tqdm(map(self._input, inputs), total=_length(inputs), disable=not show))
+                for batch in _batches(
+                    tqdm(map(self._input, inputs), total=_length(inputs), disable=not (show and watched()))
+                )
             ]
         if not rows:
             raise BenchmarkError("there is no image to embed")
@@ -243,19 +250,47 @@ class EmbeddingModel(nn.Module):
         labels = tuple(samples.classes[label] for label in samples.labels.tolist())
         return Index(self.embed(inputs, show=show), samples.paths or (), labels, self.digest)
 
-    def query(self, image: Any, gallery: Index, k: int = 8) -> list[Match]:
-        """The k images of a gallery that are most similar to one image, the nearest first."""
+    def query(self, image: Any, gallery: Index | None = None, k: int = 8) -> Matches:
+        """The k images of a gallery that are most similar to one image, the nearest first.
+
+        Args:
+            image: a file, a PIL image, or a prepared tensor.
+            gallery: what `index` has returned. Default: the images that the model's experiment had, embedded once.
+            k: how many. Default 8.
+        """
         return self.queries([image], gallery, k)[0]
 
-    def queries(self, images: Any, gallery: Index, k: int = 8) -> list[list[Match]]:
+    def queries(self, images: Any, gallery: Index | None = None, k: int = 8) -> list[Matches]:
         """The same for several images.
 
         Raises:
-            BenchmarkError: another model has embedded the gallery.
+            BenchmarkError: another model has embedded the gallery, or there is none.
         """
+        gallery = self._own_gallery() if gallery is None else gallery
         if gallery.model not in ("", self.digest):
             raise BenchmarkError("the index was made by another model: embed the gallery again")
         return gallery.search(self.embed(images), k)
+
+    def _own_gallery(self) -> Index:
+        if self._index is None:
+            if self.gallery is None:
+                raise BenchmarkError("there is no gallery to search: query(image, model.index('photos/'))")
+            self._index = self.gallery if isinstance(self.gallery, Index) else self.index(self.gallery)
+        return self._index
+
+    def __repr__(self) -> str:
+        told = self.description
+        shape = " x ".join(map(str, told.image_shape))
+        lines = [
+            f"{told.trunk}: inputs of {shape} -> embeddings of {told.embedding_size} numbers",
+            f"trained on {counted(len(self.classes), 'class')}"
+            + (f" with {told.arguments['loss']}" if told.arguments and "loss" in told.arguments else ""),
+            ", ".join(f"{name} {100 * value:.1f} %" for name, value in self.metrics.items()),
+        ]
+        return "\n".join(one_line(line, LONGEST) for line in lines if line)
+
+    def _repr_html_(self) -> str:
+        return preformatted(repr(self))
 
     @property
     def digest(self) -> str:

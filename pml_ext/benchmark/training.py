@@ -21,6 +21,7 @@ from pml_ext.benchmark.config import Experiment
 from pml_ext.benchmark.data import Data, VectorPart
 from pml_ext.benchmark.device import torch_device
 from pml_ext.benchmark.evaluate import CHOSEN_BY, Metrics
+from pml_ext.benchmark.events import EpochEnded, Event
 from pml_ext.benchmark.learning import Learner, LossLearner, TrainerLearner, stateful
 from pml_ext.benchmark.losses import LossSpec
 from pml_ext.benchmark.models import Network
@@ -99,6 +100,7 @@ class Run:
         progress: the bars.
         fold: which of the folds the data are of.
         pace: called once with the seconds that a step takes, when that is known.
+        tell: called with the events of the run.
     """
 
     def __init__(
@@ -112,10 +114,12 @@ class Run:
         *,
         fold: int | None = None,
         pace: Callable[[float], None] = lambda seconds: None,
+        tell: Callable[[Event], None] = lambda event: None,
     ) -> None:
         own: dict[str, Any] = dict(spec.rates)
         experiment = replace(experiment, **own) if own else experiment
         self.experiment, self.data, self.folder, self.progress = experiment, data, folder, progress
+        self.tell = tell
         self.name, self.seed, self.fold = spec.name, seed, fold
         self.device = torch_device(experiment.device)
         self.steps = data.steps(experiment)
@@ -206,6 +210,7 @@ class Run:
             self.best = {"epoch": epoch, "models": _states(self.learner.tested().parts())}
         self._save(keeper)
         self.progress.epoch_done(f"{self.name} recall@1 {metrics['recall_at_1']:.1%}")
+        self.tell(EpochEnded(self.name, self.seed, self.fold, epoch, self.experiment.epochs, dict(self.history[-1])))
 
     def _loaded(self, chosen: list[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch, on the device."""

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from pml_ext import palette
+from pml_ext.shown import text
 
-from .markup import name, text
+from .markup import name
 
 CLASSES = 12
 OF_A_CLASS = 40  # samples, so that every point can be seen

@@ -1,27 +1,16 @@
-"""Text, tables and figures in HTML; whatever comes from users is escaped here, and nowhere else."""
+"""Names, tables and figures of the report in HTML, in which whatever comes from users is escaped."""
 
 from __future__ import annotations
 
-import html
 import io
 import re
-import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-LONGEST = 300  # letters of a name that are kept
+from pml_ext.shown import one_line, text
+
 SHORT = 24  # in a figure
-
-
-def text(value: Any) -> str:
-    """Any value as text of an element or an attribute: one line, without control characters, at most 300 letters.
-
-    Example:
-        >>> text("<b>R&D</b>\\n")
-        '&lt;b&gt;R&amp;D&lt;/b&gt;'
-    """
-    return html.escape(one_line(value, LONGEST), quote=True)
 
 
 def shortened(names: Iterable[str]) -> dict[str, str]:
@@ -40,14 +29,6 @@ def shortened(names: Iterable[str]) -> dict[str, str]:
             candidate = one_line(each, SHORT - len(end)) + end
         short[each] = candidate
     return short
-
-
-def one_line(value: Any, longest: int) -> str:
-    """A name of a stranger on one line of at most so many letters, without what would act on its surroundings."""
-    line = " ".join(str(value).split())
-    # Direction overrides and the like reach beyond the name that has them; joiners belong to emoji and scripts.
-    kept = "".join(c if c in "\u200c\u200d" or unicodedata.category(c)[0] != "C" else "\ufffd" for c in line)
-    return kept if len(kept) <= longest else kept[: longest - 1] + "…"
 
 
 def name(value: Any) -> str:

@@ -14,9 +14,10 @@ from pml_ext.benchmark import curves
 from pml_ext.benchmark.result import Result
 from pml_ext.benchmark.table import columns
 from pml_ext.evaluation.intervals import Difference, Interval
+from pml_ext.shown import text
 
 from .maps import maps
-from .markup import figure, name, shortened, table, text
+from .markup import figure, name, shortened, table
 from .retrievals import gallery
 from .summary import Floats, Row, baseline, summarize
 
@@ -54,7 +55,7 @@ def page(contents: Contents) -> str:
     """The whole document: it loads nothing, runs nothing, and everything from users in it is escaped."""
     rows = summarize(contents.results, contents.queries)
     sections = [
-        ("Results", _results(contents, rows)),
+        ("Results", results_table(contents, rows)),
         ("Curves", _curves(contents, rows)),
         ("Retrievals", _retrievals(contents)),
         ("Map", _map(contents)),
@@ -76,7 +77,8 @@ def page(contents: Contents) -> str:
     )
 
 
-def _results(contents: Contents, rows: Sequence[Row]) -> str:
+def results_table(contents: Contents, rows: Sequence[Row]) -> str:
+    """The table of the losses with intervals, ranks and gains, and its notes, in HTML."""
     shown = [(title if title[0] != "@" else f"recall{title}", metric) for title, metric in columns(contents.results)]
     base = baseline(contents.results)
     ranked = any(row.standing for row in rows)

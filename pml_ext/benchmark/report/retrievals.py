@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .markup import name, text
+from pml_ext.shown import text
+
+from .markup import name
 
 QUERIES = 6
 NEIGHBORS = 8
@@ -27,7 +29,7 @@ def gallery(test: Any, embeddings: Mapping[str, Tensor]) -> str:
         embeddings: of each loss, [n, d], normalized.
     """
     queries = chosen(test)
-    picture = _pictures(test)
+    picture = pictures(test)
     parts = []
     for query in queries:
         rows = []
@@ -79,7 +81,8 @@ def _item(test: Any, picture: Callable[[int], str], query: int, index: int) -> s
     return f'<li class="{kind}">{picture(index)}<span class="mark" title="{kind}">{mark}</span>{caption}</li>'
 
 
-def _pictures(test: Any) -> Callable[[int], str]:
+def pictures(test: Any) -> Callable[[int], str]:
+    """What makes a small picture of a sample, an `img` that holds it."""
     from PIL import Image
 
     def image_of(index: int) -> Any:
