@@ -23,10 +23,15 @@ if TYPE_CHECKING:
         weightings,
         wrappers,
     )
+    from pml_ext.analysis import diagnose
     from pml_ext.analysis.pair_weights import pair_weights
     from pml_ext.benchmark import Experiment
     from pml_ext.benchmark.advice import choose
+    from pml_ext.benchmark.explained import explain
+    from pml_ext.benchmark.export import export
+    from pml_ext.benchmark.lawful import laws
     from pml_ext.benchmark.saved import load
+    from pml_ext.benchmark.search import tune
     from pml_ext.evaluation import compare, evaluate
     from pml_ext.mining import mine
     from pml_ext.pairs import PairMasks
@@ -44,9 +49,13 @@ __all__ = [
     "choose",
     "compare",
     "datasets",
+    "diagnose",
     "evaluate",
     "evaluation",
+    "explain",
+    "export",
     "extend",
+    "laws",
     "load",
     "losses",
     "mine",
@@ -56,6 +65,7 @@ __all__ = [
     "stock",
     "testing",
     "trainers",
+    "tune",
     "weightings",
     "wrappers",
 ]
@@ -67,10 +77,15 @@ _WORDS = {
     "accelerate": "stock",
     "choose": "benchmark.advice",
     "compare": "evaluation",
+    "diagnose": "analysis",
     "evaluate": "evaluation",
+    "explain": "benchmark.explained",
+    "export": "benchmark.export",
+    "laws": "benchmark.lawful",
     "load": "benchmark.saved",
     "mine": "mining",
     "pair_weights": "analysis.pair_weights",
+    "tune": "benchmark.search",
 }
 
 

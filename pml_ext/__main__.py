@@ -1,40 +1,21 @@
-"""`python -m pml_ext WORD ...`: the commands of this package by name."""
+"""The command `pml-ext WORD ...`, also `python -m pml_ext WORD ...`: what this package does, by name."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from pml_ext.benchmark import streams
+from pml_ext import commands
+from pml_ext.benchmark import cli, streams, use
 from pml_ext.benchmark.kinds import did_you_mean
 from pml_ext.benchmark.parser import OneLineParser
 
-PROG = "python -m pml_ext"
-
-
-def choose(arguments: Sequence[str]) -> int:
-    """Print which losses to start with."""
-    parser = OneLineParser(
-        prog=f"{PROG} choose",
-        description="Which losses to start with for your data, how to fill a batch, and what to avoid.",
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
-    parser.add_argument("--classes", type=int, metavar="N", help="classes to train on")
-    parser.add_argument("--images-per-class", type=int, metavar="N", help="images of a typical class")
-    parser.add_argument("--batch", type=int, metavar="N", help="images of a training step. Default: 128")
-    parser.add_argument("--embedding-size", type=int, metavar="N", help="default: 128")
-    parser.add_argument("--data", metavar="SOURCE", help="count classes and images in these data")
-    given = vars(parser.parse_args(arguments))
-    from pml_ext.benchmark import advice
-
-    try:
-        streams.say(str(advice.choose(**given)))
-    except ValueError as error:
-        streams.complain(f"pml_ext choose: {' '.join(str(error).split())}")
-        return 2
-    return 0
+PROG = "pml-ext"
+SHELLS = ("bash", "zsh")
+EXIT_CODES = (
+    "exit codes: 0 done; 1 what was looked at is not as it should be (broken laws, findings, images that cannot be "
+    "read); 2 a mistake, a run that failed, or a file that cannot be read or written; 130 interrupted, 143 terminated"
+)
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -44,39 +25,76 @@ def train(arguments: Sequence[str]) -> int:
     return benchmark(list(arguments))
 
 
-def explain(arguments: Sequence[str]) -> int:
-    """Say what a method is, and draw its pair weights."""
-    parser = OneLineParser(prog=f"{PROG} explain", allow_abbrev=False)
-    from pml_ext.benchmark import explained
+def completion(arguments: Sequence[str]) -> int:
+    """Print what a shell needs to complete this command."""
+    parser = OneLineParser(prog=f"{PROG} completion", description=COMPLETION, allow_abbrev=False)
+    parser.add_argument("shell", choices=SHELLS)
+    shell = parser.parse_args(arguments).shell
+    try:
+        import shtab
+    except ImportError:
+        streams.complain('pml_ext completion: it needs shtab: pip install "pml_ext[completion]"')
+        return commands.WRONG
+    streams.say(shtab.complete(tree(), shell))
+    return 0
 
-    return explained.main(arguments, parser)
 
-
-def _of_benchmark(word: str) -> Callable[[Sequence[str]], int]:
-    return lambda arguments: train([word, *arguments])
-
-
-WORDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "choose": choose,
-    "explain": explain,
-    "export": _of_benchmark("export"),
-    "query": _of_benchmark("query"),
-    "train": train,
-    "tune": _of_benchmark("tune"),
+COMPLETION = f'What a shell needs to complete this command: eval "$({PROG} completion bash)", or zsh.'
+WORDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
+    "train": ("Train one network with several losses and compare them.", train),
+    "tune": ("Search the hyperparameters of losses.", lambda arguments: train(["tune", *arguments])),
+    "query": ("Find the images that look most like yours.", lambda arguments: train(["query", *arguments])),
+    "export": ("Write a model for another runtime.", lambda arguments: train(["export", *arguments])),
+    **{
+        word: (each.description, lambda arguments, word=word: commands.run(word, list(arguments), f"{PROG} {word}"))  # type: ignore[misc]
+        for word, each in commands.WORDS.items()
+    },
+    "completion": (COMPLETION, completion),
 }
+
+
+def tree() -> OneLineParser:
+    """One parser of all words, for completion and for the help."""
+    parser = OneLineParser(prog=PROG, description=__doc__, epilog=EXIT_CODES, allow_abbrev=False)
+    parser.add_argument("--version", action="store_true", help="print the version")
+    words = parser.add_subparsers(title="words", metavar="WORD")
+    made = {
+        "train": cli.parser(),
+        "tune": cli.parser(tuning=True),
+        "query": use.query_parser(),
+        "export": use.export_parser(),
+        **{word: commands.parser(word, f"{PROG} {word}") for word in commands.WORDS},
+    }
+    for word, (about, _) in WORDS.items():
+        parents = [made[word]] if word in made else []
+        under = words.add_parser(word, help=about, parents=parents, add_help=not parents)
+        for action in under._actions:
+            if action.metavar in commands.FILES or (action.metavar or "") in ("EMBEDDINGS", "LABELS"):
+                action.complete = {"bash": "_shtab_compgen_files", "zsh": "_files"}  # type: ignore[attr-defined]
+    return parser
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command that the first word names."""
     streams.settle()
     if not arguments or arguments[0] in ("-h", "--help"):
-        streams.say(f"usage: {PROG} WORD ...\n\n{', '.join(WORDS)}; {PROG} WORD --help says what each does")
+        streams.say(tree().format_help().rstrip())
+        return 0
+    if arguments[0] == "--version":
+        from pml_ext import __version__
+
+        streams.say(f"{PROG} {__version__}")
         return 0
     if arguments[0] not in WORDS:
         streams.complain(f"pml_ext: {did_you_mean('command', arguments[0], list(WORDS))}")
-        return 2
-    return WORDS[arguments[0]](arguments[1:])
+        return commands.WRONG
+    return WORDS[arguments[0]][1](arguments[1:])
+
+
+def script() -> int:
+    """The entry point of the command."""
+    return main(sys.argv[1:])
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(script())

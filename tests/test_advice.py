@@ -6,7 +6,7 @@ import pytest
 
 from pml_ext.__main__ import WORDS, main
 from pml_ext.benchmark.advice import LOSSES, WARNINGS, choose
-from pml_ext.benchmark.cli import _parser
+from pml_ext.benchmark.cli import parser
 from pml_ext.benchmark.errors import BenchmarkError
 from pml_ext.benchmark.losses import parse_all
 
@@ -26,7 +26,7 @@ def test_every_situation_has_a_batch_and_a_command_that_runs(classes, images, ba
         assert spec.build(classes=max(classes, 2), embedding_size=8).loss is not None
     words = shlex.split(choice.command)
     assert words[:3] == ["python", "-m", "pml_ext.benchmark"]
-    given = vars(_parser().parse_args(words[3:]))
+    given = vars(parser().parse_args(words[3:]))
     assert given["batch_size"] == batch
     assert given["classes_per_batch"] == situation.per_batch
 

@@ -173,7 +173,7 @@ def test_explain_says_what_is_wrong(capsys):
     assert "must end in png, svg, pdf" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["explain", "--help"])
-    assert "a loss as the main job takes it" in capsys.readouterr().out
+    assert "a name as in train" in capsys.readouterr().out
 
 
 def test_explain_draws_into_the_file_that_was_named(capsys):

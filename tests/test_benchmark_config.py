@@ -88,7 +88,7 @@ def test_every_field_is_documented_and_a_flag(capsys: pytest.CaptureFixture[str]
     ],
 )
 def test_flags_become_arguments(arguments: list[str], expected: dict[str, Any]) -> None:
-    given = vars(cli._parser().parse_args(arguments))
+    given = vars(cli.parser().parse_args(arguments))
     experiment = Experiment(**{k: v for k, v in given.items() if k != "resume"})
     assert {name: getattr(experiment, name) for name in expected} == expected
 

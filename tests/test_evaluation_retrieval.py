@@ -200,8 +200,15 @@ def test_repr_and_intervals():
     text = repr(evaluation)
     interval = evaluation.intervals["recall_at_1"]
     assert interval.low < evaluation["recall_at_1"] < interval.high
-    assert f"recall_at_1  {evaluation['recall_at_1']:.4f}  [{interval.low:.4f}, {interval.high:.4f}]" in text
-    assert text.endswith("150 queries of 11 classes, 150 references; bootstrap over queries")
+    names, row, note = text.splitlines()
+    assert names.split() == ["recall_at_1", "recall_at_8", "NMI"]
+    assert row.startswith(f"{evaluation['recall_at_1']:.4f} [{interval.low:.4f}, {interval.high:.4f}]  ")
+    assert note == "150 queries of 11 classes, 150 references; 95 % by bootstrap over queries"
+    assert "<table>" in evaluation._repr_html_()
+    assert evaluate(embeddings, labels, k=8)["recall_at_8"] == evaluation["recall_at_8"]
+    many = repr(evaluate(embeddings, labels, k=range(1, 9)))
+    assert len(many.splitlines()) == 8 + 2 + 1
+    assert max(map(len, many.splitlines())) <= 118
     assert max(map(len, text.splitlines())) < 100
     wide = evaluation.intervals_over_classes()["recall_at_1"]
     assert wide.mean == pytest.approx(interval.mean)
@@ -241,7 +248,7 @@ X = torch.eye(4)
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
-        ({"k": 4}, TypeError, "k must be a sequence of integers, got 4"),
+        ({"k": 4.5}, TypeError, "k must be a sequence of integers, got 4.5"),
         ({"k": (1.5,)}, TypeError, r"k must be .* got \(1.5,\)"),
         ({"k": (True,)}, TypeError, r"k must be .* got \(True,\)"),
         ({"k": ()}, ValueError, r"k must have .* got \(\)"),
@@ -282,4 +289,5 @@ def test_needs_no_pml():
     )
     process = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
-    assert "recall_at_1  1.0000" in process.stdout
+    assert process.stdout.startswith("recall_at_1 ")
+    assert "1.0000 [1.0000, 1.0000]" in process.stdout

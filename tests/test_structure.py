@@ -24,6 +24,7 @@ SECTIONS = ("Args:", "Shape:", "Defaults:", "Source:", "Raises:", "Example:")
 # Each may import what stands in a later group, and members of its own folder.
 LAYERS = (
     ("__main__",),
+    ("commands",),
     ("benchmark",),
     ("mining",),
     ("trainers", "analysis", "evaluation", "datasets", "testing", "stock"),

@@ -1,6 +1,5 @@
 """What is wrong with embeddings and labels as they are, in a file say, without a loss and without a run."""
 
-import html
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from pml_ext.analysis import stuck
 from pml_ext.analysis.geometry import geometry, pairs_of_classes, possible_rank
 from pml_ext.analysis.health import COLLAPSED_SPREAD
 from pml_ext.inputs import Array, checked_labels, class_ids, loaded
+from pml_ext.shown import preformatted
 
 # The longest embedding, in median lengths: above, a distance that does not normalise sees little else.
 UNEVEN = 100.0
@@ -56,7 +56,7 @@ class Diagnosis:
         return "\n".join((*lines, *findings))
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(repr(self))}</pre>"
+        return preformatted(repr(self))
 
 
 def diagnose(embeddings: Array | str | Path, labels: Array | str | Path) -> Diagnosis:

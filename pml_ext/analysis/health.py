@@ -4,6 +4,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from pml_ext.analysis.geometry import NAN, geometry, pairs_of_classes, possible_
 from pml_ext.analysis.pair_weights import NoPairWeightsError, PairWeights, pair_weights
 from pml_ext.masked import not_self
 from pml_ext.pairs import IndicesTuple, label_masks
+from pml_ext.shown import framed, picture, preformatted, table
 from pml_ext.vectors import at_least_single
 
 # Mean squared distance of the normalised embeddings from their mean, in 0..1: below, all point the same way. Runs that
@@ -32,7 +34,7 @@ ACTIVE_SHARE = 1e-3
 NOTHING_LEFT = 1e-6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Health:
     """What one batch says about a run. A number that the loss does not have is NaN.
 
@@ -87,6 +89,19 @@ class Health:
     uniformity: float = NAN
     loss: float = NAN
     gradient: float = NAN
+
+    def __repr__(self) -> str:
+        shown = self._numbers()
+        width = max(len(name) for name, _ in shown)
+        return "\n".join([self.failure or "healthy", *(f"  {name:{width}}  {value}" for name, value in shown)])
+
+    def _repr_html_(self) -> str:
+        return table(("", "value"), self._numbers(), caption=self.failure or "healthy")
+
+    def _numbers(self) -> list[tuple[str, str]]:
+        """The numbers that the loss has."""
+        named = ((name, value) for name, value in vars(self).items() if name != "failure")
+        return [(name, f"{value:.4g}") for name, value in named if not math.isnan(value)]
 
 
 def measure(
@@ -291,6 +306,19 @@ class EmbeddingHealth:
         # that the name is there is all that torch asks.
         loss._forward_pre_hooks_with_kwargs[self._handle.id] = None  # type: ignore[assignment]
         self._after = loss.register_forward_hook(_WatchOutput(self))
+
+    def __repr__(self) -> str:
+        latest = "nothing was measured yet" if self.latest is None else repr(self.latest)
+        return f"{len(self.history)} measurements, one every {self.every} steps; the last one: {latest}"
+
+    def _repr_html_(self) -> str:
+        drawn = ""
+        with suppress(ImportError):  # matplotlib is an extra
+            from pml_ext.analysis.plots import budget
+            from pml_ext.figures import png
+
+            drawn = picture(png(budget(self.history), dpi=72), "pull, push, ranks and spread") if self.history else ""
+        return framed(preformatted(repr(self)) + drawn)
 
     @property
     def latest(self) -> Health | None:

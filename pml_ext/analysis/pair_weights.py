@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from pytorch_metric_learning.distances import BaseDistance
 from pytorch_metric_learning.losses import BaseMetricLossFunction
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
+from pml_ext.inputs import Array, checked_labels, class_ids
 from pml_ext.pairs import IndicesTuple, PairMasks, own_set, pair_relation, wide
 from pml_ext.shown import framed, picture, table
 
@@ -100,11 +102,11 @@ class PairWeights:
 
 def pair_weights(
     loss: nn.Module,
-    embeddings: Tensor,
-    labels: Tensor | None = None,
+    embeddings: Array,
+    labels: Array | None = None,
     indices_tuple: IndicesTuple | None = None,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
+    ref_emb: Array | None = None,
+    ref_labels: Array | None = None,
 ) -> PairWeights:
     """The derivative of any pair loss by its similarities: W_ij = |dL/dS_ij|.
 
@@ -118,8 +120,8 @@ def pair_weights(
     Args:
         loss: a PML loss. Matrices of its miners and regularizers, and of weights that it takes as constants, do not
             count.
-        embeddings: [n, d].
-        labels: [n].
+        embeddings: [n, d], a tensor of any device, an array or lists.
+        labels: [n], numbers, or strings where they are no tensor.
         indices_tuple: as in every PML loss, or `PairMasks`.
         ref_emb: [m, d].
         ref_labels: [m].
@@ -147,10 +149,13 @@ def pair_weights(
     """
     if not isinstance(loss, nn.Module):
         raise TypeError(f"loss must be a PML loss, got {type(loss).__name__}")
-    arguments.batch(embeddings, labels, ref_emb, ref_labels)
+    x = _vectors(embeddings)
+    references = x if ref_emb is embeddings else _vectors(ref_emb)
+    y, reference_labels = _numbered(labels, ref_labels, x, references)
+    arguments.batch(x, y, references, reference_labels)
     # Whether the caller wants gradients or not: these are numbers like any other.
     with torch.inference_mode(False), torch.enable_grad():
-        return _pair_weights(loss, embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        return _pair_weights(loss, x, y, indices_tuple, references, reference_labels)
 
 
 def _pair_weights(
@@ -206,6 +211,27 @@ def _pair_weights(
         given=given,
         beyond=beyond,
     )
+
+
+def _vectors(given: Any) -> Any:
+    """A tensor of arrays and lists of numbers; anything else as it is, to be refused."""
+    if isinstance(given, (np.ndarray, list)):
+        x = torch.as_tensor(np.asarray(given))
+        return x if x.is_floating_point() else x.float()
+    return given
+
+
+def _numbered(labels: Any, ref_labels: Any, embeddings: Any, ref_emb: Any) -> tuple[Any, Any]:
+    """Labels as tensors on the device of what they are of; strings as numbers."""
+    same = ref_labels is labels
+    if not any(isinstance(given, (np.ndarray, list)) for given in (labels, ref_labels)):
+        return labels, ref_labels
+    both = [(labels, embeddings), *([] if same or ref_labels is None else [(ref_labels, ref_emb)])]
+    if any(given is None or not isinstance(of, Tensor) for given, of in both):
+        return labels, ref_labels
+    ids = class_ids(*(checked_labels("labels", given, len(given)) for given, _ in both))
+    placed = [each.to(of.device) for each, (_, of) in zip(ids, both, strict=True)]
+    return placed[0], placed[0] if same else placed[1] if len(placed) > 1 else None
 
 
 def _ordinary(given: Any) -> Any:

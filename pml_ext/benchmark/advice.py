@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from pml_ext.benchmark.errors import BenchmarkError
 from pml_ext.benchmark.kinds import Whole
+from pml_ext.shown import Html, on_a_screen, table, text
 
 # Images of a class in a batch, unless there is a reason for others: the literature takes 4 (Musgrave et al. 2020) or 5
 # (Deep_metric).
@@ -169,7 +170,7 @@ def _cost(s: Situation, columns: int, floors: float) -> str:
     return f"{s.batch} x {columns} scores, {megabytes:.2g} MB; with large batches {floors} of the matrix products' time"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Choice:
     """What to start with.
 
@@ -196,6 +197,19 @@ class Choice:
             lines += [f"{number}. {advice.what}: {advice.why}", f"   cost: {advice.cost}", f"   {advice.evidence}"]
         lines += [""] + [f"avoid {advice.what}: {advice.why} ({advice.evidence})" for advice in self.avoid]
         return "\n".join([*lines, "", self.command]).rstrip()
+
+    def __repr__(self) -> str:
+        return on_a_screen(str(self), "print() shows them")
+
+    def _repr_html_(self) -> str:
+        rows = [(a.what, _words(a.why), _words(a.cost), _words(a.evidence)) for a in self.losses]
+        rows += [(f"avoid {a.what}", _words(a.why), _words(""), _words(a.evidence)) for a in self.avoid]
+        head = ("loss", "why", "cost", "evidence")
+        return table(head, rows, caption=str(self).splitlines()[1], notes=[self.command])
+
+
+def _words(value: str) -> Html:
+    return Html(f'<div style="text-align:left;white-space:normal;max-width:40ch">{text(value)}</div>')
 
 
 def choose(

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     streams.settle()
     words = list(sys.argv[1:] if arguments is None else arguments)
     tuning = words[:1] == [TUNE]
-    given = vars(_parser(tuning).parse_args(words[tuning:]))
+    given = vars(parser(tuning).parse_args(words[tuning:]))
     resume, check, trials, rates = (
         given.pop(name, default)
         for name, default in (("resume", False), ("check", False), ("trials", 30), ("rates", False))
@@ -146,8 +146,9 @@ def _stop(message: str, code: int, out: str | None = None) -> int:
     return code
 
 
-def _parser(tuning: bool = False) -> argparse.ArgumentParser:
-    parser = OneLineParser(
+def parser(tuning: bool = False) -> OneLineParser:
+    """The parser of the command, or of its search; what is not given is not in its namespace."""
+    made = OneLineParser(
         prog=f"{COMMAND} {TUNE}" if tuning else COMMAND,
         # What is not given is not in the namespace: it comes from a protocol, or from where the experiment was started.
         argument_default=argparse.SUPPRESS,
@@ -164,7 +165,7 @@ def _parser(tuning: bool = False) -> argparse.ArgumentParser:
         "finished one. Everything is written under --out: results.jsonl, table.md, report.html, plots, checkpoints, "
         "and the logs of record-keeper (CSV, SQLite, TensorBoard).",
     )
-    groups = {name: parser.add_argument_group(title) for name, title in GROUPS.items()}
+    groups = {name: made.add_argument_group(title) for name, title in GROUPS.items()}
     for flag in config.flags():
         _add(groups[flag.metadata["group"]], flag)
     groups["running"].add_argument(
@@ -192,8 +193,8 @@ def _parser(tuning: bool = False) -> argparse.ArgumentParser:
             help="look at every image, name those that cannot be read and those that are on both sides of the split, "
             "and train nothing",
         )
-    parser.add_argument("--dataset", dest="data", help=argparse.SUPPRESS)  # its old name
-    return parser
+    made.add_argument("--dataset", dest="data", help=argparse.SUPPRESS)  # its old name
+    return made
 
 
 def _add(group: Any, flag: Any) -> None:

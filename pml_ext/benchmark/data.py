@@ -21,6 +21,7 @@ from pml_ext.datasets import DATASETS
 from pml_ext.datasets import open as open_source
 from pml_ext.datasets.duplicates import check_files
 from pml_ext.datasets.samples import DataError, Samples, counted
+from pml_ext.shown import LONGEST, one_line, preformatted
 
 ENOUGH = 6  # training classes, from which on a part of them is kept for validation
 CUT_SEED = 0
@@ -63,6 +64,14 @@ class Part(Dataset[tuple[Tensor, int]]):
         assert self.transform is not None
         return self.transform(self.samples.image(int(self.index[i]))), int(self.labels[i])
 
+    def __repr__(self) -> str:
+        what = "image" if self.samples.vectors is None else "vector"
+        words = f"{self.samples.name}: {counted(len(self), what)} of {counted(len(self.classes), 'class')}"
+        return one_line(words, LONGEST)
+
+    def _repr_html_(self) -> str:
+        return preformatted(repr(self))
+
     def image(self, i: int) -> Any:
         """The image itself, for pictures; None of a vector."""
         return None if self.samples.image is None else self.samples.image(int(self.index[i]))
@@ -84,7 +93,7 @@ class VectorPart(Part):
         return self.vectors[index].float(), self.labels[index]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Data:
     """Three sets of samples with disjoint classes. Labels of `train` are 0, 1, ...
 
@@ -157,6 +166,18 @@ class Data:
         assert self.split is not None
         parts = {name: VectorPart(self.samples, index, features[index]) for name, index in self.split.parts().items()}
         return replace(self, train=parts["train"], validation=parts.get("validation"), test=parts["test"], frozen=True)
+
+    def __repr__(self) -> str:
+        parts = (("train", self.train), ("validation", self.validation), ("test", self.test))
+        lines = [
+            f"  {name:10} {len(part):6,} samples of {len(torch.unique(part.labels)):,} classes"
+            for name, part in parts
+            if part is not None
+        ]
+        return "\n".join([one_line(self.name, LONGEST), *lines, *(f"  {one_line(n, LONGEST)}" for n in self.notes)])
+
+    def _repr_html_(self) -> str:
+        return preformatted(repr(self))
 
     @property
     def train_classes(self) -> int:

@@ -1,77 +1,118 @@
-"""`python -m pml_ext explain NAME`: what a loss is, and the picture of its pair weights."""
+"""What a loss is, by name or as an object: its page, and the picture of its pair weights."""
 
 from __future__ import annotations
 
-import argparse
 import io
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from pml_ext.analysis.explain import explain
+from pml_ext import shown
+from pml_ext.analysis.explain import explain as page_of
 from pml_ext.analysis.pair_weights import NoPairWeightsError, pair_weights
-from pml_ext.analysis.plots import compares_samples, weight_curves, weight_scatter
-from pml_ext.benchmark import files, losses, streams
-from pml_ext.benchmark.errors import explain as explain_error
+from pml_ext.benchmark import files, losses
 from pml_ext.catalog import Recipe
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # The batch on which a method is looked at: small, because every number of the page can be any.
 CLASSES, SAMPLES, DIMENSION = 4, 6, 8
 FORMATS = ("png", "svg", "pdf")
 
 
-def main(arguments: Sequence[str], parser: argparse.ArgumentParser) -> int:
-    """Run the command; returns the exit code."""
-    parser.description = "Formula, parts, defaults, source, differences from the reference code, and the weight plot."
-    parser.add_argument("name", help="a loss as the main job takes it: RAW, RAWLoss, pml:TripletMarginLoss, my:Loss")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where to draw the plot. Default: NAME_weights.png")
-    given = parser.parse_args(arguments)
-    try:
-        recipe = replace(losses.build(given.name, classes=CLASSES, embedding_size=DIMENSION), name=given.name)
-        streams.say(explain(recipe))
-        needed = losses.told(given.name)
-        if needed:
-            values = {"num_classes": CLASSES, "embedding_size": DIMENSION, "descriptors_dim": DIMENSION}
-            chosen = " and ".join(f"{name}={values[name]}" for name in needed)
-            streams.say(f"\nChosen for this page, for you to give: {chosen}.")
+@dataclass(frozen=True, repr=False, eq=False)
+class Explanation:
+    """A page about a loss: `str` has all of it, `figure` draws its pair weights.
+
+    Args:
+        name: of the loss.
+        page: formula, parts, defaults, source and differences.
+        recipe: the loss that was looked at, with its miner.
+    """
+
+    name: str
+    page: str
+    recipe: Recipe
+
+    @cached_property
+    def _drawn(self) -> tuple[Figure | None, str]:
         try:
-            figure = _picture(recipe)
+            return _picture(self.recipe), ""
         except NoPairWeightsError as error:
-            streams.say(f"\nNo plot: {error}.")
-            return 0
-        out = given.out or Path(f"{re.sub('[^A-Za-z0-9_.+-]+', '_', given.name).strip('_')}_weights.png")
-        _draw(figure, out)
-    except (ValueError, TypeError, ImportError) as error:
-        streams.complain(f"pml_ext explain: {' '.join(str(error).split())}")
-        return 2
-    except OSError as error:
-        streams.complain(f"pml_ext explain: {explain_error(error)}")
-        return 2
-    streams.say(f"\nPair weights drawn in {out}")
-    return 0
+            return None, f"No plot: {error}."
+
+    @property
+    def figure(self) -> Figure | None:
+        """The pair weights of the loss; None if it has none."""
+        return self._drawn[0]
+
+    def __str__(self) -> str:
+        return f"{self.page}\n\n{self._drawn[1]}" if self._drawn[1] else self.page
+
+    def __repr__(self) -> str:
+        return shown.on_a_screen(self.page, "print() shows them")
+
+    def _repr_html_(self) -> str:
+        drawn = ""
+        if self.figure is not None:
+            from pml_ext.figures import png
+
+            drawn = shown.picture(png(self.figure, dpi=80), f"pair weights of {self.name}")
+        return shown.framed(f"{shown.preformatted(str(self))}{drawn}")
 
 
-def _draw(figure: Any, out: Path) -> None:
-    """Into just that file: matplotlib by itself would add an ending to a name without one."""
+def explain(loss: Any) -> Explanation:
+    """Say what a loss is: formula, parts, defaults, source, where it differs from the reference code, and its weights.
+
+    Args:
+        loss: a name as `Experiment` takes it, "RAW" or "pml:TripletMarginLoss", a loss, a loss with a miner, a recipe.
+
+    Raises:
+        BenchmarkError: no loss of that name, or a method with a trainer of its own. It is a ValueError.
+
+    Example:
+        >>> print(str(explain("RAW")).splitlines()[0])
+        RAW
+    """
+    spec = losses.parse(loss)
+    recipe = replace(spec.build(classes=CLASSES, embedding_size=DIMENSION), name=spec.name)
+    page = page_of(recipe)
+    needed = losses.told(loss) if isinstance(loss, str) else ()
+    if needed:
+        values = {"num_classes": CLASSES, "embedding_size": DIMENSION, "descriptors_dim": DIMENSION}
+        chosen = " and ".join(f"{name}={values[name]}" for name in needed)
+        page += f"\n\nChosen for this page, for you to give: {chosen}."
+    return Explanation(spec.name, page, recipe)
+
+
+def drawn(found: Explanation, out: Path | None) -> Path:
+    """Write the figure into just that file: matplotlib by itself would add an ending to a name without one."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    assert found.figure is not None
+    out = out or Path(f"{re.sub('[^A-Za-z0-9_.+-]+', '_', found.name).strip('_')}_weights.png")
     ending = out.suffix.lower().removeprefix(".")
     if ending and ending not in FORMATS:
         raise ValueError(f"--out must end in {', '.join(FORMATS)} or have no ending, for a PNG; got {out.name!r}")
-    FigureCanvasAgg(figure)
+    FigureCanvasAgg(found.figure)
     stream = io.BytesIO()
-    figure.savefig(stream, format=ending or "png", dpi=120)
+    found.figure.savefig(stream, format=ending or "png", dpi=120)
     if out.exists() and not out.is_file():  # a device or a pipe
         out.write_bytes(stream.getvalue())
     else:
         files.write(out, stream.getvalue())
+    return out
 
 
-def _picture(recipe: Recipe) -> Any:
+def _picture(recipe: Recipe) -> Figure:
     """Curves of the loss if it compares samples, else its weights on a batch drawn at random."""
+    from pml_ext.analysis.plots import compares_samples, weight_curves, weight_scatter
+
     if compares_samples(recipe.loss, dimension=DIMENSION):
         name = recipe.name if recipe.miner is None else f"{recipe.name}\n(without\nits miner)"
         return weight_curves({name: recipe.loss}, dimension=DIMENSION)

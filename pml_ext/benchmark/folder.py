@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pml_ext.benchmark import config, files
@@ -27,6 +28,7 @@ from pml_ext.benchmark.errors import BenchmarkError
 RUNS = Path("runs")
 ARGUMENTS = "experiment.json"
 OBJECTS = "objects.json"
+NONE: Mapping[str, str] = MappingProxyType({})
 SEARCH = "tune.json"  # the arguments of a search
 RATES = "rates"  # among them: whether learning rates are searched
 # What systems put into every folder. Names that begin with a dot, ours among them, are as good as not there too.
@@ -62,14 +64,14 @@ def check_new(experiment: Experiment) -> Path:
     return out
 
 
-def start(out: Path, experiment: Experiment, losses: Sequence[str], objects: Mapping[str, str]) -> None:
+def start(out: Path, experiment: Experiment, losses: Sequence[str], objects: Mapping[str, str] = NONE) -> None:
     """Write down the arguments of an experiment, new or grown, with the names of its losses.
 
     Args:
         out: the folder.
         experiment: the arguments.
         losses: the name of each loss.
-        objects: a digest of each object that took the place of a name.
+        objects: a digest of each object that took the place of a name. Default: there are none.
 
     Raises:
         BenchmarkError: an object of the same name is another one than before.

@@ -22,6 +22,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pytorch_metric_learning.losses as pml_losses
@@ -366,6 +367,18 @@ def imported(name: str, kind: str) -> Make:
     if not callable(found):
         raise BenchmarkError(f"the {kind} {name!r} is neither a class nor a function but a {type(found).__name__}")
     make: Make = found
+    return make
+
+
+def miner(spec: str, *, classes: int, embedding_size: int) -> Callable[[], Any]:
+    """What makes the miner that a text means: "HardNegativePairMiner(epsilon=0.2)", "pml:AngularMiner", "my:Miner".
+
+    Raises:
+        BenchmarkError: nothing of that name, or arguments that do not fit.
+    """
+    name, arguments = _call(spec)
+    make = partial(_of_class(_miner(name), name, arguments), classes, embedding_size)
+    make()
     return make
 
 

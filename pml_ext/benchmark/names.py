@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import re
 from functools import cache
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -83,6 +82,8 @@ def check_data(source: str) -> None:
     if source in BUILT_IN or Path(source).exists():
         return
     if re.fullmatch(r"[\w-]+", source):
+        from importlib.metadata import entry_points  # it takes longer to import than all the rest
+
         installed = {entry.name for entry in entry_points(group=ENTRY_POINTS)}
         if source in installed:
             return

@@ -13,6 +13,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", TqdmWarning)  # that a notebook without ipywidgets has a bar of text
     from tqdm.auto import tqdm
 
+__all__ = ["Progress", "Steps", "in_notebook", "tqdm", "watched"]
+
 T = TypeVar("T")
 BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 

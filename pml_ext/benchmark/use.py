@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,11 @@ COMMAND = "python -m pml_ext.benchmark"
 
 def query(arguments: Sequence[str]) -> int:
     """Print the images of a gallery that are most similar to each image that is given."""
+    return _run(query_parser(), arguments, _query)
+
+
+def query_parser() -> OneLineParser:
+    """The parser of `query`."""
     parser = _parser("query", "Find the images of a gallery that look most like yours.")
     parser.add_argument("--gallery", metavar="SOURCE", help="a folder with a sub-folder per class, a list (.csv), ...")
     parser.add_argument("--image", nargs="+", required=True, metavar="FILE", help="what to look for")
@@ -24,15 +28,20 @@ def query(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--index", metavar="DIR", help="where the embedded gallery is kept, and taken from if it is there already"
     )
-    return _run(parser, arguments, _query)
+    return parser
 
 
 def export(arguments: Sequence[str]) -> int:
     """Write a model as .onnx or .pt2."""
+    return _run(export_parser(), arguments, _export)
+
+
+def export_parser() -> OneLineParser:
+    """The parser of `export`."""
     parser = _parser("export", "Write a model for another runtime, checked from files to embeddings.")
     parser.add_argument("--to", required=True, metavar="FILE", help="a file that ends in .onnx or .pt2")
     parser.add_argument("--image", nargs="*", default=[], metavar="FILE", help="images to check it with")
-    return _run(parser, arguments, _export)
+    return parser
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"export": export, "query": query}
@@ -84,13 +93,13 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
-def _parser(name: str, description: str) -> argparse.ArgumentParser:
+def _parser(name: str, description: str) -> OneLineParser:
     parser = OneLineParser(prog=f"{COMMAND} {name}", description=description, allow_abbrev=False)
     parser.add_argument("--model", required=True, metavar="DIR", help="the folder of a kept model, runs/x/best say")
     return parser
 
 
-def _run(parser: argparse.ArgumentParser, arguments: Sequence[str], do: Callable[[Any], None]) -> int:
+def _run(parser: OneLineParser, arguments: Sequence[str], do: Callable[[Any], None]) -> int:
     streams.settle()
     given = parser.parse_args(arguments)
     try:
@@ -104,6 +113,6 @@ def _run(parser: argparse.ArgumentParser, arguments: Sequence[str], do: Callable
     return 0
 
 
-def _stop(parser: argparse.ArgumentParser, message: str) -> int:
+def _stop(parser: OneLineParser, message: str) -> int:
     streams.complain(f"{parser.prog.removeprefix('python -m ')}: {' '.join(message.split())}")
     return 2

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pml_ext.datasets.samples import counted
 from pml_ext.datasets.warp import RandomWarp
+from pml_ext.shown import preformatted
 
 SEED = 0
 
@@ -39,6 +41,7 @@ class InMemoryDataset(Dataset[tuple[Any, Any]]):
         transform: Callable[[Tensor], Any] | None = None,
         target_transform: Callable[[int], Any] | None = None,
     ) -> None:
+        self.split = split
         if split == "test" and warp is not None:
             images, warp = warp(images, torch.Generator().manual_seed(SEED)), None
         self._images = images
@@ -51,6 +54,13 @@ class InMemoryDataset(Dataset[tuple[Any, Any]]):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        count = counted(len(torch.unique(self.labels)), "class")
+        return f"{type(self).__name__}: {counted(len(self), 'image')} of {count}, {self.split}"
+
+    def _repr_html_(self) -> str:
+        return preformatted(repr(self))
 
     def part(self, classes: Tensor, *, split: str = "train") -> InMemoryDataset:
         """The samples of some classes, whose labels become 0, 1, ... in the order given.

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pml_ext.shown import LONGEST, one_line, preformatted
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -19,7 +21,7 @@ class DataError(ValueError):
     """Data that cannot be used as they are; the message is one line that names file, row and value."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Samples:
     """A labelled collection of images or of vectors.
 
@@ -113,6 +115,12 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        return one_line(f"{self.name}: {self.describe()}", LONGEST)
+
+    def _repr_html_(self) -> str:
+        return preformatted(repr(self))
 
     def describe(self) -> str:
         """One line for people: how many classes, of what, and what was found while reading."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.inputs import Array, checked_embeddings, checked_labels, class_ids, loaded
+from pml_ext.shown import table
 
 from .clustering import scikit_kmeans
 from .intervals import Interval, bootstrap_intervals
@@ -25,6 +26,7 @@ OF_THE_RANKING: Final = (
     "mean_average_precision",
     "mean_reciprocal_rank",
 )
+WIDE = 118  # letters of a line
 CLUSTERING: Final = ("NMI", "AMI")
 METRICS: Final = (*AT_K, *OF_THE_RANKING, *CLUSTERING)
 
@@ -64,13 +66,26 @@ class Evaluation(Mapping[str, float]):
         return bootstrap_intervals(self.per_query, groups=self.query_classes)
 
     def __repr__(self) -> str:
-        width = max(map(len, self), default=0)
-        lines = [f"{'':{width}}    mean    95 % interval"]
+        cells = self._cells()
+        widths = [max(len(name), len(cell)) for name, cell in cells]
+        if sum(widths) + 2 * len(widths) > WIDE:
+            width = max(map(len, self), default=0)
+            return "\n".join([*(f"{name:{width}}  {cell}" for name, cell in cells), self._note()])
+        row = ("  ".join(map(str.ljust, column, widths)).rstrip() for column in zip(*cells, strict=True))
+        return "\n".join([*row, self._note()])
+
+    def _repr_html_(self) -> str:
+        cells = self._cells()
+        return table(["", *(name for name, _ in cells)], [("mean", *(cell for _, cell in cells))], notes=[self._note()])
+
+    def _cells(self) -> list[tuple[str, str]]:
+        """The name of each metric, and its mean with the interval."""
+        found = []
         for name, mean in self.items():
             interval = self.intervals.get(name)
-            line = f"{name:{width}}  {mean:6.4f}"
-            lines.append(line if interval is None else f"{line}  [{interval.low:6.4f}, {interval.high:6.4f}]")
-        return "\n".join([*lines, self._note()])
+            bounds = "" if interval is None else f" [{interval.low:.4f}, {interval.high:.4f}]"
+            found.append((name, f"{mean:.4f}{bounds}"))
+        return found
 
     def _note(self) -> str:
         queries = len(self.query_classes)
@@ -78,7 +93,7 @@ class Evaluation(Mapping[str, float]):
         if self.per_query:
             without = int(next(iter(self.per_query.values())).isnan().sum())
             note += f"; {without:,} queries without a match are left out" if without else ""
-            note += "; bootstrap over queries"
+            note += "; 95 % by bootstrap over queries"
         return note
 
 
@@ -86,7 +101,7 @@ def evaluate(
     embeddings: Array | str | Path,
     labels: Array | str | Path,
     *,
-    k: Sequence[int] = (1, 2, 4, 8),
+    k: int | Sequence[int] = (1, 2, 4, 8),
     metrics: Sequence[str] = ("recall", "mean_average_precision_at_r", "r_precision"),
     query: Array | None = None,
     gallery: Array | None = None,
@@ -119,7 +134,7 @@ def evaluate(
     Args:
         embeddings: [n, d], or a file ``.npy`` of them.
         labels: [n] or [n, l], numbers or strings, or a file ``.npy`` of them; a row of l labels is one label.
-        k: of the metrics at k, integers from 1 (default ``(1, 2, 4, 8)``).
+        k: of the metrics at k, one integer from 1 on or several (default ``(1, 2, 4, 8)``).
         metrics: names from ``recall``, ``precision``, ``ir_recall``, ``knn_accuracy`` (each at all k) and
             ``mean_average_precision_at_r``, ``r_precision``, ``mean_average_precision``, ``mean_reciprocal_rank``,
             ``NMI``, ``AMI`` (default: recall, MAP@R and R-precision).
@@ -159,7 +174,7 @@ def evaluate(
         >>> evaluation.per_query["r_precision"].tolist()
         [0.5, 0.5, 0.0, 0.0, 0.0]
     """
-    ks, names = arguments.counts("k", k, distinct=True), _checked_metrics(metrics)
+    ks, names = arguments.counts("k", (k,) if isinstance(k, int) else k, distinct=True), _checked_metrics(metrics)
     embeddings, labels = loaded("embeddings", embeddings), loaded("labels", labels)
     device = torch.device(device or (embeddings.device if isinstance(embeddings, Tensor) else "cpu"))
     x = checked_embeddings("embeddings", embeddings, device)

@@ -1,11 +1,12 @@
 """What came of holding a loss or a miner against the laws: one verdict a law, and a table that shows itself."""
 
-import html
 import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from pml_ext.shown import on_a_screen, table
 
 Result = Literal["passed", "failed", "expected failure", "unexpected pass", "not applicable"]
 
@@ -81,7 +82,7 @@ class LawTable:
                 indent = " " * 18
                 text = textwrap.fill(", ".join(names), 118, initial_indent=indent, subsequent_indent=indent)
                 lines.append(f"{result:<18}{text.lstrip()}")
-        return "\n".join(lines)
+        return on_a_screen("\n".join(lines), "they are a sequence")
 
     def _summary(self) -> str:
         numbers = Counter[str](verdict.result for verdict in self.verdicts)
@@ -90,13 +91,8 @@ class LawTable:
         return ", ".join([f"{self.subject}: {len(self)} laws", *counts])
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in self._cells(verdict)) + "</tr>"
-            for verdict in self.verdicts
-        )
-        head = "".join(f"<th>{name}</th>" for name in ("law", "result", "tried", "smallest input", "why"))
-        summary = html.escape(self._summary())
-        return f"<table><caption>{summary}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        head = ("law", "result", "tried", "smallest input", "why")
+        return table(head, map(self._cells, self.verdicts), caption=self._summary())
 
     @staticmethod
     def _cells(verdict: Verdict) -> tuple[Any, ...]:
