@@ -30,6 +30,7 @@ WEIGHTS, DESCRIPTION = "weights.pt", "model.json"
 TRUNK = "trunk.pt"  # the weights of a trunk that many models have: not in the other file then
 VECTORS = "vectors"
 BATCH = 64
+BAR_AFTER = 2.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,12 @@ class EmbeddingModel(nn.Module):
             rows = [
                 self(torch.stack(batch).to(device)).cpu()
                 for batch in _batches(
-                    tqdm(map(self._input, inputs), total=_length(inputs), disable=not (show and watched()))
+                    tqdm(
+                        map(self._input, inputs),
+                        total=_length(inputs),
+                        disable=not (show and watched()),
+                        delay=BAR_AFTER,
+                    )
                 )
             ]
         if not rows:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pml_ext import spaces
+from pml_ext.shown import table
 from pml_ext.spelling import hint
 from pml_ext.wrappers.mined import mined_pairs
 
@@ -34,7 +35,7 @@ formula is written anew, and every difference from the code is stated.
 _SIZES = ("num_classes", "embedding_size")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Recipe:
     """A named method, ready to use: its parts drop into PML's trainers as `loss_funcs` and `mining_funcs`.
 
@@ -55,6 +56,21 @@ class Recipe:
         pairs = None if self.miner is None else mined_pairs(self.miner, self.loss, embeddings, labels)
         loss: Tensor = self.loss(embeddings, labels, pairs)
         return loss
+
+    def __repr__(self) -> str:
+        return "\n".join([self.name, *(f"  {name:8} {what}" for name, what in self._told())])
+
+    def _repr_html_(self) -> str:
+        return table(("", "what it is"), self._told(), caption=self.name, notes=["explain(recipe) says more"])
+
+    def _told(self) -> list[tuple[str, str]]:
+        parts = [("loss", self.loss), ("miner", self.miner)]
+        written = [
+            (name, type(part).__name__ if isinstance(part, nn.Module) else str(part))
+            for name, part in parts
+            if part is not None
+        ]
+        return [*written, ("source", self.source)]
 
     def parts(self) -> Iterator[tuple[str, nn.Module]]:
         """Every part with the name of the argument that it is, the loss first, as "", then what it is made of.

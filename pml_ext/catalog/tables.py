@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from typing import Any
 
 from torch import nn
@@ -13,6 +12,7 @@ from torch import nn
 from pml_ext import losses, miners, spaces, wrappers
 from pml_ext.catalog import registry
 from pml_ext.catalog.registry import Entry
+from pml_ext.shown import table
 
 _WIDTH = 118
 
@@ -43,9 +43,9 @@ class Recipes(Mapping[str, Entry]):
         )
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{each}</th>" for each in ("name", "loss", "miner", "source"))
-        rows = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in self.rows())
-        return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+        head = ("name", "loss", "miner", "needs", "source")
+        rows = ((*row, ", ".join(self[row[0]].needs), source) for *row, source in self.rows())
+        return table(head, rows, notes=["explain(name) says what each is, with its formula"])
 
 
 def _cut(text: str, width: int) -> str:
