@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
+import pml_ext
 from pml_ext import commands
 from pml_ext.benchmark import cli, streams, use
 from pml_ext.benchmark.kinds import did_you_mean
@@ -81,9 +82,7 @@ def main(arguments: Sequence[str]) -> int:
         streams.say(tree().format_help().rstrip())
         return 0
     if arguments[0] == "--version":
-        from pml_ext import __version__
-
-        streams.say(f"{PROG} {__version__}")
+        streams.say(f"{PROG} {pml_ext.__version__}")
         return 0
     if arguments[0] not in WORDS:
         streams.complain(f"pml_ext: {did_you_mean('command', arguments[0], list(WORDS))}")

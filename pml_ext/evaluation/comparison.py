@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pml_ext.inputs import Array, loaded
+from pml_ext.shown import preformatted
 
 from .intervals import Difference, paired_difference
 from .retrieval import Evaluation, evaluate
@@ -48,6 +49,9 @@ class Comparison(Mapping[str, Difference]):
         if not difference.p_value < 1 - self.level:
             return "not distinguishable"
         return "first" if difference.mean > 0 else "second"
+
+    def _repr_html_(self) -> str:
+        return preformatted(repr(self))
 
     def __repr__(self) -> str:
         width = max(map(len, self))
