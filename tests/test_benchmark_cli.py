@@ -99,7 +99,7 @@ def test_unknown_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     out = str(tmp_path / "out")
     assert "unknown loss 'RAWW'; did you mean RAW" in fails(["--losses", "RAWW", "--out", out], capsys)
     assert "did you mean ContrastiveLoss" in fails(["--losses", "contrastiveloss", "--out", out], capsys)
-    assert "known: RAW," in fails(["--losses", "qqqqqqqq", "--out", out], capsys)
+    assert "; known: " in fails(["--losses", "qqqqqqqq", "--out", out], capsys)
     assert "unknown data set 'glyph'; did you mean glyphs?" in fails(["--data", "glyph", "--out", out], capsys)
     assert "unknown device 'gpu'" in fails(["--device", "gpu", "--out", out], capsys)
     assert not (tmp_path / "out").exists()
