@@ -86,7 +86,7 @@ def test_words_of_the_package(capsys):
     out = capsys.readouterr().out
     assert all(word in out for word in WORDS)
     assert main(["chose"]) == 2
-    assert capsys.readouterr().err == "pml_ext: unknown command 'chose'; did you mean choose?\n"
+    assert capsys.readouterr().err == "pml_ext: unknown command 'chose'; did you mean choose or compare?\n"
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     assert "--losses" in capsys.readouterr().out
