@@ -110,10 +110,11 @@ def _notes(results: Sequence[Result], standing: Mapping[str, Standing]) -> list[
     if any(result.validation for result in results):
         lines.append("Of the epoch with the best MAP@R on validation classes; last@1: recall@1 of the last epoch.")
     if standing:
-        over = f"queries and {_over(results)}" if several else "queries, for these networks"
+        over = f"queries and {_over(results)}" if several else "queries"
+        whose = "" if several else ", of these networks"
         lines.append(
-            f"rank: by recall@1, the places that paired differences over {over}, leave open (95 %, of all pairs "
-            "together); *: not distinguishable from the best, so that 1 is among them."
+            f"rank: by recall@1, the places that paired differences over {over} leave open (95 %, of all pairs "
+            f"together{whose}); *: not distinguishable from the best, so that 1 is among them."
         )
     return lines + [f"{name_of(result.key)}, failed: {result.error}" for result in results if result.error]
 
