@@ -1,86 +1,29 @@
-"""The shell: everything PML expects of a loss or a miner, written once, around a pure function of a pair matrix.
+"""The shell: everything PML expects of a loss, written once, around a pure function of a pair matrix.
 
-`RowLoss` runs losses whose row i depends on row i of the matrix only, `BatchLoss` the few that look at
-all pairs at once. Both turn labels, PML's index tuples or `PairMasks` into masks,
-drop self-pairs by index, accept any PML distance, and hand the pure function a score that is larger for closer pairs.
+`RowLoss` runs losses whose row i depends on row i of the matrix only, `BatchLoss` the few that look at all pairs at
+once: with the pairs that were given (`Pairs.of`) and scores that are larger for closer pairs, whatever the distance.
 `SampleLoss` is for losses of samples and class centres, which have no pairs.
 """
 
-import warnings
-from abc import ABC, abstractmethod
-from contextlib import nullcontext
+from abc import abstractmethod
 from functools import partial
 from typing import Any, ClassVar
 
-import torch
 from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
-from pytorch_metric_learning.reducers import DivisorReducer
 from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from pml_ext import arguments
-from pml_ext.blocks import (
-    BatchRows,
-    ClosedForm,
-    GatheredSides,
-    LossRows,
-    MaskSides,
-    Sided,
-    label_sides,
-)
-from pml_ext.engine import disabled, is_enabled, row_losses
-from pml_ext.hyperparameters import Configured
-from pml_ext.masked import Counted, Needs, all_known, is_eager, substitute, unknown
-from pml_ext.pairs import (
-    IndicesTuple,
-    PrivateMasks,
-    RowMasks,
-    Selected,
-    own_set,
-    pair_relation,
-    relation_of,
-    wide,
-)
-from pml_ext.similarity import Similarity, has_own_shapes, normalized, scores_by
-from pml_ext.vectors import at_least_single, without_autocast
-
-
-class StaticDivisorReducer(DivisorReducer):
-    """PML's `DivisorReducer`, without the host synchronisation of its `if divisor != 0`. Same values."""
-
-    def sum_and_divide(self, losses: Tensor, embeddings: Tensor, divisor: Tensor | float) -> Tensor:
-        """Sum of the losses over the divisor; 0 where the divisor is 0."""
-        divisor = torch.as_tensor(divisor, device=losses.device)
-        return losses.sum() / torch.where(divisor == 0, 1, divisor) * (divisor != 0)
-
-
-class PairModule(Configured, ABC):
-    """What losses and miners share: hyperparameters and the matrix of scores."""
-
-    def known_similarity(self) -> Similarity | None:
-        """How the engine computes the scores, or None if it cannot: they are of one's own making, say."""
-        usual = type(self).similarity is PairModule.similarity and is_eager()
-        return Similarity.of(self.distance) if usual else None
-
-    def similarity(self, embeddings: Tensor, ref_emb: Tensor | None) -> Tensor:
-        """Scores [n, m], larger is closer; None for the references means the embeddings themselves.
-
-        Half precision is computed in float32, also under autocast: exponents follow, and PML's `LpDistance` would
-        build n * m * d numbers for float16. A distance that the engine knows is not asked, for it has no second
-        derivative, and no small distances far from the origin.
-        """
-        embeddings, ref_emb = in_full(embeddings, ref_emb)
-        with without_autocast(embeddings):
-            return scores_by(self.distance, embeddings, ref_emb)
-
-
-def in_full(embeddings: Tensor, ref_emb: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Both sets of vectors in the precision in which they are computed, that of the embeddings but at least float32."""
-    full = at_least_single(embeddings)
-    if ref_emb is embeddings:
-        return full, full
-    return full, None if ref_emb is None else ref_emb.to(full.dtype)
+from pml_ext.closed_form import ClosedForm
+from pml_ext.engine import Form, batch_weighed, row_losses, rows_weighed
+from pml_ext.masked import Counted, Needs
+from pml_ext.pairs import IndicesTuple, Pairs, own_set
+from pml_ext.plain import PerAnchor, plain_batch, plain_rows
+from pml_ext.reducer import LossDict, by_element
+from pml_ext.reducer import StaticDivisorReducer as StaticDivisorReducer
+from pml_ext.renamed import renamed
+from pml_ext.similarity import PairModule, has_own_shapes, normalized
+from pml_ext.vectors import at_least_single, in_full, without_autocast
 
 
 class MatrixLoss(PairModule, BaseMetricLossFunction):
@@ -92,9 +35,12 @@ class MatrixLoss(PairModule, BaseMetricLossFunction):
 
     Attributes:
         needs: the pairs without which there is no loss: "both", "positives", "negatives" or "either".
+        closed_form: None, or losses and pair weights of the two sides of a block (`pml_ext.closed_form`), which spares
+            autograd where that pays. Same values and derivatives as the pure function, as a law checks.
     """
 
     needs: ClassVar[Needs] = "both"
+    closed_form: ClassVar[ClosedForm | None] = None
 
     def forward(
         self,
@@ -104,7 +50,7 @@ class MatrixLoss(PairModule, BaseMetricLossFunction):
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
     ) -> Tensor:
-        """The loss of a batch.
+        """The loss of a batch: a scalar, or what the reducer makes of one loss per anchor.
 
         Args:
             embeddings: [n, d].
@@ -112,23 +58,34 @@ class MatrixLoss(PairModule, BaseMetricLossFunction):
             indices_tuple: the pairs to use, instead of all: (a, p, n) or (a1, p, a2, n) as PML's miners return them,
                 or `PairMasks`. A pair named twice counts once, and a loss over triplets uses every combination of an
                 anchor's positives with its negatives.
-            ref_emb: [m, d], what the embeddings are compared with. By default the batch, without self-pairs. Given
-                references are a set of their own, whatever they share with the batch, unless embeddings and labels are
-                both the same tensors.
+            ref_emb: [m, d], what the embeddings are compared with. By default the batch, without self-pairs. Those
+                given are a set of their own, unless embeddings and labels are both the same tensors.
             ref_labels: [m].
-
-        Returns:
-            A scalar, or what the reducer makes of one loss per anchor.
         """
-        arguments.batch(embeddings, labels, ref_emb, ref_labels, any_shape=has_own_shapes(self.distance))
-        embeddings, ref_emb = in_full(embeddings, own_set(embeddings, labels, ref_emb, ref_labels))
+        any_shape = getattr(embeddings, "ndim", 2) > 2 and has_own_shapes(self.distance)
+        arguments.batch(embeddings, labels, ref_emb, ref_labels, any_shape=any_shape)
+        if ref_emb is not None:
+            ref_emb = own_set(embeddings, labels, ref_emb, ref_labels)
+        embeddings, ref_emb = in_full(embeddings, ref_emb)
         loss: Tensor = super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         return loss
 
-    def lacks_pairs(self, anchors: int, embeddings: Tensor, ref_emb: Tensor) -> bool:
+    def compute_loss(self, embeddings: Tensor, labels: Any, indices_tuple: Any, ref_emb: Any, ref_labels: Any) -> Any:
+        """PML's loss dict."""
+        pairs = Pairs.of(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        return self.of_pairs(pairs, embeddings, None if ref_emb is embeddings else ref_emb)
+
+    @abstractmethod
+    def of_pairs(self, pairs: Pairs, x: Tensor, ref: Tensor | None) -> LossDict:
+        """PML's loss dict of embeddings x [n, d] and references [m, d], None for the batch itself."""
+
+    def form(self) -> Form | None:
+        """The closed form with the hyperparameters, a function of two sides; None if there is none."""
+        return self.closed_form and partial(self.closed_form, **self.hyperparameters())
+
+    def lacks_pairs(self, anchors: int, x: Tensor, ref: Tensor | None) -> bool:
         """Whether so many anchors cannot have the pairs in `needs`: two for both kinds, else one."""
-        pairs = anchors * (len(ref_emb) - int(ref_emb is embeddings))
-        return pairs < (2 if self.needs == "both" else 1)
+        return anchors * (len(x) - 1 if ref is None else len(ref)) < (2 if self.needs == "both" else 1)
 
 
 class RowLoss(MatrixLoss):
@@ -137,19 +94,12 @@ class RowLoss(MatrixLoss):
     The loss dict is `element`, one loss per anchor of the batch, so that PML's `MeanReducer` divides by n. An anchor
     that lacks the pairs in `needs` has a loss of exactly 0 and a zero gradient.
 
-    Attributes:
-        needs: the pairs without which an anchor is not defined: "both", "positives", "negatives" or "either".
-        closed_form: None, or losses and pair weights of the two sides of a block (`pml_ext.closed_form`), which spares
-            autograd where that pays. Same values and derivatives as `per_anchor`, as a law checks.
-
     Args:
         chunk_size: None, or the number of anchors computed at a time, their matrices being computed again in the
             backward pass: memory then grows with chunk_size * m instead of n * m. Same value, same gradient.
         kwargs: those of every PML loss: `distance`, `reducer`, `embedding_regularizer`, `embedding_reg_weight`,
             `collect_stats`.
     """
-
-    closed_form: ClassVar[ClosedForm | None] = None
 
     def __init__(self, *, chunk_size: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -159,190 +109,60 @@ class RowLoss(MatrixLoss):
     def per_anchor(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor | Counted:
         """One loss per anchor: sim, pos, neg [..., n, m] -> [..., n]; `Counted` to set the divisor too."""
 
-    def compute_loss(
-        self,
-        embeddings: Tensor,
-        labels: Tensor | None,
-        indices_tuple: IndicesTuple | Selected | None,
-        ref_emb: Tensor,
-        ref_labels: Tensor | None,
-    ) -> dict[str, Any]:
-        """PML's loss dict."""
-        masks = pair_relation(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        if self.lacks_pairs(min(len(embeddings), 1), embeddings, ref_emb):
+    def of_pairs(self, pairs: Pairs, x: Tensor, ref: Tensor | None) -> LossDict:
+        """PML's loss dict, one loss per anchor."""
+        return self.of_anchors(pairs, x, ref, self.per_anchor, self.form())
+
+    def of_anchors(self, pairs: Pairs, x: Tensor, ref: Tensor | None, *made: Any) -> LossDict:
+        """The same of what somebody makes of this loss anchor by anchor, as for `counted`."""
+        if self.lacks_pairs(min(len(x), 1), x, ref):
             return dict(self.zero_losses())
-        refs = None if ref_emb is embeddings else ref_emb
+        return by_element(*self.counted(pairs, x, ref, *made))
+
+    def counted(
+        self, pairs: Pairs, x: Tensor, ref: Tensor | None, per_anchor: PerAnchor, form: Form | None
+    ) -> tuple[Tensor, Tensor | int]:
+        """Losses [n], and what each adds to the divisor, [n] or one number."""
+        plain = partial(plain_rows, self.similarity, pairs, per_anchor, self.needs, self.chunk_size)
         similarity = self.known_similarity()
         if similarity is None:
-            losses, counts = self.plain(embeddings, refs, masks, indices_tuple)
-        else:
-            losses, counts = self.fast(embeddings, refs, masks, similarity, labels, indices_tuple, ref_labels)
-        return {
-            "loss": {
-                "losses": losses,
-                "indices": torch.arange(len(embeddings), device=embeddings.device),
-                "reduction_type": "element",
-                "divisor": counts.sum(),
-            }
-        }
-
-    def plain(
-        self, embeddings: Tensor, ref_emb: Tensor | None, masks: RowMasks, indices_tuple: IndicesTuple | Selected | None
-    ) -> Counted:
-        """Losses and counts by ordinary autograd, for any distance; in chunks under checkpointing."""
-        n = embeddings.shape[0]
-        relation = relation_of(wide(masks, n), indices_tuple)
-        # A chunk is computed again in the backward pass, in the same way.
-        switch = nullcontext if is_enabled() else disabled
-
-        def block(rows: Tensor, refs: Tensor | None, start: int) -> Counted:
-            with switch():
-                sim = self.similarity(rows, refs)
-            return self.anchors(sim, *relation(sim, start))
-
-        if self.chunk_size is None or self.chunk_size >= n:
-            return block(embeddings, ref_emb, 0)
-
-        refs = embeddings if ref_emb is None else ref_emb
-        blocks = [
-            checkpoint(block, rows, refs, start, use_reentrant=False, preserve_rng_state=False)
-            for rows, start in zip(embeddings.split(self.chunk_size), range(0, n, self.chunk_size), strict=True)
-        ]
-        return Counted(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
-
-    def fast(
-        self,
-        embeddings: Tensor,
-        ref_emb: Tensor | None,
-        masks: RowMasks,
-        similarity: Similarity,
-        labels: Tensor | None,
-        indices_tuple: IndicesTuple | Selected | None,
-        ref_labels: Tensor | None,
-    ) -> Counted:
-        """Losses and counts through the engine: the same values and gradients as `plain`."""
-        embeddings, refs = in_full(embeddings, ref_emb)
-        relation = relation_of(masks, indices_tuple)
-        sides: Sided | None = None
-        if self.closed_form is not None and indices_tuple is None and labels is not None and ref_labels is not None:
-            sides = label_sides(labels, ref_labels, ref_emb is None, embeddings.dtype)
-        elif self.closed_form is not None:
-            sides = MaskSides(relation)
-        rows = LossRows(
-            relation=relation,
-            sides=sides,
-            closed_form=self.closed_form and partial(self.closed_form, **self.hyperparameters()),
-            per_anchor=self.anchors,
-            plain=lambda x, ref: self.plain(x, ref, masks, indices_tuple).losses,
-            needs=self.needs,
-            private=isinstance(indices_tuple, PrivateMasks),
-        )
-        with torch.autocast(embeddings.device.type, enabled=False):
-            return Counted(
-                *row_losses(
-                    embeddings,
-                    refs,
-                    similarity,
-                    rows.weigh,
-                    rows.plain,
-                    chunk_size=self.chunk_size,
-                    private=rows.private,
-                )
-            )
-
-    def anchors(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Counted:
-        """Losses and counts of some anchors from their scores and masks. Undefined anchors have 0 and 0."""
-        sim, pos, neg, defined = substitute(sim, pos, neg, self.needs)
-        known = all_known(sim)
-        if not known:  # the gradient of a pair that is not selected is 0 times its score somewhere
-            sim = torch.where(pos | neg, sim, 0.0)
-        result = self.per_anchor(sim, pos, neg)
-        losses, counts = result if isinstance(result, Counted) else (result, defined.long())
-        losses, counts = torch.where(defined, losses, 0.0), torch.where(defined, counts, 0)
-        return Counted(losses if known else losses + unknown(sim), counts)
+            return plain(x, ref)
+        weigh = partial(rows_weighed, pairs=pairs, form=form, per_anchor=per_anchor, needs=self.needs)
+        return row_losses(x, ref, similarity, weigh, plain, self.chunk_size, pairs.private)
 
 
 class BatchLoss(MatrixLoss):
     """A loss that looks at all pairs of the batch at once. Subclasses implement `per_batch`.
 
     The loss dict is `already_reduced`. A batch that lacks the pairs in `needs` has a loss of exactly 0.
-
-    Attributes:
-        needs: the pairs without which the batch has no loss: "both", "positives", "negatives" or "either".
-        closed_form: None, or the loss and the pair weights from the two sides of a batch compared with itself and the
-            columns of its positives; pairs (i, j) and (j, i) may share their weight in any way.
     """
-
-    closed_form: ClassVar[ClosedForm | None] = None
 
     @abstractmethod
     def per_batch(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
         """One loss for all pairs: sim, pos, neg [..., n, m] -> [...]."""
 
-    def compute_loss(
-        self,
-        embeddings: Tensor,
-        labels: Tensor | None,
-        indices_tuple: IndicesTuple | None,
-        ref_emb: Tensor,
-        ref_labels: Tensor | None,
-    ) -> dict[str, Any]:
-        """PML's loss dict."""
-        masks = pair_relation(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        if self.lacks_pairs(len(embeddings), embeddings, ref_emb):
+    def of_pairs(self, pairs: Pairs, x: Tensor, ref: Tensor | None) -> LossDict:
+        """PML's loss dict, one loss."""
+        if self.lacks_pairs(len(x), x, ref):
             return dict(self.zero_losses())
-        masks, refs = wide(masks, len(embeddings)), None if ref_emb is embeddings else ref_emb
+        plain = partial(plain_batch, self.similarity, pairs, self.per_batch, self.needs)
         similarity = self.known_similarity()
         if similarity is None:
-            loss = self.plain(embeddings, refs, masks)
+            losses, _ = plain(x, ref)
         else:
-            of_batch = refs is None and indices_tuple is None
-            loss = self.fast(embeddings, refs, masks, similarity, labels if of_batch else None)
-        return {"loss": {"losses": loss, "indices": None, "reduction_type": "already_reduced"}}
-
-    def plain(self, embeddings: Tensor, ref_emb: Tensor | None, masks: RowMasks) -> Tensor:
-        """The loss by ordinary autograd, for any distance."""
-        return self.of_scores(self.similarity(embeddings, ref_emb), *masks(0, len(embeddings)))
-
-    def fast(
-        self, embeddings: Tensor, ref_emb: Tensor | None, masks: RowMasks, similarity: Similarity, labels: Tensor | None
-    ) -> Tensor:
-        """The loss through the engine; with labels if it compares all pairs of a batch."""
-        embeddings, refs = in_full(embeddings, ref_emb)
-        sides = None
-        if self.closed_form is not None and labels is not None:
-            sides = label_sides(labels, labels, True, embeddings.dtype)
-        rows = BatchRows(
-            masks=masks,
-            sides=sides if isinstance(sides, GatheredSides) else None,
-            closed_form=self.closed_form and partial(self.closed_form, **self.hyperparameters()),
-            per_batch=self.of_scores,
-            plain=lambda x, ref: self.plain(x, ref, masks),
-        )
-        with torch.autocast(embeddings.device.type, enabled=False):
-            losses, _ = row_losses(embeddings, refs, similarity, rows.weigh, rows.plain, together=True)
-        return losses.sum()
-
-    def of_scores(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
-        """The loss of all pairs from their scores and masks [n, m]; 0 if it is not defined."""
-        # All pairs are one row here: a batch that is not defined keeps (0, 0) as its positive, (0, 1) as its negative.
-        flat, *masks, defined = substitute(sim.flatten(), pos.flatten(), neg.flatten(), self.needs)
-        known = all_known(flat)
-        if not known:
-            flat = torch.where(masks[0] | masks[1], flat, 0.0)
-        loss = torch.where(defined, self.per_batch(*(x.view(sim.shape) for x in (flat, *masks))), 0.0)
-        return loss if known else loss + unknown(flat)
+            weigh = partial(batch_weighed, pairs=pairs, form=self.form(), per_batch=self.per_batch, needs=self.needs)
+            losses, _ = row_losses(x, ref, similarity, weigh, plain, None, pairs.private, together=True)
+        return {"loss": {"losses": losses.sum(), "indices": None, "reduction_type": "already_reduced"}}
 
 
 class SampleLoss(PairModule, BaseMetricLossFunction):
     """A loss of samples and their labels that compares no pairs of samples. Subclasses implement `per_sample`.
 
-    The loss dict is `element`, one loss per sample of the batch. The samples are normalised as the distance says, and
-    half precision is computed in float32. Neither an `indices_tuple` nor `ref_emb` is taken.
+    The loss dict is `element`, one loss per sample. The samples are normalised as the distance says, and half precision
+    is computed in float32. Neither an `indices_tuple` nor `ref_emb` is taken.
 
     Args:
-        kwargs: those of every PML loss: `distance`, `reducer`, `embedding_regularizer`, `embedding_reg_weight`,
-            `collect_stats`.
+        kwargs: those of every PML loss, as of `RowLoss`.
     """
 
     @abstractmethod
@@ -350,58 +170,28 @@ class SampleLoss(PairModule, BaseMetricLossFunction):
         """One loss per sample: embeddings [n, d], labels [n] -> [n]; `Counted` to set the divisor too."""
 
     def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        indices_tuple: None = None,
-        ref_emb: None = None,
-        ref_labels: None = None,
+        self, embeddings: Tensor, labels: Tensor, indices_tuple: Any = None, ref_emb: Any = None, ref_labels: Any = None
     ) -> Tensor:
         """The loss of a batch: embeddings [n, d], labels [n]; the other arguments of PML's losses must be None."""
         arguments.batch(embeddings, labels, ref_emb, ref_labels, any_shape=has_own_shapes(self.distance))
-        embeddings = at_least_single(embeddings)
-        loss: Tensor = super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        loss: Tensor = super().forward(at_least_single(embeddings), labels, indices_tuple, ref_emb, ref_labels)
         return loss
 
-    def compute_loss(
-        self,
-        embeddings: Tensor,
-        labels: Tensor | None,
-        indices_tuple: IndicesTuple | None,
-        ref_emb: Tensor,
-        ref_labels: Tensor | None,
-    ) -> dict[str, Any]:
+    def compute_loss(self, embeddings: Tensor, labels: Any, indices_tuple: Any, ref_emb: Any, ref_labels: Any) -> Any:
         """PML's loss dict."""
         if labels is None:
             raise ValueError(f"{type(self).__name__} needs labels, got None")
         c_f.indices_tuple_not_supported(indices_tuple)
         c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
-        samples, _ = in_full(embeddings, None)
-        with torch.autocast(samples.device.type, enabled=False):
+        samples = at_least_single(embeddings)
+        with without_autocast(samples):
             # An empty batch too: in several processes the others wait for this one.
             if self.distance.normalize_embeddings:
                 samples = normalized(self.distance, samples)
             result = self.per_sample(samples, labels)
         if embeddings.shape[0] == 0:
             return dict(self.zero_losses())
-        losses, counts = result if isinstance(result, Counted) else (result, torch.ones_like(labels))
-        return {
-            "loss": {
-                "losses": losses,
-                "indices": torch.arange(len(losses), device=losses.device),
-                "reduction_type": "element",
-                "divisor": counts.sum(),
-            }
-        }
+        return by_element(*(result if isinstance(result, Counted) else (result, 1)))
 
 
-_RENAMED = {"PairMatrixLoss": "RowLoss", "BatchMatrixLoss": "BatchLoss"}
-
-
-def __getattr__(name: str) -> Any:
-    """Classes under the names that they had before, until the next version."""
-    if name in _RENAMED:
-        new = _RENAMED[name]
-        warnings.warn(f"{name} is called {new} now: from pml_ext.extend import {new}", DeprecationWarning, stacklevel=2)
-        return globals()[new]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = renamed(__name__, PairMatrixLoss="RowLoss", BatchMatrixLoss="BatchLoss")

@@ -2,19 +2,18 @@
 
 A closed form is a function `f(sides, *, hyperparameters) -> SideWeights` that stands beside the pure function of its
 loss; a law checks it against autograd on that function. It needs no mask, because a pair that is not there has a score
-with which it costs nothing.
+with which it costs nothing: a positive is infinitely close, a negative infinitely far.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from pml_ext.masked import FAR, crossing_point, largest, softplus
 
-# Score of a pair that is not there: a positive infinitely close, a negative (with a minus) infinitely far. Neither
-# costs anything.
+# Score of a pair that is not there: a positive infinitely close, a negative (with a minus) infinitely far.
 ABSENT = FAR
 
 
@@ -22,25 +21,66 @@ class Sides(NamedTuple):
     """The scores of some rows, split by kind. Both may be overwritten.
 
     Args:
-        pos: scores of the positives, `ABSENT` where there is none: [b, m], or [b, k] if they have been gathered.
-        neg: scores of the negatives [b, m], minus `ABSENT` where there is none.
+        pos: scores of the positives, [b, m], or [b, k] if they have been gathered.
+        neg: scores of the negatives [b, m].
         pos_count: number of positives of each row in the scores' dtype, [b, 1].
         neg_count: number of negatives of each row in the scores' dtype, [b, 1].
-        gathered: whether `pos` has been gathered to few columns.
+        columns: from which the positives have been gathered [b, k], or None if they are where they were.
     """
 
     pos: Tensor
     neg: Tensor
     pos_count: Tensor
     neg_count: Tensor
-    gathered: bool
+    columns: Tensor | None = None
+
+    @property
+    def gathered(self) -> bool:
+        """Whether the positives have been gathered: then scores are numbers, and to look at them waits for nothing."""
+        return self.columns is not None
+
+    @property
+    def has_pos(self) -> Tensor:
+        """Which rows have a positive, booleans [b, 1]."""
+        return self.pos_count > 0
+
+    @property
+    def has_neg(self) -> Tensor:
+        """Which rows have a negative, booleans [b, 1]."""
+        return self.neg_count > 0
+
+    def hardest_pos(self) -> Tensor:
+        """The score of the farthest positive of each row [b, 1]; infinitely close if there is none."""
+        return self.pos.amin(1, keepdim=True)
+
+    def hardest_neg(self) -> Tensor:
+        """The score of the nearest negative of each row [b, 1]; infinitely far if there is none."""
+        return self.neg.amax(1, keepdim=True)
+
+    def near_pos(self) -> Tensor:
+        """The positives with absent ones infinitely far: for a sum or a maximum over closeness."""
+        # NaN stays what it is.
+        return torch.where(self.pos > ABSENT / 2, -ABSENT, self.pos)
+
+    def only_hardest_neg(self) -> tuple[Tensor, Tensor] | None:
+        """The nearest negative of each row with its column [b, 1] each; None where equals would have to share."""
+        if not self.gathered:
+            return None
+        # A maximum with its index takes four times as long as this.
+        top = self.hardest_neg()
+        equal = torch.eq(self.neg, top, out=torch.empty_like(self.neg))
+        # NaN equals nothing.
+        if ((equal.sum(1, keepdim=True) != 1) & ~absent(top)).any():
+            return None
+        numbers = torch.arange(equal.shape[1], dtype=equal.dtype, device=equal.device)
+        return top, equal.mul_(numbers).amax(1, keepdim=True).long()
 
 
 class SideWeights(NamedTuple):
-    """Losses [b], and their derivative by the scores of each side, of the shapes of `Sides`; 0 where no pair is.
+    """Losses, and their derivative by the scores of each side, of the shapes of `Sides`; 0 where no pair is.
 
     Args:
-        losses: [b].
+        losses: of the rows [b]; of a loss of the whole batch one number [].
         pos: derivative by `Sides.pos`.
         neg: derivative by `Sides.neg`, or by its columns `neg_column` [b, q] only.
         counts: what each row adds to the divisor [b], or None for 1.
@@ -54,30 +94,59 @@ class SideWeights(NamedTuple):
     neg_column: Tensor | None = None
 
 
-def near(pos: Tensor) -> Tensor:
-    """The scores of the positives with absent ones infinitely far: for a sum or a maximum over closeness."""
-    # NaN stays what it is.
-    return torch.where(pos > ABSENT / 2, -ABSENT, pos)
+class ClosedForm(Protocol):
+    """Losses and pair weights of the two sides of some rows; None to leave these rows to autograd.
+
+    Of a loss of the whole batch the rows are all of it, compared with itself by its labels, the positives gathered:
+    pairs (i, j) and (j, i) may share their weight in any way.
+    """
+
+    def __call__(self, sides: Sides, *args: Any, **kwargs: Any) -> SideWeights | None:
+        """The hyperparameters are keywords."""
 
 
-def only_max(sides: Sides) -> tuple[Tensor, Tensor] | None:
-    """The nearest negative of each row with its column [b, 1] each; None where equals would have to share."""
-    if not sides.gathered:
+def absent(scores: Tensor) -> Tensor:
+    """Which scores are those of pairs that are not there, on either side, as booleans. Not NaN."""
+    return scores.abs() > ABSENT / 2
+
+
+def there(scores: Tensor) -> Tensor:
+    """1 where a pair is there and 0 elsewhere, as numbers; 0 for NaN."""
+    size = scores.abs()
+    return torch.lt(size, ABSENT / 2, out=size)
+
+
+def hidden(scores: Tensor, which: Tensor) -> Tensor:
+    """The scores with some of them infinitely far, as if their pairs were not there."""
+    return scores.masked_fill(which, -ABSENT)
+
+
+def behind(scores: Tensor, level: Tensor, out: Tensor) -> Tensor:
+    """The scores below a level, and all others as far as if their pairs were not there; written to out."""
+    return torch.ge(scores, level, out=out).mul_(-2 * ABSENT).add_(scores)
+
+
+def farthest(scores: Tensor) -> Tensor:
+    """The least score of each row that is there, [b, 1]; infinitely close if none is."""
+    return torch.where(absent(scores), ABSENT, scores).amin(1, keepdim=True)
+
+
+def beyond_absent(level: float) -> float:
+    """The level of a score, or of a difference of scores, made so high that no pair that is not there is above it."""
+    return max(level, -ABSENT / 2)
+
+
+def only_nearest(scores: Tensor, k: int) -> Tensor | None:
+    """The k largest scores of each row, others infinitely far; None where equals would have to share.
+
+    For gathered positives, absent ones infinitely far.
+    """
+    best = scores.topk(k)
+    last = best.values[:, -1:].contiguous()
+    times = torch.eq(scores, last, out=torch.empty_like(scores)).sum(1, keepdim=True)
+    if bool(((times > 1) & ~absent(last)).any()):
         return None
-    # A maximum with its index takes four times as long as this.
-    top = sides.neg.amax(1, keepdim=True)
-    equal = torch.eq(sides.neg, top, out=torch.empty_like(sides.neg))
-    # Gathered sides are real numbers on the CPU: to look at them waits for nothing. NaN equals nothing.
-    if ((equal.sum(1, keepdim=True) != 1) & ~(top < -ABSENT / 2)).any():
-        return None
-    numbers = torch.arange(equal.shape[1], dtype=equal.dtype, device=equal.device)
-    return top, equal.mul_(numbers).amax(1, keepdim=True).long()
-
-
-def have_equals(scores: Tensor, value: Tensor) -> bool:
-    """Whether some row [b, m] of gathered sides holds its value [b, 1] more than once. Not for absent pairs."""
-    times = torch.eq(scores, value, out=torch.empty_like(scores)).sum(1, keepdim=True)
-    return bool(((times > 1) & (value.abs() < ABSENT / 2)).any())
+    return torch.full_like(scores, -ABSENT).scatter_(1, best.indices, best.values)
 
 
 def above(x: Tensor, level: Tensor | float) -> Tensor:
@@ -93,7 +162,7 @@ def below(x: Tensor, level: Tensor | float) -> Tensor:
 def keep_nearest(pos: Tensor, neg: Tensor, k: int | None) -> tuple[Tensor | None, Tensor | None]:
     """Which scores are above the (k+1)-th largest of both sides, as numbers, with the nearest positive always kept.
 
-    Absent positives are infinitely far here (`near`). None and None if all are kept.
+    Absent positives are infinitely far here (`Sides.near_pos`). None and None if all are kept.
     """
     if k is None or k >= neg.shape[1]:
         return None, None

@@ -13,27 +13,30 @@ The scores of a batch with itself are symmetric: half of them are computed, and 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pml_ext import thresholds
+from pml_ext.closed_form import Sides, SideWeights
+from pml_ext.kept import Kept, Sparse, scattered
+from pml_ext.masked import Counted, Needs, defined_rows, look
+from pml_ext.pairs import Pairs
+from pml_ext.plain import PerAnchor, PerBatch, defined_loss, defined_losses
 from pml_ext.similarity import Similarity
 from pml_ext.similarity import disabled as disabled
 from pml_ext.similarity import is_enabled as is_enabled
-from pml_ext.space import Space, Sparse, scattered, single
+from pml_ext.space import Space, single
+from pml_ext.vectors import without_autocast
 
-
-class Weighed(NamedTuple):
-    """Losses [b], their derivative by the scores, [b, m] or a few of each row, and what each adds to the divisor."""
-
-    losses: Tensor
-    weights: Tensor | Sparse
-    counts: Tensor | int
-
-
-# Scores [b, m] of the rows start, start + 1, ..., not to be written to -> losses and pair weights.
-Weigh = Callable[[Tensor, int], Weighed]
+# A closed form with its hyperparameters.
+Form = Callable[[Sides], SideWeights | None]
+# Losses [b], their derivative by the scores, [b, m] or a few of each row, and what each adds to the divisor.
+Weighed = tuple[Tensor, Tensor | Sparse, Tensor | int]
+# Scores [b, m] of the rows from one on, not to be written to, that row, and whether the scores are known to be numbers.
+Weigh = Callable[[Tensor, int, bool | None], Weighed]
 
 
 def row_losses(
@@ -41,27 +44,129 @@ def row_losses(
     ref: Tensor | None,
     similarity: Similarity,
     weigh: Weigh,
-    plain: Callable[[Tensor, Tensor | None], Tensor],
-    *,
+    plain: Callable[[Tensor, Tensor | None], Counted],
     chunk_size: int | None = None,
     private: bool = False,
     together: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Losses and counts of all rows, [n] each; the losses are differentiable by both sets of vectors.
+) -> tuple[Tensor, Tensor | int]:
+    """Losses and counts of all rows, [n] each or one count for each; the losses are differentiable by both sets.
 
     Args:
         x: the embeddings [n, d].
         ref: the references [m, d], or None for the embeddings themselves.
         similarity: how scores come from them.
-        weigh: losses and pair weights of the rows start, start + 1, ... from their scores.
-        plain: all losses [n] by ordinary autograd, for a derivative of the derivative.
+        weigh: losses, pair weights and counts of some rows from their scores.
+        plain: all losses and counts [n] by ordinary autograd, for a derivative of the derivative.
         chunk_size: None to keep W, n * m numbers; a number to compute it again, at most so many rows at a time.
         private: whether the last n references belong to one row each, and are the last of its scores: [b, m - n + 1].
         together: whether the rows are to be asked for all at once, because they depend on one another.
     """
-    job = _Job(similarity, weigh, plain, chunk_size, private, together)
-    losses, counts = _RowLosses.apply(x, ref, job, torch.is_grad_enabled())
-    return losses, counts
+    with without_autocast(x):
+        found: tuple[Tensor, Tensor | int] = _RowLosses.apply(
+            x, ref, similarity, weigh, plain, chunk_size, private, together, torch.is_grad_enabled()
+        )
+    return found
+
+
+def rows_weighed(
+    sim: Tensor,
+    start: int,
+    known: bool | None,
+    *,
+    pairs: Pairs,
+    form: Form | None,
+    per_anchor: PerAnchor,
+    needs: Needs,
+) -> Weighed:
+    """What a loss of rows makes of the rows start, start + 1, ... with scores sim [b, m]: losses, weights, counts.
+
+    Args:
+        sim: the scores.
+        start: the first row.
+        known: whether the scores are all numbers, None where nobody has looked.
+        pairs: which of them count.
+        form: the closed form, or None. Where it gives None, and where a score is no number, autograd takes over.
+        per_anchor: losses of rows from scores and masks, by operations that autograd follows.
+        needs: which pairs define an anchor.
+    """
+    if form is not None and known is not False:
+        sides = pairs.sides(sim, start)
+        # Where nobody looks, 0 for rows of numbers and not a number for others.
+        doubt = None if known else (sides.pos.sum(1, keepdim=True) + sides.neg.sum(1, keepdim=True)) * 0
+        found = form(sides)
+        if found is not None:
+            return _of_sides(sides, found, doubt, None if pairs.complete else needs)
+    counts: list[Tensor] = []
+
+    def losses(leaf: Tensor) -> Tensor:
+        of_rows = defined_losses(per_anchor, leaf, *pairs.masks(sim, start), needs)
+        counts.append(of_rows.counts)
+        return of_rows.losses
+
+    values, weights = _differentiated(sim, losses)
+    return values, weights, counts[0]
+
+
+def batch_weighed(
+    sim: Tensor,
+    start: int,
+    known: bool | None,
+    *,
+    pairs: Pairs,
+    form: Form | None,
+    per_batch: PerBatch,
+    needs: Needs,
+) -> Weighed:
+    """What a loss of the whole batch makes of all scores, as `rows_weighed`: each row has the n-th part of it.
+
+    The closed form is asked where a batch is compared with itself by its labels.
+    """
+    if form is not None and pairs.mirrored and known:
+        sides = pairs.sides(sim, start)
+        found = form(sides) if sides.columns is not None else None
+        if found is not None and sides.columns is not None:
+            return _parts(found.losses, len(sim)), found.neg.scatter_add_(1, sides.columns, found.pos), 1
+    masks = pairs.masks(sim, start)
+    loss, weights = _differentiated(sim, partial(defined_loss, per_batch, pos=masks.pos, neg=masks.neg, needs=needs))
+    return _parts(loss, len(sim)), weights, 1
+
+
+def _parts(loss: Tensor, n: int) -> Tensor:
+    return (loss / n).expand(n)
+
+
+def _differentiated(sim: Tensor, function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Value of a function of scores, and the derivative of its sum by them."""
+    with torch.enable_grad():
+        leaf = sim.detach().requires_grad_()
+        values = function(leaf)
+        total = values.sum()
+    if not total.requires_grad:
+        return values, torch.zeros_like(sim)
+    (weights,) = torch.autograd.grad(total, leaf)
+    return values.detach(), weights
+
+
+def _of_sides(sides: Sides, found: SideWeights, doubt: Tensor | None, needs: Needs | None) -> Weighed:
+    """The answer of a closed form by all columns or a few; needs is None where every anchor is known to be defined."""
+    losses, pos, neg, counts, neg_column = found
+    columns, m = sides.columns, sides.neg.shape[1]
+    if doubt is not None:
+        losses, neg = losses + doubt.squeeze(1), neg + doubt
+    defined = None if needs is None else defined_rows(sides.has_pos, sides.has_neg, needs)
+    if defined is not None and not (doubt is None and bool(defined.all())):
+        losses = torch.where(defined.squeeze(1), losses, 0.0)
+        counts = defined.squeeze(1).long() * (1 if counts is None else counts)
+        pos = torch.where(defined, pos, 0.0)
+        neg = neg.masked_fill_(~defined, 0.0) if neg_column is None else torch.where(defined, neg, 0.0)
+    count: Tensor | int = 1 if counts is None else counts
+    if neg_column is None:
+        return losses, neg.add_(pos) if columns is None else neg.scatter_add_(1, columns, pos), count
+    few = max(thresholds.FEW_COLUMNS, thresholds.FEW_SHARE * m)
+    if columns is not None and columns.shape[1] + neg_column.shape[1] <= few:
+        return losses, Sparse(torch.cat((columns, neg_column), 1), torch.cat((pos, neg), 1)), count
+    dense = torch.zeros_like(sides.neg).scatter_add_(1, neg_column, neg)
+    return losses, dense.add_(pos) if columns is None else dense.scatter_add_(1, columns, pos), count
 
 
 def all_scores(embeddings: Tensor, references: Tensor | None, similarity: Similarity) -> Tensor:
@@ -70,103 +175,95 @@ def all_scores(embeddings: Tensor, references: Tensor | None, similarity: Simila
     return space.symmetric_scores() if space.is_symmetric else space.scores(0, len(embeddings))
 
 
-class _Job(NamedTuple):
-    similarity: Similarity
-    weigh: Weigh
-    plain: Callable[[Tensor, Tensor | None], Tensor]
-    chunk_size: int | None
-    private: bool
-    together: bool
-
-
 class _RowLosses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, ref: Tensor | None, job: _Job, learns: bool) -> tuple[Tensor, Tensor]:
-        space = Space(job.similarity, x, ref, job.private)
-        keep = job.chunk_size is None and learns and any(ctx.needs_input_grad[:2])
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        ref: Tensor | None,
+        similarity: Similarity,
+        weigh: Weigh,
+        plain: Callable[[Tensor, Tensor | None], Counted],
+        chunk_size: int | None,
+        private: bool,
+        together: bool,
+        learns: bool,
+    ) -> tuple[Tensor, Tensor | int]:
+        space = Space(similarity, x, ref, private)
+        keep = chunk_size is None and learns and any(ctx.needs_input_grad[:2])
         scores = space.symmetric_scores() if keep and space.is_symmetric else None
-        kept = _Kept(scores)
-        # Written into one tensor each: small results kept between large temporaries would pin these in the heap.
-        losses, counts = x.new_empty(len(x)), x.new_empty(len(x), dtype=torch.long)
-        for start, stop in space.blocks(job.chunk_size, job.together):
-            sim = space.scores(start, stop) if scores is None else scores[start:stop]
-            weighed = job.weigh(sim, start)
-            losses[start:stop], counts[start:stop] = weighed.losses, weighed.counts
+        kept: tuple[Tensor, ...] = ()
+        blocks = space.blocks(chunk_size, together)
+        if len(blocks) == 1:
+            sim = space.scores(0, len(x)) if scores is None else scores
+            is_known = look(sim)
+            losses, v, counts = weigh(sim, 0, is_known)
             if keep:
-                kept.put(space.by_products(weighed.weights, sim), start, len(x))
-            del weighed, sim
+                v = space.by_products(v, sim)
+                kept = tuple(v) if isinstance(v, Sparse) else (v,)
+        else:
+            # Into one tensor each: small results kept between large temporaries would pin these in the heap.
+            losses, counts = x.new_empty(len(x)), x.new_empty(len(x), dtype=torch.long)
+            whole, is_known = Kept(scores), True
+            for start, stop in blocks:
+                sim = space.scores(start, stop) if scores is None else scores[start:stop]
+                known = look(sim)
+                losses[start:stop], v, counts[start:stop] = weigh(sim, start, known)
+                is_known = is_known and known is True
+                if keep:
+                    whole.put(space.by_products(v, sim), start, len(x))
+                del v, sim
+            kept = whole.tensors() if keep else ()
         # Saved, not put into ctx: so the backward pass frees them, however long the loss itself is kept.
-        ctx.save_for_backward(x, ref, *((*space.tensors(), *kept.tensors()) if keep else ()))
-        ctx.job, ctx.is_precise = job, space.is_precise
-        ctx.mark_non_differentiable(counts)
+        ctx.save_for_backward(x, ref, *((*space.tensors(), *kept) if keep else ()))
+        ctx.plain, ctx.is_precise, ctx.keeps = plain, space.is_precise, keep
+        # Vectors all of whose scores are numbers are so themselves.
+        ctx.is_known = is_known is True
+        ctx.space = partial(Space, similarity, private=private)
+        ctx.weigh, ctx.blocks = weigh, blocks
+        if isinstance(counts, Tensor):
+            ctx.mark_non_differentiable(counts)
         return losses, counts
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         x, ref, *done = ctx.saved_tensors
-        job, needed = ctx.job, ctx.needs_input_grad[:2]
+        needed = ctx.needs_input_grad[:2]
         if torch.is_grad_enabled():  # a second derivative is wanted
             # By names of their own: the references may have been made of the embeddings, whose gradient is autograd's.
             x, ref = x.view_as(x), None if ref is None else ref.view_as(ref)
             inputs = [vectors for vectors, wanted in zip((x, ref), needed, strict=True) if wanted]
-            found = iter(torch.autograd.grad(job.plain(x, ref), inputs, grad, create_graph=True))
-            return *(next(found) if wanted else None for wanted in needed), None, None
-        with torch.autocast(x.device.type, enabled=False):
-            space = Space(job.similarity, x, ref, job.private, done[:6] or None)
-            if done:
-                gradients = space.gradients(done[6:], grad, needed, ctx.is_precise)
-            else:
-                gradients = _recomputed(space, job, grad, needed, ctx.is_precise)
-        return *gradients, None, None
+            found = iter(torch.autograd.grad(ctx.plain(x, ref).losses, inputs, grad, create_graph=True))
+            gradients = tuple(next(found) if wanted else None for wanted in needed)
+        else:
+            with without_autocast(x):
+                space = ctx.space(x, ref, tensors=done[:6] or None)
+                space.has_numbers = ctx.is_known
+                if ctx.keeps:
+                    gradients = space.gradients(done[6:], grad, needed, ctx.is_precise)
+                else:
+                    gradients = _recomputed(space, ctx.weigh, ctx.blocks, grad, needed, ctx.is_precise)
+        return *gradients, *(None,) * 7
 
 
 def _recomputed(
-    space: Space, job: _Job, grad: Tensor, needed: Sequence[bool], is_precise: bool
+    space: Space,
+    weigh: Weigh,
+    blocks: Sequence[tuple[int, int]],
+    grad: Tensor,
+    needed: Sequence[bool],
+    is_precise: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients with V computed again block by block: memory grows with a block, not with n * m."""
     is_precise = is_precise and grad.dtype == torch.float32
     back = (space.doubled if is_precise else space).known()
     ga, gr = back.empty((True, True) if space.r is None else needed)
     grad = (grad * space.factor).unsqueeze(1)
-    for start, stop in space.blocks(job.chunk_size, job.together):
+    for start, stop in blocks:
         sim = space.scores(start, stop)
-        v = space.by_products(job.weigh(sim, start).weights, sim)
+        v = space.by_products(weigh(sim, start, look(sim))[1], sim)
         if isinstance(v, Sparse):
             v = scattered(v, torch.empty_like(sim))
         v = v * grad[start:stop]
         back.add(v.double() if is_precise else v, start, ga, gr)
     return single(back.back(ga, gr)) if is_precise else back.back(ga, gr)
-
-
-class _Kept:
-    """V of all rows, dense or sparse, put together block by block.
-
-    Args:
-        dense: None, or where to put it together: scores that nobody needs once there are weights.
-    """
-
-    def __init__(self, dense: Tensor | None) -> None:
-        self.dense = dense
-        self.is_dense = False
-        self.few: list[tuple[int, Sparse]] = []
-
-    def put(self, v: Tensor | Sparse, start: int, n: int) -> None:
-        if isinstance(v, Sparse):
-            self.few.append((start, v))
-            return
-        self.is_dense = True
-        if len(v) == n:
-            self.dense = v
-            return
-        if self.dense is None:
-            self.dense = v.new_empty(n, v.shape[1])
-        self.dense[start : start + len(v)] = v
-
-    def tensors(self) -> list[Tensor]:
-        """V, or its columns and weights if all blocks have few."""
-        if not self.is_dense:
-            return [torch.cat(parts) for parts in zip(*(few for _, few in self.few), strict=True)]
-        assert self.dense is not None
-        for start, few in self.few:
-            scattered(few, self.dense[start : start + len(few.columns)])
-        return [self.dense]

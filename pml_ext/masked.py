@@ -27,11 +27,8 @@ class Counted(NamedTuple):
 
 def is_eager() -> bool:
     """Whether operations run as they are called: not traced, nor under a function transform, nor in forward mode."""
-    return (
-        not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-        and torch.autograd.forward_ad._current_level < 0
-    )
+    transformed = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    return not (torch.compiler.is_compiling() or transformed)
 
 
 def looks_are_free(numbers: Tensor) -> bool:
@@ -41,8 +38,6 @@ def looks_are_free(numbers: Tensor) -> bool:
 
 # On the CPU a comparison into numbers and their conversion to booleans is four times as fast as one into booleans, and
 # booleans taken for the bytes that they are become numbers eight times as fast.
-
-
 def as_numbers(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """1 where the mask is true and 0 elsewhere."""
     return mask.view(torch.uint8).to(dtype)
@@ -58,8 +53,7 @@ def only(x: Tensor, mask: Tensor, far: float) -> Tensor:
     return torch.add(x, as_numbers(~mask, x.dtype), alpha=far)
 
 
-# Finite, because its product with 0 must be 0.
-FAR = 1e30
+FAR = 1e30  # finite, because its product with 0 must be 0
 
 
 def count(mask: Tensor) -> Tensor:
@@ -102,9 +96,14 @@ def substitute(sim: Tensor, pos: Tensor, neg: Tensor, needs: Needs) -> tuple[Ten
     )
 
 
+def look(sim: Tensor) -> bool | None:
+    """Whether all scores are numbers, by a look at their sum, which cannot overflow; None where a look would wait."""
+    return math.isfinite(sim.detach().sum().item()) if looks_are_free(sim) else None
+
+
 def all_known(sim: Tensor) -> bool:
-    """Whether all scores are known to be numbers, by a look at their sum, where that is free; it cannot overflow."""
-    return looks_are_free(sim) and math.isfinite(sim.detach().sum().item())
+    """Whether all scores are known to be numbers."""
+    return look(sim) is True
 
 
 def unknown(sim: Tensor) -> Tensor:
@@ -137,8 +136,8 @@ def softplus(x: Tensor) -> Tensor:
 def masked_logsumexp(x: Tensor, mask: Tensor) -> Tensor:
     """Log of the sum of exponentials of the entries in the mask, [...].
 
-    An empty mask gives about the most negative number of the dtype: its exponential and its softplus are 0, with a
-    gradient of 0. The fill is finite because minus infinity would send NaN through the gradient of an empty row.
+    An empty mask gives about the most negative number of the dtype, with a gradient of 0. The fill is finite because
+    minus infinity would send NaN through the gradient of an empty row.
     """
     return x.masked_fill(~mask, torch.finfo(x.dtype).min).logsumexp(-1)
 
@@ -198,10 +197,8 @@ def neighbors(sim: Tensor, pos: Tensor, neg: Tensor, k: int | None) -> tuple[Ten
 
 
 def largest(x: Tensor, k: int, more: Tensor | None = None) -> Tensor:
-    """The k largest numbers of each row in any order: x [.., m] and more [.., j] -> [.., k].
-
-    Those of x are among its k groups with the largest maxima: two small selections instead of one large one.
-    """
+    """The k largest numbers of each row in any order: x [.., m] and more [.., j] -> [.., k]."""
+    # Those of x are among its k groups with the largest maxima: two small selections instead of one large one.
     size = thresholds.GROUP
     groups = x.shape[-1] // size
     if groups >= thresholds.GROUPS_FOR_EACH * k:
@@ -215,9 +212,8 @@ def largest(x: Tensor, k: int, more: Tensor | None = None) -> Tensor:
 def kth_largest(x: Tensor, k: Tensor) -> Tensor:
     """The k-th largest number of each row, [..., 1]: x [..., m] of float32 or float64, k [..., 1] from 1 on.
 
-    A constant to the gradient, and anything for k < 1. Where k differs from row to row there is no `topk`, and no need
-    to sort: the numbers that a float can be are as many as its integers, in the same order, so the bits of the k-th
-    largest are found one by one, by counting.
+    A constant to the gradient, and anything for k < 1. Where k differs from row to row nothing need be sorted: floats
+    are as many as integers, in the same order, so the bits of the k-th largest are found one by one, by counting.
     """
     x = x.detach()
     if x.shape[-1] <= thresholds.SORTED_LENGTH:
@@ -282,8 +278,7 @@ def informative(sim: Tensor, pos: Tensor, neg: Tensor, epsilon: float) -> tuple[
 def crossing(sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
     """The score as many standard deviations below the mean positive as above the mean negative, [..., 1].
 
-    Between the two means; halfway if neither the positives nor the negatives differ among themselves. A constant: no
-    gradient flows through it.
+    Halfway between the two means if neither side differs in itself. A constant: no gradient flows through it.
     """
     sim = sim.detach()  # in forward mode, too, which no_grad does not stop
     return crossing_point(*_mean_std(sim, pos), *_mean_std(sim, neg))

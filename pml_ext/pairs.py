@@ -1,109 +1,259 @@
-"""How pairs are given: labels, index tuples, masks or a selection, as the masks of any range of rows."""
+"""How pairs are given, parsed once: one object for a call, which says of any block of scores which pairs count.
 
-from collections.abc import Callable
-from typing import NamedTuple
+A loss or a miner asks `Pairs.of` what it was given, and passes the answer down. It is asked for boolean masks, or for
+the two sides of a block, of which the positives are gathered to few columns where to look for them waits for nothing.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import final
 
 import torch
 from torch import Tensor
 
 from pml_ext import arguments, thresholds
-from pml_ext.masked import is_eager, looks_are_free, not_self
+from pml_ext.closed_form import ABSENT, Sides
+from pml_ext.gathered import Gathered, numbered
+from pml_ext.masked import all_known, count, is_eager, looks_are_free, not_self, only
+from pml_ext.relation import PairMasks as PairMasks
+from pml_ext.relation import both, check_masks, index_masks, without_self
+from pml_ext.relation import label_masks as label_masks
 
 
-class PairMasks(NamedTuple):
-    """A relation between anchors and references, given as two disjoint boolean matrices [n, m].
+class Pairs(ABC):
+    """The pairs of one call, between n anchors and m references.
 
-    Losses and miners of this package take it as their `indices_tuple`: for multi-label data, for hand-made pairs, and
-    to hand pairs from a miner to a loss without index tensors.
-
-    Args:
-        pos: true where reference j is a positive of anchor i.
-        neg: true where reference j is a negative of anchor i.
+    Attributes:
+        complete: whether every anchor is known to have a positive and a negative, once its sides were asked for.
+        mirrored: whether they are all pairs of a batch with itself, by its labels.
+        private: whether the last n references belong to one anchor each, the last of its scores: [b, m - n + 1].
     """
 
-    pos: Tensor
-    neg: Tensor
+    complete: bool = False
+    mirrored: bool = False
+    private: bool = False
 
-    def indices(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The pairs as PML names them: (anchors, positives, anchors, negatives), row by row."""
-        a, p = self.pos.nonzero(as_tuple=True)
-        b, n = self.neg.nonzero(as_tuple=True)
-        return a, p, b, n
+    @abstractmethod
+    def masks(self, sim: Tensor, start: int) -> PairMasks:
+        """Positives and negatives of the rows from a start on, with scores sim [b, m]: masks [b, m].
 
+        Only a selection looks at the scores; to all others any tensor with as many rows will do.
+        """
 
-class DisjointMasks(PairMasks):
-    """`PairMasks` that are disjoint by construction, those of a miner: no check that waits for the device."""
+    @abstractmethod
+    def sides(self, sim: Tensor, start: int) -> Sides:
+        """The two sides of the block of scores [b, m] that begins at a row."""
 
-
-class PrivateMasks(DisjointMasks):
-    """Masks of anchors that have a reference each for themselves, after the m that they share: [b, m + 1].
-
-    There are m + n references, of which the last n are private: no anchor is compared with that of another one.
-    """
-
-    def wide(self, start: int, n: int) -> PairMasks:
-        """The same relation with a column for every reference, of the b anchors from a start on: [b, m + n]."""
-        own = ~not_self(start, start + len(self.pos), n, self.pos.device)
-        return PairMasks(*(torch.cat((mask[:, :-1], mask[:, -1:] & own), 1) for mask in self))
-
-    def indices(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The pairs of all n anchors as PML names them."""
-        return self.wide(0, len(self.pos)).indices()
+    @staticmethod
+    def of(
+        embeddings: Tensor,
+        labels: Tensor | None,
+        indices_tuple: "IndicesTuple | Pairs | None",
+        ref_emb: Tensor,
+        ref_labels: Tensor | None,
+    ) -> "Pairs":
+        """What a loss or a miner was given. Self-pairs are dropped if the references are the batch itself."""
+        same, n, m = ref_emb is embeddings, embeddings.shape[0], ref_emb.shape[0]
+        if indices_tuple is None:
+            if labels is None:
+                raise ValueError("the pairs are unknown: give labels or an indices_tuple, both are None")
+            if ref_labels is None:
+                raise ValueError("the pairs are unknown: ref_emb was given without ref_labels or an indices_tuple")
+            return ByLabels(labels, ref_labels, same=same)
+        if isinstance(indices_tuple, Pairs):
+            if isinstance(indices_tuple, ByMasks):
+                check_masks(indices_tuple.given, (n, m - n + 1 if indices_tuple.private else m))
+            return indices_tuple
+        if isinstance(indices_tuple, PairMasks):
+            check_masks(indices_tuple, (n, m))
+            disjoint = both(*indices_tuple).any() == 0
+            arguments.holds(disjoint, "PairMasks must be disjoint: a pair is both positive and negative")
+            return ByMasks(indices_tuple, same=same)
+        pairs = ByIndices(indices_tuple, n, m, embeddings.device, same)
+        if n * m > thresholds.INDEXED_MASKS and not torch.compiler.is_compiling():
+            return pairs
+        return ByMasks(pairs.rows(0, n))
 
 
 IndicesTuple = PairMasks | tuple[Tensor, ...]
-# The masks of a range of rows: from a start to before a stop.
-RowMasks = Callable[[int, int], PairMasks]
-# The masks of a block of scores [b, m] that begins at a row.
-Relation = Callable[[Tensor, int], PairMasks]
 
 
-class Selected(NamedTuple):
-    """All pairs but for those that a selection drops, for a row loss that makes it among its own scores.
+@final
+class ByLabels(Pairs):
+    """All pairs: references of the anchor's label are positives, all others negatives.
 
     Args:
+        labels: those of the anchors [n].
+        ref_labels: those of the references [m].
+        same: whether the references are the batch, and reference i is anchor i.
+        own: None, or which reference is the anchor itself [n], -1 if none is.
+    """
+
+    def __init__(self, labels: Tensor, ref_labels: Tensor, *, same: bool = False, own: Tensor | None = None) -> None:
+        self.labels, self.ref_labels, self.same, self.own = labels, ref_labels, same, own
+        self.mirrored = same
+        self.versions = versions(labels, ref_labels)
+        self.ids: tuple[Tensor, Tensor] | None = None
+        self.gathered: Gathered | None = None
+
+    def masks(self, sim: Tensor, start: int) -> PairMasks:
+        """By comparing labels."""
+        check_versions((self.labels, self.ref_labels), self.versions)
+        pos, neg = label_masks(self.labels[start : start + len(sim)], self.ref_labels)
+        if self.same:
+            return without_self(pos, neg, start)
+        if self.own is None:
+            return PairMasks(pos, neg)
+        other = self.own[start : start + len(sim), None] != torch.arange(pos.shape[1], device=pos.device)
+        return PairMasks(pos & other, neg & other)
+
+    def sides(self, sim: Tensor, start: int) -> Sides:
+        """Without a boolean matrix; labels are looked at once."""
+        if self.gathered is None and self.ids is None:
+            if looks_are_free(self.labels) and (self.same or looks_are_free(self.ref_labels)):
+                self.gathered = Gathered.by_labels(self.labels, self.ref_labels, self.same, self.own)
+            if self.gathered is None:
+                self.ids = numbered(self.labels, None if self.same else self.ref_labels)
+            else:
+                self.complete = self.gathered.complete
+        if self.gathered is not None:
+            return self.gathered.sides(sim, start, None)
+        return self._in_place(sim, start)
+
+    def _in_place(self, sim: Tensor, start: int) -> Sides:
+        assert self.ids is not None
+        b, m = sim.shape
+        ids, ref_ids = self.ids[0][start : start + b].to(sim.dtype), self.ids[1].to(sim.dtype)
+        alike = torch.eq(ids, ref_ids, out=torch.empty_like(sim))
+        neg = torch.add(sim, alike, alpha=-ABSENT)
+        alike_count = alike.sum(1, keepdim=True)
+        pos = torch.add(sim, torch.ne(ids, ref_ids, out=alike), alpha=ABSENT)
+        pos_count = alike_count
+        if self.same:
+            pos.diagonal(start).fill_(ABSENT)
+            pos_count = alike_count - 1
+        elif self.own is not None:
+            own = self.own[start : start + b, None]
+            pos = torch.where(own == torch.arange(m, device=own.device), ABSENT, pos)
+            pos_count = alike_count - (own >= 0).to(sim.dtype)
+        return Sides(pos, neg, pos_count, m - alike_count)
+
+
+@final
+class ByMasks(Pairs):
+    """The pairs in two disjoint masks.
+
+    Args:
+        given: the masks [n, m], or [n, m - n + 1] if private.
+        same: whether the references are the batch, and a pair of a sample with itself does not count.
+        private: whether the last n references belong to one anchor each, all together in the last column of the masks.
+    """
+
+    def __init__(self, given: PairMasks, *, same: bool = False, private: bool = False) -> None:
+        self.given = without_self(given.pos.clone(), given.neg.clone(), 0) if same else given
+        self.private = private
+        self.versions = versions(*self.given)
+        self.gathered: Gathered | None = None
+        self.was_looked_at = False
+
+    def masks(self, sim: Tensor, start: int) -> PairMasks:
+        """The rows of the masks, with a column for every reference if the scores have one."""
+        check_versions(self.given, self.versions)
+        pos, neg = (mask[start : start + len(sim)] for mask in self.given)
+        if self.private and sim.shape[1] != pos.shape[1]:
+            return self._wide(pos, neg, start)
+        return PairMasks(pos, neg)
+
+    def sides(self, sim: Tensor, start: int) -> Sides:
+        """The masks are looked at once."""
+        if not self.was_looked_at:
+            self.was_looked_at = True
+            if looks_are_free(self.given.pos):
+                self.gathered = Gathered.by_masks(*self.given)
+            self.complete = self.gathered is not None and self.gathered.complete
+        pos, neg = self.masks(sim, start)
+        return sides_of(sim, pos, neg) if self.gathered is None else self.gathered.sides(sim, start, neg)
+
+    def wide(self) -> PairMasks:
+        """The masks with a column for every reference."""
+        return self._wide(*self.given, 0) if self.private else self.given
+
+    def _wide(self, pos: Tensor, neg: Tensor, start: int) -> PairMasks:
+        own = ~not_self(start, start + len(pos), len(self.given.pos), pos.device)
+        return PairMasks(*(torch.cat((mask[:, :-1], mask[:, -1:] & own), 1) for mask in (pos, neg)))
+
+
+@final
+class ByIndices(Pairs):
+    """The pairs that PML's index tensors name, where masks of them all would take too much memory.
+
+    Args:
+        given: (a, p, n) or (a1, p, a2, n).
+        n: number of anchors.
+        m: number of references.
+        device: that of the masks.
+        same: whether the references are the batch, and a pair of a sample with itself does not count.
+    """
+
+    def __init__(self, given: tuple[Tensor, ...], n: int, m: int, device: torch.device, same: bool) -> None:
+        arguments.index_tuple(given)
+        # An empty index tensor may be of any dtype and on any device, as PML's own are.
+        a, p, *rest = (index.to(device=device, dtype=torch.long) for index in given)
+        a2, b = rest if len(rest) == 2 else (a, rest[0])
+        if not torch.compiler.is_compiling():
+            for name, index, size in (("anchor", a, n), ("positive", p, m), ("anchor", a2, n), ("negative", b, m)):
+                if len(index) and not 0 <= int(index.min()) <= int(index.max()) < size:
+                    least, greatest = int(index.min()), int(index.max())
+                    raise ValueError(f"indices_tuple has {name} indices {least}..{greatest}, allowed is 0..{size - 1}")
+        self.pos, self.neg, self.m, self.same = (a, p), (a2, b), m, same
+        self.versions = versions(a, p, a2, b)
+
+    def masks(self, sim: Tensor, start: int) -> PairMasks:
+        """By a search for the pairs of these rows."""
+        check_versions((*self.pos, *self.neg), self.versions)
+        return self.rows(start, start + len(sim))
+
+    def sides(self, sim: Tensor, start: int) -> Sides:
+        """By the masks."""
+        return sides_of(sim, *self.masks(sim, start))
+
+    def rows(self, start: int, stop: int) -> PairMasks:
+        """The masks of a range of rows."""
+        pos, neg = (index_masks(*side, start, stop, self.m) for side in (self.pos, self.neg))
+        if not torch.compiler.is_compiling() and bool(both(pos, neg).any()):
+            i, j = both(pos, neg).nonzero()[0].tolist()
+            cause = (
+                ", as PML's MultiSimilarityMiner does with a sample and its copy if ref_labels is the same tensor as "
+                "labels: give it ref_labels.clone()"
+            )
+            raise ValueError(
+                f"indices_tuple names the pair ({start + i}, {j}) both as positive and as negative"
+                + cause * (start + i == j)
+            )
+        return without_self(pos, neg, start) if self.same else PairMasks(pos, neg)
+
+
+@final
+class Narrowed(Pairs):
+    """Those pairs of others that a selection keeps, for a row loss that makes it among its own scores.
+
+    Args:
+        pairs: the others.
         select: scores, positives and negatives of some rows -> the pairs of them to keep, the same in every call.
     """
 
-    select: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    def __init__(self, pairs: Pairs, select: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+        self.pairs, self.select, self.private = pairs, select, pairs.private
 
+    def masks(self, sim: Tensor, start: int) -> PairMasks:
+        """The selection."""
+        pairs = self.pairs.masks(sim, start)
+        with torch.no_grad():
+            return PairMasks(*self.select(sim.detach(), *pairs))
 
-def pair_relation(
-    embeddings: Tensor,
-    labels: Tensor | None,
-    indices_tuple: IndicesTuple | Selected | None,
-    ref_emb: Tensor,
-    ref_labels: Tensor | None,
-) -> RowMasks:
-    """The masks, as a function of a range of rows. Self-pairs are dropped if the references are the batch itself."""
-    same, n, m = ref_emb is embeddings, embeddings.shape[0], ref_emb.shape[0]
-    device = embeddings.device  # not the embeddings, which would live as long as the function
-    if indices_tuple is None or isinstance(indices_tuple, Selected):
-        rows = _rows_of_labels(labels, ref_labels)
-    elif isinstance(indices_tuple, PairMasks):
-        rows = _rows_of_masks(indices_tuple, n, m)
-    else:
-        rows = _rows_of_indices(indices_tuple, n, m, device)
-
-    given = [labels, ref_labels, *(indices_tuple if isinstance(indices_tuple, tuple) else ())]
-    # Masks are made again in the backward pass of chunks, and for a second derivative.
-    versions = [(x, x._version) for x in given if isinstance(x, Tensor) and has_version(x)]
-
-    def masks(start: int, stop: int) -> PairMasks:
-        if any(x._version != version for x, version in versions):
-            raise RuntimeError("labels or an indices_tuple were modified by an inplace operation before backward")
-        pos, neg = pairs = rows(start, stop)
-        if not same:
-            return pairs
-        other = not_self(start, stop, m, device)
-        return PairMasks(pos & other, neg & other)
-
-    return masks
-
-
-def has_version(x: Tensor) -> bool:
-    """Whether a tensor counts how often it was written to, as autograd's saved tensors do."""
-    return is_eager() and not x.is_inference()
+    def sides(self, sim: Tensor, start: int) -> Sides:
+        """By the selection."""
+        return sides_of(sim, *self.masks(sim, start))
 
 
 def own_set(
@@ -116,108 +266,24 @@ def own_set(
     return ref_emb.view_as(ref_emb) if ref_emb is embeddings and ref_labels is not labels else ref_emb
 
 
-def relation_of(masks: RowMasks, indices_tuple: IndicesTuple | Selected | None) -> Relation:
-    """The masks as a function of a block of scores and its first row, narrowed by a selection among them."""
+def versions(*tensors: Tensor) -> tuple[int, ...]:
+    """How often each tensor was written to, as autograd's saved tensors count it; nothing where that is not counted.
 
-    def relation(sim: Tensor, start: int) -> PairMasks:
-        pairs = masks(start, start + sim.shape[0])
-        if not isinstance(indices_tuple, Selected):
-            return pairs
-        with torch.no_grad():
-            return PairMasks(*indices_tuple.select(sim.detach(), *pairs))
-
-    return relation
-
-
-def wide(masks: RowMasks, n: int) -> RowMasks:
-    """The masks with a column for every reference, if some are private to one of the n anchors."""
-
-    def widened(start: int, stop: int) -> PairMasks:
-        pairs = masks(start, stop)
-        return pairs.wide(start, n) if isinstance(pairs, PrivateMasks) else pairs
-
-    return widened
-
-
-def _rows_of_labels(labels: Tensor | None, ref_labels: Tensor | None) -> RowMasks:
-    if labels is None:
-        raise ValueError("the pairs are unknown: give labels or an indices_tuple, both are None")
-    if ref_labels is None:
-        raise ValueError("the pairs are unknown: ref_emb was given without ref_labels or an indices_tuple")
-    return lambda start, stop: label_masks(labels[start:stop], ref_labels)
-
-
-def _rows_of_masks(masks: PairMasks, n: int, m: int) -> RowMasks:
-    kind = PrivateMasks if isinstance(masks, PrivateMasks) else PairMasks
-    shape = (n, m - n + 1 if kind is PrivateMasks else m)
-    for name, mask in zip(masks._fields, masks, strict=True):
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            raise TypeError(f"PairMasks.{name} must be a boolean tensor, got {getattr(mask, 'dtype', mask)}")
-        if mask.shape != shape:
-            raise ValueError(f"PairMasks.{name} must have shape {shape}, got {tuple(mask.shape)}")
-    if not isinstance(masks, DisjointMasks):
-        disjoint = ~(masks.pos & masks.neg).any()
-        arguments.holds(disjoint, "PairMasks must be disjoint: a pair is both positive and negative")
-    return lambda start, stop: kind(masks.pos[start:stop], masks.neg[start:stop])
-
-
-def _rows_of_indices(indices_tuple: tuple[Tensor, ...], n: int, m: int, device: torch.device) -> RowMasks:
-    arguments.index_tuple(indices_tuple)
-    # An empty index tensor may be of any dtype and on any device, as PML's own are.
-    a, p, *rest = (index.to(device=device, dtype=torch.long) for index in indices_tuple)
-    a2, b = rest if len(rest) == 2 else (a, rest[0])
-    if not torch.compiler.is_compiling():
-        for name, index, size in (("anchor", a, n), ("positive", p, m), ("anchor", a2, n), ("negative", b, m)):
-            if len(index) and not 0 <= int(index.min()) <= int(index.max()) < size:
-                raise ValueError(
-                    f"indices_tuple has {name} indices {int(index.min())}..{int(index.max())}, allowed is 0..{size - 1}"
-                )
-
-    def rows(start: int, stop: int) -> PairMasks:
-        pos, neg = index_masks(a, p, start, stop, m), index_masks(a2, b, start, stop, m)
-        if not torch.compiler.is_compiling() and bool((pos & neg).any()):
-            i, j = (pos & neg).nonzero()[0].tolist()
-            cause = (
-                ", as PML's MultiSimilarityMiner does with a sample and its copy if ref_labels is the same tensor as "
-                "labels: give it ref_labels.clone()"
-            )
-            raise ValueError(
-                f"indices_tuple names the pair ({start + i}, {j}) both as positive and as negative"
-                + cause * (start + i == j)
-            )
-        return PairMasks(pos, neg)
-
-    return rows
-
-
-def label_masks(labels: Tensor, ref_labels: Tensor) -> PairMasks:
-    """Positives share the label, negatives do not. labels [n], ref_labels [m] -> masks [n, m]."""
-    rows, columns = labels.unsqueeze(-1), ref_labels.unsqueeze(-2)
-    many = len(labels) * len(ref_labels) > thresholds.FLOAT_LABELS
-    if many and _fit_float32(labels) and _fit_float32(ref_labels):
-        alike = torch.empty(len(labels), len(ref_labels), device=labels.device)
-        pos = torch.eq(rows.float(), columns.float(), out=alike).bool()
-    else:
-        pos = rows == columns
-    return PairMasks(pos, ~pos)
-
-
-def _fit_float32(labels: Tensor) -> bool:
-    """Whether labels are known to be integers that float32 tells apart."""
-    if not looks_are_free(labels) or labels.dtype != torch.int64:
-        return False
-    least, greatest = labels.aminmax()
-    return max(-int(least), int(greatest)) < 1 << 24
-
-
-def index_masks(anchors: Tensor, others: Tensor, start: int, stop: int, m: int) -> Tensor:
-    """The pairs (anchors[t], others[t]) as a mask of the rows start..stop of the matrix: [stop - start, m].
-
-    Pairs of other rows go to a spare slot at the end, so that the shape never depends on the data.
+    What pairs are made of is looked at again in the backward pass of chunks, and for a second derivative.
     """
-    size = (stop - start) * m
-    flat = (anchors - start) * m + others
-    flat = torch.where((anchors >= start) & (anchors < stop), flat, size)
-    mask = torch.zeros(size + 1, dtype=torch.bool, device=anchors.device)
-    # index_fill_ with a number: filling from a tensor of values would copy it from the host.
-    return mask.index_fill_(0, flat, True)[:size].view(stop - start, m)
+    return tuple(x._version for x in tensors if not x.is_inference()) if is_eager() else ()
+
+
+def check_versions(tensors: Iterable[Tensor], before: tuple[int, ...]) -> None:
+    """Raise an error if one of the tensors was written to."""
+    if before and versions(*tensors) != before:
+        raise RuntimeError("labels or an indices_tuple were modified by an inplace operation before backward")
+
+
+def sides_of(sim: Tensor, pos: Tensor, neg: Tensor) -> Sides:
+    """The two sides of a block of scores by masks [b, m], the positives where they are."""
+    pos_count, neg_count = (count(mask).to(sim.dtype) for mask in (pos, neg))
+    if all_known(sim):
+        return Sides(only(sim, pos, ABSENT), only(sim, neg, -ABSENT), pos_count, neg_count)
+    # What is no number, in a pair that is not selected, would still be none after an addition.
+    return Sides(torch.where(pos, sim, ABSENT), torch.where(neg, sim, -ABSENT), pos_count, neg_count)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pml_ext import thresholds
-from pml_ext.closed_form import ABSENT, Sides, SideWeights, above
+from pml_ext.closed_form import Sides, SideWeights, above, absent
 from pml_ext.masked import count, is_eager, looks_are_free, masked_mean
 
 # (ahead, before, there) -> losses, [.., n, k] -> [.., n]; `there` says in which places there is a positive.
@@ -104,7 +104,7 @@ def rank_weights(sides: Sides, step: Step, exact: bool, head: Head) -> SideWeigh
     """The same from the two sides of a block, with pair weights; None where positives have not been gathered."""
     if not sides.gathered:
         return None
-    there = ~(sides.pos > ABSENT / 2)  # NaN is, and makes the loss one
+    there = ~absent(sides.pos)  # NaN is, and makes the loss one
     pos, neg = sides.pos.masked_fill(~there, 0.0), sides.neg
     k = pos.shape[1]
     rows = there.to(pos.dtype)

@@ -4,6 +4,7 @@
 """
 
 import copy
+from abc import ABC
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -19,14 +20,17 @@ from pytorch_metric_learning.distances import (
 from torch import Tensor
 
 from pml_ext import arguments, thresholds
+from pml_ext.hyperparameters import Configured
 from pml_ext.masked import is_eager, looks_are_free, not_self
 from pml_ext.vectors import (
     LARGEST,
     NOTHING,
+    in_full,
     normalize,
     origin_of,
     unit_vectors,
     with_direction,
+    without_autocast,
 )
 
 _is_enabled = True
@@ -71,7 +75,7 @@ class Similarity(NamedTuple):
         A distance that somebody listens to (a hook, statistics) is called as PML calls it, as is any while the engine
         is disabled.
         """
-        if not is_enabled():
+        if not _is_enabled:
             return None
         if distance._forward_hooks or distance._forward_pre_hooks or distance.collect_stats or distance.p != 2:
             return None
@@ -206,3 +210,23 @@ def representable(scores: Tensor) -> Tensor:
             return scores
     # A factor, so that the gradient is none, either.
     return scores * torch.where(scores.detach().abs() < LARGEST, 1.0, torch.nan)
+
+
+class PairModule(Configured, ABC):
+    """What losses and miners share: hyperparameters and the matrix of scores."""
+
+    def known_similarity(self) -> Similarity | None:
+        """How the engine computes the scores, or None if it cannot: they are of one's own making, say."""
+        usual = type(self).similarity is PairModule.similarity and is_eager()
+        return Similarity.of(self.distance) if usual else None
+
+    def similarity(self, embeddings: Tensor, ref_emb: Tensor | None) -> Tensor:
+        """Scores [n, m], larger is closer; None for the references means the embeddings themselves.
+
+        Half precision is computed in float32, also under autocast: exponents follow, and PML's `LpDistance` would
+        build n * m * d numbers for float16. A distance that the engine knows is not asked, for it has no second
+        derivative, and no small distances far from the origin.
+        """
+        embeddings, ref_emb = in_full(embeddings, ref_emb)
+        with without_autocast(embeddings):
+            return scores_by(self.distance, embeddings, ref_emb)

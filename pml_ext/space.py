@@ -2,23 +2,17 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pml_ext import thresholds
+from pml_ext.kept import Sparse
 from pml_ext.masked import all_known, looks_are_free
 from pml_ext.similarity import Similarity
 from pml_ext.vectors import NOTHING, Vectors, differences, half_squares, origin_of
-
-
-class Sparse(NamedTuple):
-    """Pair weights of which each row has a few: columns [b, k] and weights [b, k]; those of equal columns add up."""
-
-    columns: Tensor
-    weights: Tensor
 
 
 class Space:
@@ -27,6 +21,8 @@ class Space:
     Attributes:
         is_precise: whether scores were computed of pairs so near that single precision loses them also in the gradient.
         is_known: whether the scores that were computed are known to be numbers, all of them.
+        is_symmetric: whether the scores are those of the batch with itself, of which half are to be computed.
+        has_numbers: whether all vectors are known to consist of numbers.
 
     Args:
         similarity: how scores come from them.
@@ -47,7 +43,7 @@ class Space:
         looks: bool = True,
     ) -> None:
         self.similarity, self.given = similarity, (x, ref)
-        self.centered = similarity.is_centered
+        self.centered = similarity.euclidean and similarity.is_centered
         if tensors is not None:
             a, r = Vectors(*tensors[:3]), None if tensors[3] is None else Vectors(*tensors[3:])
         else:
@@ -65,7 +61,9 @@ class Space:
         m = len(points) - len(a.points) if private else len(points)
         self.shared, self.private = points[:m], points[m:] if private else None
         self.looks = looks and self.centered and looks_are_free(self.shared)
-        self.is_precise, self.is_known = False, self.looks
+        self.is_precise, self.is_known, self.has_numbers = False, self.looks, False
+        # Half of the scores are to be computed then: not on a GPU, where many small products take longer.
+        self.is_symmetric = r is None and points.device.type == "cpu"
 
     def tensors(self) -> tuple[Tensor | None, ...]:
         """What it consists of, six for the constructor."""
@@ -94,11 +92,6 @@ class Space:
         of_a = half_squares(self.a.points, self.similarity.power)
         of_r = of_a if self.r is None else half_squares(self.r.points, self.similarity.power)
         return of_a.unsqueeze(1), of_r
-
-    @property
-    def is_symmetric(self) -> bool:
-        """Whether half of the scores are to be computed: not on a GPU, where many small products take longer."""
-        return self.r is None and self.shared.device.type == "cpu"
 
     def blocks(self, chunk_size: int | None, together: bool) -> list[tuple[int, int]]:
         """Ranges of rows that are computed at a time."""
@@ -223,12 +216,12 @@ class Space:
         if is_precise and grad.dtype == torch.float32:
             kept = [x.double() if x.is_floating_point() else x for x in kept]
             return single(self.doubled.gradients(kept, grad.double(), needed, True))
-        return self.known()._of_kept(kept, grad, needed)
+        known = self if self.has_numbers else self.known()
+        return known._of_kept(kept, (grad * self.factor).unsqueeze(1), needed)
 
     def _of_kept(
         self, kept: Sequence[Tensor], grad: Tensor, needed: Sequence[bool]
     ) -> tuple[Tensor | None, Tensor | None]:
-        grad = (grad * self.factor).unsqueeze(1)
         if len(kept) == 2:
             return self._of_few(kept[0], kept[1] * grad)
         (dense,) = kept
@@ -293,8 +286,3 @@ def single(gradients: tuple[Tensor | None, Tensor | None]) -> tuple[Tensor | Non
     """Gradients in single precision."""
     ga, gr = gradients
     return None if ga is None else ga.float(), None if gr is None else gr.float()
-
-
-def scattered(few: Sparse, out: Tensor) -> Tensor:
-    """A few weights of each row in a full matrix, whose numbers they replace."""
-    return out.zero_().scatter_add_(1, few.columns, few.weights)

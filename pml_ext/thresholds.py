@@ -37,7 +37,9 @@ SOFT_TRIPLETS = 1 << 20
 # Slopes of ranks are kept for the second pass over the positives of a block if they are at most so many.
 RANK_SLOPES = 1 << 21
 
-# Pairs: so many scores of a selection at a time.
+# Pairs: of index tuples masks are made once if these have at most so many numbers, else for every block of rows.
+INDEXED_MASKS = 1 << 26
+# So many scores of a selection at a time.
 SELECTION_BLOCK = 1 << 18
 # From so many pairs on, labels that float32 tells apart are compared as float32.
 FLOAT_LABELS = 1 << 15
@@ -108,6 +110,7 @@ TINY: dict[str, float] = {
     "RANK_SLOPES": 16,
     "STOCK_BLOCK": 20,
     "STOCK_OWN_SHARE": 0.6,  # grows, as GATHERED_SHARE
+    "INDEXED_MASKS": 128,
     "SELECTION_BLOCK": 16,
     "FLOAT_LABELS": 1,
     "GROUP": 2,

@@ -32,6 +32,12 @@ def at_least_single(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def in_full(embeddings: Tensor, ref_emb: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Both sets of vectors in the precision in which they are computed, that of the embeddings but at least float32."""
+    full = at_least_single(embeddings)
+    return full, full if ref_emb is embeddings else None if ref_emb is None else ref_emb.to(full.dtype)
+
+
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """Where operations on the device of x compute in the precision of their arguments."""
     kind = x.device.type
@@ -96,7 +102,7 @@ class Vectors(NamedTuple):
         """Vectors as they are given."""
         if not normalize:
             return Vectors(x, x, None)
-        norm = _length(x, 2)
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
         unit = x / norm.clamp_min(SHORTEST)
         return Vectors(unit, unit, norm.masked_fill_(norm < SHORTEST, torch.inf))
 

@@ -8,7 +8,7 @@ import torch
 from pytorch_metric_learning.distances import CosineSimilarity
 
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import SideWeights, above, near, only_max
+from pml_ext.closed_form import ABSENT, Sides, SideWeights, above
 from pml_ext.masked import Counted, masked_max, masked_mean, softplus
 
 MISTAKES = {}
@@ -22,6 +22,10 @@ def caught_by(law):
         return mistake
 
     return enter
+
+
+def near(scores):
+    return torch.where(scores > ABSENT / 2, -ABSENT, scores)
 
 
 def right(sides, *, base, closest=near, share=True, first=False, mean_over=None, count=True, column=None, hinge=None):
@@ -71,7 +75,7 @@ class Right(RowLoss):
 
     @staticmethod
     def closed_form(sides, *, base):
-        return right(sides, base=base, column=only_max)
+        return right(sides, base=base, column=Sides.only_hardest_neg)
 
 
 @caught_by("equal_scores_share_their_weight")

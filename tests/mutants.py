@@ -228,7 +228,7 @@ class HalfTheClosedFormOfABatch(BatchLoss):
         return masked_mean(sim.flatten(-2), neg) - masked_mean(sim.flatten(-2), pos)
 
     @staticmethod
-    def closed_form(sides, columns):
+    def closed_form(sides):
         pos, neg = sides.pos_count.sum().clamp(min=1), sides.neg_count.sum().clamp(min=1)
         there = above(sides.neg, -ABSENT / 2)
         loss = (sides.neg * there).sum() / neg - (sides.pos * (sides.pos < ABSENT / 2)).sum() / pos
@@ -277,9 +277,8 @@ class LastRowOfALongBlockLost(Sound):
 
 @breaks("chunk_size_changes_nothing")
 class DividedByTheRows(Sound):
-    def anchors(self, *args):
-        losses, counts = super().anchors(*args)
-        return Counted(losses / len(losses), counts)
+    def of_pairs(self, *batch):
+        return self.of_anchors(*batch, lambda sim, *masks: self.per_anchor(sim, *masks) / len(sim), None)
 
 
 @breaks("any_batch_has_a_finite_loss", "degenerate_batches_have_a_finite_loss", "every_distance_is_welcome")

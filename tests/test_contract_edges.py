@@ -5,7 +5,7 @@ import torch
 from pytorch_metric_learning.distances import BaseDistance
 from registry import LOSSES, WRAPPERS
 
-from pml_ext import losses, miners
+from pml_ext import losses, miners, thresholds
 from pml_ext.losses.batch_all_triplet import batch_all_triplet
 from pml_ext.pairs import PairMasks
 from pml_ext.testing.cases import all_pairs, as_pairs
@@ -59,22 +59,26 @@ def test_a_distance_may_have_shapes_of_its_own():
 
 
 @pytest.mark.parametrize("plain", [False, True])
-@pytest.mark.parametrize("kind", ["labels", "masks", "indices"])
-def test_what_is_changed_before_backward_is_refused(plain, kind):
+@pytest.mark.parametrize("kind", ["labels", "masks", "masks of references", "indices", "many indices"])
+def test_what_is_changed_before_backward_is_refused_or_makes_no_difference(plain, kind):
+    """Pairs are looked at again in the backward pass of chunks, unless all that is of use was taken before."""
     masks = PairMasks(*(mask.clone() for mask in all_pairs(LABELS)))
-    labels = LABELS.clone()
-    indices = {"labels": None, "masks": masks, "indices": as_pairs(masks)}[kind]
+    labels, indices = LABELS.clone(), as_pairs(masks)
+    given = None if kind == "labels" else masks if "masks" in kind else indices
+    changed = labels if kind == "labels" else masks.pos if "masks" in kind else indices[1]
     loss = losses.KNNSoftmaxLoss(chunk_size=5)
     x = torch.randn(12, 4, requires_grad=True)
-    value = (by_autograd(loss) if plain else loss)(x, labels, indices)
+    refs = (x.detach() + 1, LABELS) if kind == "masks of references" else ()
+    with thresholds.replaced(INDEXED_MASKS=0 if kind == "many indices" else 1 << 10):
+        value = (by_autograd(loss) if plain else loss)(x, labels, given, *refs)
     expected = torch.autograd.grad(value, x, retain_graph=True)[0]
-    changed = {"labels": labels, "masks": masks.pos, "indices": indices and indices[1]}[kind]
     changed[:2] = True
-    if kind == "labels" and not plain:  # which the engine has sorted before, and does not look at again
-        torch.testing.assert_close(torch.autograd.grad(value, x)[0], expected)
-    else:
+    # Labels are sorted and masks searched before; those of the batch with itself, and of few indices, are copies.
+    if kind == "many indices" or (kind == "labels" and plain) or kind == "masks of references":
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             torch.autograd.grad(value, x)
+    else:
+        torch.testing.assert_close(torch.autograd.grad(value, x)[0], expected)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # torch itself uses what it deprecates

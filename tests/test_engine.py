@@ -9,11 +9,9 @@ from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimila
 
 from pml_ext import losses, miners, thresholds
 from pml_ext.base import RowLoss, StaticDivisorReducer
-from pml_ext.blocks import GatheredSides, LabelSides, MaskSides, label_sides
 from pml_ext.centers import BatchCenters
-from pml_ext.masked import not_self
 from pml_ext.miners.base import PairMiner
-from pml_ext.pairs import PairMasks, PrivateMasks, label_masks
+from pml_ext.pairs import ByLabels, ByMasks, PairMasks, Pairs, label_masks
 from pml_ext.seeded import Seeded
 from pml_ext.testing.law import by_autograd
 from pml_ext.wrappers import BranchLoss, CentersAsReferences, MinedLoss
@@ -173,7 +171,7 @@ def a_batch_with_private_references():
     n, m = 9, 5
     x, refs = (torch.randn(k, 3, dtype=torch.float64, requires_grad=True) for k in (n, m + n))
     kind = torch.randint(3, (n, m + 1))
-    return x, refs, PrivateMasks(kind == 0, kind == 1)
+    return x, refs, ByMasks(PairMasks(kind == 0, kind == 1), private=True)
 
 
 @pytest.mark.parametrize("distance", DISTANCES.values(), ids=DISTANCES)
@@ -183,7 +181,7 @@ def test_private_references_are_columns_that_only_one_anchor_sees(name, distance
     x, refs, masks = a_batch_with_private_references()
     labels, ref_labels = torch.zeros(len(x)), torch.zeros(len(refs))
     loss = getattr(losses, name)(distance=distance, chunk_size=chunk_size)
-    expected = loss(x, labels, masks.wide(0, len(x)), refs, ref_labels)
+    expected = loss(x, labels, masks.wide(), refs, ref_labels)
     for each in (loss, by_autograd(loss)):
         value = each(x, labels, masks, refs, ref_labels)
         torch.testing.assert_close(value, expected)
@@ -206,35 +204,62 @@ def test_private_masks_must_have_one_column_more_than_shared_references():
     x, refs, masks = a_batch_with_private_references()
     with pytest.raises(ValueError, match=r"must have shape \(9, 6\), got \(9, 5\)"):
         losses.MultiSimilarityLoss()(
-            x, torch.zeros(9), PrivateMasks(*(mask[:, 1:] for mask in masks)), refs, torch.zeros(14)
+            x, torch.zeros(9), ByMasks(PairMasks(*(mask[:, 1:] for mask in masks.given)), private=True), refs
         )
 
 
-@pytest.mark.parametrize("same", [True, False])
+def assert_same_sides(found, wanted):
+    for kind in ("pos_count", "neg_count"):
+        torch.testing.assert_close(getattr(found, kind), getattr(wanted, kind))
+    k = found.pos.shape[1]
+    in_order = [found.pos.sort(1).values, found.neg]
+    expected = [wanted.pos.sort(1).values[:, :k], wanted.neg]
+    for values, others in zip(in_order, expected, strict=True):
+        # Absent scores need only be out of reach.
+        torch.testing.assert_close(values.clamp(-1e9, 1e9), others.clamp(-1e9, 1e9))
+    if found.columns is not None:
+        back = torch.zeros_like(wanted.neg).scatter_add_(1, found.columns, (found.pos < 1e9) * found.pos)
+        torch.testing.assert_close(back, torch.where(wanted.pos < 1e9, wanted.pos, 0.0))
+
+
+@pytest.mark.parametrize("selves", ["the batch", "others", "some"])
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.bfloat16, torch.bool])
-def test_sides_by_labels_and_by_masks_are_the_same(same, dtype):
+def test_sides_are_the_same_however_pairs_are_given(selves, dtype):
+    """By labels, masks and index tensors; positives gathered and in place; in blocks of rows."""
     torch.manual_seed(0)
     for n, classes in ((1, 1), (2, 1), (7, 3), (40, 12), (40, 40), (33, 2)):
         labels = torch.randint(1 if dtype == torch.bool else classes, (n,)).to(dtype)
-        refs = labels if same else labels[torch.randperm(n)].repeat(2)
-        sim = torch.randn(n, len(refs), dtype=torch.float64)
-        pos, neg = label_masks(labels, refs)
-        if same:
-            pos = pos & not_self(0, n, n, pos.device)
-        wanted = MaskSides(lambda sim, start, pos=pos, neg=neg: PairMasks(pos, neg))(sim, 0)
-        sides = label_sides(labels, refs, same, sim.dtype)
-        for each in (sides, LabelSides(labels, refs, same, sim.dtype)):
-            found = each(sim, 0)
-            for kind in ("pos_count", "neg_count"):
-                torch.testing.assert_close(getattr(found, kind), getattr(wanted, kind))
-            in_order = [found.pos.sort(1).values, found.neg]
-            expected = [wanted.pos.sort(1).values[:, : found.pos.shape[1]], wanted.neg]
-            for values, others in zip(in_order, expected, strict=True):
-                # Absent scores need only be out of reach.
-                torch.testing.assert_close(values.clamp(-1e9, 1e9), others.clamp(-1e9, 1e9))
-        if isinstance(sides, GatheredSides):
-            everyone = bool((pos.any(1) & neg.any(1)).all())
-            assert sides.complete == everyone
+        order = torch.randperm(2 * n)
+        refs = labels if selves == "the batch" else labels.repeat(2)[order]
+        m = len(refs)
+        x, others = torch.randn(n, 3), torch.randn(m, 3)
+        own = torch.where(torch.rand(n) < 0.7, order.argsort()[:n], -1) if selves == "some" else None
+        pos, neg = (mask.clone() for mask in label_masks(labels, refs))
+        if selves == "the batch":
+            own, others = None, x
+            pos.fill_diagonal_(False)
+        elif own is not None:
+            pos[own >= 0, own[own >= 0]] = False
+        sim, masks = torch.randn(n, m, dtype=torch.float64), PairMasks(pos, neg)
+        by_labels = ByLabels(labels, refs, same=others is x, own=own)
+        kinds = [by_labels, *(Pairs.of(x, None, given, others, None) for given in (masks, masks.indices()))]
+        with thresholds.replaced(INDEXED_MASKS=0):
+            kinds.append(Pairs.of(x, None, masks.indices(), others, None))
+        wanted = [torch.where(pos, sim, 1e30), torch.where(neg, sim, -1e30)]
+        wanted += [mask.sum(1, keepdim=True).double() for mask in masks]
+        for pairs in kinds:
+            for share in (0.0, 0.25, 1.0):
+                pairs.gathered = pairs.ids = None
+                pairs.was_looked_at = False
+                with thresholds.replaced(GATHERED_SHARE=share):
+                    for start in range(0, n, 16):
+                        rows = slice(start, start + 16)
+                        part = type(pairs.sides(sim, 0))(*(side[rows] for side in wanted))
+                        assert_same_sides(pairs.sides(sim[rows], start), part)
+                        for found, mask in zip(pairs.masks(sim[rows], start), masks, strict=True):
+                            assert torch.equal(found, mask[rows])
+                if pairs.complete:
+                    assert bool((pos.any(1) & neg.any(1)).all())
 
 
 @pytest.mark.parametrize("name", ["LiftedStructureLoss", "HistogramLoss", "MeanGapLoss"])
@@ -347,7 +372,8 @@ def test_a_loss_with_a_way_of_its_own_to_take_pairs_is_given_masks():
     assert MinedLoss(Unpacking(distance=CosineSimilarity()), miner)(torch.randn(12, 4), torch.arange(12) // 3) != 0
 
 
-def test_indices_of_private_references_are_theirs():
-    *_, masks = a_batch_with_private_references()
-    for found, wanted in zip(masks.indices(), masks.wide(0, 9).indices(), strict=True):
-        assert torch.equal(found, wanted)
+def test_private_references_have_columns_of_their_own():
+    *_, pairs = a_batch_with_private_references()
+    for found, mask in zip(pairs.wide(), pairs.given, strict=True):
+        assert torch.equal(found[:, :5], mask[:, :-1])
+        assert torch.equal(found[:, 5:], torch.diag(mask[:, -1]))

@@ -27,7 +27,7 @@ DISTANCES = {
 def device(request, monkeypatch):
     """The CPU, as it is, and as another device, where to look at numbers would wait for it."""
     if request.param == "does not look":
-        for module in ("pairs", "blocks", "engine", "similarity", "base"):
+        for module in ("pairs", "relation", "engine", "similarity", "space", "vectors", "reducer", "masked"):
             target = f"pml_ext.{module}.looks_are_free"
             monkeypatch.setattr(target, lambda numbers: False, raising=False)
     return request.param

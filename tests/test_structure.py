@@ -35,16 +35,17 @@ LAYERS = (
     ("centers", "info_nce", "rank_counts", "weightings"),
     ("kmeans",),
     ("base",),
-    ("blocks",),
+    ("engine",),
+    ("plain",),
     ("index_tuples",),
-    ("engine", "pairs", "sampling", "seeded"),
-    ("space",),
-    ("closed_form", "ranks", "similarity"),
+    ("pairs", "reducer", "sampling", "seeded", "space"),
+    ("gathered",),
+    ("closed_form", "kept", "ranks", "relation", "similarity"),
     ("vectors",),
     ("masked", "potential", "synthesis"),
     ("hyperparameters",),
     ("_pml",),
-    ("arguments", "inputs", "thresholds"),
+    ("arguments", "inputs", "renamed", "thresholds"),
     ("figures", "palette", "shown", "spelling"),
 )
 
@@ -92,7 +93,18 @@ def test_an_import_that_points_up_is_seen():
 
 
 @pytest.mark.parametrize(
-    "name", ["masked.py", "vectors.py", "space.py", "engine.py", "synthesis.py", "thresholds.py", "potential.py"]
+    "name",
+    [
+        "masked.py",
+        "vectors.py",
+        "space.py",
+        "kept.py",
+        "plain.py",
+        "engine.py",
+        "thresholds.py",
+        "synthesis.py",
+        "potential.py",
+    ],
 )
 def test_the_kernel_knows_torch_only(name):
     if (ROOT / name).exists():

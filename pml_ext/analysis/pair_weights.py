@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pml_ext import arguments
 from pml_ext.base import RowLoss
 from pml_ext.inputs import Array, checked_labels, class_ids
-from pml_ext.pairs import IndicesTuple, PairMasks, own_set, pair_relation, wide
+from pml_ext.pairs import IndicesTuple, PairMasks, Pairs, own_set
 from pml_ext.shown import framed, picture, table
 
 
@@ -321,8 +321,8 @@ def _relation(inputs: dict[str, Any], query_emb: Tensor, ref_emb: Tensor | None 
         return None
     if indices is None and (labels is None or reference_labels is None):
         return None
-    n = len(embeddings)
-    return wide(pair_relation(embeddings, labels, indices, references, reference_labels), n)(0, n)
+    scores = torch.empty(len(embeddings), len(references), device="meta")
+    return Pairs.of(embeddings, labels, indices, references, reference_labels).masks(scores, 0)
 
 
 def _same(compared: Tensor, given: Tensor) -> bool:

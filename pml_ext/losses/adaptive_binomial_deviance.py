@@ -37,7 +37,7 @@ def adaptive_binomial_deviance_weights(
 ) -> SideWeights:
     """Loss and pair weights in closed form."""
     level = adaptivity * crossing_of(sides) + (1 - adaptivity) * base
-    kept = above(sides.neg, sides.pos.amin(1, keepdim=True) - epsilon)
+    kept = above(sides.neg, sides.hardest_pos() - epsilon)
     number = kept.sum(1, keepdim=True)
     pos, neg = sides.pos.sub_(level).mul_(-alpha), sides.neg.sub_(level).mul_(beta)
     pull = scale * (number > 0) / sides.pos_count.clamp(min=1)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss, StaticDivisorReducer
-from pml_ext.closed_form import Sides, SideWeights, above, only_max
+from pml_ext.closed_form import Sides, SideWeights, above
 from pml_ext.masked import masked_max, masked_min, softplus
 
 
@@ -20,8 +20,8 @@ def batch_hard_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: float |
 
 def batch_hard_triplet_weights(sides: Sides, *, margin: float | None) -> SideWeights | None:
     """Batch-hard loss and its few pair weights of each anchor."""
-    hardest_pos = sides.pos.amin(1, keepdim=True)
-    found = only_max(sides)
+    hardest_pos = sides.hardest_pos()
+    found = sides.only_hardest_neg()
     if found is None:
         return None
     hardest_neg, column = found

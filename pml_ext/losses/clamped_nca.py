@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import ABSENT, Sides, SideWeights, exponential_sum
+from pml_ext.closed_form import Sides, SideWeights, absent, exponential_sum, hidden
 from pml_ext.masked import Needs, masked_logsumexp
 
 
@@ -21,12 +21,12 @@ def clamped_nca_weights(sides: Sides, *, pos_base: float, neg_base: float) -> Si
     """Clamped NCA loss and pair weights in closed form."""
     pos, neg = sides.pos, sides.neg
     # Clamped, absent pairs would cost something, so here they are infinitely far, whatever the clamp says.
-    no_pos, no_neg = pos >= ABSENT / 2, neg <= -ABSENT / 2
+    no_pos, no_neg = absent(pos), absent(neg)
     # A clamp lets the gradient of its own level through.
     moves_pos = torch.le(pos, pos_base, out=torch.empty_like(pos))
     moves_neg = torch.ge(neg, neg_base, out=torch.empty_like(neg))
-    pull, pos, pos_total = exponential_sum(pos.clamp_max_(pos_base).masked_fill_(no_pos, -ABSENT), 1)
-    push, neg, neg_total = exponential_sum(neg.clamp_min_(neg_base).masked_fill_(no_neg, -ABSENT), 1)
+    pull, pos, pos_total = exponential_sum(hidden(pos.clamp_max_(pos_base), no_pos), 1)
+    push, neg, neg_total = exponential_sum(hidden(neg.clamp_min_(neg_base), no_neg), 1)
     losses = (push - pull).squeeze(1)
     return SideWeights(losses, pos.mul_(moves_pos).div_(-pos_total), neg.mul_(moves_neg).div_(neg_total))
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import ABSENT, Sides, SideWeights, below, exponential_sum
+from pml_ext.closed_form import Sides, SideWeights, exponential_sum, there
 from pml_ext.masked import masked_logsumexp, masked_mean
 
 
@@ -20,9 +20,9 @@ def decoupled_contrastive_weights(sides: Sides, *, temperature: float) -> SideWe
     """Decoupled contrastive loss and pair weights in closed form."""
     push, neg, total = exponential_sum(sides.neg, 1 / temperature)
     share = 1 / (temperature * sides.pos_count.clamp(min=1))
-    there = below(sides.pos, ABSENT / 2)
-    pull = sides.pos.mul_(there).sum(1, keepdim=True) * share
-    return SideWeights((push - pull).squeeze(1), there.mul_(-share), neg.div_(total * temperature))
+    is_there = there(sides.pos)
+    pull = sides.pos.mul_(is_there).sum(1, keepdim=True) * share
+    return SideWeights((push - pull).squeeze(1), is_there.mul_(-share), neg.div_(total * temperature))
 
 
 @final

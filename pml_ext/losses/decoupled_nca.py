@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import Sides, SideWeights, exponential_sum, keep_nearest, near
+from pml_ext.closed_form import Sides, SideWeights, exponential_sum, keep_nearest
 from pml_ext.masked import Needs, masked_logsumexp, masked_mean, neighbors
 
 
@@ -25,7 +25,7 @@ def decoupled_nca_weights(sides: Sides, *, alpha: float, beta: float, k: int | N
     """Decoupled NCA loss and pair weights in closed form."""
     if not sides.gathered or beta == 0:
         return None
-    pos, neg = near(sides.pos), sides.neg
+    pos, neg = sides.near_pos(), sides.neg
     keep_pos, keep_neg = keep_nearest(pos, neg, k)
     push, neg_terms, neg_total = exponential_sum(neg, alpha, keep_neg)
     weight = (push - exponential_sum(pos.clone(), alpha, keep_pos)[0]).sigmoid()

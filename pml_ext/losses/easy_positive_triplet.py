@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import Sides, SideWeights, above, near, only_max
+from pml_ext.closed_form import Sides, SideWeights, above
 from pml_ext.masked import masked_max
 
 
@@ -19,11 +19,11 @@ def easy_positive_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: floa
 
 def easy_positive_triplet_weights(sides: Sides, *, margin: float) -> SideWeights | None:
     """Easy positive triplet loss and its few pair weights of each anchor."""
-    found = only_max(sides)
+    found = sides.only_hardest_neg()
     if found is None:
         return None
     hardest_neg, column = found
-    pos = near(sides.pos)
+    pos = sides.near_pos()
     easiest_pos = pos.amax(1, keepdim=True)
     violation = hardest_neg - easiest_pos + margin
     slope = above(violation, 0)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import Sides, SideWeights, exponential_sum, near
+from pml_ext.closed_form import Sides, SideWeights, exponential_sum
 from pml_ext.info_nce import info_nce, info_nce_sides
 from pml_ext.masked import masked_logsumexp
 
@@ -63,7 +63,7 @@ def hard_negative_contrastive_weights(
     if not tau_plus:
         losses, by_pos, push = info_nce_sides(sides.pos.div_(temperature), sides.pos_count, count + mean)
         return SideWeights(losses.squeeze(1), by_pos.div_(temperature), by_neg.mul_(push / temperature))
-    own, of_pos = _tilted_mean(near(sides.pos), sides.pos_count, temperature, beta, detach)
+    own, of_pos = _tilted_mean(sides.near_pos(), sides.pos_count, temperature, beta, detach)
     log_share = math.log(tau_plus) + own - mean
     true = mean - math.log1p(-tau_plus) + _log_rest(log_share)
     floor = farthest / temperature

@@ -35,7 +35,7 @@ def histogram(sim: Tensor, pos: Tensor, neg: Tensor, *, n_bins: int, center: flo
     return (of_neg * of_pos.cumsum(-1)).sum(-1)
 
 
-def histogram_weights(sides: Sides, columns: Tensor, *, n_bins: int, center: float) -> SideWeights:
+def histogram_weights(sides: Sides, *, n_bins: int, center: float) -> SideWeights:
     """Histogram loss of a batch and its pair weights in closed form.
 
     What a score in bin b gives to node b + 1 it takes from node b: its weight is the derivative by their difference.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import Sides, SideWeights, exponential_sum, keep_nearest, near
+from pml_ext.closed_form import Sides, SideWeights, exponential_sum, keep_nearest
 from pml_ext.masked import Needs, masked_logsumexp, neighbors, softplus
 
 
@@ -25,7 +25,7 @@ def knn_softmax_weights(sides: Sides, *, alpha: float, k: int | None, negative_w
     """k-NN softmax loss and pair weights in closed form."""
     if not sides.gathered and k is not None and k < sides.neg.shape[1]:
         return None
-    pos, neg = near(sides.pos), sides.neg
+    pos, neg = sides.near_pos(), sides.neg
     keep_pos, keep_neg = keep_nearest(pos, neg, k)
     push, neg, neg_total = exponential_sum(neg, alpha, keep_neg)
     pull, pos, pos_total = exponential_sum(pos, alpha, keep_pos)

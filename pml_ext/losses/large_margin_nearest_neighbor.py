@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import ABSENT, Sides, SideWeights, above, have_equals, near
+from pml_ext.closed_form import Sides, SideWeights, above, farthest, only_nearest, there
 from pml_ext.masked import masked_mean, masked_min, nearest
 
 
@@ -25,23 +25,20 @@ def large_margin_nearest_neighbor_weights(sides: Sides, *, k: int | None, margin
     """LMNN loss and pair weights in closed form."""
     if not sides.gathered:
         return None
-    targets = near(sides.pos)
-    if k is not None and k < targets.shape[1]:
-        best = targets.topk(k)
-        if have_equals(targets, best.values[:, -1:].contiguous()):
-            return None
-        targets = torch.full_like(targets, -ABSENT).scatter_(1, best.indices, best.values)
-    there = above(targets, -ABSENT / 2)
-    count = there.sum(1, keepdim=True).clamp_(min=1)
-    farthest = torch.where(there > 0, targets, ABSENT).amin(1, keepdim=True)
-    impostors = above(sides.neg, farthest - margin)
+    positives = sides.near_pos()
+    targets = positives if k is None or k >= positives.shape[1] else only_nearest(positives, k)
+    if targets is None:
+        return None
+    is_there = there(targets)
+    count = is_there.sum(1, keepdim=True).clamp_(min=1)
+    impostors = above(sides.neg, farthest(targets) - margin)
     number = impostors.sum(1, keepdim=True)
     share = 1 / number.clamp(min=1)
     push = torch.linalg.vecdot(impostors, sides.neg).unsqueeze(1) * share
-    pull = torch.linalg.vecdot(there, targets).unsqueeze(1) / count
+    pull = torch.linalg.vecdot(is_there, targets).unsqueeze(1) / count
     gap = push - pull + margin
     losses = torch.where((number > 0) | gap.isnan(), gap, 0.0)
-    return SideWeights(losses.squeeze(1), there.mul_(above(number, 0).neg_() / count), impostors.mul_(share))
+    return SideWeights(losses.squeeze(1), is_there.mul_(above(number, 0).neg_() / count), impostors.mul_(share))
 
 
 @final

@@ -21,16 +21,16 @@ def lifted_structure(sim: Tensor, pos: Tensor, neg: Tensor, *, neg_margin: float
     return masked_mean(terms.flatten(-2), pos.flatten(-2))
 
 
-def lifted_structure_weights(
-    sides: Sides, columns: Tensor, *, neg_margin: float, pos_margin: float
-) -> SideWeights | None:
+def lifted_structure_weights(sides: Sides, *, neg_margin: float, pos_margin: float) -> SideWeights | None:
     """Lifted structure loss of a batch and its pair weights in closed form.
 
     The negatives of a column are those of the row of the same number, so a row gets what both of its ends owe to them.
     """
+    if sides.columns is None:
+        return None
     number = sides.pos_count.sum()
     log_sum, terms, total = exponential_sum(sides.neg.sub_(neg_margin), 1)
-    of_positive = log_sum.squeeze(1)[columns]  # [n, k]
+    of_positive = log_sum.squeeze(1)[sides.columns]  # [n, k]
     violation = torch.relu(pos_margin - sides.pos + torch.logaddexp(log_sum, of_positive))
     pull = violation / number.clamp(min=1)
     push = 2 * pull.mul(torch.sigmoid(log_sum - of_positive)).sum(1, keepdim=True)

@@ -37,8 +37,8 @@ def linear_pull_deviance_weights(
 ) -> SideWeights:
     """Loss and pair weights in closed form."""
     level = adaptivity * crossing_of(sides) + (1 - adaptivity) * base
-    hardest_neg = sides.neg.amax(1, keepdim=True)
-    kept = above(sides.neg, sides.pos.amin(1, keepdim=True) - epsilon)
+    hardest_neg = sides.hardest_neg()
+    kept = above(sides.neg, sides.hardest_pos() - epsilon)
     number = kept.sum(1, keepdim=True)
     pulled = below(sides.pos, hardest_neg + epsilon).mul_(number > 0)
     pull, push = 1 / pulled.sum(1, keepdim=True).clamp(min=1), balance / number.clamp(min=1)

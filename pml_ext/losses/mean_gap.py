@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import BatchLoss
-from pml_ext.closed_form import Sides, SideWeights, above, below, near
+from pml_ext.closed_form import Sides, SideWeights, above, below
 from pml_ext.masked import kth_largest, largest, masked_max
 
 
@@ -56,12 +56,12 @@ def _slack(largest: Tensor) -> Tensor:
     return torch.where(slack.isfinite(), slack, 0.0)
 
 
-def mean_gap_weights(sides: Sides, columns: Tensor, *, fraction: float) -> SideWeights:
+def mean_gap_weights(sides: Sides, *, fraction: float) -> SideWeights:
     """Mean gap loss of a batch and its pair weights in closed form."""
     # The sides are on the CPU: to count their pairs waits for nothing.
     n_pos, n_neg = int(sides.pos_count.sum()), int(sides.neg_count.sum())
     kept = int(n_pos * fraction + 1e-6)
-    pos, neg = near(sides.pos), sides.neg
+    pos, neg = sides.near_pos(), sides.neg
     if kept == 0 or n_neg == 0:
         return SideWeights(neg.new_zeros(()), torch.zeros_like(pos), torch.zeros_like(neg))
     near_pos, near_neg = largest(pos.flatten(), kept), largest(neg.flatten(), min(kept, n_neg))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import ABSENT, Sides, SideWeights, near
+from pml_ext.closed_form import Sides, SideWeights, absent, there
 from pml_ext.masked import masked_mean, softplus
 
 
@@ -41,15 +41,15 @@ def ranked_pull_deviance_weights(
 ) -> SideWeights | None:
     """Loss and pair weights in closed form."""
     ranks = min(len(margins), sides.pos.shape[1])
-    ranked, columns = near(sides.pos).topk(min(ranks + 1, sides.pos.shape[1]), dim=1)  # nearest first
-    if sides.gathered and ((ranked[:, 1:] == ranked[:, :-1]) & (ranked[:, 1:] > -ABSENT / 2)).any():
+    ranked, columns = sides.near_pos().topk(min(ranks + 1, sides.pos.shape[1]), dim=1)  # nearest first
+    if sides.gathered and ((ranked[:, 1:] == ranked[:, :-1]) & ~absent(ranked[:, 1:])).any():
         return None  # which of equals comes first depends on where they stand
     ranked, columns = ranked[:, :ranks], columns[:, :ranks]
     margin, alpha = ranked.new_tensor(margins[:ranks]), ranked.new_tensor(alphas[:ranks])
     steepness = alpha if sharp else torch.ones_like(alpha)
-    there = torch.gt(ranked, -ABSENT / 2, out=torch.empty_like(ranked))
-    share = there / there.sum(1, keepdim=True).clamp_min(1)
-    violation = steepness * (base + margin - ranked * there)
+    is_there = there(ranked)
+    share = is_there / is_there.sum(1, keepdim=True).clamp_min(1)
+    violation = steepness * (base + margin - ranked * is_there)
     pull = (softplus(violation) / alpha * share).sum(1, keepdim=True)
     neg = sides.neg.sub_(base).mul_(beta)
     push = softplus(neg).sum(1, keepdim=True) / (beta * sides.neg_count.clamp(min=1))

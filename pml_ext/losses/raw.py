@@ -21,7 +21,7 @@ def raw(sim: Tensor, pos: Tensor, neg: Tensor, *, alpha: float, beta: float, gam
 
 def raw_weights(sides: Sides, *, alpha: float, beta: float, gamma: float, epsilon: float) -> SideWeights:
     """RAW loss and pair weights in closed form."""
-    hardest_pos, hardest_neg = sides.pos.amin(1, keepdim=True), sides.neg.amax(1, keepdim=True)
+    hardest_pos, hardest_neg = sides.hardest_pos(), sides.hardest_neg()
     keep_pos, keep_neg = below(sides.pos, hardest_neg + epsilon), above(sides.neg, hardest_pos - epsilon)
     pull, pos = soft_side(sides.pos.sub_(gamma), -alpha, keep_pos)
     push, neg = soft_side(sides.neg.sub_(gamma), beta, keep_neg)

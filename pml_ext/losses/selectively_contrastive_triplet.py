@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import Sides, SideWeights, near, only_max
+from pml_ext.closed_form import Sides, SideWeights
 from pml_ext.masked import masked_max, softplus
 
 
@@ -32,11 +32,11 @@ def selectively_contrastive_triplet_weights(
     sides: Sides, *, temperature: float, lam: float, level: float | None
 ) -> SideWeights | None:
     """Selectively contrastive triplet loss and its few pair weights of each anchor."""
-    found = only_max(sides)
+    found = sides.only_hardest_neg()
     if found is None:
         return None
     nearest_neg, column = found
-    pos = near(sides.pos)
+    pos = sides.near_pos()
     nearest_pos = pos.amax(1, keepdim=True)
     hard = _is_hard(nearest_pos, nearest_neg, level)
     gap = (nearest_neg - nearest_pos) / temperature

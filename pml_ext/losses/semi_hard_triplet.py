@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pml_ext import arguments, thresholds
 from pml_ext.base import RowLoss, StaticDivisorReducer
-from pml_ext.closed_form import ABSENT, Sides, SideWeights, above
+from pml_ext.closed_form import Sides, SideWeights, above, absent, behind, farthest
 from pml_ext.masked import Counted, masked_sum
 
 
@@ -35,23 +35,20 @@ def semi_hard_triplet_weights(sides: Sides, *, margin: float) -> SideWeights | N
     numbers = torch.arange(neg.shape[1], dtype=neg.dtype, device=neg.device)
     columns, chosen = [], []
     for positive in sides.pos.unbind(1):
-        # What is nearer than the positive is as far as what is absent.
-        behind = torch.ge(neg, positive.unsqueeze(1), out=hits).mul_(-2 * ABSENT).add_(neg)
-        nearest = behind.amax(1, keepdim=True)
+        nearest = behind(neg, positive.unsqueeze(1), hits).amax(1, keepdim=True)
         chosen.append(nearest)
         columns.append(torch.eq(neg, nearest, out=hits).mul_(numbers).amax(1, keepdim=True))
     scores, column = torch.cat(chosen, 1), torch.cat(columns, 1)
-    none_behind = scores <= -ABSENT / 2
+    none_behind = absent(scores)
     if none_behind.any():
-        # Absent ones infinitely near, to find the farthest and its first column.
-        there = above(neg, -ABSENT / 2)
-        farthest = torch.where(there > 0, neg, ABSENT).amin(1, keepdim=True)
-        from_the_end = torch.eq(neg, farthest, out=hits).mul_(len(numbers) - numbers).amax(1, keepdim=True)
-        scores = torch.where(none_behind, farthest, scores)
-        column = torch.where(none_behind, len(numbers) - from_the_end, column)
+        last = farthest(neg)
+        from_the_end = torch.eq(neg, last, out=hits).mul_(len(numbers) - numbers).amax(1, keepdim=True)
+        scores = torch.where(none_behind, last, scores)
+        # The first of equals; any column of a row without negatives.
+        column = torch.where(none_behind, (len(numbers) - from_the_end).clamp_(max=len(numbers) - 1), column)
     if scores.isnan().any():
         return None  # which has no column
-    present = ~(sides.pos >= ABSENT / 2)  # true of NaN, which must stay visible
+    present = ~absent(sides.pos)  # true of NaN, which must stay visible
     violation = torch.where(present, scores - sides.pos + margin, 0.0)
     slope = above(violation, 0)
     return SideWeights(violation.relu().sum(1), -slope, slope, counts=present.sum(1), neg_column=column.long())

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from pml_ext import arguments
 from pml_ext.base import RowLoss
 from pml_ext.masked import Needs, looks_are_free, masked_sum, softplus
-from pml_ext.pairs import IndicesTuple, RowMasks, Selected, pair_relation, wide
+from pml_ext.pairs import Pairs
+from pml_ext.reducer import LossDict
 
 Reduction = Literal["sum", "positives", "mean"]
 
@@ -116,30 +117,21 @@ class SigmoidPairLoss(RowLoss):
         offset = torch.where(self.is_known, self.offset, self.prior)
         return scores * log_slope.exp().to(scores.dtype) + offset.to(scores.dtype)
 
-    def compute_loss(
-        self,
-        embeddings: Tensor,
-        labels: Tensor | None,
-        indices_tuple: IndicesTuple | Selected | None,
-        ref_emb: Tensor,
-        ref_labels: Tensor | None,
-    ) -> dict[str, Any]:
+    def of_pairs(self, pairs: Pairs, x: Tensor, ref: Tensor | None) -> LossDict:
         """PML's loss dict."""
         # Where nobody may look, the pairs are counted in every call.
-        may_look = looks_are_free(embeddings) and looks_are_free(self.is_known)
+        may_look = looks_are_free(x) and looks_are_free(self.is_known)
         if not (may_look and bool(self.is_known)):
-            n = len(embeddings)
-            masks = wide(pair_relation(embeddings, labels, indices_tuple, ref_emb, ref_labels), n)
-            self._take_prior(masks, n)
-        return super().compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+            self._take_prior(pairs, len(x), len(x if ref is None else ref))
+        return super().of_pairs(pairs, x, ref)
 
-    def _take_prior(self, masks: RowMasks, n: int) -> None:
+    def _take_prior(self, pairs: Pairs, n: int, m: int) -> None:
         """The level at which as many pairs are expected to be positive as are, unless it is known already."""
         with torch.no_grad():
             pos, neg = (self.offset.new_zeros((), dtype=torch.float64) for _ in range(2))
             for start in range(0, n, _ROWS):
-                pairs = masks(start, min(start + _ROWS, n))
-                pos, neg = pos + pairs.pos.sum(), neg + pairs.neg.sum()
+                masks = pairs.masks(torch.empty(min(_ROWS, n - start), m, device="meta"), start)
+                pos, neg = pos + masks.pos.sum(), neg + masks.neg.sum()
             is_new = ~self.is_known & (pos > 0) & (neg > 0)
             self.prior.copy_(torch.where(is_new, (pos / neg).log(), 0.0))
             if self.training:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pml_ext import arguments, thresholds
 from pml_ext.base import RowLoss, StaticDivisorReducer
-from pml_ext.closed_form import ABSENT, Sides, SideWeights, above
+from pml_ext.closed_form import Sides, SideWeights, above, beyond_absent
 from pml_ext.masked import Counted, is_eager, softplus
 
 Normalization = Literal["anchor", "triplet", "legacy"]
@@ -119,7 +119,7 @@ def soft_triplet_weights(
     if not sides.gathered:
         return None
     neg = sides.neg
-    cut = max(_cut(threshold) / beta, -ABSENT / 2)
+    cut = beyond_absent(_cut(threshold) / beta)
     total, count = neg.new_zeros(len(neg)), neg.new_zeros(len(neg))
     weights_neg, weights_pos = torch.zeros_like(neg), []
     for positive in sides.pos.unbind(1):

@@ -9,12 +9,11 @@ from pytorch_metric_learning.miners import BaseMiner
 from torch import Tensor
 
 from pml_ext import arguments, thresholds
-from pml_ext.base import PairModule, in_full
 from pml_ext.engine import all_scores
 from pml_ext.masked import all_known, looks_are_free
-from pml_ext.pairs import DisjointMasks, IndicesTuple, PairMasks, own_set, pair_relation
-from pml_ext.similarity import has_own_shapes
-from pml_ext.vectors import without_autocast
+from pml_ext.pairs import IndicesTuple, PairMasks, Pairs, own_set
+from pml_ext.similarity import PairModule, has_own_shapes
+from pml_ext.vectors import in_full, without_autocast
 
 
 def in_row_blocks(
@@ -91,19 +90,18 @@ class PairMiner(PairModule, BaseMiner):
         labels: Tensor | None,
         ref_emb: Tensor,
         ref_labels: Tensor | None,
-        indices_tuple: IndicesTuple | None = None,
+        indices_tuple: IndicesTuple | Pairs | None = None,
     ) -> PairMasks:
         """The mined pairs as masks, without an index tensor; `ref_emb is embeddings` means the batch itself.
 
         The pairs among which to mine are all, or those of `indices_tuple`.
         """
-        n, m = embeddings.shape[0], ref_emb.shape[0]
-        pos, neg = pair_relation(embeddings, labels, indices_tuple, ref_emb, ref_labels)(0, n)
-        if n == 0 or m == 0:
-            return PairMasks(pos, neg)
+        pairs = Pairs.of(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        if len(embeddings) == 0 or len(ref_emb) == 0:
+            return pairs.masks(embeddings, 0)
         self.embedding_size = embeddings.shape[1]
         sim = self.scores(embeddings, None if ref_emb is embeddings else ref_emb)
-        return DisjointMasks(*self.narrow(sim, pos, neg))
+        return PairMasks(*self.narrow(sim, *pairs.masks(sim, 0)))
 
     def narrow(self, sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
         """The selection, under autocast as without; an anchor with a score that is no number keeps all its pairs.

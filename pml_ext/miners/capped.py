@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pml_ext import _pml, arguments
 from pml_ext.hyperparameters import Configured
-from pml_ext.pairs import DisjointMasks, IndicesTuple, PairMasks, own_set
+from pml_ext.pairs import IndicesTuple, PairMasks, own_set
 from pml_ext.sampling import sample
 from pml_ext.seeded import Seeded
 
@@ -87,7 +87,7 @@ class CappedMiner(Seeded, Configured, _pml.Miner):
             # Of equal weight.
             k = torch.full((len(embeddings), 1), self.per_anchor, device=embeddings.device)
             pos, neg = (sample(torch.zeros(mask.shape, device=mask.device), mask, k, generator) for mask in found)
-            return DisjointMasks(pos, neg)
+            return PairMasks(pos, neg)
         sides = (found,) if len(found) == 3 else (found[:2], found[2:])
         places = [capped(side[0], self.per_anchor, generator) for side in sides]
         return tuple(index[place] for side, place in zip(sides, places, strict=True) for index in side)

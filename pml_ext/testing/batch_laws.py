@@ -11,8 +11,8 @@ from pytorch_metric_learning.distances import (
 )
 from torch import Tensor
 
-from pml_ext.base import PairModule
 from pml_ext.masked import Needs
+from pml_ext.similarity import PairModule
 from pml_ext.testing.cases import Batch, all_pairs
 from pml_ext.testing.law import (
     assert_close,

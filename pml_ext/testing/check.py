@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pml_ext import thresholds
-from pml_ext.base import PairModule
+from pml_ext.similarity import PairModule
 from pml_ext.testing.cases import Batch, Rows
 from pml_ext.testing.law import LOSS_LAWS, MINER_LAWS, Kind, Law, LawBroken, check_names, chosen
 from pml_ext.testing.table import LawTable, Verdict

@@ -63,9 +63,9 @@ def forms(loss: Any, sim: Tensor, pos: Tensor, neg: Tensor, spare: int = 0) -> I
     gathered = torch.where(pos.gather(1, few), sim.gather(1, few), ABSENT)
     for columns, positives in ((None, torch.where(pos, sim, ABSENT)), (few, gathered)):
         is_gathered = columns is not None
-        if is_gathered and not bool(neg.any(1).all()):
-            continue  # positives are gathered where they are few, and then every row has negatives
-        sides = Sides(_padded(positives, spare, ABSENT), negatives.clone(), pos_count, neg_count, is_gathered)
+        # Spare columns of gathered positives are somewhere.
+        at = None if columns is None else torch.nn.functional.pad(columns, (0, spare))
+        sides = Sides(_padded(positives, spare, ABSENT), negatives.clone(), pos_count, neg_count, at)
         found = type(loss).closed_form(sides, **loss.hyperparameters())
         if found is None:
             continue

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pml_ext import _pml, engine
-from pml_ext.base import MatrixLoss, PairModule, RowLoss, SampleLoss
+from pml_ext.base import MatrixLoss, RowLoss, SampleLoss
 from pml_ext.seeded import Seeded
+from pml_ext.similarity import PairModule
 from pml_ext.testing.cases import Batch
 from pml_ext.wrappers.base import LossWrapper
 

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from pml_ext import _pml, arguments
 from pml_ext.base import BatchLoss, RowLoss
-from pml_ext.closed_form import Sides, SideWeights, exponential_sum, near
+from pml_ext.closed_form import Sides, SideWeights, exponential_sum
+from pml_ext.engine import Form
 from pml_ext.losses import ClassCenterMarginLoss
 from pml_ext.masked import Counted, masked_logsumexp
-from pml_ext.pairs import IndicesTuple
+from pml_ext.pairs import IndicesTuple, Pairs
+from pml_ext.plain import PerAnchor
 from pml_ext.wrappers.base import LossWrapper, has_proxies, is_row_loss
 
 
@@ -27,14 +29,29 @@ def anchor_weight(sim: Tensor, pos: Tensor, neg: Tensor, *, alpha: float) -> Ten
 def weighted_sides(sides: Sides, *, loss: Callable[[Sides], SideWeights | None], alpha: float) -> SideWeights | None:
     """The closed form of a loss with each row times the weight of its anchor."""
     log_neg, *_ = exponential_sum(sides.neg.clone(), alpha)
-    log_pos, *_ = exponential_sum(near(sides.pos), alpha)
-    there = (sides.pos_count > 0) & (sides.neg_count > 0)
-    weight = torch.where(there, torch.sigmoid(log_neg - log_pos), 0.0)  # [b, 1]
+    log_pos, *_ = exponential_sum(sides.near_pos(), alpha)
+    weight = torch.where(sides.has_pos & sides.has_neg, torch.sigmoid(log_neg - log_pos), 0.0)  # [b, 1]
     found = loss(sides)
     if found is None:
         return None
     losses, pos, neg = found.losses * weight.squeeze(1), found.pos * weight, found.neg * weight
     return found._replace(losses=losses, pos=pos, neg=neg)
+
+
+def weighted_anchors(
+    sim: Tensor,
+    pos: Tensor,
+    neg: Tensor,
+    *,
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor | Counted],
+    alpha: float,
+) -> Counted:
+    """The loss of each anchor times its weight, from the same scores, and what the loss counts."""
+    result = loss(sim, pos, neg)
+    there = pos.any(-1) & neg.any(-1)
+    losses, counts = result if isinstance(result, Counted) else (result, torch.ones_like(there, dtype=torch.long))
+    weight = torch.where(there, anchor_weight(sim, pos, neg, alpha=alpha), 0.0)
+    return Counted(losses * weight, counts)
 
 
 def gives_no_loss_of_anchors(loss: BaseMetricLossFunction) -> bool:
@@ -64,30 +81,6 @@ class _AnchorWeights(RowLoss):
     def per_anchor(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
         """Weight of each anchor."""
         return anchor_weight(sim, pos, neg, **self.hyperparameters())
-
-
-@final
-class _WeightedRows(RowLoss):
-    """A row loss of ours with its weights, from the same scores: they are computed once."""
-
-    def __init__(self, loss: RowLoss, *, alpha: float) -> None:
-        super().__init__(distance=loss.distance, chunk_size=loss.chunk_size)
-        self.rows = (loss,)  # not a module: the wrapper has it
-        self.alpha = alpha
-        self.needs = loss.needs  # type: ignore[misc]
-        closed_form = loss.closed_form
-        if closed_form is not None:
-            form = partial(closed_form, **loss.hyperparameters())
-            self.closed_form = partial(weighted_sides, loss=form, alpha=alpha)  # type: ignore[misc]
-
-    def per_anchor(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Counted:
-        """Weighted loss of each anchor, and what the loss counts."""
-        (loss,) = self.rows
-        result = loss.per_anchor(sim, pos, neg)
-        there = pos.any(-1) & neg.any(-1)
-        losses, counts = result if isinstance(result, Counted) else (result, torch.ones_like(there, dtype=torch.long))
-        weight = torch.where(there, anchor_weight(sim, pos, neg, alpha=self.alpha), 0.0)
-        return Counted(losses * weight, counts)
 
 
 @final
@@ -180,7 +173,11 @@ class AnchorWeightedLoss(LossWrapper):
         batch = embeddings, labels, indices_tuple, ref_emb, ref_labels
         _pml.reset_stats(self.loss)
         if is_row_loss(self.loss):
-            loss_dict = _pml.entries(_WeightedRows(self.loss, alpha=self.alpha), *batch)
+            # From the same scores: they are computed once.
+            ref = None if ref_emb is embeddings else ref_emb
+            loss_dict: dict[str, Any] = self.loss.of_anchors(
+                Pairs.of(*batch), embeddings, ref, *self.of_rows(self.loss)
+            )
             _pml.add_penalties(self.loss, loss_dict, embeddings)
             return loss_dict
         with torch.no_grad():
@@ -193,6 +190,12 @@ class AnchorWeightedLoss(LossWrapper):
         }
         _pml.add_penalties(self.loss, loss_dict, embeddings)
         return loss_dict
+
+    def of_rows(self, loss: RowLoss) -> tuple[PerAnchor, Form | None]:
+        """What becomes of the anchors of a loss of rows, and the closed form of it."""
+        form = loss.form()
+        weighted = form and partial(weighted_sides, loss=form, alpha=self.alpha)
+        return partial(weighted_anchors, loss=loss.per_anchor, alpha=self.alpha), weighted
 
     def weighted(self, name: str, part: dict[str, Any], weights: Tensor | int) -> dict[str, Any]:
         """One entry of the loss dict with its losses times the weights of their anchors [n]."""

@@ -9,10 +9,11 @@ from pytorch_metric_learning.regularizers import BaseRegularizer
 from torch import Tensor, nn
 
 from pml_ext import _pml, arguments
-from pml_ext.base import MatrixLoss, PairModule, RowLoss, SampleLoss, in_full
+from pml_ext.base import BatchLoss, MatrixLoss, RowLoss, SampleLoss
 from pml_ext.hyperparameters import Configured
-from pml_ext.pairs import IndicesTuple, PairMasks, own_set, pair_relation
-from pml_ext.similarity import has_own_shapes
+from pml_ext.pairs import ByMasks, IndicesTuple, PairMasks, Pairs, own_set
+from pml_ext.similarity import PairModule, has_own_shapes
+from pml_ext.vectors import in_full
 
 
 class LossWrapper(Configured, _pml.Loss):
@@ -58,8 +59,7 @@ class LossWrapper(Configured, _pml.Loss):
         embeddings, ref_emb = in_full(embeddings, own_set(embeddings, labels, ref_emb, ref_labels))
         if isinstance(indices_tuple, PairMasks) and self.takes_indices and not takes_masks(self.loss):
             refs = (embeddings, labels) if ref_emb is None else (ref_emb, ref_labels)
-            masks = pair_relation(embeddings, labels, indices_tuple, *refs)(0, len(embeddings))
-            indices_tuple = masks.indices()
+            indices_tuple = Pairs.of(embeddings, labels, indices_tuple, *refs).masks(embeddings, 0).indices()
         loss: Tensor = super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         return loss
 
@@ -93,6 +93,21 @@ def takes_masks(loss: Any) -> bool:
     if isinstance(loss, LossWrapper):
         return loss.takes_indices and takes_masks(loss.loss)
     return isinstance(loss, MatrixLoss)
+
+
+def takes_pairs(loss: Any) -> bool:
+    """Whether a loss takes the `Pairs` of a call as its `indices_tuple`, and does nothing of its own with it."""
+    if isinstance(loss, LossWrapper):
+        return loss.takes_indices and takes_pairs(loss.loss)
+    kind = RowLoss if isinstance(loss, RowLoss) else BatchLoss
+    return isinstance(loss, MatrixLoss) and type(loss).compute_loss is kind.compute_loss
+
+
+def handed_on(masks: PairMasks, loss: Any) -> IndicesTuple | Pairs:
+    """Masks that were made here, and need no check, in the form that a loss takes."""
+    if takes_pairs(loss):
+        return ByMasks(masks)
+    return masks if takes_masks(loss) else masks.indices()
 
 
 def refuses_indices(loss: Any) -> bool:

@@ -10,7 +10,7 @@ from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
 
 from pml_ext import _pml, arguments
-from pml_ext.base import PairModule
+from pml_ext.similarity import PairModule
 from pml_ext.wrappers.base import checked_sizes, slice_sizes
 
 

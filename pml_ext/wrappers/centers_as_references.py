@@ -9,25 +9,27 @@ from torch import Tensor
 from pml_ext import arguments
 from pml_ext.centers import Centers, CenterSource, leave_one_out
 from pml_ext.masked import looks_are_free
-from pml_ext.pairs import DisjointMasks, IndicesTuple, PairMasks, PrivateMasks, label_masks
+from pml_ext.pairs import ByMasks, IndicesTuple, PairMasks, Pairs, label_masks
 from pml_ext.similarity import normalized
 from pml_ext.vectors import at_least_single
 from pml_ext.wrappers.base import (
     LossWrapper,
+    handed_on,
     has_only_directions,
     refuses_indices,
     refuses_references,
     takes_masks,
+    takes_pairs,
 )
 
 
-def center_masks(labels: Tensor, centers: Centers) -> DisjointMasks:
+def center_masks(labels: Tensor, centers: Centers) -> PairMasks:
     """The relation of samples to centres: labels [n] -> masks [n, c]."""
     pos, neg = label_masks(labels, centers.labels)
-    return DisjointMasks(pos, neg) if centers.used is None else DisjointMasks(pos & centers.used, neg & centers.used)
+    return PairMasks(pos, neg) if centers.used is None else PairMasks(pos & centers.used, neg & centers.used)
 
 
-def leave_one_out_masks(labels: Tensor, centers: Centers, has_others: Tensor) -> PrivateMasks:
+def leave_one_out_masks(labels: Tensor, centers: Centers, has_others: Tensor) -> ByMasks:
     """The relation of samples to references that are the c centres and, after them, a mean for each sample.
 
     The mean for sample i is that of its group without it; `has_others` [n] says whether there is one. Positives are the
@@ -36,7 +38,8 @@ def leave_one_out_masks(labels: Tensor, centers: Centers, has_others: Tensor) ->
     pos, neg = center_masks(labels, centers)
     own = centers.group.unsqueeze(-1) == torch.arange(len(centers.points), device=labels.device)
     others = has_others.unsqueeze(-1)
-    return PrivateMasks(torch.cat((pos & ~own, others), 1), torch.cat((neg, torch.zeros_like(others)), 1))
+    masks = PairMasks(torch.cat((pos & ~own, others), 1), torch.cat((neg, torch.zeros_like(others)), 1))
+    return ByMasks(masks, private=True)
 
 
 @final
@@ -135,23 +138,18 @@ class CentersAsReferences(LossWrapper):
         # Not before: in several processes the others wait for the centres of this one.
         if len(samples) == 0:
             return dict(self.zero_losses())
-        has_masks = takes_masks(self.loss)
         # Repetitions cost a column each.
-        if looks_are_free(centers.group) or not has_masks:
+        if looks_are_free(centers.group) or not takes_masks(self.loss):
             centers = centers.compact()
         points, classes = centers.points, centers.labels
-        masks: PairMasks | None = None
+        pairs: IndicesTuple | Pairs | None = None
         if self.leave_one_out:
             means, has_others = leave_one_out(samples, centers)
-            masks = leave_one_out_masks(labels, centers, has_others)
+            private = leave_one_out_masks(labels, centers, has_others)
             points, classes = torch.cat((points, means)), torch.cat((classes, labels))
-            if not has_masks:
-                masks = masks.wide(0, len(labels))
+            pairs = private if takes_pairs(self.loss) else handed_on(private.wide(), self.loss)
         elif centers.used is not None:
-            masks = center_masks(labels, centers)
-        pairs: IndicesTuple | None = masks
-        if masks is not None and not has_masks:
-            pairs = (*masks.pos.nonzero(as_tuple=True), *masks.neg.nonzero(as_tuple=True))
+            pairs = handed_on(center_masks(labels, centers), self.loss)
         # Nothing is normalised twice.
         anchors = given if has_only_directions(self.loss) else samples
         return self.reduced(self.loss(anchors, labels, pairs, points, classes))

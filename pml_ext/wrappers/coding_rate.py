@@ -8,8 +8,7 @@ from pytorch_metric_learning.regularizers import BaseRegularizer
 from torch import Tensor
 
 from pml_ext import arguments
-from pml_ext.base import PairModule
-from pml_ext.similarity import normalized
+from pml_ext.similarity import PairModule, normalized
 from pml_ext.vectors import at_least_single
 
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from pml_ext import _pml, arguments
 from pml_ext.index_tuples import to_pairs, to_triplets
 from pml_ext.miners.base import PairMiner
-from pml_ext.pairs import IndicesTuple, PairMasks
-from pml_ext.wrappers.base import takes_masks, takes_references
+from pml_ext.pairs import ByLabels, IndicesTuple, PairMasks, Pairs
+from pml_ext.wrappers.base import handed_on, takes_masks, takes_pairs, takes_references
 from pml_ext.wrappers.queue_pairs import (
     Queue,
     given_indices,
@@ -248,12 +248,12 @@ class CrossBatchMemory(_pml.Memory):  # type: ignore[misc, unused-ignore]
         labels: Tensor | None,
         queue: Queue,
         given: IndicesTuple | None,
-    ) -> IndicesTuple:
+    ) -> IndicesTuple | Pairs:
         """The pairs of the anchors with the queue, those of the miner or all, and those that are given."""
         if labels is not None and self.miner is not None and not isinstance(self.miner, PairMiner):
             found = mined_indices(self.miner, embeddings, labels, queue)
             return found if given is None else _joined(found, given_indices(given, batch, queue))
-        pairs: PairMasks
+        pairs: PairMasks | ByLabels
         if labels is None:
             assert given is not None  # checked before
             pos, neg = given_masks(given, batch, queue)
@@ -262,12 +262,15 @@ class CrossBatchMemory(_pml.Memory):  # type: ignore[misc, unused-ignore]
             pairs = label_pairs(labels, queue)
         if self.miner is not None:
             pairs = mined_masks(self.miner, embeddings, labels, queue, pairs)
-        if not takes_masks(self.loss):
-            found = pairs.indices()
-            return found if given is None else _joined(found, given_indices(given, batch, queue))
+        if given is None and takes_pairs(self.loss):
+            return pairs if isinstance(pairs, ByLabels) else handed_on(pairs, self.loss)
+        masks = pairs.masks(embeddings, 0) if isinstance(pairs, ByLabels) else pairs
         if given is None:
-            return pairs
-        return PairMasks(*(a | b for a, b in zip(pairs, given_masks(given, batch, queue), strict=True)))
+            return handed_on(masks, self.loss)
+        if not takes_masks(self.loss):
+            return _joined(masks.indices(), given_indices(given, batch, queue))
+        # To be checked: what is given may contradict the labels.
+        return PairMasks(*(a | b for a, b in zip(masks, given_masks(given, batch, queue), strict=True)))
 
     def add_to_memory(self, embeddings: Tensor, labels: Tensor, batch_size: int) -> None:
         """Put the samples that are finite into the queue; `curr_batch_idx` says where, and is -1 for the others."""

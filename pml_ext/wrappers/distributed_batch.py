@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pml_ext.pairs import DisjointMasks, PairMasks, Selected, label_masks
+from pml_ext.pairs import PairMasks, Pairs, label_masks
 from pml_ext.ranks import Ranks, gather_same
 
 
@@ -24,7 +24,7 @@ class OwnPairs(NamedTuple):
 
 
 # None for all pairs, by labels.
-Pairs = AllPairs | OwnPairs | Selected | None
+GivenPairs = AllPairs | OwnPairs | Pairs | None
 
 
 class Set(NamedTuple):
@@ -124,9 +124,9 @@ def own_pairs(shard: Shard, pairs: AllPairs | OwnPairs | None) -> PairMasks:
     else:
         pos, neg = label_masks(shard.labels, shard.ref_labels)
     if shard.offset is None:
-        return DisjointMasks(pos, neg)
+        return PairMasks(pos, neg)
     other = torch.arange(m, device=device) != torch.arange(shard.offset, shard.offset + n, device=device).unsqueeze(1)
-    return DisjointMasks(pos & other, neg & other)
+    return PairMasks(pos & other, neg & other)
 
 
 def own_indices(shard: Shard, pairs: AllPairs, *, as_pairs: bool = False) -> tuple[Tensor, ...]:
@@ -146,10 +146,10 @@ def own_indices(shard: Shard, pairs: AllPairs, *, as_pairs: bool = False) -> tup
 
 def all_masks(shard: Shard, pairs: OwnPairs) -> PairMasks:
     """The masks of all processes [n, m]."""
-    return DisjointMasks(*(shard.ranks.all_rows(mask) for mask in pairs))
+    return PairMasks(*(shard.ranks.all_rows(mask) for mask in pairs))
 
 
-def of_all(shard: Shard, given: Any) -> Pairs:
+def of_all(shard: Shard, given: Any) -> GivenPairs:
     """What a process calls a loss with as pairs, as pairs of the batch of all.
 
     Indices and square masks are those of own samples with own samples; wide masks, [n_r, m], those with all references.

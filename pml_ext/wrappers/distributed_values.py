@@ -4,7 +4,7 @@
 whole one (`pml_ext.ranks`). A loss of one's own that can do with its own rows may be registered with it:
 
     @global_value.register
-    def _(loss: MyLoss, shard: Shard, pairs: Pairs = None) -> Tensor: ...
+    def _(loss: MyLoss, shard: Shard, pairs: GivenPairs = None) -> Tensor: ...
 """
 
 from collections.abc import Iterator
@@ -32,20 +32,20 @@ from pml_ext.wrappers.base import has_only_directions, takes_masks
 from pml_ext.wrappers.branch import BranchLoss
 from pml_ext.wrappers.centers_as_references import CentersAsReferences, center_masks, leave_one_out_masks
 from pml_ext.wrappers.cross_batch_memory import CrossBatchMemory
-from pml_ext.wrappers.distributed_batch import AllPairs, OwnPairs, Pairs, Shard, all_masks
-from pml_ext.wrappers.distributed_rows import as_rows, mined_rows, own_losses, selection
+from pml_ext.wrappers.distributed_batch import AllPairs, GivenPairs, OwnPairs, Shard, all_masks
+from pml_ext.wrappers.distributed_rows import Rows, as_rows, mined_rows, own_losses, selection
 from pml_ext.wrappers.mined import MinedLoss
 from pml_ext.wrappers.queue_pairs import Queue, label_pairs
 from pml_ext.wrappers.random_slice import RandomSliceLoss
 
 
 @singledispatch
-def global_value(loss: nn.Module, shard: Shard, pairs: Pairs = None) -> Tensor:
+def global_value(loss: nn.Module, shard: Shard, pairs: GivenPairs = None) -> Tensor:
     """The loss of the batch of all processes; of any loss, every process computes all of it."""
     return computed_by_all(loss, shard, pairs)
 
 
-def computed_by_all(loss: nn.Module, shard: Shard, pairs: Pairs = None) -> Tensor:
+def computed_by_all(loss: nn.Module, shard: Shard, pairs: GivenPairs = None) -> Tensor:
     """A loss of the same samples in the same order by the same random numbers on every process."""
     every = shard.anchors.same()
     refs = () if shard.references is None else (shard.references.same(), shard.references.labels)
@@ -101,16 +101,16 @@ def already_reduced(value: Tensor) -> dict[str, Any]:
     return {"loss": {"losses": value, "indices": None, "reduction_type": "already_reduced"}}
 
 
-def dict_of_rows(rows: RowLoss, shard: Shard, pairs: Any) -> dict[str, Any]:
+def dict_of_rows(rows: Rows, shard: Shard, pairs: Any) -> dict[str, Any]:
     """PML's loss dict of a loss of rows."""
     possible = min(shard.ranks.n, 1) * (len(shard.refs) - int(shard.references is None))
-    if possible < (2 if rows.needs == "both" else 1):
-        return dict(rows.zero_losses())
+    if possible < (2 if rows.loss.needs == "both" else 1):
+        return dict(rows.loss.zero_losses())
     return of_anchors(*own_losses(rows, shard, pairs), shard)
 
 
 @global_value.register
-def _(loss: RowLoss, shard: Shard, pairs: Pairs = None) -> Tensor:
+def _(loss: RowLoss, shard: Shard, pairs: GivenPairs = None) -> Tensor:
     rows = as_rows(loss)
     if rows is None:
         return computed_by_all(loss, shard, pairs)
@@ -119,7 +119,7 @@ def _(loss: RowLoss, shard: Shard, pairs: Pairs = None) -> Tensor:
 
 
 @global_value.register
-def _(loss: AnchorWeightedLoss, shard: Shard, pairs: Pairs = None) -> Tensor:
+def _(loss: AnchorWeightedLoss, shard: Shard, pairs: GivenPairs = None) -> Tensor:
     rows = as_rows(loss)
     if rows is None:
         return computed_by_all(loss, shard, pairs)
@@ -131,7 +131,7 @@ def _(loss: AnchorWeightedLoss, shard: Shard, pairs: Pairs = None) -> Tensor:
 
 
 @global_value.register
-def _(loss: MinedLoss, shard: Shard, pairs: Pairs = None) -> Tensor:
+def _(loss: MinedLoss, shard: Shard, pairs: GivenPairs = None) -> Tensor:
     if shard.labels is None:
         raise ValueError("MinedLoss needs labels, got None")
     if pairs is not None:
@@ -141,7 +141,7 @@ def _(loss: MinedLoss, shard: Shard, pairs: Pairs = None) -> Tensor:
 
 
 @global_value.register
-def _(loss: BranchLoss, shard: Shard, pairs: Pairs = None) -> Tensor:
+def _(loss: BranchLoss, shard: Shard, pairs: GivenPairs = None) -> Tensor:
     number = len(loss.slices(shard.own))
     branches = [shard.mapped(lambda x, b=b: loss.slices(x)[b]) for b in range(number)]  # type: ignore[misc]
     values = [global_value(loss.loss, branch, pairs) for branch in branches]
@@ -149,7 +149,7 @@ def _(loss: BranchLoss, shard: Shard, pairs: Pairs = None) -> Tensor:
 
 
 @global_value.register
-def _(loss: RandomSliceLoss, shard: Shard, pairs: Pairs = None) -> Tensor:
+def _(loss: RandomSliceLoss, shard: Shard, pairs: GivenPairs = None) -> Tensor:
     own = shard.own
     with same_random_numbers(shard.ranks.group, own.device):
         order = torch.randperm(own.shape[1], generator=loss.generator(own.device), device=own.device)
@@ -158,7 +158,7 @@ def _(loss: RandomSliceLoss, shard: Shard, pairs: Pairs = None) -> Tensor:
 
 
 @global_value.register
-def _(loss: pml.MultipleLosses, shard: Shard, pairs: Pairs = None) -> Tensor:
+def _(loss: pml.MultipleLosses, shard: Shard, pairs: GivenPairs = None) -> Tensor:
     if _pml.HAS_TERMS:  # where nothing is known of what is in it
         return computed_by_all(loss, shard, pairs)
     if loss.miners and pairs is not None:
@@ -174,7 +174,7 @@ def _(loss: pml.MultipleLosses, shard: Shard, pairs: Pairs = None) -> Tensor:
 
 
 @global_value.register
-def _(loss: CentersAsReferences, shard: Shard, pairs: Pairs = None) -> Tensor:
+def _(loss: CentersAsReferences, shard: Shard, pairs: GivenPairs = None) -> Tensor:
     inner = loss.loss.loss if isinstance(loss.loss, MinedLoss) else loss.loss
     by_rows = as_rows(inner) is not None and _is_known(loss.centers)
     if pairs is not None or shard.references is not None or shard.labels is None or not by_rows:
@@ -230,7 +230,7 @@ def _centers(source: CenterSource, own: Tensor, every: Tensor, shard: Shard) -> 
 
 
 @global_value.register
-def _(loss: CenterLoss, shard: Shard, pairs: Pairs = None) -> Tensor:
+def _(loss: CenterLoss, shard: Shard, pairs: GivenPairs = None) -> Tensor:
     source = loss.centers
     if pairs is not None or shard.references is not None or shard.labels is None or not _is_known(source):
         return computed_by_all(loss, shard, pairs)  # which also refuses what does not fit
@@ -249,7 +249,7 @@ def _(loss: CenterLoss, shard: Shard, pairs: Pairs = None) -> Tensor:
 
 
 @global_value.register
-def _(loss: CrossBatchMemory, shard: Shard, pairs: Pairs = None) -> Tensor:
+def _(loss: CrossBatchMemory, shard: Shard, pairs: GivenPairs = None) -> Tensor:
     """Own rows against a queue that every process fills alike: constants, for which nothing is sent back."""
     by_rows = as_rows(loss.loss) is not None and (loss.miner is None or _selects_by_rows(loss.miner))
     is_in_use = loss.training and loss.seen >= loss.start
@@ -263,22 +263,23 @@ def _(loss: CrossBatchMemory, shard: Shard, pairs: Pairs = None) -> Tensor:
     used = loss.memory_size if loss.has_been_filled else loss.queue_idx
     memory, of_memory, place = loss.embedding_memory[:used], loss.label_memory[:used], loss.curr_batch_idx
     anchors = torch.arange(len(shard.own), device=place.device)
-    found: PairMasks = label_pairs(shard.labels, Queue(memory, of_memory, place[shard.ranks.own], anchors))
+    given = label_pairs(shard.labels, Queue(memory, of_memory, place[shard.ranks.own], anchors))
     if isinstance(loss.miner, PairMiner):
-        found = loss.miner.masks(shard.own, None, memory, None, found)
-    value = global_value(loss.loss, shard.against(memory, of_memory), OwnPairs(*found))
+        given = loss.miner.masks(shard.own, None, memory, None, given)
+    found = OwnPairs(*given) if isinstance(given, PairMasks) else given
+    value = global_value(loss.loss, shard.against(memory, of_memory), found)
     # A sample that is not finite was not enqueued.
     return value + torch.where((place >= 0).all(), 0.0, torch.nan).to(value)
 
 
-def mined(miner: nn.Module, loss: nn.Module, shard: Shard) -> Pairs:
+def mined(miner: nn.Module, loss: nn.Module, shard: Shard) -> GivenPairs:
     """What a miner finds: for own rows where it selects row by row, and of all samples otherwise."""
     if shard.anchors.labels is None:
         raise ValueError("a miner needs labels, got None")
     device = shard.own.device
     if _selects_by_rows(miner):
         assert isinstance(miner, PairMiner)
-        shared = selection(miner, loss, shard.own.shape[1])
+        shared = selection(miner, loss, shard)
         return mined_rows(miner, shard) if shared is None else shared
     if _draws_by_rows(miner):
         assert isinstance(miner, PairMiner)

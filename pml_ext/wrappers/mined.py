@@ -8,9 +8,9 @@ from torch import Tensor
 
 from pml_ext import _pml, arguments
 from pml_ext.miners.base import PairMiner
-from pml_ext.pairs import IndicesTuple, Selected
+from pml_ext.pairs import IndicesTuple, Narrowed, Pairs
 from pml_ext.similarity import has_own_shapes
-from pml_ext.wrappers.base import LossWrapper, is_row_loss, refuses_indices, takes_masks
+from pml_ext.wrappers.base import LossWrapper, handed_on, is_row_loss, refuses_indices
 
 
 @final
@@ -77,7 +77,7 @@ class MinedLoss(LossWrapper):
         pairs: Any
         if isinstance(self.miner, PairMiner) and shares_scores(self.miner, self.loss):
             self.miner.embedding_size = embeddings.shape[1]
-            pairs = Selected(self.miner.narrow)
+            pairs = Narrowed(Pairs.of(embeddings, labels, None, ref_emb, ref_labels), self.miner.narrow)
         else:
             pairs = mined_pairs(self.miner, self.loss, embeddings, labels, *references)
         return self.reduced(self.loss(embeddings, labels, pairs, *references))
@@ -106,4 +106,4 @@ def mined_pairs(
     refs = (embeddings, labels) if ref_emb is None else (ref_emb, ref_labels)
     pairs = miner.masks(embeddings, labels, *refs)
     miner.output_assertion(pairs)
-    return pairs if takes_masks(loss) else pairs.indices()
+    return handed_on(pairs, loss)

@@ -9,7 +9,7 @@ from torch import Tensor
 from pml_ext import _pml
 from pml_ext.masked import masked_max, masked_min
 from pml_ext.miners.base import PairMiner
-from pml_ext.pairs import DisjointMasks, IndicesTuple, PairMasks, label_masks, pair_relation
+from pml_ext.pairs import ByLabels, IndicesTuple, PairMasks, Pairs
 
 
 class Queue(NamedTuple):
@@ -35,21 +35,22 @@ class Queue(NamedTuple):
         return self.slots[self.anchors]
 
 
-def label_pairs(labels: Tensor, queue: Queue) -> DisjointMasks:
-    """All pairs of the anchors with the queue but those of a sample with itself: labels [n] -> masks [n, m]."""
-    pos, neg = label_masks(labels, queue.labels)
-    column = torch.arange(len(queue.labels), device=pos.device)
-    pos = pos & (column != queue.own.unsqueeze(-1))
-    return DisjointMasks(pos, neg) if queue.there is None else DisjointMasks(pos & queue.there, neg & queue.there)
+def label_pairs(labels: Tensor, queue: Queue) -> ByLabels | PairMasks:
+    """All pairs of the anchors with the queue but those of a sample with itself: labels [n]."""
+    pairs = ByLabels(labels, queue.labels, own=queue.own)
+    if queue.there is None:
+        return pairs
+    pos, neg = pairs.masks(labels, 0)
+    return PairMasks(pos & queue.there, neg & queue.there)
 
 
-def older_pairs(queue: Queue) -> DisjointMasks:
+def older_pairs(queue: Queue) -> PairMasks:
     """What was in the queue before the batch, as negatives of every anchor: masks [n, m]."""
     column = torch.arange(len(queue.labels), device=queue.slots.device)
     older = (column.unsqueeze(-1) != queue.slots).all(-1)
     older = older if queue.there is None else older & queue.there
     neg = older.expand(len(queue.anchors), -1)
-    return DisjointMasks(torch.zeros_like(neg), neg)
+    return PairMasks(torch.zeros_like(neg), neg)
 
 
 def given_masks(given: IndicesTuple, batch: Tensor, queue: Queue) -> PairMasks:
@@ -67,7 +68,7 @@ def given_masks(given: IndicesTuple, batch: Tensor, queue: Queue) -> PairMasks:
 def given_indices(given: IndicesTuple, batch: Tensor, queue: Queue) -> tuple[Tensor, ...]:
     """The same as indices: three for triplets, four for pairs, in the order in which they were given."""
     pairs = _of_batch(given, batch)
-    given = pairs.indices() if isinstance(given, PairMasks) else given
+    indices = given if isinstance(given, tuple) and not isinstance(given, PairMasks) else pairs.indices()
     row = torch.full_like(queue.slots, -1)
     row[queue.anchors] = torch.arange(len(queue.anchors), device=row.device)
 
@@ -76,17 +77,17 @@ def given_indices(given: IndicesTuple, batch: Tensor, queue: Queue) -> tuple[Ten
         there = torch.stack(found).ge(0).all(0)
         return [index[there] for index in found]
 
-    a, *others = (index.to(row.device, torch.long) for index in given)
-    return tuple(moved(a, *others) if len(given) == 3 else moved(a, others[0]) + moved(*others[1:]))
+    a, *others = (index.to(row.device, torch.long) for index in indices)
+    return tuple(moved(a, *others) if len(indices) == 3 else moved(a, others[0]) + moved(*others[1:]))
 
 
 def _of_batch(given: IndicesTuple, batch: Tensor) -> PairMasks:
     """Pairs within a batch [N, d] as masks [N, N], after a check."""
-    return pair_relation(batch, None, given, batch, None)(0, len(batch))
+    return Pairs.of(batch, None, given, batch, None).masks(batch, 0)
 
 
 def mined_masks(
-    miner: PairMiner, embeddings: Tensor, labels: Tensor | None, queue: Queue, pairs: PairMasks
+    miner: PairMiner, embeddings: Tensor, labels: Tensor | None, queue: Queue, pairs: Pairs | PairMasks
 ) -> PairMasks:
     """What a miner of ours finds among the pairs [n, m]; it records the statistics of a call."""
     miner.reset_stats()

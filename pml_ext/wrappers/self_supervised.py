@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from pml_ext import arguments
 from pml_ext.masked import not_self
-from pml_ext.pairs import DisjointMasks, IndicesTuple, label_masks
-from pml_ext.wrappers.base import refuses_indices, takes_masks, takes_references
+from pml_ext.pairs import IndicesTuple, PairMasks, Pairs, label_masks
+from pml_ext.wrappers.base import handed_on, refuses_indices, takes_references
 
 
 @final
@@ -73,14 +73,13 @@ class SelfSupervisedLoss(nn.Module):
         rows, columns = (embeddings, samples), (torch.cat(views), samples.repeat(len(views)))
         if self.symmetric:
             rows = columns = torch.cat((embeddings, columns[0])), torch.cat((samples, columns[1]))
-        pairs: IndicesTuple | None = None
+        pairs: IndicesTuple | Pairs | None = None
         if false_negatives is not None:
             pos, neg = label_masks(rows[1], columns[1])
             if self.symmetric:
                 pos = pos & not_self(0, len(pos), len(pos), pos.device)
             false = false_negatives.to(neg.device).index_select(0, rows[1]).index_select(1, columns[1])
-            masks = DisjointMasks(pos, neg & ~false)
-            pairs = masks if takes_masks(self.loss) else masks.indices()
+            pairs = handed_on(PairMasks(pos, neg & ~false), self.loss)
         loss: Tensor = self.loss(*rows, pairs, *(() if self.symmetric else columns))
         return loss
 

@@ -1,0 +1,128 @@
+"""Where each anchor's positives are, as few columns: what makes closed forms fast where classes are small.
+
+Only where to look at labels and masks waits for nothing, for the number of columns depends on them.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pml_ext import thresholds
+from pml_ext.closed_form import ABSENT, Sides
+from pml_ext.masked import count, only
+
+
+class Gathered(NamedTuple):
+    """Where each anchor's positives are, as few columns.
+
+    Args:
+        columns: of each anchor's positives [n, k]; what fills up a row that has fewer is no negative of it either.
+        absent: which of them fill up [n, k], or None if none does.
+        excluded: columns that are no negatives of the anchor [n, q], or None if these are many.
+        pos_count: number of positives of each anchor [n, 1].
+        neg_count: number of negatives of each anchor [n, 1].
+        complete: whether every anchor has a positive and a negative.
+    """
+
+    columns: Tensor
+    absent: Tensor | None
+    excluded: Tensor | None
+    pos_count: Tensor
+    neg_count: Tensor
+    complete: bool
+
+    def sides(self, sim: Tensor, start: int, neg: Tensor | None) -> Sides:
+        """The sides of the block of scores [b, m] that begins at a row; neg, its negatives, where they are many."""
+        rows = slice(start, start + sim.shape[0])
+        columns = self.columns[rows]
+        near = sim.gather(1, columns)
+        if self.absent is not None:
+            near.masked_fill_(self.absent[rows], ABSENT)
+        if self.excluded is not None:
+            far = sim.clone().scatter_(1, self.excluded[rows], -ABSENT)
+        else:
+            assert neg is not None
+            far = only(sim, neg, -ABSENT)
+        return Sides(near, far, self.pos_count[rows].to(sim.dtype), self.neg_count[rows].to(sim.dtype), columns)
+
+    @staticmethod
+    def by_labels(labels: Tensor, ref_labels: Tensor, same: bool, own: Tensor | None) -> "Gathered | None":
+        """By numpy, whose calls take a fifth of the time; None where positives are too many, or an anchor has no class.
+
+        Args:
+            labels: those of the anchors [n].
+            ref_labels: those of the references [m].
+            same: whether the references are the batch.
+            own: None, or which reference is the anchor itself [n], -1 if none is.
+        """
+        mine = as_array(labels)
+        refs = mine if same else as_array(ref_labels)
+        if refs.dtype.kind == "f" and (np.isnan(refs).any() or np.isnan(mine).any()):
+            return None  # equal to nothing, not even to itself
+        order = refs.argsort(kind="stable")
+        ordered = refs[order]
+        first = ordered.searchsorted(mine)
+        sizes = ordered.searchsorted(mine, side="right") - first
+        selves = np.arange(len(mine)) if same else None if own is None else as_array(own)
+        has_self = np.zeros(len(mine), bool) if selves is None else selves >= 0
+        counts = sizes - has_self
+        k = max(int(counts.max()), 1)
+        if k > thresholds.GATHERED_SHARE * len(refs) or sizes.min() == 0:
+            return None
+        place, fill = np.arange(k)[None, :], order[first]
+        if selves is not None:
+            # Without the anchor itself, whose place is taken by what follows.
+            rank = np.empty_like(order)
+            rank[order] = np.arange(len(order))
+            place = place + (has_self[:, None] & (place >= (rank[selves] - first)[:, None]))
+            fill = np.where(has_self, selves, fill)
+        columns = order[np.minimum(first[:, None] + place, len(order) - 1)]
+        absent = None
+        if counts.min() < k:
+            absent = place >= sizes[:, None]
+            columns = np.where(absent, fill[:, None], columns)
+        excluded = columns if selves is None else np.concatenate((columns, fill[:, None]), 1)
+        return Gathered(
+            torch.from_numpy(columns),
+            None if absent is None else torch.from_numpy(absent),
+            torch.from_numpy(excluded),
+            torch.from_numpy(counts[:, None]),
+            torch.from_numpy(len(refs) - sizes[:, None]),
+            bool(counts.min() > 0 and sizes.max() < len(refs)),
+        )
+
+    @staticmethod
+    def by_masks(pos: Tensor, neg: Tensor) -> "Gathered | None":
+        """None where an anchor has too many positives, or there is none of both: masks [n, m]."""
+        n, m = pos.shape
+        pos_count, neg_count = count(pos), count(neg)
+        k = max(int(pos_count.max()), 1) if n and m else 0
+        if not 0 < k <= thresholds.GATHERED_SHARE * m:
+            return None
+        rows, found = pos.nonzero(as_tuple=True)
+        first = pos_count.flatten().cumsum(0) - pos_count.flatten()
+        place = torch.arange(len(rows), device=pos.device) - first[rows]
+        columns = torch.zeros(n, k, dtype=torch.long, device=pos.device)
+        columns[rows, place] = found
+        absent = torch.arange(k, device=pos.device) >= pos_count
+        complete = bool((pos_count > 0).all() & (neg_count > 0).all())
+        return Gathered(columns, absent if bool(absent.any()) else None, None, pos_count, neg_count, complete)
+
+
+def as_array(labels: Tensor) -> Any:
+    """Labels on the CPU for numpy, which has no half precision of torch's kind."""
+    labels = labels.detach()
+    return (labels.double() if labels.is_floating_point() else labels).numpy()
+
+
+def numbered(labels: Tensor, ref_labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Labels numbered densely, so that floating point holds them: [n, 1] and [1, m]; None for those of the batch."""
+    both = labels if ref_labels is None else torch.cat((labels, ref_labels))
+    ordered, order = both.sort(stable=True)
+    rank = torch.zeros_like(order)
+    rank[1:] = (ordered[1:] != ordered[:-1]).cumsum(0)
+    numbers = torch.empty_like(rank).scatter_(0, order, rank)
+    n = len(labels)
+    return numbers[:n, None], (numbers if ref_labels is None else numbers[n:])[None, :]
