@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pytorch_metric_learning.distances import CosineSimilarity
-from pytorch_metric_learning.distances.base_distance import BaseDistance
+from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity
 from pytorch_metric_learning.losses import ContrastiveLoss, MultipleLosses
 
 from pml_ext.catalog.registry import recipe
