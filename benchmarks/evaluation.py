@@ -136,10 +136,8 @@ def resident(which: str) -> int:
 def table(results: list[dict[str, object]]) -> str:
     """Lay the results out in Markdown."""
     lines = ["| n | d | classes | job | seconds | x product | GB |", "|---:|---:|---:|:---|---:|---:|---:|"]
-    for r in results:
-        lines.append(
-            "| {n} | {d} | {classes} | {job} | {seconds:.2f} | {times_product:.2f} | {gigabytes:.2f} |".format(**r)
-        )
+    row = "| {n} | {d} | {classes} | {job} | {seconds:.2f} | {times_product:.2f} | {gigabytes:.2f} |"
+    lines += [row.format(**each) for each in results]
     return "\n".join(lines)
 
 

@@ -36,7 +36,7 @@ def train(loss: BaseMetricLossFunction, learning_rate: float, steps: int, classe
     return health
 
 
-def main(folder: Path = Path("."), steps: int = 81) -> tuple[str, str]:
+def main(folder: Path = Path(), steps: int = 81) -> tuple[str, str]:
     runs = {
         "batch-hard, learning rate 0.03": train(BatchHardTripletLoss(margin=0.2), 0.03, steps),
         "RAW, learning rate 0.003": train(RAWLoss(), 0.003, steps),

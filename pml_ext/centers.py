@@ -20,6 +20,16 @@ from pml_ext.kmeans import kmeans
 from pml_ext.masked import is_eager, looks_are_free
 from pml_ext.similarity import unit
 
+__all__ = [
+    "BatchCenters",
+    "CenterSource",
+    "Centers",
+    "GroupCenters",
+    "KMeansCenters",
+    "LearnedCenters",
+    "RunningCenters",
+]
+
 
 class Centers(NamedTuple):
     """Class centres, and which of them is whose.

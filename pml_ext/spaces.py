@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+__all__ = ["SPACES", "Range", "arguments", "between", "level", "number", "ranges", "times"]
+
 
 @dataclass(frozen=True)
 class Range:

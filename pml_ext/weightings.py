@@ -21,6 +21,16 @@ from torch import Tensor
 
 from pml_ext.masked import Needs, active_triplets, informative, masked_logsumexp
 
+__all__ = [
+    "binomial_deviance",
+    "contrastive",
+    "lifted_structure",
+    "multi_similarity",
+    "raw",
+    "triplet",
+    "weighting",
+]
+
 W = TypeVar("W", bound=Callable[..., Tensor])
 
 

@@ -28,8 +28,10 @@ def _random_state():
 
 @pytest.fixture(scope="session")
 def torchvision():
-    """torchvision.transforms. Its wheels are built for one torch each; beside another one, or beside a torch without
-    CUDA, it does not find its compiled operators. The transforms need none of them: they are declared for it.
+    """torchvision.transforms.
+
+    Its wheels are built for one torch each; beside another one, or beside a torch without CUDA, it does not find its
+    compiled operators. The transforms need none of them: they are declared for it.
     """
     if find_spec("torchvision") is None:
         pytest.skip("torchvision is not installed")

@@ -1,5 +1,7 @@
 """The same picture on both sides of a split is found, whatever was done to its file."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -63,7 +65,7 @@ def test_pictures_of_one_color_are_not_taken_for_each_other(tmp_path):
 
 def test_everything_that_is_wrong_is_said_at_once(twins):
     path = twins.paths[-1]
-    with open(path, "r+b") as file:
+    with Path(path).open("r+b") as file:
         file.truncate(300)
     lines = list(check_files(twins, parts_of(twins), most=2))
     assert repr(path) in lines[0]

@@ -1,10 +1,12 @@
 """The public surface: what stands in `pml_ext`, and that it costs nothing until it is used."""
 
 import importlib
+import inspect
 import subprocess
 import sys
 from importlib.util import find_spec
 
+import public_names
 import pytest
 
 import pml_ext
@@ -33,6 +35,26 @@ def test_nothing_heavy_is_imported_with_the_package():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_public_names_are_those_of_the_record():
+    recorded = public_names.RECORD.read_text(encoding="utf-8").splitlines()
+    found = public_names.lines()
+    gone, new = sorted(set(recorded) - set(found)), sorted(set(found) - set(recorded))
+    assert found == recorded, (
+        f"gone: {gone}; new: {new}. What is gone needs an alias (see CONTRIBUTING.md); then run: "
+        "python tests/public_names.py"
+    )
+
+
+@pytest.mark.parametrize("name", sorted(public_names.public_modules()))
+def test_a_public_module_says_what_is_public(name):
+    module = public_names.public_modules()[name]
+    assert len(set(module.__all__)) == len(module.__all__)
+    missing = [each for each in module.__all__ if not hasattr(module, each)]
+    assert not missing
+    documented = [getattr(module, each) for each in module.__all__]
+    assert all(inspect.getdoc(each) for each in documented if inspect.isclass(each) or inspect.isfunction(each))
 
 
 @pytest.mark.parametrize(("old", "new"), [("PairMatrixLoss", "RowLoss"), ("BatchMatrixLoss", "BatchLoss")])

@@ -140,7 +140,7 @@ def _ended_by_signals() -> Iterator[None]:
 def _stop(message: str, code: int, out: str | None = None) -> int:
     after = ""
     for word, name in (("", folder.ARGUMENTS), (f"{TUNE} ", folder.SEARCH)):
-        if out is not None and os.path.exists(os.path.join(out, name)):
+        if out is not None and Path(out, name).exists():
             after = f"; continue with: {COMMAND} {word}--resume --out {shlex.quote(str(out))}"
     streams.complain(f"pml_ext.benchmark: {' '.join(message.split())}{after}")
     return code

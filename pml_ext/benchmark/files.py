@@ -18,7 +18,7 @@ def write(path: Path, content: bytes) -> None:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(draft, path)
+        draft.replace(path)
     except OSError as error:  # a failed write does not name its file, unlike a failed open
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
@@ -35,7 +35,7 @@ def link(path: Path, source: Path) -> None:
             os.link(source, draft)
         except OSError:
             shutil.copyfile(source, draft)
-        os.replace(draft, path)
+        draft.replace(path)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:

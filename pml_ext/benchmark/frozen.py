@@ -25,8 +25,9 @@ Say = Callable[[str], None]
 
 
 def prepared(experiment: Experiment, data: list[Data], say: Say) -> list[Data]:
-    """The data of an experiment, of each fold, as its networks will take them: features of a frozen trunk in the place
-    of images, and the head that starts from principal components.
+    """The data of an experiment, of each fold, as its networks will take them.
+
+    Features of a frozen trunk are in the place of images, and the head starts from principal components.
 
     Raises:
         BenchmarkError: there is no trunk to be frozen, features that are not finite, too few for the head.

@@ -42,8 +42,9 @@ def restore(saved: dict[str, Any]) -> None:
 
 
 class Stream:
-    """A random state of torch's own CPU generator beside the global one: what draws within it does not depend on what
-    was drawn outside.
+    """A random state of torch's own CPU generator beside the global one.
+
+    What draws within it does not depend on what was drawn outside.
 
     Args:
         seed: where it starts.

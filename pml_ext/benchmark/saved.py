@@ -243,8 +243,9 @@ class EmbeddingModel(nn.Module):
         return self.prepare(image)
 
     def index(self, gallery: Any, *, show: bool = True) -> Index:
-        """Embed a gallery: anything that `pml_ext.datasets.open` reads, a folder with a sub-folder a class say, or a
-        list of image files.
+        """Embed a gallery.
+
+        Anything that `pml_ext.datasets.open` reads, a folder with a sub-folder a class say, or a list of image files.
         """
         from pml_ext import datasets
 

@@ -84,11 +84,11 @@ def _export(given: Any) -> None:
 
 
 def printable(text: str) -> str:
-    """Text of strangers on one line: what would move the cursor is shown as an escape.
+    r"""Text of strangers on one line: what would move the cursor is shown as an escape.
 
     Example:
-        >>> printable("a\\x1b[2Jb\\nc")
-        'a\\\\x1b[2Jb\\\\nc'
+        >>> printable("a\x1b[2Jb\nc")
+        'a\\x1b[2Jb\\nc'
     """
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 

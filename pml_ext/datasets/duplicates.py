@@ -67,7 +67,7 @@ def near_duplicates(copies: Tensor, parts: Mapping[str, Tensor]) -> list[tuple[i
 
 
 def check_files(samples: Samples, parts: Mapping[str, Tensor], most: int = 20) -> Iterator[str]:
-    """Look at every image: a line for each that cannot be read, then near duplicates across the parts.
+    r"""Look at every image: a line for each that cannot be read, then near duplicates across the parts.
 
     Args:
         samples: the data set.
@@ -78,7 +78,7 @@ def check_files(samples: Samples, parts: Mapping[str, Tensor], most: int = 20) -
         >>> parts = {"train": torch.tensor([0, 1]), "test": torch.tensor([2])}
         >>> rows = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
         >>> samples = Samples("three", torch.tensor([0, 0, 1]), ("cat", "dog"), vectors=rows)
-        >>> print(*check_files(samples, parts), sep="\\n")
+        >>> print(*check_files(samples, parts), sep="\n")
         1 near duplicate across the split
         train sample 1 (cat) and test sample 2 (dog)
     """

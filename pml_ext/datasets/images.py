@@ -130,7 +130,7 @@ class ImageFiles:
         digest = blake2b(repr((self.mode, self.boxes)).encode(), digest_size=16)
         for path in self.paths:
             try:
-                state = os.stat(path)
+                state = Path(path).stat()
             except OSError as error:
                 raise DataError(f"{path!r} cannot be read: {error.strerror}") from error
             digest.update(os.fsencode(path) + b"\0%d %d\0" % (state.st_size, state.st_mtime_ns))
@@ -145,7 +145,7 @@ def opened(path: str) -> Image.Image:
     try:
         return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
     except UnidentifiedImageError as error:
-        size = os.path.getsize(path)
+        size = Path(path).stat().st_size
         reason = "it is empty" if size == 0 else "it is no JPEG, PNG, WebP, GIF, BMP, TIFF or PPM"
         raise DataError(f"{path!r} is not a readable image: {reason}") from error
     except OSError as error:
@@ -246,7 +246,7 @@ def unreadable(files: ImageFiles) -> list[str]:
 
 def absent(paths: Sequence[str]) -> list[int]:
     """The positions of those paths that are no files."""
-    return [i for i, path in enumerate(paths) if not os.path.isfile(path)]
+    return [i for i, path in enumerate(paths) if not Path(path).is_file()]
 
 
 def require_pillow(what: str) -> None:

@@ -73,9 +73,11 @@ class LawTable:
 
     def __repr__(self) -> str:
         lines = [self._summary()]
-        for verdict in self.verdicts:
-            if verdict.text and verdict.applies:
-                lines.append(f"{verdict.result:<18}{textwrap.shorten(f'{verdict.law}: {verdict.text}', 300)}")
+        lines += [
+            f"{verdict.result:<18}{textwrap.shorten(f'{verdict.law}: {verdict.text}', 300)}"
+            for verdict in self.verdicts
+            if verdict.text and verdict.applies
+        ]
         for result in ("passed", "not applicable"):
             names = [verdict.law for verdict in self.verdicts if verdict.result == result]
             if names:
