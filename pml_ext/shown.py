@@ -31,20 +31,20 @@ def one_line(value: Any, longest: int) -> str:
 
 
 def text(value: Any) -> str:
-    """Any value as text of an element or an attribute: one line, without control characters, at most 300 letters.
+    r"""Any value as text of an element or an attribute: one line, without control characters, at most 300 letters.
 
     Example:
-        >>> text("<b>R&D</b>\\n")
+        >>> text("<b>R&D</b>\n")
         '&lt;b&gt;R&amp;D&lt;/b&gt;'
     """
     return html.escape(one_line(value, LONGEST), quote=True)
 
 
 def on_a_screen(page: str, rest: str) -> str:
-    """A text cut after a screen of lines, with what says where the rest is.
+    r"""A text cut after a screen of lines, with what says where the rest is.
 
     Example:
-        >>> on_a_screen("a\\n" * 50, "more").splitlines()[-1]
+        >>> on_a_screen("a\n" * 50, "more").splitlines()[-1]
         '... 11 more lines: more'
     """
     lines = page.splitlines()
