@@ -20,6 +20,7 @@ from .sphere import alignment, uniformity
 
 if TYPE_CHECKING:
     from .accuracy import RECALL_AT, RetrievalAccuracyCalculator
+    from .sharded import sharded_accuracy
 
 __all__ = [
     "RECALL_AT",
@@ -38,6 +39,7 @@ __all__ = [
     "evaluate",
     "mean_interval",
     "paired_difference",
+    "sharded_accuracy",
     "standings",
     "threshold_consistency",
     "uniformity",
@@ -50,4 +52,8 @@ def __getattr__(name: str) -> Any:
         from . import accuracy
 
         return getattr(accuracy, name)
+    if name == "sharded_accuracy":
+        from .sharded import sharded_accuracy
+
+        return sharded_accuracy
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

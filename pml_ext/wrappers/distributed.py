@@ -2,7 +2,6 @@
 
 from typing import Any, Literal, final
 
-import pytorch_metric_learning.losses as pml
 import torch
 from pytorch_metric_learning.miners import BaseMiner
 from torch import Tensor, nn
@@ -15,12 +14,10 @@ from pml_ext.wrappers.base import refuses_indices
 from pml_ext.wrappers.distributed_batch import Set, Shard, of_all
 from pml_ext.wrappers.distributed_call import Call, agreed_sizes
 from pml_ext.wrappers.distributed_values import global_value, mined
-from pml_ext.wrappers.distributed_views import as_batch
+from pml_ext.wrappers.distributed_views import VIEWS, as_batch
 from pml_ext.wrappers.mined import mined_pairs
-from pml_ext.wrappers.self_supervised import SelfSupervisedLoss
 
 Gradients = Literal["averaged", "summed"]
-_OF_VIEWS = (pml.SelfSupervisedLoss, SelfSupervisedLoss)
 
 
 @final
@@ -100,7 +97,7 @@ class DistributedLoss(nn.Module):
             raise TypeError(f"loss must be a loss, a module, got {type(loss).__name__}")
         if miner is not None and not isinstance(miner, BaseMiner):
             raise TypeError(f"miner must be a PML miner (a BaseMiner), got {type(miner).__name__}")
-        if miner is not None and (isinstance(loss, _OF_VIEWS) or refuses_indices(loss)):
+        if miner is not None and (isinstance(loss, VIEWS) or refuses_indices(loss)):
             raise TypeError(f"loss must take an indices_tuple to have a miner, {type(loss).__name__} does not")
         if gradients not in ("averaged", "summed"):
             raise ValueError(f"gradients must be 'averaged' or 'summed', got {gradients!r}")
@@ -126,7 +123,7 @@ class DistributedLoss(nn.Module):
     ) -> Tensor:
         """The loss of the batch of all processes, given own samples."""
         group = group_of(self.group)
-        if isinstance(self.loss, _OF_VIEWS):
+        if isinstance(self.loss, VIEWS):
             given: list[Any] = [x for x in (labels, indices_tuple, ref_emb, ref_labels, *views) if x is not None]
             if group is None:
                 value: Tensor = self.loss(embeddings, *given, **more)

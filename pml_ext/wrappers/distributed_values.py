@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from functools import singledispatch
 from typing import Any
 
-import pytorch_metric_learning.losses as pml
 import torch
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor, nn
@@ -96,11 +95,6 @@ def finished(loss: BaseMetricLossFunction, loss_dict: dict[str, Any], shard: Sha
     return torch.as_tensor(_pml.finish(loss, loss_dict, every, shard.anchors.labels), device=every.device)
 
 
-def already_reduced(value: Tensor) -> dict[str, Any]:
-    """PML's loss dict of one number."""
-    return {"loss": {"losses": value, "indices": None, "reduction_type": "already_reduced"}}
-
-
 def dict_of_rows(rows: Rows, shard: Shard, pairs: Any) -> dict[str, Any]:
     """PML's loss dict of a loss of rows."""
     possible = min(shard.ranks.n, 1) * (len(shard.refs) - int(shard.references is None))
@@ -157,8 +151,7 @@ def _(loss: RandomSliceLoss, shard: Shard, pairs: GivenPairs = None) -> Tensor:
     return finished(loss, loss.reduced(value), shard)
 
 
-@global_value.register
-def _(loss: pml.MultipleLosses, shard: Shard, pairs: GivenPairs = None) -> Tensor:
+def _of_several(loss: Any, shard: Shard, pairs: GivenPairs = None) -> Tensor:
     if _pml.HAS_TERMS:  # where nothing is known of what is in it
         return computed_by_all(loss, shard, pairs)
     if loss.miners and pairs is not None:
@@ -171,6 +164,10 @@ def _(loss: pml.MultipleLosses, shard: Shard, pairs: GivenPairs = None) -> Tenso
         found = pairs if miner is None else mined(miner, each, shard)
         total = total + loss.weights[key] * global_value(each, shard, found)
     return total
+
+
+for _kind in _pml.losses_named("MultipleLosses"):
+    global_value.register(_kind, _of_several)
 
 
 @global_value.register

@@ -5,8 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pml_ext._pml import losses_named
 from pml_ext.pairs import PairMasks, label_masks
 from pml_ext.ranks import Group, Ranks
+from pml_ext.wrappers.self_supervised import SelfSupervisedLoss
+
+# The losses that are given views instead of labels.
+VIEWS = (SelfSupervisedLoss, *losses_named("SelfSupervisedLoss"))
 
 
 def as_batch(
