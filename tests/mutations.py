@@ -2,6 +2,8 @@
 
 An entry is what stands in the code, once, and what is put in its place. Those that no test can notice, because the code
 does the same with them, have a reason.
+
+Of the 61 tried last, 59 are noticed; two survive, each with its reason: they change memory and time only.
 """
 
 from typing import NamedTuple
