@@ -89,6 +89,8 @@ DRAWS = 1 << 23
 STOCK_BLOCK = 1 << 17
 # A list of the columns of one's own class is cheaper than a mask if they are at most this share of all.
 STOCK_OWN_SHARE = 0.25
+# Times the number of scores from which a form pays, below which PML's own runs.
+STOCK_PAYS = 1
 
 # Whether numbers on the CPU may be looked at, because nothing waits for it; False to compute as on a device.
 LOOKS = True
@@ -109,6 +111,7 @@ TINY: dict[str, float] = {
     "SOFT_TRIPLETS": 64,
     "RANK_SLOPES": 16,
     "STOCK_BLOCK": 20,
+    "STOCK_PAYS": 0,
     "STOCK_OWN_SHARE": 0.6,  # grows, as GATHERED_SHARE
     "INDEXED_MASKS": 128,
     "SELECTION_BLOCK": 16,

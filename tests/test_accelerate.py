@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -79,6 +78,12 @@ MINED: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _every_size_is_accelerated() -> Iterator[None]:
+    with thresholds.replaced(STOCK_PAYS=0):
+        yield
+
+
 def batch(seed: int, n: int, classes: int, *, equal: bool = False) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     embeddings = torch.randn(n, 4, dtype=F64, generator=generator)
@@ -145,7 +150,7 @@ def test_loss_equals_stock(name: str, case: Any, reducer: str, chunk: int | None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         expected = run(loss, embeddings, *args, **references)
-        with thresholds.tiny() if seed % 2 else nullcontext():
+        with thresholds.tiny() if seed % 2 else thresholds.replaced(STOCK_PAYS=0):
             assert_same(run(accelerate(loss, chunk_size=chunk), embeddings, *args, **references), expected)
 
 
@@ -160,7 +165,7 @@ def test_miner_equals_stock(name: str, case: Any, with_references: bool, grid: b
     others = batch(seed + 1, 7, classes) if with_references else ()
     expected = miner(embeddings, labels, *others)
     mined = accelerate(miner)
-    with thresholds.tiny() if seed % 2 else nullcontext():
+    with thresholds.tiny() if seed % 2 else thresholds.replaced(STOCK_PAYS=0):
         found = mined(embeddings, labels, *others)
         tuple(found)
     assert isinstance(found, tuple)
@@ -346,6 +351,14 @@ def test_what_cannot_be_accelerated() -> None:
     assert "not accelerated: DoNothingReducer gives the losses" in repr(loss)
     with pytest.raises(ValueError, match="labels and indices_tuple cannot both be None"):
         accelerate(losses.NTXentLoss())(embeddings)
+
+
+def test_few_scores_are_left_to_stock() -> None:
+    loss, miner = accelerate(losses.NCALoss(), miners.TripletMarginMiner(), strict=True)
+    embeddings, labels = batch(0, 9, 3)
+    with thresholds.replaced(STOCK_PAYS=1):
+        assert type(miner(embeddings, labels)) is tuple
+        assert torch.equal(loss(embeddings, labels), losses.NCALoss()(embeddings, labels))
 
 
 def test_the_lists_name_only_classes_of_pml() -> None:

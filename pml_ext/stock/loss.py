@@ -11,6 +11,7 @@ import torch
 from pytorch_metric_learning import reducers
 from torch import Tensor
 
+from pml_ext import thresholds
 from pml_ext.stock.forms import FORMS, Form
 from pml_ext.stock.forms.lse import MultiSimilarity
 from pml_ext.stock.forms.triplets import Margin, TripletMargin
@@ -20,7 +21,7 @@ from pml_ext.stock.reduction import KNOWN, Reduction
 from pml_ext.stock.run import Value, run
 from pml_ext.stock.scores import Scores
 
-SILENT = ""  # stock has something to say itself: an error, or nothing at all
+SILENT = ""  # stock has an error to raise, or is faster on so few
 
 
 class NotAcceleratedError(ValueError):
@@ -244,7 +245,7 @@ def why_stock(
     ref_emb: Any,
     ref_labels: Any,
 ) -> str | None:
-    """Why PML's own has to run on what is given: SILENT where that is an error, or None."""
+    """Why PML's own has to run on what is given, or None; SILENT where nobody has to be told."""
     never = why_never(loss)
     if never is not None:
         return never
@@ -272,14 +273,16 @@ def why_stock(
     if ref_emb is not None and not kind.takes_references:
         return SILENT
     m = len(embeddings) if ref_emb is None else len(ref_emb)
-    if issubclass(kind, TripletMargin) and _fits_masks(indices, len(embeddings), m, embeddings.dtype):
-        return kind.falls_back(loss, PAIRS, ref_emb is not None and ref_emb is not embeddings)
     with_references = ref_emb is not None and ref_emb is not embeddings
+    if issubclass(kind, TripletMargin) and _fits_masks(indices, len(embeddings), m, embeddings.dtype):
+        return kind.falls_back(loss, PAIRS, with_references)
     of_pairs = not kind.once and not kind.by_labels
     per_anchor = any(type(_reducer_of(loss, name)) is reducers.PerAnchorReducer for name in kind.names)
     if with_references and of_pairs and per_anchor:
         return "PerAnchorReducer knows no references"
-    return kind.falls_back(loss, LABELS if indices is None else len(indices), with_references)
+    reason = kind.falls_back(loss, LABELS if indices is None else len(indices), with_references)
+    small = len(embeddings) * m < kind.pays_from * thresholds.STOCK_PAYS and not isinstance(indices, Mined)
+    return SILENT if small and reason is None else reason
 
 
 def _fit(labels: Any, embeddings: Tensor) -> bool:

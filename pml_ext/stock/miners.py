@@ -10,6 +10,7 @@ import torch
 from pytorch_metric_learning import miners
 from torch import Tensor
 
+from pml_ext import thresholds
 from pml_ext.stock.incidence import PAIRS, TRIPLETS, Incidence, Negatives, by_labels
 from pml_ext.stock.mined import Lists, Mined
 from pml_ext.stock.scores import blocks
@@ -222,6 +223,9 @@ def triplet_margin(miner: Any, batch: Batch) -> Mined:
     return Mined(3, batch.shape, chosen.lists, chosen.incidence, chosen)
 
 
+# Numbers of scores from which PML's own is slower, as measured.
+_PAYS_FROM = 1 << 13
+
 MINERS: dict[type, Any] = {
     miners.BatchEasyHardMiner: easy_and_hard,
     miners.BatchHardMiner: easy_and_hard,
@@ -295,6 +299,8 @@ def _is_stock(miner: Any, embeddings: Any, labels: Any, ref_emb: Any, ref_labels
             return True
         if (ref_emb is embeddings) != (ref_labels is labels):  # which of both says what a sample itself is
             return True
+    if len(embeddings) * len(given[-1]) < _PAYS_FROM * thresholds.STOCK_PAYS:
+        return True
     if isinstance(miner, miners.BatchEasyHardMiner):
         return miner.ALL in (miner.pos_strategy, miner.neg_strategy)
     return False

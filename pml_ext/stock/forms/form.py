@@ -32,6 +32,7 @@ class Form(ABC):
     column: ClassVar[bool] = False  # PML's losses are a column [n, 1]
     reduced: ClassVar[bool] = False  # the value is one number that no reducer changes
     by_labels: ClassVar[bool] = False  # the labels say what is compared; lists of a miner only weigh the samples
+    pays_from: ClassVar[int] = 0  # numbers of scores from which PML's own is slower, as measured
     takes_references: ClassVar[bool] = True
     takes_lists: ClassVar[bool] = True
 

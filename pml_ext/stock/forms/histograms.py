@@ -18,6 +18,7 @@ class FastAP(Form):
     and `T` the number of all up to it, `AP = sum h H / T / number of positives`.
     """
 
+    pays_from = 1 << 14
     by_labels = True
     takes_references = False
 

@@ -97,6 +97,7 @@ class NeedsBoth(AgainstNegatives):
 class MultiSimilarity(AgainstNegatives):
     """`log(1 + sum_P e^(alpha (D - b))) / alpha + log(1 + sum_N e^(beta (b - D))) / beta`."""
 
+    pays_from = 1 << 12
     one = once = column = True
 
     def logits(self, distances: Tensor) -> Tensor:
@@ -117,6 +118,7 @@ class MultiSimilarity(AgainstNegatives):
 class GeneralizedLiftedStructure(AgainstNegatives):
     """`[log sum_P e^(D - p) + log sum_N e^(q - D)]+`; a side without pairs is 0."""
 
+    pays_from = 1 << 13
     once = column = True
 
     def logits(self, distances: Tensor) -> Tensor:
@@ -136,6 +138,7 @@ class GeneralizedLiftedStructure(AgainstNegatives):
 class SupCon(NeedsBoth):
     """Mean over positives of `-log` of their share among all pairs of the row, by `e^(-D / temperature)`."""
 
+    pays_from = 1 << 15
     once = True
 
     def logits(self, distances: Tensor) -> Tensor:
@@ -217,6 +220,7 @@ class TupletMargin(NeedsBoth):
 class Circle(AgainstNegatives):
     """`softplus(log sum_P + log sum_N)` of logits that are weighed by how far they are from their optimum."""
 
+    pays_from = 1 << 12
     once = column = True
 
     def logits(self, distances: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ class NCA(Form):
     only weigh the samples.
     """
 
+    pays_from = 1 << 17
     by_labels = True
 
     def is_empty(self) -> bool:

@@ -25,6 +25,7 @@ class TripletMargin(Form):
     The triplets are all of the incidence, or those of `choice`, which is set before the call.
     """
 
+    pays_from = 1 << 12
     choice: Choice | None = None
 
     @classmethod
@@ -168,6 +169,7 @@ def _swapped(by_far: Tensor, active: Tensor, mine: Tensor, others: Tensor, partn
 class Margin(Form):
     """`[D_ip - beta + margin]+ + [beta - D_in + margin]+`, each as often as it stands in a triplet."""
 
+    pays_from = 1 << 12
     names = ("margin_loss", "beta_reg_loss")
 
     @classmethod
