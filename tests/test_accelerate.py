@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -372,3 +374,23 @@ def test_float32(name: str) -> None:
     loss = LOSSES[name]()
     expected = run(loss, embeddings.float(), labels)
     assert_same(run(accelerate(loss, strict=True), embeddings.float(), labels), expected, 2e-5)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of PML's HistogramLoss
+def test_the_benchmark_measures_and_writes(tmp_path: Path) -> None:
+    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+    import accelerate as benchmark
+
+    setting = benchmark.Setting(16, 8, 4)
+    lines = []
+    for name in benchmark.SUBJECTS:
+        for side in benchmark.SIDES:
+            benchmark.step_of(name, side, setting, None)()
+    about = {"hardware": {"cpu": "a CPU"}, "versions": {"torch": "2", "pytorch-metric-learning": "2"}, "commit": "c"}
+    job = {"n": 16, "d": 8, "per_class": 4, "chunk_size": None, **about}
+    lines.append({"name": "NTXentLoss", "side": "stock", "died": "over 8 GB", **job})
+    lines.append({"name": "NTXentLoss", "side": "accelerated", "ratio": 1.5, "megabytes": 12.0, **job})
+    table = benchmark.table(lines)
+    assert "| NTXentLoss | dies: over 8 GB | 1.5 |  |  | 12 |" in table
+    benchmark.picture(lines, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 1000
