@@ -27,10 +27,8 @@ def run(size, folder, seconds=150):
         )
         for rank in range(size)
     ]
-    outputs = []
     try:
-        for process in started:
-            outputs.append(process.communicate(timeout=seconds)[0])
+        outputs = [process.communicate(timeout=seconds)[0] for process in started]
     finally:
         for process in started:
             process.kill()
