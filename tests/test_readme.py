@@ -15,8 +15,8 @@ def test_tables_are_fresh() -> None:
 def test_quickstart_runs_and_is_short_and_so_does_all_other_code() -> None:
     quickstart, *others = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(quickstart.strip().splitlines()) <= 10
+    scope: dict[str, object] = {}  # one, as for a reader: what follows may use what came before
     for code in (quickstart, *others):
-        scope: dict[str, object] = {}
         exec(code, scope)
         gradient = scope["embeddings"].grad  # type: ignore[attr-defined]
         assert gradient.isfinite().all()
