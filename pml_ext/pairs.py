@@ -201,11 +201,14 @@ class ByIndices(Pairs):
         a, p, *rest = (index.to(device=device, dtype=torch.long) for index in given)
         a2, b = rest if len(rest) == 2 else (a, rest[0])
         if not torch.compiler.is_compiling():
-            for name, index, size in (("anchor", a, n), ("positive", p, m), ("anchor", a2, n), ("negative", b, m)):
-                if len(index) and not 0 <= int(index.min()) <= int(index.max()) < size:
-                    least, greatest = int(index.min()), int(index.max())
-                    raise ValueError(f"indices_tuple has {name} indices {least}..{greatest}, allowed is 0..{size - 1}")
-        self.pos, self.neg, self.m, self.same = (a, p), (a2, b), m, same
+            kinds = [("anchor", a, n), ("positive", p, m), ("anchor", a2, n), ("negative", b, m)]
+            for name, index, size in kinds if a2 is not a else [*kinds[:2], kinds[3]]:
+                least, greatest = index.aminmax() if len(index) else (0, 0)
+                if len(index) and not 0 <= int(least) <= int(greatest) < size:
+                    raise ValueError(
+                        f"indices_tuple has {name} indices {int(least)}..{int(greatest)}, allowed is 0..{size - 1}"
+                    )
+        self.pos, self.neg, self.n, self.m, self.same = (a, p), (a2, b), n, m, same
         self.versions = versions(a, p, a2, b)
 
     def masks(self, sim: Tensor, start: int) -> PairMasks:
@@ -219,7 +222,9 @@ class ByIndices(Pairs):
 
     def rows(self, start: int, stop: int) -> PairMasks:
         """The masks of a range of rows."""
-        pos, neg = (index_masks(*side, start, stop, self.m) for side in (self.pos, self.neg))
+        pos, neg = (
+            index_masks(*side, start, stop, self.m, (start, stop) == (0, self.n)) for side in (self.pos, self.neg)
+        )
         if not torch.compiler.is_compiling() and bool(both(pos, neg).any()):
             i, j = both(pos, neg).nonzero()[0].tolist()
             cause = (

@@ -71,14 +71,16 @@ def _fit_float32(labels: Tensor) -> bool:
     return max(-int(least), int(greatest)) < 1 << 24
 
 
-def index_masks(anchors: Tensor, others: Tensor, start: int, stop: int, m: int) -> Tensor:
+def index_masks(anchors: Tensor, others: Tensor, start: int, stop: int, m: int, is_whole: bool = False) -> Tensor:
     """The pairs (anchors[t], others[t]) as a mask of the rows start..stop of the matrix: [stop - start, m].
 
-    Pairs of other rows go to a spare slot at the end, so that the shape never depends on the data.
+    Pairs of other rows go to a spare slot at the end, so that the shape never depends on the data; if the mask
+    `is_whole` there are none.
     """
     size = (stop - start) * m
-    flat = (anchors - start) * m + others
-    flat = torch.where((anchors >= start) & (anchors < stop), flat, size)
+    flat = torch.add(others, anchors - start if start else anchors, alpha=m)
+    if not is_whole:
+        flat = torch.where((anchors >= start) & (anchors < stop), flat, size)
     mask = torch.zeros(size + 1, dtype=torch.bool, device=anchors.device)
     # index_fill_ with a number: filling from a tensor of values would copy it from the host.
     return mask.index_fill_(0, flat, True)[:size].view(stop - start, m)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.masked import as_numbers
+from pml_ext.masked import Needs, as_numbers
 
 
 def pair_weighted(sim: Tensor, pos: Tensor, neg: Tensor, *, weights: Tensor) -> Tensor:
@@ -69,9 +69,20 @@ class PairWeightedLoss(RowLoss):
         values = own | {name: kwargs.pop(name) for name in own if name in kwargs}
         super().__init__(**kwargs)
         self.weighting = weighting
-        # Of the class in every other loss; here the weighting says.
-        self.__dict__.update(levels=getattr(weighting, "levels", ()), needs=getattr(weighting, "needs", "both"))
         self.record_hyperparameters(**{name: self._checked(name, value) for name, value in values.items()})
+
+    # Of the class in every other loss; here the weighting says.
+    @property
+    def levels(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The hyperparameters of the weighting that are levels of the distance."""
+        levels: tuple[str, ...] = getattr(self.weighting, "levels", ())
+        return levels
+
+    @property
+    def needs(self) -> Needs:  # type: ignore[override]
+        """The pairs without which the weighting has nothing to weigh."""
+        needs: Needs = getattr(self.weighting, "needs", "both")
+        return needs
 
     def _checked(self, name: str, value: Any) -> Any:
         if value is inspect.Parameter.empty:
