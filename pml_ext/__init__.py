@@ -93,12 +93,14 @@ _WORDS = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name in _WORDS:
-        return getattr(import_module(f"{__name__}.{_WORDS[name]}"), name)
-    if name in __all__:
-        return import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # to an editor a name that is not there is a mistake
+
+    def __getattr__(name: str) -> Any:
+        if name in _WORDS:
+            return getattr(import_module(f"{__name__}.{_WORDS[name]}"), name)
+        if name in __all__:
+            return import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

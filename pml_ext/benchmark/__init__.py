@@ -20,18 +20,20 @@ if TYPE_CHECKING:
 __all__ = ["BenchmarkError", "Experiment", "Result", "Results", "run"]
 
 
-def __getattr__(name: str) -> Any:
-    # The command must be able to say what is wrong with its arguments before it has imported torch.
-    if name == "Result":
-        from pml_ext.benchmark.result import Result
+if not TYPE_CHECKING:  # to an editor a name that is not there is a mistake
 
-        return Result
-    if name == "Results":
-        from pml_ext.benchmark.results import Results
+    def __getattr__(name: str) -> Any:
+        # The command must be able to say what is wrong with its arguments before it has imported torch.
+        if name == "Result":
+            from pml_ext.benchmark.result import Result
 
-        return Results
-    if name == "run":
-        from pml_ext.benchmark.runs import run
+            return Result
+        if name == "Results":
+            from pml_ext.benchmark.results import Results
 
-        return run
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            return Results
+        if name == "run":
+            from pml_ext.benchmark.runs import run
+
+            return run
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -119,7 +119,7 @@ class Experiment:
         group="data",
         metavar="SOURCE",
     )
-    losses: tuple[Any, ...] = _flag(
+    losses: Any = _flag(
         ("RAW", "ContrastiveLoss", "TripletMarginLoss"),
         Several(Anything()),
         "names of pml_ext.catalog, with arguments or without: RAW 'RAW(gamma=0.3)'; class names of pml_ext.losses and "
@@ -127,9 +127,7 @@ class Experiment:
         group="losses",
         metavar="NAME",
     )
-    seeds: tuple[int, ...] = _flag(
-        (0,), Several(Whole(0, below=2**32)), "one run of each loss per seed", group="losses"
-    )
+    seeds: Any = _flag((0,), Several(Whole(0, below=2**32)), "one run of each loss per seed", group="losses")
     folds: int | None = _flag(
         None,
         Whole(2),
@@ -152,7 +150,7 @@ class Experiment:
         group="network",
         metavar="NAME",
     )
-    weights: str | None = _flag(
+    weights: str | os.PathLike[str] | None = _flag(
         None, Text(), "a file of weights for the trunk", group="network", metavar="FILE", none="its own"
     )
     head: str | None = _flag(
@@ -164,7 +162,7 @@ class Experiment:
         none="pca if --frozen, or else random",
     )
     embedding_size: int = _flag(64, Whole(1), "dimension of the embeddings", group="network")
-    image_size: tuple[int, ...] | None = _flag(
+    image_size: Any = _flag(
         None,
         Several(Whole(1), distinct=False, most=2),
         "one number, or height and width",
@@ -247,9 +245,9 @@ class Experiment:
         group="training",
         metavar="X",
     )
-    recall_at: tuple[int, ...] = _flag((1, 2, 4, 8), Several(Whole(1)), "the k of recall@k", group="data")
+    recall_at: Any = _flag((1, 2, 4, 8), Several(Whole(1)), "the k of recall@k", group="data")
     workers: int = _flag(0, Whole(0), "processes that load images", group="running")
-    cache: str | None = _flag(
+    cache: str | os.PathLike[str] | None = _flag(
         None,
         Text(),
         "where features of frozen trunks are kept",
@@ -258,7 +256,7 @@ class Experiment:
         none="pml_ext in the user's cache",
     )
     device: str = _flag("auto", Text(), "cpu, cuda, cuda:1, ...; auto is cuda where there is one", group="running")
-    out: str | None = _flag(
+    out: str | os.PathLike[str] | None = _flag(
         None, Text(), "where everything is written", group="running", metavar="DIR", none="runs/<data>-<date>-<time>"
     )
     protocol: str | None = _flag(

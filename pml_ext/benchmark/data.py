@@ -272,7 +272,7 @@ def _trunk(experiment: Experiment) -> tuple[Trunk, Preprocessing]:
     size = experiment.image_size
     shape = None if size is None else (size[0], size[-1])
     guess = (3, *(shape or (SMALL, SMALL)))
-    trunk = trunks.build(experiment.trunk, guess, experiment.weights or trunks.PRETRAINED)
+    trunk = trunks.build(experiment.trunk, guess, str(experiment.weights or trunks.PRETRAINED))
     wanted = trunk.preprocessing or IMAGENET.at((SMALL, SMALL))
     wanted = wanted if shape is None else wanted.at(shape)
     if experiment.shorter_side is None:

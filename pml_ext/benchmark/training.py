@@ -77,7 +77,7 @@ def new_network(experiment: Experiment, data: Data, seed: int) -> Network:
             copy.deepcopy(experiment.trunk),
             example,
             experiment.embedding_size,
-            weights=experiment.weights or trunks.PRETRAINED,
+            weights=str(experiment.weights or trunks.PRETRAINED),
             freeze_batch_norm=experiment.freeze_batch_norm,
             preprocessing=data.preprocessing,
         )

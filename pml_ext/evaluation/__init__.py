@@ -46,14 +46,16 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # They need pytorch-metric-learning 2, which takes seconds to import; the rest does not.
-    if name in ("RECALL_AT", "RetrievalAccuracyCalculator"):
-        from . import accuracy
+if not TYPE_CHECKING:  # to an editor a name that is not there is a mistake
 
-        return getattr(accuracy, name)
-    if name == "sharded_accuracy":
-        from .sharded import sharded_accuracy
+    def __getattr__(name: str) -> Any:
+        # They need pytorch-metric-learning 2, which takes seconds to import; the rest does not.
+        if name in ("RECALL_AT", "RetrievalAccuracyCalculator"):
+            from . import accuracy
 
-        return sharded_accuracy
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            return getattr(accuracy, name)
+        if name == "sharded_accuracy":
+            from .sharded import sharded_accuracy
+
+            return sharded_accuracy
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
