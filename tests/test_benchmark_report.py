@@ -5,6 +5,7 @@ import html
 import io
 import math
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -64,7 +65,7 @@ def embeddings(n=20, seed=0):
 class Reader(HTMLParser):
     """Elements and attributes as a browser sees them; whether all that is opened is closed."""
 
-    EMPTY = frozenset({"meta", "img", "path", "use", "circle", "br"})
+    EMPTY = frozenset({"input", "meta", "img", "path", "use", "circle", "br"})
 
     def __init__(self, document):
         super().__init__()
@@ -99,7 +100,7 @@ def assert_harmless(document):
         for each in ("href", "xlink:href"):
             assert attributes.get(each, "#").startswith("#"), attributes
     assert not re.findall(r"//\w", re.sub(r"data:[^\"]*", "", document))
-    assert not re.search(r"url\((?!#)|@import", document)
+    assert not re.search(r"url\((?!#|data:image/)|@import", document)
     return reader
 
 
@@ -279,8 +280,66 @@ def test_map_has_a_mark_for_each_sample():
     test = Photos(n=24)
     reader = assert_harmless(maps(test, {"A": embeddings(24), NASTY: embeddings(24, 1)}))
     tags = [tag for tag, _ in reader.elements]
-    assert tags.count("circle") + tags.count("path") == 2 * 24 + 4
+    points = [each for tag, each in reader.elements if tag == "a" and each.get("class", "").startswith("dot")]
+    assert len(points) == 2 * 24
+    lists = {each["id"] for tag, each in reader.elements if each.get("class") == "near"}
+    assert {each["href"].removeprefix("#") for each in points} == lists, "each has its list of neighbors"
     assert tags.count("figure") == 2
+    assert tags.count("style") == 1, "one sheet of pictures"
+
+
+def test_a_point_of_the_map_says_whether_its_nearest_is_right():
+    test = Photos(n=24)
+    vectors = embeddings(24)
+    reader = assert_harmless(maps(test, {"A": vectors}))
+    points = [each["class"].split()[-1] for tag, each in reader.elements if each.get("class", "").startswith("dot k")]
+    scores = vectors @ vectors.T
+    scores.fill_diagonal_(-2)
+    _, index = chosen(test)
+    right = (test.labels[scores.argmax(1)] == test.labels)[index].tolist()
+    assert points[-24:] == ["right" if each else "wrong" for each in right]
+
+
+def test_a_map_of_vectors_has_no_pictures():
+    document = maps(Photos(n=24), {"A": embeddings(24)}, images=False)
+    assert "tile" not in document
+    assert "<style" not in document
+
+
+@pytest.mark.slow
+def test_the_map_answers_in_a_browser(tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium")
+    test = Photos(n=24)
+    contents = Contents("a map", [result("A", 0, 0.5)], test=test, embeddings={"A": embeddings(24)})
+    (tmp_path / "report.html").write_text(page(contents), encoding="utf-8")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        for scheme in ("light", "dark"):
+            tab = browser.new_page(color_scheme=scheme, java_script_enabled=False)
+            asked = []
+            tab.on("request", asked.append)
+            tab.goto((tmp_path / "report.html").as_uri())
+            point = tab.locator(".map .dot").nth(3)
+            assert not point.locator(".card").is_visible()
+            point.hover()
+            assert point.locator(".card").is_visible()
+            assert "nearest: " in point.locator(".card").inner_text()
+            tab.mouse.move(0, 0)
+            point.focus()
+            assert point.locator(".card").is_visible()
+            assert not tab.locator("#m0-3").is_visible()
+            tab.keyboard.press("Enter")
+            assert tab.locator("#m0-3").is_visible()
+            assert tab.locator("#m0-3 li").count() == 6
+            before = point.evaluate("e => getComputedStyle(e).backgroundColor")
+            tab.locator(".by-verdict").check()
+            assert point.evaluate("e => getComputedStyle(e).backgroundColor") != before
+            assert all(request.url.startswith(("file:", "data:")) for request in asked)
+            tab.screenshot(path=tmp_path / f"{scheme}.png", full_page=True)
+        browser.close()
 
 
 def test_map_of_many_classes_shows_some():

@@ -71,4 +71,4 @@ def not_known(anything: Any) -> None:
     pml_ext.Experiment(loses=["RAW"])  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     results.curve()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
     pml_ext.evaluate(embeddings, labels, norm=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-    pml_ext.explian  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    _ = pml_ext.explian  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]

@@ -16,7 +16,7 @@ from pml_ext.benchmark.table import columns
 from pml_ext.evaluation.intervals import Difference, Interval
 from pml_ext.shown import text
 
-from .maps import maps
+from .maps import DOTS, maps
 from .markup import figure, name, shortened, table
 from .retrievals import gallery
 from .summary import Floats, Row, baseline, summarize
@@ -71,7 +71,7 @@ def page(contents: Contents) -> str:
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{text(contents.title)}</title><style>{STYLE}</style></head>"
+        f"<title>{text(contents.title)}</title><style>{STYLE}{DOTS}</style></head>"
         f"<body><header><h1>{text(contents.title)}</h1><nav>{links}</nav></header>"
         f"<main>{f'<ul>{lines}</ul>' if lines else ''}{body}</main></body></html>\n"
     )
@@ -179,8 +179,11 @@ def _retrievals(contents: Contents) -> str:
 def _map(contents: Contents) -> str:
     if contents.test is None or not contents.embeddings:
         return ""
-    drawn = maps(contents.test, contents.embeddings)
-    note = "<p>Some test classes, drawn at random, in two dimensions by t-SNE: near is meaningful, far is not.</p>"
+    drawn = maps(contents.test, contents.embeddings, images=contents.images)
+    note = (
+        "<p>Some test classes, drawn at random, in two dimensions by t-SNE: near is meaningful, far is not. "
+        "Point at a sample, or go there with the Tab key; a click or Enter lists its neighbors.</p>"
+    )
     return note + drawn if drawn else ""
 
 
@@ -222,7 +225,7 @@ STYLE = """
   --right: #00795a; --wrong: #b84a00; --link: #0060a0; }
 @media (prefers-color-scheme: dark) { :root { --paper: #15171b; --ink: #e6e8eb; --muted: #9aa3af; --line: #343a43;
   --soft: #1e2127; --right: #2fcf9f; --wrong: #ff8f4a; --link: #7cc0ff; }
-  figure svg, .legend svg { filter: brightness(1.25); } }
+  figure svg { filter: brightness(1.25); } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1200px; padding: 0 16px 48px; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
@@ -244,8 +247,25 @@ td .muted { display: block; line-height: 1.2; }
 .best { color: var(--right); font-weight: 600; }
 figure { margin: 0; } figure svg { display: block; width: 100%; height: auto; max-height: 80vh; }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 16px; list-style: none; padding: 0; }
-.legend svg { width: 14px; height: 14px; margin-right: 6px; vertical-align: -1px; }
-.drawn svg[viewBox^="0 0 400"] { border: 1px solid var(--line); border-radius: 8px; }
+.legend .dot { position: static; display: inline-block; margin: 0 6px 0 0; }
+.map { position: relative; aspect-ratio: 1; border: 1px solid var(--line); border-radius: 8px; }
+.dot { position: absolute; width: 10px; height: 10px; margin: -5px 0 0 -5px; background: var(--dot);
+  border-radius: 50%; }
+.dot.up { border-radius: 0; clip-path: polygon(50% 0, 100% 100%, 0 100%); }
+.dot:hover, .dot:focus { z-index: 2; clip-path: none; outline: 2px solid var(--ink); outline-offset: 2px; }
+.maps:has(.by-verdict:checked) .map .dot { --dot: var(--right); }
+.maps:has(.by-verdict:checked) .map .dot.wrong { --dot: var(--wrong); border-radius: 0; }
+.card { display: none; position: absolute; left: 14px; top: 14px; width: max-content; max-width: 20ch; padding: 6px;
+  color: var(--ink); background: var(--paper); border: 1px solid var(--line); border-radius: 6px; font-size: .8rem; }
+.dot:hover > .card, .dot:focus > .card { display: block; }
+.card small { display: block; } .dot[style*="left:6"] > .card, .dot[style*="left:7"] > .card,
+.dot[style*="left:8"] > .card, .dot[style*="left:9"] > .card { left: auto; right: 14px; }
+.tile { display: inline-block; width: 48px; height: 48px; vertical-align: middle; margin-right: 6px; border-radius: 4px;
+  background-position: calc(var(--x) * -48px) calc(var(--y) * -48px); }
+.tile.right { outline: 3px solid var(--right); } .tile.wrong { outline: 3px dashed var(--wrong); }
+.near { display: none; scroll-margin-top: 60vh; } .near:target { display: block; }
+.near ol { display: flex; flex-wrap: wrap; gap: 10px; padding-left: 24px; font-size: .8rem; }
+.ways label { margin-right: 12px; }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 24px; }
 .query { display: grid; grid-template-columns: 128px 1fr; gap: 8px 20px; padding: 16px 0;
   border-bottom: 1px solid var(--line); }

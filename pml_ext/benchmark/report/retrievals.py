@@ -81,15 +81,22 @@ def _item(test: Any, picture: Callable[[int], str], query: int, index: int) -> s
     return f'<li class="{kind}">{picture(index)}<span class="mark" title="{kind}">{mark}</span>{caption}</li>'
 
 
-def pictures(test: Any) -> Callable[[int], str]:
-    """What makes a small picture of a sample, an `img` that holds it."""
+def images(test: Any) -> Callable[[int], Any]:
+    """What gives the image of a sample, as it was before it was made an input where that is known."""
     from PIL import Image
 
     def image_of(index: int) -> Any:
-        if hasattr(test, "image"):  # as it is, before it was made an input
+        if hasattr(test, "image"):
             return test.image(index)
         pixels = (test[index][0].clamp(0, 1) * 255).round().byte()
         return Image.fromarray(pixels[0].numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy())
+
+    return image_of
+
+
+def pictures(test: Any) -> Callable[[int], str]:
+    """What makes a small picture of a sample, an `img` that holds it."""
+    image_of = images(test)
 
     def picture(index: int) -> str:
         image = image_of(index).copy()  # a data set may hand out its own
