@@ -264,7 +264,7 @@ figure { margin: 0; } figure svg { display: block; width: 100%; height: auto; ma
   background-position: calc(var(--x) * -48px) calc(var(--y) * -48px); }
 .tile.right { outline: 3px solid var(--right); } .tile.wrong { outline: 3px dashed var(--wrong); }
 .near { display: none; scroll-margin-top: 60vh; } .near:target { display: block; }
-.near ol { display: flex; flex-wrap: wrap; gap: 10px; padding-left: 24px; font-size: .8rem; }
+.near ol { display: flex; flex-wrap: wrap; gap: 10px 30px; padding-left: 24px; font-size: .8rem; }
 .ways label { margin-right: 12px; }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 24px; }
 .query { display: grid; grid-template-columns: 128px 1fr; gap: 8px 20px; padding: 16px 0;
