@@ -154,6 +154,7 @@ SPACES: Mapping[str, Mapping[str, Around]] = MappingProxyType(
         "BranchLoss": {"sizes": number(2, least=2)},
         "CodingRateRegularizer": {"distortion": times(4)},
         "CrossBatchMemory": {"memory_size": number(4)},
+        "ExpandedReferences": {"n": number(2)},
         "KMeansCenters": {"n_clusters": number(2, least=2), "label_weight": between(0, 1)},
         "LearnedCenters": {"centers_per_class": number(3)},
         "RandomSliceLoss": {"sizes": number(2, least=2)},

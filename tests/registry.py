@@ -79,6 +79,11 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "DecoupledNCALoss(k=2, alpha=4, beta=1)": {
         "equal_samples_are_treated_alike": "of equal positives the first is the one always kept",
     },
+    "ExpandedReferences": {
+        "one_pair_of_each_kind_is_enough": "of pairs that are given nobody says what lies between",
+        "all_pairs_equal_labels": "of pairs that are given nobody says what lies between",
+        "references_equal_to_the_batch_agree": "of pairs that are given nobody says what lies between",
+    },
     "HardNegativeContrastiveLoss(tau_plus=0.1, detach=False)": {
         "pair_weights_are_derivatives_by_the_score": "as published: negatives easier than the tilted mean are pulled",
         "positives_are_pulled_and_negatives_pushed": "as published: negatives easier than the tilted mean are pulled",

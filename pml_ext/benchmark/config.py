@@ -77,6 +77,12 @@ class Experiment:
         steps: training steps per epoch; None is one pass over the training set. Default None.
         batch_size: images per training step. Default 128.
         classes_per_batch: classes per training step, at most; each has batch_size / classes images. Default 32.
+        sampler: how classes come together in a batch: "classes" at random; "neighbors", a class with its nearest;
+            "doubles", random classes with a near one each; "greedy", the class that violates most after one another;
+            "mixed", "neighbors" with a quarter of random classes; "groups", those of a few groups of the data; "mined",
+            anchors with their hardest negatives in place of classes. Default "classes".
+        refresh: after how many epochs the sampler looks at the embeddings again; a network that comes without weights
+            trains one epoch first; 0 is never. Default 1.
         optimizer: "adam", "adamw", "sgd" or "rmsprop". Default "adam".
         learning_rate: of the head, and of a trunk that is trained from scratch. Default 0.003.
         trunk_learning_rate: of the trunk; None is a tenth of `learning_rate` if it is pretrained. Default None.
@@ -274,6 +280,17 @@ class Experiment:
         group="running",
         metavar="FILE",
         none="none",
+    )
+    sampler: str = _flag(
+        "classes",
+        Text(("classes", "neighbors", "greedy", "doubles", "groups", "mixed", "mined")),
+        "how classes come together in a batch: classes (at random), neighbors, greedy, doubles, groups, mixed; or "
+        "mined: anchors with their hardest negatives",
+        group="training",
+        metavar="NAME",
+    )
+    refresh: int = _flag(
+        1, Whole(0), "epochs after which the sampler looks at the embeddings again; 0: never", group="training"
     )
     dataset: InitVar[Any] = None
 

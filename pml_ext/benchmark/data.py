@@ -100,6 +100,7 @@ class Data:
     Args:
         name: what tables call it.
         train: samples (image, label) with `labels` and `classes`.
+        plain: those of `train`, each always the same; None is `train` itself.
         validation: None if the data are too few.
         test: the unseen classes.
         trunk: what the images were made for, without its weights.
@@ -122,6 +123,7 @@ class Data:
     notes: tuple[str, ...] = ()
     head: dict[str, Tensor] | None = None
     frozen: bool = False
+    plain: Any | None = None
 
     @classmethod
     def of(cls, experiment: Experiment, fold: int | None = None) -> Data:
@@ -143,11 +145,13 @@ class Data:
         if samples.vectors is not None:
             trunk, preprocessing = Trunk(VECTORS, torch.nn.Identity(), None, pretrained=True), None
             made = {name: VectorPart(samples, index, samples.vectors[index]) for name, index in parts.items()}
+            plain = None
         else:
             trunk, preprocessing = _trunk(experiment)
             augmentation = Augmentation(shorter_side=experiment.shorter_side)
             train, test = train_transform(preprocessing, augmentation), test_transform(preprocessing)
             made = {name: Part(samples, index, train if name == "train" else test) for name, index in parts.items()}
+            plain = Part(samples, parts["train"], test)
         return cls(
             name=samples.name,
             train=made["train"],
@@ -158,6 +162,7 @@ class Data:
             samples=samples,
             split=split,
             notes=(samples.describe(), *split.notes),
+            plain=plain,
         )
 
     def with_features(self, features: Tensor) -> Data:
@@ -165,7 +170,14 @@ class Data:
         assert self.samples is not None
         assert self.split is not None
         parts = {name: VectorPart(self.samples, index, features[index]) for name, index in self.split.parts().items()}
-        return replace(self, train=parts["train"], validation=parts.get("validation"), test=parts["test"], frozen=True)
+        return replace(
+            self,
+            train=parts["train"],
+            validation=parts.get("validation"),
+            test=parts["test"],
+            frozen=True,
+            plain=None,
+        )
 
     def __repr__(self) -> str:
         parts = (("train", self.train), ("validation", self.validation), ("test", self.test))
@@ -289,10 +301,15 @@ def _built_in(experiment: Experiment, name: str, fold: int | None) -> Data:
     trunk = Trunk("conv4", torch.nn.Identity(), None, pretrained=False)
     classes = torch.unique(whole.labels)
     kept = validation_classes(len(classes), experiment.validation, fold, experiment.folds)
-    if len(kept) == 0:
-        return Data(name, whole.part(classes), None, test, trunk)
     rest = classes[~torch.isin(torch.arange(len(classes)), kept)]
-    return Data(name, whole.part(rest), whole.part(classes[kept], split="test"), test, trunk)
+    return Data(
+        name,
+        whole.part(rest),
+        whole.part(classes[kept], split="test") if len(kept) else None,
+        test,
+        trunk,
+        plain=whole.part(rest, split="test"),
+    )
 
 
 def validation_classes(count: int, share: float | None, fold: int | None = None, folds: int | None = None) -> Tensor:

@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader
 
 from pml_ext.analysis import EmbeddingHealth
 from pml_ext.benchmark import checkpoint, evaluate, models, randomness, records, trunks
-from pml_ext.benchmark.batches import ClassBatches
 from pml_ext.benchmark.config import Experiment
 from pml_ext.benchmark.data import Data, VectorPart
 from pml_ext.benchmark.device import torch_device
@@ -27,6 +26,7 @@ from pml_ext.benchmark.losses import LossSpec
 from pml_ext.benchmark.models import Network
 from pml_ext.benchmark.progress import Progress
 from pml_ext.benchmark.result import BASELINES
+from pml_ext.benchmark.sampled import RefreshedBatches, batches_of
 from pml_ext.evaluation import Evaluation
 from pml_ext.trainers.methods import methods
 
@@ -127,13 +127,7 @@ class Run:
         self.history: list[Metrics] = []
         self.best: dict[str, Any] | None = None
         self.learner = _learner(experiment, data, spec, new_network(experiment, data, seed))
-        self.batches = ClassBatches(
-            data.train.labels,
-            classes=data.classes_per_batch(experiment),
-            per_class=data.images_per_class(experiment),
-            steps=self.steps,
-            seed=seed,
-        )
+        self.batches = batches_of(experiment, data, self.steps, seed)
         # What draws while images are loaded draws the same for every loss, whatever the loss itself draws.
         self.loading = randomness.Stream(seed)
         self.health = self._health()
@@ -180,6 +174,7 @@ class Run:
     def _epoch(self, epoch: int, keeper: Any) -> None:
         self.progress.who = f"{self.name} seed {self.seed} epoch {epoch}/{self.experiment.epochs}"
         started = time.perf_counter()
+        self._refresh(epoch)
         self.learner.begin(epoch)
         total = torch.zeros((), device=self.device)
         bar = self.progress.steps(self._loaded(self.batches.epoch()), self.steps)
@@ -211,6 +206,14 @@ class Run:
         self._save(keeper)
         self.progress.epoch_done(f"{self.name} recall@1 {metrics['recall_at_1']:.1%}")
         self.tell(EpochEnded(self.name, self.seed, self.fold, epoch, self.experiment.epochs, dict(self.history[-1])))
+
+    def _refresh(self, epoch: int) -> None:
+        """Let the sampler look at the embeddings, if it does and it is time."""
+        every = self.experiment.refresh
+        is_blind = epoch == 1 and not self.data.pretrained
+        if isinstance(self.batches, RefreshedBatches) and every and (epoch - 1) % every == 0 and not is_blind:
+            plain = self.data.train if self.data.plain is None else self.data.plain
+            self.batches.refresh(self._embed(plain))
 
     def _loaded(self, chosen: list[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch, on the device."""

@@ -10,6 +10,7 @@ from pml_ext.wrappers.centers_as_references import CentersAsReferences
 from pml_ext.wrappers.coding_rate import CodingRateRegularizer
 from pml_ext.wrappers.cross_batch_memory import CrossBatchMemory
 from pml_ext.wrappers.distributed import DistributedLoss, DistributedMiner
+from pml_ext.wrappers.expanded_references import ExpandedReferences
 from pml_ext.wrappers.guided import GuidedLoss
 from pml_ext.wrappers.mined import MinedLoss
 from pml_ext.wrappers.random_slice import RandomSliceLoss
@@ -24,6 +25,7 @@ __all__ = [
     "CrossBatchMemory",
     "DistributedLoss",
     "DistributedMiner",
+    "ExpandedReferences",
     "GuidedLoss",
     "MinedLoss",
     "RandomSliceLoss",
