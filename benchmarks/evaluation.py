@@ -1,7 +1,7 @@
 """Time and memory of exact evaluation, against the matrix product alone, a k-NN search and PML's calculator.
 
 ``python benchmarks/evaluation.py`` writes ``benchmarks/results/evaluation.jsonl`` and prints a Markdown table.
-Protocol: one thread; embeddings are a class centre + 3 x noise, normalised, in shuffled order; in every round each job
+Protocol: one thread; embeddings are a class center + 3 x noise, normalized, in shuffled order; in every round each job
 is timed right after the product of all pairs in chunks of 512 rows, and counted as a multiple of it; medians over the
 rounds. Memory is the peak of a process of its own, less what it held when the data and all modules were there.
 """

@@ -96,7 +96,7 @@ class Job:
 
 
 def batch(setting: Setting, device: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Embeddings on the sphere, around the centre of their class with three times its noise, and labels, in no order.
+    """Embeddings on the sphere, around the center of their class with three times its noise, and labels, in no order.
 
     With less noise there are no hard negatives, and mining seems cheap.
     """
@@ -325,7 +325,7 @@ def set_chunk_size(recipe: catalog.Recipe, chunk_size: int | None) -> None:
 
 FAMILIES: Mapping[str, str] = {
     "row": "row losses",
-    "center": "losses of class centres",
+    "center": "losses of class centers",
     "batch": "losses of all pairs at once",
     "mined": "a miner and a row loss",
     "wrapper": "wrappers",

@@ -481,7 +481,7 @@ def has_own(distance: Any, method: str) -> bool:
 
 
 def matrix_of(distance: Any, embeddings: Tensor, ref_emb: Tensor) -> Tensor:
-    """The matrix of a distance of vectors as they are, which it does not normalise."""
+    """The matrix of a distance of vectors as they are, which it does not normalize."""
     if hasattr(distance, "compute_mat"):
         matrix: Tensor = distance.compute_mat(embeddings, ref_emb) ** distance.power
         return matrix
@@ -518,7 +518,7 @@ def _facts(distance: Any) -> dict[str, Any]:
         p = power / _log2(distance(one, other))
     elif type(distance) in (distances.CosineSimilarity, distances.DotProductSimilarity):
         both = one + other
-        # <e_1, e_1 + e_2> and |e_1 + e_2|^2, of a vector of length 2^(1 / p) that is normalised, or is not.
+        # <e_1, e_1 + e_2> and |e_1 + e_2|^2, of a vector of length 2^(1 / p) that is normalized, or is not.
         normalizes, of_both = _log2(distance(one, both)), _log2(distance(both, both))
         power = of_both - 2 * normalizes
         p = -power / normalizes if normalizes else 2

@@ -2,7 +2,7 @@
 
 `RowLoss` runs losses whose row i depends on row i of the matrix only, `BatchLoss` the few that look at all pairs at
 once: with the pairs that were given (`Pairs.of`) and scores that are larger for closer pairs, whatever the distance.
-`SampleLoss` is for losses of samples and class centres, which have no pairs.
+`SampleLoss` is for losses of samples and class centers, which have no pairs.
 """
 
 from abc import abstractmethod
@@ -158,7 +158,7 @@ class BatchLoss(MatrixLoss):
 class SampleLoss(PairModule, BaseMetricLossFunction):
     """A loss of samples and their labels that compares no pairs of samples. Subclasses implement `per_sample`.
 
-    The loss dict is `element`, one loss per sample. The samples are normalised as the distance says, and half precision
+    The loss dict is `element`, one loss per sample. The samples are normalized as the distance says, and half precision
     is computed in float32. Neither an `indices_tuple` nor `ref_emb` is taken.
 
     Args:

@@ -1,4 +1,4 @@
-"""Where class centres come from: the batch, its clusters, a running mean, or parameters.
+"""Where class centers come from: the batch, its clusters, a running mean, or parameters.
 
 Every source is a module called with embeddings [n, d] and labels [n] that returns `Centers`. What it remembers is in
 its buffers and parameters, so it is in the `state_dict` and follows `.to(device)` of the loss that holds it.
@@ -32,13 +32,13 @@ __all__ = [
 
 
 class Centers(NamedTuple):
-    """Class centres, and which of them is whose.
+    """Class centers, and which of them is whose.
 
     Args:
-        points: [c, d], the centres; there may be several of a class.
+        points: [c, d], the centers; there may be several of a class.
         labels: [c], the class of each.
-        group: [n], the index of each sample's own centre, -1 if it has none.
-        used: None, or which rows are centres [c]; the others repeat one of them. So the shapes need not depend on data.
+        group: [n], the index of each sample's own center, -1 if it has none.
+        used: None, or which rows are centers [c]; the others repeat one of them. So the shapes need not depend on data.
     """
 
     points: Tensor
@@ -47,7 +47,7 @@ class Centers(NamedTuple):
     used: Tensor | None = None
 
     def compact(self) -> "Centers":
-        """The same centres without repetitions."""
+        """The same centers without repetitions."""
         if self.used is None:
             return self
         number = self.used.cumsum(0) - 1
@@ -57,17 +57,17 @@ class Centers(NamedTuple):
 
 
 class CenterSource(nn.Module, ABC):
-    """A source of class centres. Subclasses implement `forward`.
+    """A source of class centers. Subclasses implement `forward`.
 
     Attributes:
-        of_batch: whether a centre is the mean of those samples of the batch whose own centre it is.
+        of_batch: whether a center is the mean of those samples of the batch whose own center it is.
     """
 
     of_batch: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, embeddings: Tensor, labels: Tensor) -> Centers:
-        """The centres for a batch: embeddings [n, d], labels [n]."""
+        """The centers for a batch: embeddings [n, d], labels [n]."""
 
 
 class GroupCenters(CenterSource):
@@ -77,7 +77,7 @@ class GroupCenters(CenterSource):
     those of the first sample of each group are used: nothing waits for the device to count the groups.
 
     Args:
-        detach: treat the centres as constants: no gradient flows through them.
+        detach: treat the centers as constants: no gradient flows through them.
 
     Example:
         >>> class ThirdSampleApart(GroupCenters):
@@ -115,7 +115,7 @@ class BatchCenters(GroupCenters):
     """The mean of each class in the batch.
 
     Args:
-        detach: treat the centres as constants: no gradient flows through them.
+        detach: treat the centers as constants: no gradient flows through them.
 
     Example:
         >>> centers = BatchCenters()(torch.tensor([[0.0, 0.0], [5.0, 5.0], [2.0, 0.0]]), torch.tensor([7, 3, 7]))
@@ -140,7 +140,7 @@ class KMeansCenters(GroupCenters):
             fewer different samples.
         label_weight: the w above, at least 0: two classes are sqrt(2) w apart. Has no influence if `per_class`.
         per_class: cluster each class by itself.
-        detach: treat the centres as constants. The choice of the clusters is one in any case.
+        detach: treat the centers as constants. The choice of the clusters is one in any case.
         seed: of the k-means++ that k-means begins with.
         max_iterations: how often k-means assigns the samples at most; on a GPU, always. After 10 times the sum of
             squares is within 0.1 % of what it ends with.
@@ -226,20 +226,20 @@ def _clusters_without_values(embeddings: Tensor, labels: Tensor, *how: Any) -> T
 
 @final
 class RunningCenters(CenterSource):
-    r"""One centre for each class, which follows the samples of its class from batch to batch.
+    r"""One center for each class, which follows the samples of its class from batch to batch.
 
     After each call in training mode, with n_k samples x_i of class k in the batch:
 
         c_k <- c_k - alpha / (1 + n_k)  sum_{i: y_i = k} (c_k - x_i)
 
-    The centres returned are those before this step, and constants. They start at zero. A sample that is not finite is
-    left out. In several processes the sums and the counts are those of all of them, so that their centres stay the
+    The centers returned are those before this step, and constants. They start at zero. A sample that is not finite is
+    left out. In several processes the sums and the counts are those of all of them, so that their centers stay the
     same.
 
     Args:
         num_classes: labels are in 0..num_classes - 1.
         embedding_size: the dimension of the embeddings.
-        alpha: the rate at which the centres follow, in (0, 1].
+        alpha: the rate at which the centers follow, in (0, 1].
         all_reduce: whether to add up over the processes of `torch.distributed`, if there are any. None for yes unless
             each of them was given the samples of all, as by PML's `DistributedLossWrapper`: it is found out in each
             step, from the sums of each class.
@@ -271,7 +271,7 @@ class RunningCenters(CenterSource):
         self.register_buffer("centers", torch.zeros(num_classes, embedding_size))
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Centers:
-        """The centres of all classes, as they were before this batch."""
+        """The centers of all classes, as they were before this batch."""
         labels = _class_numbers(labels, len(self.centers))
         _check_dimension(embeddings, self.centers)
         before = self.centers
@@ -309,16 +309,16 @@ def _of_all_processes(sums: Tensor, samples: Tensor, *, may_be_alike: bool) -> T
 
 @final
 class LearnedCenters(CenterSource):
-    """One or several centres for each class, learned by gradient descent.
+    """One or several centers for each class, learned by gradient descent.
 
     They are parameters of the loss that holds this source, so the loss needs an optimizer. With several to a class,
-    a sample's own centre is the nearest of its class.
+    a sample's own center is the nearest of its class.
 
     Args:
         num_classes: labels are in 0..num_classes - 1.
         embedding_size: the dimension of the embeddings.
-        centers_per_class: how many centres a class has, at least 1.
-        normalize: bring the centres to unit length in every call. Only the direction of the parameter then matters: an
+        centers_per_class: how many centers a class has, at least 1.
+        normalize: bring the centers to unit length in every call. Only the direction of the parameter then matters: an
             optimizer may let its length grow, which slows it down and changes nothing else.
 
     Raises:
@@ -344,7 +344,7 @@ class LearnedCenters(CenterSource):
         self.centers = nn.Parameter(F.normalize(torch.randn(num_classes * centers_per_class, embedding_size)))
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Centers:
-        """The centres of all classes, class by class."""
+        """The centers of all classes, class by class."""
         numbers = _class_numbers(labels, self.num_classes)
         _check_dimension(embeddings, self.centers)
         points, group = unit(self.centers) if self.normalize else self.centers, numbers
@@ -462,4 +462,4 @@ def _class_numbers(labels: Tensor, num_classes: int) -> Tensor:
 
 def _check_dimension(embeddings: Tensor, centers: Tensor) -> None:
     if embeddings.shape[1] != centers.shape[1]:
-        raise ValueError(f"embeddings have dimension {embeddings.shape[1]}, the centres {centers.shape[1]}")
+        raise ValueError(f"embeddings have dimension {embeddings.shape[1]}, the centers {centers.shape[1]}")

@@ -7,7 +7,7 @@ the cache; the backward pass scales row i of W by the incoming g_i and multiplie
     references = batch   dL/dA = (V + V^T) A             V_ij = g_i dL_i / d<a_i, a_j>
     otherwise            dL/dA = V R,   dL/dR = V^T A
 
-with A and R the (normalised) embeddings and references. V is W for inner products; for distances, as
+with A and R the (normalized) embeddings and references. V is W for inner products; for distances, as
 D^2 = |a|^2 + |r|^2 - 2 <a, r>, it carries the derivative of the score by the inner product, and a row sum is added.
 The scores of a batch with itself are symmetric: half of them are computed, and the others copied.
 """

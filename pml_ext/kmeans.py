@@ -1,6 +1,6 @@
 """k-means of many small sets of points at once, or of a large one: k-means++, then Lloyd's iterations.
 
-A centre is a mean of points, so it is written as weights [b, k, s] of them, and all that is asked of points are their
+A center is a mean of points, so it is written as weights [b, k, s] of them, and all that is asked of points are their
 distances: those of a few points are known beforehand, and no iteration sees a coordinate.
 """
 
@@ -28,9 +28,9 @@ def kmeans(
 
         minimise  sum_i |x_i - m_{a_i}|^2,  m_j the mean of the points with a_i = j
 
-    Centres are drawn by k-means++: the first of all points alike, the next with a probability proportional to the
-    squared distance to the nearest centre that there is. Then, in turn, each point goes to its nearest centre, the
-    first of equals, and each centre to the mean of its points; one without points stays. This ends when no point goes
+    Centers are drawn by k-means++: the first of all points alike, the next with a probability proportional to the
+    squared distance to the nearest center that there is. Then, in turn, each point goes to its nearest center, the
+    first of equals, and each center to the mean of its points; one without points stays. This ends when no point goes
     elsewhere. All sets use the same random numbers, so what a set gives does not depend on the others.
 
     Args:
@@ -82,7 +82,7 @@ class Sets(NamedTuple):
 
     @staticmethod
     def of(points: Tensor, present: Tensor, k: int, classes: Tensor | None, class_weight: float) -> "Sets":
-        """The sets of the points [b, s, d] that are present [b, s], for k centres."""
+        """The sets of the points [b, s, d] that are present [b, s], for k centers."""
         points = points.to(torch.promote_types(points.dtype, torch.float32))
         points = points.masked_fill(~present.unsqueeze(-1), 0.0)
         mask = present.to(points.dtype).unsqueeze(1)
@@ -121,7 +121,7 @@ class Sets(NamedTuple):
 
 
 def plus_plus(sets: Sets, k: int, generator: torch.Generator) -> Tensor:
-    """The centres with which k-means++ begins, as weights [b, k, s]: one point each, none where all have been taken."""
+    """The centers with which k-means++ begins, as weights [b, k, s]: one point each, none where all have been taken."""
     s = sets.points.shape[1]
     # Of exponential times at these rates times w, the first is that of i with probability w_i / sum w: no sum over
     # points, which rounds differently in another order. The r-th point that is present has the r-th numbers.
@@ -149,7 +149,7 @@ def plus_plus(sets: Sets, k: int, generator: torch.Generator) -> Tensor:
 
 
 def lloyd(sets: Sets, centers: Tensor, max_iterations: int) -> Tensor:
-    """The clusters [b, s] to which Lloyd's iterations lead from centres, weights [b, k, s]; zeros are no centre."""
+    """The clusters [b, s] to which Lloyd's iterations lead from centers, weights [b, k, s]; zeros are no center."""
     missing = centers.sum(-1, keepdim=True) == 0
 
     def nearest() -> Tensor:

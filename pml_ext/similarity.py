@@ -62,7 +62,7 @@ def is_enabled() -> bool:
 
 
 class Similarity(NamedTuple):
-    """How scores come from embeddings: <a, r>, or -|a - r|^power, of embeddings normalised or as they are."""
+    """How scores come from embeddings: <a, r>, or -|a - r|^power, of embeddings normalized or as they are."""
 
     normalize: bool
     euclidean: bool
@@ -91,7 +91,7 @@ class Similarity(NamedTuple):
         """Whether scores are computed about an origin, and small distances once more.
 
         Squares of unit vectors' distances are exact enough as they are: nothing is divided by them, and a
-        normalisation removes the share that a vector has in its own gradient by itself.
+        normalization removes the share that a vector has in its own gradient by itself.
         """
         return self.euclidean and not (self.normalize and self.power == 2)
 
@@ -107,7 +107,7 @@ def unit(x: Tensor) -> Tensor:
 
 
 def normalized(distance: Any, x: Tensor) -> Tensor:
-    """Vectors [n, d] as a PML distance normalises them; one that is 0 has a gradient of 0."""
+    """Vectors [n, d] as a PML distance normalizes them; one that is 0 has a gradient of 0."""
     if type(distance).normalize is BaseDistance.normalize:
         return unit(x) if distance.p == 2 else normalize(x, distance.p)
     by_distance: Tensor = distance.normalize(x)
@@ -115,7 +115,7 @@ def normalized(distance: Any, x: Tensor) -> Tensor:
 
 
 def normalizable(distance: Any, x: Tensor | None) -> Any:
-    """Vectors [n, d] for a PML distance, which may normalise them: one that is 0 has a gradient of 0 then."""
+    """Vectors [n, d] for a PML distance, which may normalize them: one that is 0 has a gradient of 0 then."""
     is_usual = distance.normalize_embeddings and type(distance).normalize is BaseDistance.normalize
     return with_direction(x, distance.p) if is_usual and x is not None and x.ndim == 2 else x
 

@@ -57,7 +57,7 @@ SEARCHED_NUMBERS = 1 << 15
 # From so many columns on, first a group of them is drawn, then the column.
 GROUPED_COLUMNS = 512
 
-# k-means: with at most so many points for each centre it is cheaper to begin with the distances between all of them.
+# k-means: with at most so many points for each center it is cheaper to begin with the distances between all of them.
 POINTS_PER_CENTER = 8
 # Classes come together if the largest is less than so many times as large as the smallest.
 CLASS_SIZE_RATIO = 4

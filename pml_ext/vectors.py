@@ -45,7 +45,7 @@ def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
 
 
 def with_direction(x: Tensor, p: float = 2) -> Tensor:
-    """The vectors [n, d], those too short to have a direction as constants: whoever normalises them gives them none."""
+    """The vectors [n, d], those too short to have a direction as constants: whoever normalizes them gives them none."""
     return torch.where(_length(x.detach(), p) < SHORTEST, x.detach(), x)
 
 
@@ -87,9 +87,9 @@ class Vectors(NamedTuple):
     """Vectors as they are multiplied, and the way back from there to those that were given.
 
     Args:
-        points: [n, d], normalised or not, about an origin.
+        points: [n, d], normalized or not, about an origin.
         base: the same about 0.
-        norm: what those that were given are divided by [n, 1] if they are normalised, else None; infinity for those
+        norm: what those that were given are divided by [n, 1] if they are normalized, else None; infinity for those
             that are divided by `SHORTEST`, whose gradient is 0.
     """
 

@@ -298,7 +298,7 @@ class EmptinessNotSeen(Sound):
 
 
 @breaks("batch_is_not_written_to")
-class NormalisesInPlace(Sound):
+class NormalizesInPlace(Sound):
     def compute_loss(self, embeddings, *args):
         embeddings.data.div_(embeddings.data.norm(dim=1, keepdim=True) + 1)
         return super().compute_loss(embeddings, *args)

@@ -233,7 +233,7 @@ def mean_gap(d, pos, neg, fraction):
 
 @of_samples(losses.CenterLoss)
 def center(points, labels, num_classes, embedding_size, alpha):
-    return mean([sum(x * x for x in point) / 2 for point in points])  # centres start at the origin
+    return mean([sum(x * x for x in point) / 2 for point in points])  # centers start at the origin
 
 
 @of_samples(losses.ClassCenterMarginLoss)

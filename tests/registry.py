@@ -67,14 +67,14 @@ MORE: dict[str, tuple[dict[str, Any], ...]] = {
 EXCEPTIONS: dict[str, dict[str, str]] = {
     "BranchLoss": {"rotation_changes_nothing": "slices are columns, which a rotation mixes"},
     "CenterLoss": {
-        "nothing_waits_for_the_device": "on the CPU only, labels are checked to be numbers of centres",
+        "nothing_waits_for_the_device": "on the CPU only, labels are checked to be numbers of centers",
     },
     "CentersAsReferences": {
-        "one_pair_of_each_kind_is_enough": "the pairs are those of samples and centres",
-        "all_pairs_equal_labels": "the pairs are those of samples and centres",
-        "references_equal_to_the_batch_agree": "its references are the centres",
-        "references_are_a_set": "its references are the centres",
-        "a_single_reference_has_a_finite_loss": "its references are the centres",
+        "one_pair_of_each_kind_is_enough": "the pairs are those of samples and centers",
+        "all_pairs_equal_labels": "the pairs are those of samples and centers",
+        "references_equal_to_the_batch_agree": "its references are the centers",
+        "references_are_a_set": "its references are the centers",
+        "a_single_reference_has_a_finite_loss": "its references are the centers",
     },
     "DecoupledNCALoss(k=2, alpha=4, beta=1)": {
         "equal_samples_are_treated_alike": "of equal positives the first is the one always kept",

@@ -126,7 +126,7 @@ def test_a_page_tells_what_the_docstrings_tell():
         "BinDeviance2018\n===============",
         "Loss: BinomialDevianceLoss(alpha=2, beta=50, base=0.4, scale=2, balance=1)",
         "mean_{p in P_i} log(1 + exp(-alpha (s_ip - base)))",
-        "distance: CosineSimilarity(p=2, power=1) of normalised embeddings, larger is closer",
+        "distance: CosineSimilarity(p=2, power=1) of normalized embeddings, larger is closer",
         "reducer: MeanReducer",
         "Miner: HardNegativePairMiner(epsilon=0.05)",
         "DM18's BinDeviance is this loss",

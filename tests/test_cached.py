@@ -145,7 +145,7 @@ def test_gradients_may_be_scaled():
 def test_statistics_of_batches_move_once():
     model, reference = network(norm=nn.BatchNorm1d(16)), network(norm=nn.BatchNorm1d(16))
     cached = Cached(model, 16)
-    with pytest.warns(UserWarning, match="batch normalisation sees chunks of 16 samples, not the batch: 1;"):
+    with pytest.warns(UserWarning, match="batch normalization sees chunks of 16 samples, not the batch: 1;"):
         value = cached(X)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # once is enough

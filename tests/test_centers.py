@@ -1,4 +1,4 @@
-"""Class centres: where they come from, and the losses and methods that use them.
+"""Class centers: where they come from, and the losses and methods that use them.
 
 The oracles are the formulas for one sample in plain Python. They take complex numbers and decide by real parts, so that
 a step along the imaginary axis gives the derivative to the last digit: f(x + ih) = f(x) + ih f'(x), for tiny h.
@@ -64,7 +64,7 @@ class Fixed(GroupCenters):
 
 
 def by_label(centers):
-    """The centres [c, d] in the order of their labels, one for each."""
+    """The centers [c, d] in the order of their labels, one for each."""
     centers = centers.compact()
     return centers.points[centers.labels.argsort()]
 
@@ -115,7 +115,7 @@ def test_norm_of_the_gradient_of_center_nca():
     assert x.grad.norm().item() == pytest.approx(7.4873376032, abs=2e-10)
 
 
-# The formulas for one sample. Centres are given, so that they can be held.
+# The formulas for one sample. Centers are given, so that they can be held.
 
 
 def real(value):
@@ -159,7 +159,7 @@ def center_pair(x, y, i, centers):
 
 
 def cluster_nca(x, y, i, centers, sizes, group, alpha=16):
-    """Centres by (class, group); the squared distance to the own one is that to the mean of the others."""
+    """Centers by (class, group); the squared distance to the own one is that to the mean of the others."""
     terms = {}
     for name, c in centers.items():
         if name != group:
@@ -268,7 +268,7 @@ def test_center_loss_is_its_formula(sizes, seed):
 
 
 def test_center_pair_pushes_other_centers_away():
-    """The reference code pulls a sample to the centres of other classes."""
+    """The reference code pulls a sample to the centers of other classes."""
     x, y = 0.1 * X9.clone(), Y9
     x.requires_grad_()
     loss, distance = plain("CenterPair"), LpDistance(normalize_embeddings=False)
@@ -305,7 +305,7 @@ def test_class_center_margin_pushes_centers_and_pulls_samples():
 
 @pytest.mark.parametrize("name", ["CenterNCA", "CenterPair", "ClusterNCA", "KmeanNCA", "MCA"])
 def test_own_centers_pull_and_others_push(name):
-    """By the references themselves, that is with the centres moved too."""
+    """By the references themselves, that is with the centers moved too."""
     x, y = batch((3, 4, 3), 5)
     wrapper = build(name, **dict.fromkeys(needs(name), 3)).loss
     x = torch.nn.functional.normalize(x)
@@ -332,7 +332,7 @@ def test_leave_one_out_is_the_factor_of_the_squared_distance(detach):
     centers, sizes = by_label(BatchCenters(detach=detach)(second, y)), torch.bincount(y)[y].double()
     scores = -2 * squared()(second, centers)
     factor = torch.where(y.unsqueeze(1) == torch.arange(3), (sizes / (sizes - 1)).square().unsqueeze(1), 1.0)
-    if detach:  # then the mean of the others, not the own centre, is what is held
+    if detach:  # then the mean of the others, not the own center, is what is held
         others = (sizes.unsqueeze(1) * centers[y] - x) / (sizes - 1).unsqueeze(1)
         own = -2 * (second - others).square().sum(1, keepdim=True)
         scores = torch.where(y.unsqueeze(1) == torch.arange(3), own, scores)
@@ -679,7 +679,7 @@ def test_half_precision_and_other_dtypes(name, dtype):
     torch.testing.assert_close(loss(X9.to(dtype).double(), Y9).float(), expected, rtol=1e-4, atol=1e-4)
 
 
-# Class-centre margin and center loss: reductions, levels
+# Class-center margin and center loss: reductions, levels
 
 
 def test_class_center_margin_counts_classes():
@@ -698,8 +698,8 @@ def test_class_center_margin_takes_a_similarity():
     assert loss(X6, Y6).item() == pytest.approx(expected, abs=1e-12)
 
 
-def test_means_are_not_normalised_again():
-    """Longer embeddings change nothing under a distance that normalises, and the means stay inside the sphere."""
+def test_means_are_not_normalized_again():
+    """Longer embeddings change nothing under a distance that normalizes, and the means stay inside the sphere."""
     expected = ClassCenterMarginLoss(center_margin=0.7)(X6, Y6)
     torch.testing.assert_close(ClassCenterMarginLoss(center_margin=0.7)(3 * X6, Y6), expected)
     torch.testing.assert_close(build("CenterNCA").loss(3 * X6, Y6).item(), 1.9024827626, atol=2e-10, rtol=0)
@@ -732,7 +732,7 @@ def test_clamps_have_a_zero_gradient_beyond():
         (lambda: CenterLoss(2, 2)(X6, Y6 + 1), ValueError, "in 0..1"),
         (lambda: CenterLoss(2, 2, centers="learned")(X6, -Y6), ValueError, "in 0..1"),
         (lambda: CenterLoss(2, 2)(X6, Y6 + 0.5), ValueError, "whole numbers in 0..1.*got 0.5"),
-        (lambda: CenterLoss(2, 3)(X6, Y6), ValueError, "dimension 2, the centres 3"),
+        (lambda: CenterLoss(2, 3)(X6, Y6), ValueError, "dimension 2, the centers 3"),
         (lambda: CenterLoss(2, 2)(X6, Y6, ref_emb=-X6, ref_labels=Y6), ValueError, "ref_emb"),
         (lambda: CenterLoss(2, 2)(X6, Y6, (Y6, Y6, Y6)), ValueError, "indices_tuple"),
         (lambda: CenterLoss(2, 2)(X6, None), ValueError, "labels"),

@@ -143,7 +143,7 @@ def test_glyphs_are_neither_clipped_nor_blank():
     assert (images.sum((-1, -2)) > 5).all()
 
 
-def test_glyphs_are_centred():
+def test_glyphs_are_centered():
     images, _ = render()
     for side in (-1, -2):
         ink = images.amax(side).squeeze(2) > 0  # [classes, faces, 32]
@@ -285,8 +285,8 @@ def test_rotation_angles_fill_their_range():
 def test_shift_is_a_fraction_of_the_side_whatever_the_scale():
     # The shift is the last step: a scale of up to 2 must not stretch it.
     _, (x, y), _ = moments(RandomWarp(**STILL | {"shift": 0.1, "scale": 2.0})(disc(400, 40, 60, radius=4)))
-    for centre, side in ((x, 60), (y, 40)):
-        shift = (centre - (side - 1) / 2) / side
+    for center, side in ((x, 60), (y, 40)):
+        shift = (center - (side - 1) / 2) / side
         assert 0.09 < shift.max() < 0.102
         assert -0.102 < shift.min() < -0.09
 

@@ -274,7 +274,7 @@ def test_bounded_log_sum_exp_of_one_pair_is_binomial_deviance() -> None:
 # Draws ---------------------------------------------------------------------------------------------------------------
 
 
-def normalised(log_weights: Sequence[float]) -> list[float]:
+def normalized(log_weights: Sequence[float]) -> list[float]:
     weights = [math.exp(x - max(log_weights)) for x in log_weights]
     return [weight / sum(weights) for weight in weights]
 
@@ -289,7 +289,7 @@ def test_weights_of_distance_weighted(dimension: int, expected: list[float]) -> 
         dist, torch.ones_like(dist, dtype=torch.bool), dimension=dimension, cutoff=0.5, nonzero_loss_cutoff=1.4
     )
     assert allowed.tolist() == [[True, True, True, True, False]]
-    assert normalised(log_weights[allowed].tolist()) == pytest.approx(expected, abs=1e-10)
+    assert normalized(log_weights[allowed].tolist()) == pytest.approx(expected, abs=1e-10)
 
 
 @pytest.mark.parametrize("dimension", [2, 3, 4, 16])

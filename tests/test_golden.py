@@ -57,7 +57,7 @@ def test_value(what, loss, miner, n, expected):
     assert value_and_gradient(loss, n, miner)[0] == close(expected)
 
 
-# The gradient of BinDeviance and NCA is that by points which nothing normalises.
+# The gradient of BinDeviance and NCA is that by points which nothing normalizes.
 @pytest.mark.parametrize(
     ("loss", "miner", "norm"),
     [

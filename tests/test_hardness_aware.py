@@ -213,7 +213,7 @@ def test_each_term_reaches_its_own_parameters_and_no_others(metric_loss: Any, mi
     for term, trained in trained_by.items():
         for name, gradient in gradients(getattr(terms, term), models).items():
             if name.split(".")[0] in trained:
-                # A shift before a normalisation or a margin has no effect, so a gradient may be 0 up to rounding.
+                # A shift before a normalization or a margin has no effect, so a gradient may be 0 up to rounding.
                 assert gradient is not None, f"{term} does not reach {name}"
             else:
                 assert gradient is None, f"{term} reaches {name}"

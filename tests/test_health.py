@@ -41,7 +41,7 @@ def test_numbers_of_a_batch_worked_by_hand():
     assert (health.negative_mean, health.negative_std) == (0, 0)
     assert (health.norm_mean, health.norm_std, health.norm_max) == (1.5, 0.5, 2)
     assert health.spread == pytest.approx(0.5)  # the mean is (1/2, 1/2), at a distance of 1/sqrt(2) from all
-    assert health.effective_rank == pytest.approx(1, abs=1e-3)  # centred, they lie on one line
+    assert health.effective_rank == pytest.approx(1, abs=1e-3)  # centered, they lie on one line
     assert health.active_pairs == pytest.approx(4 / 12)  # the negatives' weights are of the order exp(-25)
     assert health.effective_pairs == pytest.approx(1, abs=1e-6)
     assert health.pull == pytest.approx(2 / (1 + math.e), rel=1e-5)
@@ -64,7 +64,7 @@ def test_effective_pairs_count_equal_weights():
 
 
 FAR = Health(*[0.0] * 6, pull=1.0, push=1.0, norm_mean=1.0, norm_std=0.0, norm_max=1.0, spread=0.5, effective_rank=4.0)
-UNNORMALISED = distances.LpDistance(normalize_embeddings=False)
+UNNORMALIZED = distances.LpDistance(normalize_embeddings=False)
 
 
 @pytest.mark.parametrize(
@@ -72,11 +72,11 @@ UNNORMALISED = distances.LpDistance(normalize_embeddings=False)
     [
         ("", losses.RAWLoss(), healthy_batch(), LABELS, None),
         ("collapsed", losses.RAWLoss(), 1 + 0.01 * healthy_batch(), LABELS, None),
-        ("collapsed", losses.RAWLoss(distance=UNNORMALISED), 1e-5 * healthy_batch(), LABELS, FAR),
-        ("", losses.RAWLoss(), 1e-5 * healthy_batch(), LABELS, FAR),  # the distance normalises
-        ("exploding norms", losses.RAWLoss(distance=UNNORMALISED), 1e3 * healthy_batch(), LABELS, FAR),
-        ("", losses.RAWLoss(), 1e3 * healthy_batch(), LABELS, FAR),  # the distance normalises
-        ("", losses.RAWLoss(distance=UNNORMALISED), 1e3 * healthy_batch(), LABELS, replace(FAR, norm_mean=900.0)),
+        ("collapsed", losses.RAWLoss(distance=UNNORMALIZED), 1e-5 * healthy_batch(), LABELS, FAR),
+        ("", losses.RAWLoss(), 1e-5 * healthy_batch(), LABELS, FAR),  # the distance normalizes
+        ("exploding norms", losses.RAWLoss(distance=UNNORMALIZED), 1e3 * healthy_batch(), LABELS, FAR),
+        ("", losses.RAWLoss(), 1e3 * healthy_batch(), LABELS, FAR),  # the distance normalizes
+        ("", losses.RAWLoss(distance=UNNORMALIZED), 1e3 * healthy_batch(), LABELS, replace(FAR, norm_mean=900.0)),
         ("", losses.RAWLoss(), 3 * healthy_batch(), LABELS, replace(FAR, norm_mean=1e-4)),
         ("no positives", losses.RAWLoss(), healthy_batch(), torch.arange(12), None),
         ("no negatives", losses.RAWLoss(), healthy_batch(), torch.zeros(12).long(), None),
@@ -86,7 +86,7 @@ UNNORMALISED = distances.LpDistance(normalize_embeddings=False)
         ("nothing to learn from", losses.RAWLoss(), torch.eye(4)[LABELS], LABELS, replace(FAR, pull=1e9)),
         ("not finite", losses.RAWLoss(), healthy_batch() * float("inf"), LABELS, None),
         ("not finite", losses.RAWLoss(), torch.full((12, 8), float("nan")), LABELS, None),
-        ("not finite", pml.NCALoss(distance=UNNORMALISED), 1e30 * healthy_batch(), LABELS, None),
+        ("not finite", pml.NCALoss(distance=UNNORMALIZED), 1e30 * healthy_batch(), LABELS, None),
     ],
 )
 def test_failures_have_names(name, loss, x, labels, first):
@@ -146,7 +146,7 @@ STATEFUL = {
     "a miner on torch's generator": lambda: wrappers.MinedLoss(pml.ContrastiveLoss(), InverseDensityMiner()),
     "random slices": lambda: wrappers.RandomSliceLoss(losses.RAWLoss(), 2, seed=1),
     "a memory": lambda: wrappers.CrossBatchMemory(losses.RAWLoss(), embedding_size=4, memory_size=64),
-    "running centres": lambda: losses.CenterLoss(num_classes=10, embedding_size=4),
+    "running centers": lambda: losses.CenterLoss(num_classes=10, embedding_size=4),
     "proxies": lambda: pml.SoftTripleLoss(10, 4),
     "statistics": lambda: pml.ContrastiveLoss(collect_stats=True),
     "a graph of the last call": lambda: pml.DynamicSoftMarginLoss(),
@@ -365,7 +365,7 @@ def train_on_glyphs(loss, *, learning_rate, steps, classes, every=10):
 # Batch-hard with a hinge, trained too fast, is the collapse that its authors warn of.
 COLLAPSING = {
     "batch-hard": (lambda: losses.BatchHardTripletLoss(margin=0.2), 0.03),
-    "batch-hard, not normalised": (lambda: losses.BatchHardTripletLoss(margin=0.2, distance=UNNORMALISED), 0.05),
+    "batch-hard, not normalized": (lambda: losses.BatchHardTripletLoss(margin=0.2, distance=UNNORMALIZED), 0.05),
     "positives only": (lambda: pml.ContrastiveLoss(neg_margin=0), 0.003),
 }
 HEALTHY = ("RAW", "BatchAll", "Contrastive2018", "NCA", "Histogram")

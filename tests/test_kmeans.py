@@ -1,4 +1,4 @@
-"""k-means: against scikit-learn from the same centres, against every partition, and by what defines it."""
+"""k-means: against scikit-learn from the same centers, against every partition, and by what defines it."""
 
 from itertools import pairwise, product
 
@@ -65,7 +65,7 @@ def test_scikit_learn_from_the_same_centers(layout, n, k, d, seed):
 
 
 def test_it_begins_as_well_as_scikit_learn(layout):
-    """Blobs far apart, of which with one candidate for a centre half of the seeds miss some, and a cloud."""
+    """Blobs far apart, of which with one candidate for a center half of the seeds miss some, and a cloud."""
     for points, k in ((blobs(16, 8, 32, 0.3)[0], 16), (normal(128, 32), 16)):
         ours = [inertia(points, cluster(points[None], k, seed=seed)[0]) for seed in range(100)]
         theirs = [KMeans(k, n_init=1, random_state=seed).fit(points.numpy()).inertia_ for seed in range(100)]
@@ -139,7 +139,7 @@ def test_little_is_enough(layout):
 
 
 def test_an_empty_cluster_keeps_its_center(layout):
-    """Of two equal centres the first gets all, and leaves; the other then gets what is nearer to it."""
+    """Of two equal centers the first gets all, and leaves; the other then gets what is nearer to it."""
     points = torch.tensor([[[0.0], [1.0], [2.0], [10.0]]])
     sets = Sets.of(points, everywhere(points), 3, None, 0.0)
     first = torch.eye(4)[[0, 0, 3]].unsqueeze(0)

@@ -172,7 +172,7 @@ def gradient(loss, embeddings, **call):
 NUMBERS = {"num_classes": 4, "embedding_size": 8, "descriptors_dim": 8, "margin": 0.4, "Tn": 2, "K": 4, "l": 8}
 # What comes of each loss of PML: "pairs" of the batch, "others" that it compares instead, or why there are no weights.
 OF_PML = {
-    "AngularLoss": "it takes angles of triplets, and only normalises with its distance",
+    "AngularLoss": "it takes angles of triplets, and only normalizes with its distance",
     "ArcFaceLoss": "others",
     "CircleLoss": "pairs",
     "ContrastiveLoss": "pairs",
@@ -416,7 +416,7 @@ def test_distances_and_similarities_have_weights_of_the_same_sign():
         assert (found.derivative[found.neg] >= 0).all()
 
 
-def test_centres_and_memories_are_references():
+def test_centers_and_memories_are_references():
     batch = Batch((3, 4, 2), 4, seed=3)
     x, labels = batch.embeddings, batch.labels
     centers = wrappers.CentersAsReferences(losses.RAWLoss(), BatchCenters())

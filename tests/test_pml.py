@@ -33,7 +33,7 @@ def test_a_distance_is_found_out(distance):
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_of_an_unknown_distance_direction_and_normalisation_are_found_out(normalize):
+def test_of_an_unknown_distance_direction_and_normalization_are_found_out(normalize):
     found = _pml._facts(distances.SNRDistance(normalize_embeddings=normalize))
     assert found == {
         "is_inverted": False,

@@ -1,4 +1,4 @@
-"""The state of running centres: what is not finite, inference mode, and processes that see the same samples."""
+"""The state of running centers: what is not finite, inference mode, and processes that see the same samples."""
 
 import copy
 import subprocess
@@ -21,7 +21,7 @@ def batch(seed):
 def test_a_sample_that_is_not_finite_is_left_out(bad):
     source, clean = RunningCenters(3, 2), RunningCenters(3, 2)
     x = batch(0).double()
-    x[3, 1] = bad  # 1e300 is not finite in the float32 of the centres
+    x[3, 1] = bad  # 1e300 is not finite in the float32 of the centers
     source(x, LABELS)
     others = torch.arange(6) != 3
     clean(x[others], LABELS[others])

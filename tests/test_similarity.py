@@ -23,7 +23,7 @@ def gradient(loss, embeddings, labels, **options):
 
 
 @pytest.mark.parametrize("unit", [unit_vectors, normalize])
-def test_unit_vectors_are_normalised_ones_with_all_their_derivatives(unit):
+def test_unit_vectors_are_normalized_ones_with_all_their_derivatives(unit):
     x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     torch.testing.assert_close(unit(x), torch.nn.functional.normalize(x))
     assert torch.autograd.gradcheck(unit, x)
@@ -31,7 +31,7 @@ def test_unit_vectors_are_normalised_ones_with_all_their_derivatives(unit):
 
 
 @pytest.mark.parametrize("p", [1, 2, 3])
-def test_vectors_are_normalised_in_the_norm_of_the_distance(p):
+def test_vectors_are_normalized_in_the_norm_of_the_distance(p):
     x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     torch.testing.assert_close(normalize(x, p), torch.nn.functional.normalize(x, p=p))
     assert torch.autograd.gradcheck(lambda x: normalized(LpDistance(p=p), x), x)

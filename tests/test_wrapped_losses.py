@@ -331,7 +331,7 @@ def test_a_zero_vector_has_no_gradient(inner: Any, wrap: Any) -> None:
         lambda: BranchLoss(RAWLoss(distance=LpDistance(normalize_embeddings=False)), 1, normalize=False),
     ],
 )
-def test_slices_are_normalised_for_every_part_of_the_loss(inner: Any) -> None:
+def test_slices_are_normalized_for_every_part_of_the_loss(inner: Any) -> None:
     x = embeddings(0)
     slices = [normalize(part, dim=1) for part in x.split(3, 1)]
     expected = sum(inner()(part, LABELS) for part in slices) / 2
@@ -342,10 +342,10 @@ def test_slices_are_normalised_for_every_part_of_the_loss(inner: Any) -> None:
         torch.testing.assert_close(wrapped(x, LABELS), wrapped(math.pi * unit, LABELS))
 
 
-def test_nothing_is_normalised_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_normalized_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     from pml_ext.wrappers import branch
 
-    monkeypatch.setattr(branch, "unit", lambda _: pytest.fail("the distance normalises the slices"))
+    monkeypatch.setattr(branch, "unit", lambda _: pytest.fail("the distance normalizes the slices"))
     BranchLoss(RAWLoss(), 2)(embeddings(0), LABELS)
     BranchLoss(MinedLoss(RAWLoss(), KNearestPositiveMiner()), 2)(embeddings(0), LABELS)
 

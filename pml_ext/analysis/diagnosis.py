@@ -12,7 +12,7 @@ from pml_ext.analysis.health import COLLAPSED_SPREAD
 from pml_ext.inputs import Array, checked_labels, class_ids, loaded
 from pml_ext.shown import preformatted
 
-# The longest embedding, in median lengths: above, a distance that does not normalise sees little else.
+# The longest embedding, in median lengths: above, a distance that does not normalize sees little else.
 UNEVEN = 100.0
 
 
@@ -26,7 +26,7 @@ class Diagnosis:
         classes: how many classes they are of.
         norm_mean: mean length.
         norm_max: the greatest length.
-        spread: mean squared distance of the normalised embeddings from their mean, 0 (all alike) .. 1.
+        spread: mean squared distance of the normalized embeddings from their mean, 0 (all alike) .. 1.
         effective_rank: how many dimensions are in use, as in `Health`.
         separation: the probability that a positive pair has a larger cosine than a negative one; chance is 1/2.
         repeated: share of the positive pairs whose embeddings are the same.

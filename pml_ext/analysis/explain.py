@@ -18,7 +18,7 @@ from pml_ext.wrappers import CrossBatchMemory, SelfSupervisedLoss
 _SECTION = re.compile(r"^(Args|Shape|Defaults|Source|Raises|Example|Attributes):$", re.MULTILINE)
 _KINDS = (
     ("Loss", (BaseMetricLossFunction, *_pml.WRAPPERS, CrossBatchMemory, SelfSupervisedLoss)),
-    ("Centres", CenterSource),
+    ("Centers", CenterSource),
     ("Regularizer", BaseRegularizer),
     ("Miner", BaseMiner),
 )
@@ -95,8 +95,8 @@ def _written(value: Any) -> str:
 def _distance(part: Any) -> str:
     shown = [f"{name}={getattr(part, name)!r}" for name in ("p", "power") if hasattr(part, name)]
     kind = "larger is closer" if part.is_inverted else "smaller is closer"
-    normalised = "normalised embeddings" if part.normalize_embeddings else "embeddings as they are"
-    return f"{type(part).__name__}({', '.join(shown)}) of {normalised}, {kind}"
+    normalized = "normalized embeddings" if part.normalize_embeddings else "embeddings as they are"
+    return f"{type(part).__name__}({', '.join(shown)}) of {normalized}, {kind}"
 
 
 def _reducer(part: Any) -> str:

@@ -21,17 +21,17 @@ def geometry(embeddings: Tensor) -> dict[str, float]:
         return dict.fromkeys(("norm_mean", "norm_std", "norm_max", "spread", "effective_rank", "uniformity"), 0.0)
     norms = embeddings.norm(dim=1)
     directions = unit_vectors(embeddings)
-    centred = directions - directions.mean(0)
+    centered = directions - directions.mean(0)
     rank = NAN
-    if centred.isfinite().all():
-        values = singular_values(centred)
+    if centered.isfinite().all():
+        values = singular_values(centered)
         shares = values / values.sum().clamp(min=torch.finfo(values.dtype).tiny)
         rank = torch.special.entr(shares).sum().exp().item()
     return {
         "norm_mean": norms.mean().item(),
         "norm_std": norms.std(correction=0).item(),
         "norm_max": norms.max().item(),
-        "spread": centred.square().sum(1).mean().item(),
+        "spread": centered.square().sum(1).mean().item(),
         "effective_rank": rank,
         "uniformity": log_mean_potential(_some(directions), 2.0),
     }
@@ -84,6 +84,6 @@ def pairs_of_classes(embeddings: Tensor, labels: Tensor | None) -> dict[str, flo
 
 
 def possible_rank(size: int, dimension: int, labels: Tensor | None) -> int:
-    """How many dimensions the centres of the classes in a batch may take."""
+    """How many dimensions the centers of the classes in a batch may take."""
     classes = size if labels is None else len(labels.unique())
     return max(0, min(size - 1, dimension, classes - 1))

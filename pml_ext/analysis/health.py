@@ -21,10 +21,10 @@ from pml_ext.pairs import IndicesTuple, label_masks
 from pml_ext.shown import framed, picture, preformatted, table
 from pml_ext.vectors import at_least_single
 
-# Mean squared distance of the normalised embeddings from their mean, in 0..1: below, all point the same way. Runs that
+# Mean squared distance of the normalized embeddings from their mean, in 0..1: below, all point the same way. Runs that
 # collapse fall to 1e-4 and less in a few dozen steps; the least that a healthy one had was 3e-3, of a margin of 0.02.
 COLLAPSED_SPREAD = 1e-3
-# Of the mean length at the first measurement. Where the distance does not normalise, shorter is collapsed too.
+# Of the mean length at the first measurement. Where the distance does not normalize, shorter is collapsed too.
 COLLAPSED_LENGTH = 1e-3
 # Longer than this, and than this times the mean length at the first measurement: float32 loses the differences.
 EXPLODING = 100.0
@@ -47,15 +47,15 @@ class Health:
         negative_mean: mean score of the negative pairs.
         negative_std: their population standard deviation.
         active_pairs: share of the pairs with a weight, 0..1.
-        effective_pairs: mean over the anchors with a weight of exp(entropy of the anchor's normalised pair weights): on
+        effective_pairs: mean over the anchors with a weight of exp(entropy of the anchor's normalized pair weights): on
             how many pairs its gradient rests.
         pull: sum of the weights of the positives.
         push: sum of the weights of the negatives.
-        norm_mean: mean length of an embedding, before any normalisation.
+        norm_mean: mean length of an embedding, before any normalization.
         norm_std: its population standard deviation.
         norm_max: the greatest length.
-        spread: mean squared distance of the normalised embeddings from their mean, 0 (all alike) .. 1.
-        effective_rank: exp(entropy of the normalised singular values) of the centred normalised embeddings
+        spread: mean squared distance of the normalized embeddings from their mean, 0 (all alike) .. 1.
+        effective_rank: exp(entropy of the normalized singular values) of the centered normalized embeddings
             (Roy and Vetterli 2007): how many dimensions are in use.
         failure: "" or one line that begins with the name of the failure: "not finite", "no negatives",
             "collapsed", "exploding norms", "no positives" or "nothing to learn from"; of a run that is watched also
@@ -64,7 +64,7 @@ class Health:
         separation: the probability that a positive pair of the batch has a larger cosine than a negative one; chance
             is 1/2.
         repeated: share of the positive pairs whose embeddings are the same: those of one image, drawn twice.
-        uniformity: log of the mean of exp(-2 squared distance) over all pairs of normalised embeddings: 0 if all are
+        uniformity: log of the mean of exp(-2 squared distance) over all pairs of normalized embeddings: 0 if all are
             equal, about -4 if they are spread evenly (Wang and Isola 2020).
         loss: the value of the loss in the run.
         gradient: mean length of the gradient of an embedding in the run.
@@ -144,8 +144,8 @@ def measure(
     numbers: dict[str, Any] = _scores(samples or pairs) | _budget(pairs) | lie | pairs_of_classes(embeddings, labels)
     health = Health(**numbers)
     distance = getattr(loss, "distance", None)
-    normalises = bool(getattr(distance, "normalize_embeddings", True))
-    return replace(health, failure=_failure(health, pairs, labels, len(embeddings), normalises, first))
+    normalizes = bool(getattr(distance, "normalize_embeddings", True))
+    return replace(health, failure=_failure(health, pairs, labels, len(embeddings), normalizes, first))
 
 
 def _samples(loss: nn.Module, embeddings: Tensor, labels: Tensor | None) -> PairWeights | None:
@@ -192,7 +192,7 @@ def _failure(
     pairs: PairWeights | None,
     labels: Tensor | None,
     size: int,
-    normalises: bool,
+    normalizes: bool,
     first: Health | None,
 ) -> str:
     finite = pairs is None or bool(pairs.loss.isfinite() and pairs.derivative.isfinite().all())
@@ -205,11 +205,11 @@ def _failure(
         return "no negatives in the batch: use a sampler with several classes in it, such as BalancedBatchSampler"
     if size > 1 and health.spread < COLLAPSED_SPREAD:
         return f"collapsed: all embeddings point the same way (spread {health.spread:.2g} of 1)"
-    if not normalises and health.norm_mean < COLLAPSED_LENGTH * length:
+    if not normalizes and health.norm_mean < COLLAPSED_LENGTH * length:
         return (
             f"collapsed: all embeddings have shrunk to zero (mean length {health.norm_mean:.2g}, it was {length:.2g})"
         )
-    if not normalises and health.norm_mean > EXPLODING * max(1.0, length):
+    if not normalizes and health.norm_mean > EXPLODING * max(1.0, length):
         return f"exploding norms: the mean length of an embedding is {health.norm_mean:.3g}, it was {length:.3g}"
     if not positives:
         return "no positives in the batch: use a sampler with several samples of a class, such as BalancedBatchSampler"

@@ -115,7 +115,7 @@ def pair_weights(
     F = sum_ij sg[W_ij] S_ij over negatives minus the same over positives.
 
     It looks at what the next call of the loss would do, without doing it: the loss is copied, so a memory, running
-    centres, statistics and the position of a seeded miner stay as they are, and torch's generators are put back.
+    centers, statistics and the position of a seeded miner stay as they are, and torch's generators are put back.
 
     Args:
         loss: a PML loss. Matrices of its miners and regularizers, and of weights that it takes as constants, do not
@@ -128,7 +128,7 @@ def pair_weights(
 
     Returns:
         `PairWeights`: [n, m], or [b, n, m] of b comparisons; m is the number of references that the distance was given:
-        the batch, `ref_emb`, class centres, or the filled part of a memory.
+        the batch, `ref_emb`, class centers, or the filled part of a memory.
 
     Raises:
         TypeError: not a loss, or arguments that are not the tensors they should be.

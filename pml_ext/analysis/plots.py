@@ -78,7 +78,7 @@ def _weight(loss: nn.Module, positives: Tensor, negatives: Tensor, dimension: in
 def compares_samples(loss: nn.Module, *, dimension: int = 8) -> bool:
     """Whether the loss compares the samples of a batch as they are, so that its weights have curves.
 
-    One that compares slices, class centres or proxies has not, but a `weight_scatter`.
+    One that compares slices, class centers or proxies has not, but a `weight_scatter`.
 
     Args:
         loss: any loss.

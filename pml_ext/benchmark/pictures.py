@@ -30,7 +30,7 @@ def gallery(test: Any, embeddings: Mapping[str, Tensor]) -> Figure:
 
     Args:
         test: the dataset of the queries.
-        embeddings: of each loss, [n, d], normalised.
+        embeddings: of each loss, [n, d], normalized.
     """
     queries = _some(len(test), min(QUERIES, len(test)))
     rows = len(queries) * len(embeddings)
@@ -69,7 +69,7 @@ def projection(test: Any, embeddings: Mapping[str, Tensor]) -> Figure:
 
     Args:
         test: the dataset that was embedded.
-        embeddings: of each loss, [n, d], normalised.
+        embeddings: of each loss, [n, d], normalized.
     """
     from sklearn.manifold import TSNE
 

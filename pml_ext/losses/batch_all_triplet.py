@@ -22,8 +22,8 @@ def batch_all_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: float) -
     with torch.no_grad():
         weight, count = active_triplets(sim, pos, neg, margin)
         # The weights of a row add up to 0, so any constant may be taken off its scores: less cancellation.
-        centre = masked_mean(sim, pos | neg).unsqueeze(-1)
-    losses = torch.where(pos | neg, sim - centre, 0.0).mul(weight).sum(-1) + margin * count.to(sim.dtype)
+        center = masked_mean(sim, pos | neg).unsqueeze(-1)
+    losses = torch.where(pos | neg, sim - center, 0.0).mul(weight).sum(-1) + margin * count.to(sim.dtype)
     return Counted(losses, count)
 
 
@@ -39,9 +39,9 @@ def batch_all_triplet_weights(sides: Sides, *, margin: float) -> SideWeights | N
     active = torch.stack(active_neg, 1)
     count = active.sum(1)
     # As in the pure function: any constant may be taken off, here the hardest negative's score.
-    centre = sides.neg.amax(1, keepdim=True)
-    losses = torch.linalg.vecdot(active_pos, sides.neg.sub_(centre)) - torch.linalg.vecdot(
-        active, sides.pos.sub_(centre)
+    center = sides.neg.amax(1, keepdim=True)
+    losses = torch.linalg.vecdot(active_pos, sides.neg.sub_(center)) - torch.linalg.vecdot(
+        active, sides.pos.sub_(center)
     )
     return SideWeights(losses + margin * count, active.neg_(), active_pos, counts=count.long())
 
@@ -62,7 +62,7 @@ class BatchAllTripletLoss(RowLoss):
         embeddings [n, d], labels [n] -> a scalar.
 
     Defaults:
-        LpDistance (Euclidean distance of normalised embeddings), DivisorReducer (sum over all triplets, divided by
+        LpDistance (Euclidean distance of normalized embeddings), DivisorReducer (sum over all triplets, divided by
         the number V of active ones), needs a positive and a negative. The loss dict holds the sum of each anchor.
 
     Source:
@@ -90,7 +90,7 @@ class BatchAllTripletLoss(RowLoss):
         self.record_hyperparameters(margin=arguments.non_negative("margin", margin))
 
     def get_default_distance(self) -> LpDistance:
-        """Euclidean distance of normalised embeddings."""
+        """Euclidean distance of normalized embeddings."""
         return LpDistance()
 
     def get_default_reducer(self) -> StaticDivisorReducer:

@@ -53,7 +53,7 @@ class BatchHardTripletLoss(RowLoss):
         embeddings [n, d], labels [n] -> a scalar.
 
     Defaults:
-        LpDistance (Euclidean distance of normalised embeddings), DivisorReducer (the mean over the anchors that have
+        LpDistance (Euclidean distance of normalized embeddings), DivisorReducer (the mean over the anchors that have
         a positive and a negative), needs a positive and a negative.
 
     Source:
@@ -81,7 +81,7 @@ class BatchHardTripletLoss(RowLoss):
         self.record_hyperparameters(margin=None if margin is None else arguments.non_negative("margin", margin))
 
     def get_default_distance(self) -> LpDistance:
-        """Euclidean distance of normalised embeddings."""
+        """Euclidean distance of normalized embeddings."""
         return LpDistance()
 
     def get_default_reducer(self) -> StaticDivisorReducer:

@@ -57,7 +57,7 @@ class BinomialDevianceLoss(RowLoss):
         Yi, Lei, Li, "Deep Metric Learning for Practical Person Re-Identification", 2014, arXiv 1407.4979. Their
         weight C of the negatives is beta / alpha here, and also `balance`: they do not divide by the steepness.
         DM18's BinDeviance is this loss on the pairs of `HardNegativePairMiner`; its reference code raises when
-        every anchor is skipped, ignores its `alpha` argument, and overflows on embeddings that are not normalised.
+        every anchor is skipped, ignores its `alpha` argument, and overflows on embeddings that are not normalized.
         DM20's Binomial has beta=40 and, without its hard mining, balance=20 and so slopes of 2 and 40, the
         negatives drowning the positives; its hard mining divides by a steepness of 0.
 

@@ -1,4 +1,4 @@
-"""The center loss: samples are pulled to the centre of their class."""
+"""The center loss: samples are pulled to the center of their class."""
 
 from typing import Any, Literal, final
 
@@ -12,17 +12,17 @@ from pml_ext.centers import CenterSource, LearnedCenters, RunningCenters
 
 
 def center(embeddings: Tensor, own_centers: Tensor) -> Tensor:
-    """Half the squared distance of each sample to its centre: embeddings, own_centers [.., n, d] -> [.., n]."""
+    """Half the squared distance of each sample to its center: embeddings, own_centers [.., n, d] -> [.., n]."""
     return (embeddings - own_centers).square().sum(-1) / 2
 
 
 @final
 class CenterLoss(SampleLoss):
-    r"""Pulls each sample to the centre of its class, which follows the samples or is learned.
+    r"""Pulls each sample to the center of its class, which follows the samples or is learned.
 
         L_i = 1/2 ||x_i - c_{y_i}||^2
 
-    With centers="running", the default, the centres are no parameters but a state: after the loss of each batch in
+    With centers="running", the default, the centers are no parameters but a state: after the loss of each batch in
     training mode, with n_k samples of class k,
 
         c_k <- c_k - alpha / (1 + n_k)  sum_{i: y_i = k} (c_k - x_i)
@@ -32,9 +32,9 @@ class CenterLoss(SampleLoss):
     Args:
         num_classes: labels are in 0..num_classes - 1.
         embedding_size: the dimension of the embeddings.
-        centers: "running"; "learned", where the centres are parameters and the loss needs an optimizer; or any source
+        centers: "running"; "learned", where the centers are parameters and the loss needs an optimizer; or any source
             of `pml_ext.centers`, `BatchCenters()` say, for which the other arguments mean nothing.
-        alpha: the rate at which running centres follow, in (0, 1].
+        alpha: the rate at which running centers follow, in (0, 1].
         kwargs: those of `SampleLoss`.
 
     Shape:
@@ -42,12 +42,12 @@ class CenterLoss(SampleLoss):
 
     Defaults:
         LpDistance(power=2, normalize_embeddings=False) (squared Euclidean distance; the only other choice is whether
-        it normalises the samples, and with them learned centres), MeanReducer (divides by all n samples).
+        it normalizes the samples, and with them learned centers), MeanReducer (divides by all n samples).
 
     Source:
         Wen, Zhang, Li, Qiao, "A Discriminative Feature Learning Approach for Deep Face Recognition", ECCV 2016
         (weight .003 beside a softmax loss). There the sum over the batch is taken (`SumReducer` gives it). Running
-        centres start at zero, and in several processes follow the samples of all; the loss takes the centres as they
+        centers start at zero, and in several processes follow the samples of all; the loss takes the centers as they
         were before the batch. DM18's loss of this name is another one, `ClassCenterMarginLoss`.
 
     Raises:
@@ -97,7 +97,7 @@ class CenterLoss(SampleLoss):
         return LpDistance(power=2, normalize_embeddings=False)
 
     def per_sample(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Half the squared distance of each sample to its centre; 0 if it has none."""
+        """Half the squared distance of each sample to its center; 0 if it has none."""
         centers = self.centers(embeddings, labels)
         has_center = centers.group >= 0
         own = centers.points.to(embeddings.dtype)[torch.where(has_center, centers.group, 0)]

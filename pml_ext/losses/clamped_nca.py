@@ -37,7 +37,7 @@ class ClampedNCALoss(RowLoss):
 
         L_i = log sum_{N_i} exp(-min(D_in, neg_base)) - log sum_{P_i} exp(-max(D_ip, pos_base))
 
-    With a single positive, its class centre say, the second term is the distance max(D_ip, pos_base) itself. A loss
+    With a single positive, its class center say, the second term is the distance max(D_ip, pos_base) itself. A loss
     may be negative.
 
     Args:
@@ -49,12 +49,12 @@ class ClampedNCALoss(RowLoss):
         embeddings [n, d], labels [n] -> a scalar.
 
     Defaults:
-        LpDistance (Euclidean distance of normalised embeddings), MeanReducer (divides by all n anchors), needs a
+        LpDistance (Euclidean distance of normalized embeddings), MeanReducer (divides by all n anchors), needs a
         positive and a negative.
 
     Source:
-        DM18's CenterTripletLoss, which compares samples with class centres: `CenterPair` in the catalog. Its
-        code has the sign of the second term wrong, which pulls samples to the centres of other classes, and mixes
+        DM18's CenterTripletLoss, which compares samples with class centers: `CenterPair` in the catalog. Its
+        code has the sign of the second term wrong, which pulls samples to the centers of other classes, and mixes
         the distances of several samples, so that the value depends on their order; neither is reproduced. It selects
         no triplet. A batch of one class, of which the reference takes the positive term, has no loss here. With
         the clamps away this is the loss of Movshovitz-Attias et al., "No Fuss Distance Metric Learning using
@@ -82,7 +82,7 @@ class ClampedNCALoss(RowLoss):
         )
 
     def get_default_distance(self) -> LpDistance:
-        """Euclidean distance of normalised embeddings."""
+        """Euclidean distance of normalized embeddings."""
         return LpDistance()
 
     def per_anchor(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:

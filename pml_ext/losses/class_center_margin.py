@@ -1,4 +1,4 @@
-"""A margin between the centres of classes, and one around each of them."""
+"""A margin between the centers of classes, and one around each of them."""
 
 from typing import Any, ClassVar, final
 
@@ -20,8 +20,8 @@ def class_center_margin(
 ) -> Tensor:
     """Loss of each class. See `ClassCenterMarginLoss`.
 
-    center_sim [.., c, c] of each centre and every centre, other [.., c, c] where that is another class, farthest
-    [.., c] of each centre and the farthest sample of its class -> [.., c].
+    center_sim [.., c, c] of each center and every center, other [.., c, c] where that is another class, farthest
+    [.., c] of each center and the farthest sample of its class -> [.., c].
     """
     nearest = masked_max(center_sim, other).squeeze(-1)
     return (nearest - center_margin).relu() + (sample_margin - farthest).relu()
@@ -29,30 +29,30 @@ def class_center_margin(
 
 @final
 class ClassCenterMarginLoss(SampleLoss):
-    r"""Pushes the centres of the nearest classes apart, and pulls the farthest sample of each class to its centre.
+    r"""Pushes the centers of the nearest classes apart, and pulls the farthest sample of each class to its center.
 
     With c_k the mean of class k in the batch, through which the gradient flows too:
 
         L_k = [center_margin - min_{l != k} D(c_k, c_l)]+ + [max_{i: y_i = k} D(x_i, c_k) - sample_margin]+
 
     Args:
-        center_margin: the distance from which on centres of two classes are not pushed; an absolute distance.
-        sample_margin: the distance to its centre up to which a sample is not pulled; an absolute distance.
+        center_margin: the distance from which on centers of two classes are not pushed; an absolute distance.
+        sample_margin: the distance to its center up to which a sample is not pulled; an absolute distance.
         kwargs: those of `SampleLoss`.
 
     Shape:
         embeddings [n, d], labels [n] -> a scalar.
 
     Defaults:
-        LpDistance (Euclidean distance of normalised embeddings; their centres are means of these, and not normalised
+        LpDistance (Euclidean distance of normalized embeddings; their centers are means of these, and not normalized
         again), SumReducer (the sum over the classes of the batch; `DivisorReducer` gives their mean). The loss dict
         holds the loss of each class at its first sample, 0 at the others.
 
     Source:
         DM18's CenterLoss, which is not that of Wen et al. (that is `CenterLoss`). Its code minimises the
-        distance of centres that are too close, and so pulls them together, and subtracts no margin, so that it jumps
-        there. Wrong values are not reproduced: here both terms are hinges, and centres are pushed. In a batch of one
-        class, on which the reference code raises, there is no other centre and the first term is 0.
+        distance of centers that are too close, and so pulls them together, and subtracts no margin, so that it jumps
+        there. Wrong values are not reproduced: here both terms are hinges, and centers are pushed. In a batch of one
+        class, on which the reference code raises, there is no other center and the first term is 0.
 
     Raises:
         TypeError, ValueError: a margin that is not a finite number; an `indices_tuple` or `ref_emb`.
@@ -75,7 +75,7 @@ class ClassCenterMarginLoss(SampleLoss):
         )
 
     def get_default_distance(self) -> LpDistance:
-        """Euclidean distance of normalised embeddings."""
+        """Euclidean distance of normalized embeddings."""
         return LpDistance()
 
     def get_default_reducer(self) -> SumReducer:
@@ -106,7 +106,7 @@ class ClassCenterMarginLoss(SampleLoss):
         return class_center_margin(self._scores(centers, centers), other, farthest, **self.hyperparameters())
 
     def _scores(self, embeddings: Tensor, centers: Tensor) -> Tensor:
-        """Larger is closer, and nothing is normalised: the samples are already, and means are not to be."""
+        """Larger is closer, and nothing is normalized: the samples are already, and means are not to be."""
         similarity = Similarity.of(self.distance)
         if similarity is not None:
             return scores_of(
@@ -116,7 +116,7 @@ class ClassCenterMarginLoss(SampleLoss):
         return matrix if self.distance.is_inverted else -matrix
 
     def _own_scores(self, embeddings: Tensor, centers: Tensor) -> Tensor:
-        """The score of each embedding with the centre in the same row, [n]."""
+        """The score of each embedding with the center in the same row, [n]."""
         similarity = Similarity.of(self.distance)
         if similarity is None:
             return self._scores(embeddings, centers).diagonal()

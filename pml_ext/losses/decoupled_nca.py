@@ -59,7 +59,7 @@ class DecoupledNCALoss(RowLoss):
         embeddings [n, d], labels [n] -> a scalar.
 
     Defaults:
-        LpDistance (Euclidean distance of normalised embeddings), MeanReducer (divides by all n anchors), needs a
+        LpDistance (Euclidean distance of normalized embeddings), MeanReducer (divides by all n anchors), needs a
         positive and a negative.
 
     Source:
@@ -90,7 +90,7 @@ class DecoupledNCALoss(RowLoss):
         )
 
     def get_default_distance(self) -> LpDistance:
-        """Euclidean distance of normalised embeddings."""
+        """Euclidean distance of normalized embeddings."""
         return LpDistance()
 
     def per_anchor(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class EasyPositiveTripletLoss(RowLoss):
         embeddings [n, d], labels [n] -> a scalar.
 
     Defaults:
-        LpDistance (Euclidean distance of normalised embeddings), MeanReducer (divides by all n anchors), needs a
+        LpDistance (Euclidean distance of normalized embeddings), MeanReducer (divides by all n anchors), needs a
         positive and a negative.
 
     Source:
@@ -75,7 +75,7 @@ class EasyPositiveTripletLoss(RowLoss):
         self.record_hyperparameters(margin=arguments.non_negative("margin", margin))
 
     def get_default_distance(self) -> LpDistance:
-        """Euclidean distance of normalised embeddings."""
+        """Euclidean distance of normalized embeddings."""
         return LpDistance()
 
     def per_anchor(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class KNNSoftmaxLoss(RowLoss):
         embeddings [n, d], labels [n] -> a scalar.
 
     Defaults:
-        LpDistance(power=2) (squared Euclidean distance of normalised embeddings), MeanReducer (divides by all n
+        LpDistance(power=2) (squared Euclidean distance of normalized embeddings), MeanReducer (divides by all n
         anchors), needs a positive and a negative.
 
     Source:
@@ -88,7 +88,7 @@ class KNNSoftmaxLoss(RowLoss):
         )
 
     def get_default_distance(self) -> LpDistance:
-        """Squared Euclidean distance of normalised embeddings."""
+        """Squared Euclidean distance of normalized embeddings."""
         return LpDistance(power=2)
 
     def per_anchor(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:

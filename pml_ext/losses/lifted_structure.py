@@ -58,7 +58,7 @@ class LiftedStructureLoss(BatchLoss):
         embeddings [n, d], labels [n] -> a scalar.
 
     Defaults:
-        LpDistance (Euclidean distance of normalised embeddings); the reducer has nothing to do (`already_reduced`);
+        LpDistance (Euclidean distance of normalized embeddings); the reducer has nothing to do (`already_reduced`);
         needs a positive and a negative pair in the batch.
 
     Source:
@@ -91,7 +91,7 @@ class LiftedStructureLoss(BatchLoss):
         )
 
     def get_default_distance(self) -> LpDistance:
-        """Euclidean distance of normalised embeddings."""
+        """Euclidean distance of normalized embeddings."""
         return LpDistance()
 
     def per_batch(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:

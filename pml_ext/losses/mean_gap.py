@@ -109,7 +109,7 @@ class MeanGapLoss(BatchLoss):
         embeddings [n, d], labels [n] -> a scalar.
 
     Defaults:
-        LpDistance (Euclidean distance of normalised embeddings), needs a positive and a negative pair in the batch,
+        LpDistance (Euclidean distance of normalized embeddings), needs a positive and a negative pair in the batch,
         whose loss is one number.
 
     Source:
@@ -138,7 +138,7 @@ class MeanGapLoss(BatchLoss):
         self.record_hyperparameters(fraction=share)
 
     def get_default_distance(self) -> LpDistance:
-        """Euclidean distance of normalised embeddings."""
+        """Euclidean distance of normalized embeddings."""
         return LpDistance()
 
     def per_batch(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:

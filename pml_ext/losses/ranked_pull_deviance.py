@@ -82,7 +82,7 @@ class RankedPullDevianceLoss(RowLoss):
         embeddings [n, d], labels [n] -> a scalar.
 
     Defaults:
-        LpDistance (Euclidean distance of normalised embeddings), MeanReducer (divides by all n anchors), needs a
+        LpDistance (Euclidean distance of normalized embeddings), MeanReducer (divides by all n anchors), needs a
         positive and a negative. The levels of the three ranks are distances of 0.95, 1.05 and 1.12.
 
     Source:
@@ -128,7 +128,7 @@ class RankedPullDevianceLoss(RowLoss):
         )
 
     def get_default_distance(self) -> LpDistance:
-        """Euclidean distance of normalised embeddings."""
+        """Euclidean distance of normalized embeddings."""
         return LpDistance()
 
     def per_anchor(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:

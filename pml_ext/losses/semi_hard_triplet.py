@@ -71,7 +71,7 @@ class SemiHardTripletLoss(RowLoss):
         embeddings [n, d], labels [n] -> a scalar.
 
     Defaults:
-        LpDistance(power=2) (squared Euclidean distance of normalised embeddings), DivisorReducer (sum over all
+        LpDistance(power=2) (squared Euclidean distance of normalized embeddings), DivisorReducer (sum over all
         positive pairs, divided by their number V), needs a positive and a negative. The loss dict holds the sum of
         each anchor.
 
@@ -98,7 +98,7 @@ class SemiHardTripletLoss(RowLoss):
         self.record_hyperparameters(margin=arguments.non_negative("margin", margin))
 
     def get_default_distance(self) -> LpDistance:
-        """Squared Euclidean distance of normalised embeddings."""
+        """Squared Euclidean distance of normalized embeddings."""
         return LpDistance(power=2)
 
     def get_default_reducer(self) -> StaticDivisorReducer:

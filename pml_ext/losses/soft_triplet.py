@@ -168,7 +168,7 @@ class SoftTripletLoss(RowLoss):
         embeddings [n, d], labels [n] -> a scalar.
 
     Defaults:
-        LpDistance (Euclidean distance of normalised embeddings), DivisorReducer (sum over the batch, divided by what
+        LpDistance (Euclidean distance of normalized embeddings), DivisorReducer (sum over the batch, divided by what
         `normalization` counts), needs a positive and a negative.
 
     Source:
@@ -209,7 +209,7 @@ class SoftTripletLoss(RowLoss):
         )
 
     def get_default_distance(self) -> LpDistance:
-        """Euclidean distance of normalised embeddings."""
+        """Euclidean distance of normalized embeddings."""
         return LpDistance()
 
     def get_default_reducer(self) -> StaticDivisorReducer:

@@ -25,7 +25,7 @@ class ChainedMiner(PairMiner):
         embeddings [n, d], labels [n] -> (anchors, positives, anchors, negatives).
 
     Defaults:
-        LpDistance (Euclidean distance of normalised embeddings).
+        LpDistance (Euclidean distance of normalized embeddings).
 
     Source:
         Ours. It is what DM18's DistWeightNeighbour and DistanceMatch do: draw negatives, keep the three
@@ -71,7 +71,7 @@ class ChainedMiner(PairMiner):
         return tuple(part for part in self._modules.values() if isinstance(part, PairMiner))
 
     def get_default_distance(self) -> LpDistance:
-        """Euclidean distance of normalised embeddings."""
+        """Euclidean distance of normalized embeddings."""
         return LpDistance()
 
     def select(self, sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from pml_ext.seeded import Seeded
 def distance_weighted_log_weights(
     dist: Tensor, neg: Tensor, *, dimension: int, cutoff: float, nonzero_loss_cutoff: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Log of the unnormalised probability of each negative, and which may be drawn: dist, neg [.., n, m] -> both."""
+    """Log of the unnormalized probability of each negative, and which may be drawn: dist, neg [.., n, m] -> both."""
     clamped = dist.clamp(cutoff, _LARGEST)
     # 1 - d^2/4 as a product: its first factor is small and exact where the distance is near 2.
     half = clamped / 2
@@ -83,7 +83,7 @@ class DistanceWeightedMiner(Seeded, PairMiner):
         embeddings [n, d], labels [n] -> (anchors, positives, anchors, negatives).
 
     Defaults:
-        LpDistance (Euclidean distance of normalised embeddings), torch's global generator.
+        LpDistance (Euclidean distance of normalized embeddings), torch's global generator.
 
     Source:
         Wu et al., "Sampling Matters in Deep Embedding Learning", ICCV 2017, arXiv 1706.07567; the cut-offs are those
@@ -94,7 +94,7 @@ class DistanceWeightedMiner(Seeded, PairMiner):
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, not finite or out of range; an inner product of embeddings
-            that are not normalised.
+            that are not normalized.
 
     Example:
         >>> import torch
@@ -131,7 +131,7 @@ class DistanceWeightedMiner(Seeded, PairMiner):
         )
 
     def get_default_distance(self) -> LpDistance:
-        """Euclidean distance of normalised embeddings."""
+        """Euclidean distance of normalized embeddings."""
         return LpDistance()
 
     def select(self, sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from pml_ext.seeded import Seeded
 
 
 def inverse_density_log_weights(sim: Tensor, neg: Tensor, *, max_z: float | None = None) -> Tensor:
-    """Logarithm of the unnormalised probability of each negative: sim, neg [.., n, m] -> [.., n, m], 0 elsewhere.
+    """Logarithm of the unnormalized probability of each negative: sim, neg [.., n, m] -> [.., n, m], 0 elsewhere.
 
     z^2 / 2 with z the score standardised over the negatives of the anchor; the reciprocal of a Gaussian density fitted
     to them. All equal if the scores do not differ.
@@ -68,7 +68,7 @@ class InverseDensityMiner(Seeded, PairMiner):
         embeddings [n, d], labels [n] -> (anchors, positives, anchors, negatives).
 
     Defaults:
-        LpDistance (Euclidean distance of normalised embeddings), torch's global generator.
+        LpDistance (Euclidean distance of normalized embeddings), torch's global generator.
 
     Source:
         DM18's DistWeight losses, after the idea of Wu et al., "Sampling Matters in Deep Embedding Learning",
@@ -104,7 +104,7 @@ class InverseDensityMiner(Seeded, PairMiner):
         )
 
     def get_default_distance(self) -> LpDistance:
-        """Euclidean distance of normalised embeddings."""
+        """Euclidean distance of normalized embeddings."""
         return LpDistance()
 
     def select(self, sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:

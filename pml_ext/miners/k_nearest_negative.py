@@ -30,10 +30,10 @@ class KNearestNegativeMiner(PairMiner):
         embeddings [n, d], labels [n] -> (anchors, positives, anchors, negatives).
 
     Defaults:
-        LpDistance (Euclidean distance of normalised embeddings).
+        LpDistance (Euclidean distance of normalized embeddings).
 
     Source:
-        The negatives of DM18's MCA, there the 32 nearest centres of other classes. Of equally near negatives
+        The negatives of DM18's MCA, there the 32 nearest centers of other classes. Of equally near negatives
         the reference code keeps as many as fit, and so does this.
 
     Raises:
@@ -55,7 +55,7 @@ class KNearestNegativeMiner(PairMiner):
         self.record_hyperparameters(k=arguments.count("k", k))
 
     def get_default_distance(self) -> LpDistance:
-        """Euclidean distance of normalised embeddings."""
+        """Euclidean distance of normalized embeddings."""
         return LpDistance()
 
     def select(self, sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:

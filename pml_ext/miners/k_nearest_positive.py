@@ -30,7 +30,7 @@ class KNearestPositiveMiner(PairMiner):
         embeddings [n, d], labels [n] -> (anchors, positives, anchors, negatives).
 
     Defaults:
-        LpDistance (Euclidean distance of normalised embeddings).
+        LpDistance (Euclidean distance of normalized embeddings).
 
     Source:
         The positives of DM18's DistWeightNeighbour and DistanceMatch, whose negatives come from other stages
@@ -55,7 +55,7 @@ class KNearestPositiveMiner(PairMiner):
         self.record_hyperparameters(k=arguments.count("k", k))
 
     def get_default_distance(self) -> LpDistance:
-        """Euclidean distance of normalised embeddings."""
+        """Euclidean distance of normalized embeddings."""
         return LpDistance()
 
     def select(self, sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,7 @@ class NegatedDistance(BaseDistance):  # type: ignore[misc, unused-ignore]
 
     def forward(self, query_emb: Tensor, ref_emb: Tensor | None = None) -> Tensor:
         """The negated matrix [n, m]."""
-        # Whoever wraps a distance that normalises has to say what has no direction.
+        # Whoever wraps a distance that normalizes has to say what has no direction.
         references = None if ref_emb is query_emb else normalizable(self.distance, ref_emb)
         matrix: Tensor = self.distance(normalizable(self.distance, query_emb), references)
         return -matrix
@@ -82,7 +82,7 @@ def rotation_changes_nothing(loss: Any, case: Batch) -> None:
 
 @law("loss", "batch", stage="invariance")
 def length_changes_nothing(loss: Any, case: Batch) -> None:
-    """Each embedding times a positive number of its own, under a distance that normalises, keeps the loss."""
+    """Each embedding times a positive number of its own, under a distance that normalizes, keeps the loss."""
     if case.has_ties or not getattr(getattr(loss, "distance", None), "normalize_embeddings", False):
         return
     factor = 0.1 + 3 * torch.rand(len(case.labels), 1, generator=seeded(3), dtype=torch.float64)
@@ -98,7 +98,7 @@ def _may_be_translated(loss: Any) -> bool:
 
 @law("loss", "batch", _may_be_translated, stage="invariance")
 def translation_changes_nothing(loss: Any, case: Batch) -> None:
-    """The same vector added to all embeddings, under a distance that does not normalise, keeps the loss."""
+    """The same vector added to all embeddings, under a distance that does not normalize, keeps the loss."""
     if case.has_ties:
         return
     loss = with_attributes(loss)

@@ -53,7 +53,7 @@ class Cached(nn.Module):
             `SyncBatchNorm` in training, whose processes would wait for each other's chunks.
 
     Warns:
-        UserWarning: once, a batch normalisation in training takes its statistics from each chunk, not from the batch.
+        UserWarning: once, a batch normalization in training takes its statistics from each chunk, not from the batch.
 
     Example:
         >>> import torch
@@ -103,9 +103,9 @@ class Cached(nn.Module):
         if norms and not self._has_warned:
             self._has_warned = True
             warnings.warn(
-                f"batch normalisation sees chunks of {self.chunk_size} samples, not the batch: "
+                f"batch normalization sees chunks of {self.chunk_size} samples, not the batch: "
                 f"{', '.join(name or 'the network' for name, _ in norms[:3])}; freeze it (.eval()), or use another "
-                "normalisation",
+                "normalization",
                 stacklevel=3,
             )
 
@@ -186,7 +186,7 @@ class _Buffers:
         copies = {}
         for name, buffer in self.network.named_buffers():
             known = self.known.get(name)
-            # Batch normalisation writes to its statistics without a trace. They change nothing of its output.
+            # Batch normalization writes to its statistics without a trace. They change nothing of its output.
             if known is None or known[0] is not buffer or known[1] != buffer._version:
                 known = self.known[name] = (buffer, buffer._version, buffer.detach().clone())
             copies[name] = known[2]

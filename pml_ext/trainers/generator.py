@@ -26,7 +26,7 @@ class FeatureGenerator(nn.Module):
 
     Source:
         Zheng et al., "Hardness-Aware Deep Metric Learning", CVPR 2019, arXiv 1903.05503: 512 and 1024 outputs. The
-        batch normalisation, after the ReLU, is in the reference code only.
+        batch normalization, after the ReLU, is in the reference code only.
 
     Raises:
         TypeError, ValueError: a size that is not an integer or below 1.

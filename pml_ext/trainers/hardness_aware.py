@@ -219,7 +219,7 @@ def hardness_aware_trainer(
 
     triplet: J = sum [|a - p|^2 - |a - n|^2 + 1]+ over one random triplet per image, alpha 7.
     n_pair: J = `NPairTupleLoss` over the N-pairs of the batch, alpha 90, the anchors separate in J_soft.
-    Neither normalises the embeddings.
+    Neither normalizes the embeddings.
 
     Args:
         variant: "triplet" or "n_pair".

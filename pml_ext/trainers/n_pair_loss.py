@@ -33,7 +33,7 @@ class NPairTupleLoss(_pml.Loss):
         pair; without an `indices_tuple` the pairs are those of `NPairTupleMiner`. `ref_emb` needs an `indices_tuple`.
 
     Defaults:
-        DotProductSimilarity without normalisation, MeanReducer (divides by the number of pairs), `element`.
+        DotProductSimilarity without normalization, MeanReducer (divides by the number of pairs), `element`.
 
     Source:
         Sohn, "Improved Deep Metric Learning with Multi-class N-pair Loss Objective", NIPS 2016, as used by Zheng et

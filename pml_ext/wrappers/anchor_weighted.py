@@ -108,7 +108,7 @@ class AnchorWeightedLoss(LossWrapper):
     Source:
         The "dynamic learning rate" of DM18's ABatchAll, AHardPair and ATriplet: a detached weight of the
         anchor, not a learning rate. The reference code divides sums of exponentials, which become 0/0 for embeddings
-        that are not normalised; the logarithms are never left here.
+        that are not normalized; the logarithms are never left here.
 
     Raises:
         TypeError, ValueError: a loss that is not a PML loss, or one of classes or of the whole batch; an alpha that is

@@ -19,14 +19,14 @@ class BranchLoss(LossWrapper):
 
         L = 1/B sum_b L'(x[:, slice b])
 
-    with each slice normalised to unit length. To mine within each slice, wrap a `MinedLoss`.
+    with each slice normalized to unit length. To mine within each slice, wrap a `MinedLoss`.
 
     Args:
         loss: the loss of every slice. It is one object: parameters that it may have are shared by the slices.
         sizes: how many columns each slice has, together all columns; or one number B, for near-equal slices with
             bounds floor(b d / B).
-        normalize: whether slices are normalised, whatever the distance of the loss does; once, by that distance if it
-            does. Without it use a distance with `normalize_embeddings=False`, for the others normalise slices as they
+        normalize: whether slices are normalized, whatever the distance of the loss does; once, by that distance if it
+            does. Without it use a distance with `normalize_embeddings=False`, for the others normalize slices as they
             do embeddings.
         kwargs: those of `LossWrapper`.
 

@@ -34,7 +34,7 @@ def jensen_shannon(log_a: Tensor, log_b: Tensor) -> Tensor:
 class BranchDiversityRegularizer(PairModule, _pml.Regularizer):
     r"""An `embedding_regularizer` that is small where the slices of an embedding see different neighbours.
 
-    Slice b, normalised by the distance, gives every sample i a distribution A^b_i = softmax_{j != i}(-beta D^b_ij)
+    Slice b, normalized by the distance, gives every sample i a distribution A^b_i = softmax_{j != i}(-beta D^b_ij)
     over the others, and
 
         R = mean over i, over pairs of slices a, b, of  log 2 - JS(A^a_i, A^b_i)
@@ -49,7 +49,7 @@ class BranchDiversityRegularizer(PairModule, _pml.Regularizer):
         embeddings [n, d] -> a scalar; 0 for fewer than two samples.
 
     Defaults:
-        LpDistance (Euclidean distance of normalised slices), MeanReducer (divides by all n samples).
+        LpDistance (Euclidean distance of normalized slices), MeanReducer (divides by all n samples).
 
     Source:
         DM18's JSDivKNNSoftmax is `BranchLoss(KNNSoftmaxLoss(...), sizes, embedding_regularizer=this)`. Its
@@ -76,7 +76,7 @@ class BranchDiversityRegularizer(PairModule, _pml.Regularizer):
         self.record_hyperparameters(beta=arguments.positive("beta", beta))
 
     def get_default_distance(self) -> LpDistance:
-        """Euclidean distance of normalised slices."""
+        """Euclidean distance of normalized slices."""
         return LpDistance()
 
     def compute_loss(self, embeddings: Tensor) -> dict[str, Any]:

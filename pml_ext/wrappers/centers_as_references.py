@@ -1,4 +1,4 @@
-"""Any loss, with embeddings compared to class centres instead of one another."""
+"""Any loss, with embeddings compared to class centers instead of one another."""
 
 from typing import Any, ClassVar, final
 
@@ -24,16 +24,16 @@ from pml_ext.wrappers.base import (
 
 
 def center_masks(labels: Tensor, centers: Centers) -> PairMasks:
-    """The relation of samples to centres: labels [n] -> masks [n, c]."""
+    """The relation of samples to centers: labels [n] -> masks [n, c]."""
     pos, neg = label_masks(labels, centers.labels)
     return PairMasks(pos, neg) if centers.used is None else PairMasks(pos & centers.used, neg & centers.used)
 
 
 def leave_one_out_masks(labels: Tensor, centers: Centers, has_others: Tensor) -> ByMasks:
-    """The relation of samples to references that are the c centres and, after them, a mean for each sample.
+    """The relation of samples to references that are the c centers and, after them, a mean for each sample.
 
     The mean for sample i is that of its group without it; `has_others` [n] says whether there is one. Positives are the
-    other centres of the class and this mean in place of the own centre: labels [n] -> masks [n, c + 1].
+    other centers of the class and this mean in place of the own center: labels [n] -> masks [n, c + 1].
     """
     pos, neg = center_masks(labels, centers)
     own = centers.group.unsqueeze(-1) == torch.arange(len(centers.points), device=labels.device)
@@ -44,19 +44,19 @@ def leave_one_out_masks(labels: Tensor, centers: Centers, has_others: Tensor) ->
 
 @final
 class CentersAsReferences(LossWrapper):
-    r"""Compares embeddings with class centres: the centres of its class are a sample's positives, the others negatives.
+    r"""Compares embeddings with class centers: the centers of its class are a sample's positives, the others negatives.
 
-        L = L'(x, y, ref_emb = c, ref_labels = classes of the centres)
+        L = L'(x, y, ref_emb = c, ref_labels = classes of the centers)
 
     Args:
         loss: a loss that takes `ref_emb`, ours or PML's.
-        centers: where the centres come from, a source of `pml_ext.centers`.
+        centers: where the centers come from, a source of `pml_ext.centers`.
         leave_one_out: a sample is not compared with the mean of its own group, of which it is a part, but with the mean
-            of the others in it; the only one of its group is compared with other centres only. For centres that are
+            of the others in it; the only one of its group is compared with other centers only. For centers that are
             means of the batch.
-        normalize_embeddings: whether to bring the embeddings to unit length before centres are made of them; None to
-            do what the distance of the loss does. The centres themselves, means of unit vectors say, which are
-            shorter, are normalised only by that distance.
+        normalize_embeddings: whether to bring the embeddings to unit length before centers are made of them; None to
+            do what the distance of the loss does. The centers themselves, means of unit vectors say, which are
+            shorter, are normalized only by that distance.
         kwargs: those of `LossWrapper`.
 
     Shape:
@@ -64,19 +64,19 @@ class CentersAsReferences(LossWrapper):
 
     Defaults:
         Distance and reducer of the inner loss, whose anchors are the samples. Of ours, a loss that needs positives and
-        negatives is 0 in a batch of one class if the centres are those of the batch.
+        negatives is 0 in a batch of one class if the centers are those of the batch.
 
     Source:
         DM18's CenterNCA, CenterTriplet, ClusterNCA, KmeanLoss and MCA: `CenterNCA`, `CenterPair`, `ClusterNCA`,
         `KmeanNCA` and `MCA` in the catalog. ClusterNCA multiplies the squared distance of a sample to the mean of its
         group of s by (s/(s-1))^2, which is that to the mean of the others, with any distance here; it drops every
-        centre closer than 1e-3, here the own one of a group of one, and is infinite for a sample without a positive
-        centre, which has no loss here. KmeanLoss cannot be run. MCA's centres were brought to unit length after each
-        step of the optimizer, here in each call, and its "dead" centres, never updated, are left out.
+        center closer than 1e-3, here the own one of a group of one, and is infinite for a sample without a positive
+        center, which has no loss here. KmeanLoss cannot be run. MCA's centers were brought to unit length after each
+        step of the optimizer, here in each call, and its "dead" centers, never updated, are left out.
 
     Raises:
-        TypeError, ValueError: a loss that is not a PML loss or takes no references, centres that are no source,
-            `leave_one_out` with centres that are not means of the batch or with a loss that takes no pairs; in a call
+        TypeError, ValueError: a loss that is not a PML loss or takes no references, centers that are no source,
+            `leave_one_out` with centers that are not means of the batch or with a loss that takes no pairs; in a call
             an `indices_tuple` or `ref_emb`.
 
     Example:
@@ -125,7 +125,7 @@ class CentersAsReferences(LossWrapper):
         ref_emb: Tensor,
         ref_labels: Tensor | None,
     ) -> dict[str, Any]:
-        """The loss of the samples and their centres."""
+        """The loss of the samples and their centers."""
         if labels is None:
             raise ValueError("CentersAsReferences needs labels, got None")
         arguments.without_indices(type(self).__name__, indices_tuple)
@@ -135,7 +135,7 @@ class CentersAsReferences(LossWrapper):
             samples = normalized(self.distance, samples)
         centers = self.centers(samples, labels)
         centers = centers._replace(points=centers.points.to(samples.dtype))
-        # Not before: in several processes the others wait for the centres of this one.
+        # Not before: in several processes the others wait for the centers of this one.
         if len(samples) == 0:
             return dict(self.zero_losses())
         # Repetitions cost a column each.
@@ -150,7 +150,7 @@ class CentersAsReferences(LossWrapper):
             pairs = private if takes_pairs(self.loss) else handed_on(private.wide(), self.loss)
         elif centers.used is not None:
             pairs = handed_on(center_masks(labels, centers), self.loss)
-        # Nothing is normalised twice.
+        # Nothing is normalized twice.
         anchors = given if has_only_directions(self.loss) else samples
         return self.reduced(self.loss(anchors, labels, pairs, points, classes))
 

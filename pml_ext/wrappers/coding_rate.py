@@ -45,7 +45,7 @@ class CodingRateRegularizer(PairModule, BaseRegularizer):
 
     Args:
         distortion: the squared error that is allowed, above 0: the smaller, the more small directions count.
-        kwargs: those of every PML regularizer: `distance`, which says whether to normalise, `reducer`, `collect_stats`.
+        kwargs: those of every PML regularizer: `distance`, which says whether to normalize, `reducer`, `collect_stats`.
 
     Shape:
         embeddings [n, d] -> a scalar.

@@ -22,7 +22,7 @@ class RandomSliceLoss(Seeded, LossWrapper):
     Args:
         loss: the loss of every slice; its parameters, if any, are shared by the slices.
         sizes: how many columns each slice has, together all columns; or one number B, for near-equal slices.
-        normalize: whether slices are normalised, as in `BranchLoss`.
+        normalize: whether slices are normalized, as in `BranchLoss`.
         seed: as in `Seeded`.
         kwargs: those of `LossWrapper`.
 
