@@ -19,7 +19,7 @@ from pml_ext.engine import Form, batch_weighed, row_losses, rows_weighed
 from pml_ext.masked import Counted, Needs
 from pml_ext.pairs import IndicesTuple, Pairs, own_set
 from pml_ext.plain import PerAnchor, plain_batch, plain_rows
-from pml_ext.reducer import LossDict, by_element
+from pml_ext.reducer import LossDict, already_reduced, by_element
 from pml_ext.reducer import StaticDivisorReducer as StaticDivisorReducer
 from pml_ext.renamed import renamed
 from pml_ext.similarity import PairModule, has_own_shapes, normalized
@@ -152,7 +152,7 @@ class BatchLoss(MatrixLoss):
         else:
             weigh = partial(batch_weighed, pairs=pairs, form=self.form(), per_batch=self.per_batch, needs=self.needs)
             losses, _ = row_losses(x, ref, similarity, weigh, plain, None, pairs.private, together=True)
-        return {"loss": {"losses": losses.sum(), "indices": None, "reduction_type": "already_reduced"}}
+        return already_reduced(losses.sum())
 
 
 class SampleLoss(PairModule, BaseMetricLossFunction):

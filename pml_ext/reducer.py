@@ -24,6 +24,11 @@ def by_element(losses: Tensor, counts: Tensor | int) -> LossDict:
     return {"loss": {"losses": losses, "indices": indices, "reduction_type": "element", "divisor": divisor}}
 
 
+def already_reduced(loss: Tensor | float) -> LossDict:
+    """PML's loss dict of one value, with which a reducer has nothing to do."""
+    return {"loss": {"losses": loss, "indices": None, "reduction_type": "already_reduced"}}
+
+
 class StaticDivisorReducer(DivisorReducer):
     """PML's `DivisorReducer`, without the host synchronisation of its `if divisor != 0`. Same values."""
 

@@ -50,6 +50,9 @@ LAYERS = (
 )
 
 
+ONE_SPELLING = re.compile(r"\b\w*(?:cent(?:re|red|ring)(?![a-z])|centres|normalis)\w*\b", re.IGNORECASE)
+
+
 @cache
 def modules():
     return {path.relative_to(ROOT): ast.parse(path.read_text(encoding="utf-8")) for path in ROOT.rglob("*.py")}
@@ -118,6 +121,22 @@ _STANDARD = {"typing", "math", "functools", "collections", "dataclasses", "conte
 def test_there_is_no_room_for_odds_and_ends():
     names = {path.stem for path in modules()} | {path.parent.name for path in modules()}
     assert not names & {"utils", "helpers", "common", "functional", "misc"}
+
+
+def test_words_are_spelled_one_way():
+    found = {
+        str(path): words
+        for path in ROOT.rglob("*.py")
+        if (words := ONE_SPELLING.findall(path.read_text(encoding="utf-8")))
+    }
+    assert not found, "American: center, normalize"
+    assert [
+        each for each in ("centre", "class_centres", "Normalised", "centered", "normal") if ONE_SPELLING.search(each)
+    ] == [
+        "centre",
+        "class_centres",
+        "Normalised",
+    ]
 
 
 @pytest.mark.parametrize("package", PACKAGES)

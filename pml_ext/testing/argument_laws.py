@@ -13,7 +13,7 @@ from pytorch_metric_learning.reducers import MeanReducer, SumReducer
 
 from pml_ext.hyperparameters import Configured
 from pml_ext.testing.cases import Batch
-from pml_ext.testing.law import Outcome, assert_same, evaluate, law, variant
+from pml_ext.testing.law import Outcome, assert_same, evaluate, law, with_attributes
 from pml_ext.testing.miner_laws import mine, pairs_of
 from pml_ext.wrappers.base import LossWrapper
 
@@ -128,7 +128,7 @@ def what_a_wrapper_is_given_is_used(loss: Any, case: Batch) -> None:
     while isinstance(inner, LossWrapper):
         inner = inner.loss
     # What normalizes makes no difference around a loss that does so itself.
-    without = variant(inner, distance=LpDistance(normalize_embeddings=False))
+    without = with_attributes(inner, distance=LpDistance(normalize_embeddings=False))
     for name, values in (_GIVEN | flags).items():
         if not any(_makes_a_difference(loss, case, name, values, each) for each in (inner, without)):
             raise AssertionError(f"{name} is taken, but {values[0]} and {values[1]} do the same")

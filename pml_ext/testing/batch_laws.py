@@ -23,7 +23,7 @@ from pml_ext.testing.law import (
     outcome,
     reseed,
     takes_pairs,
-    variant,
+    with_attributes,
 )
 
 
@@ -131,7 +131,7 @@ def every_distance_is_welcome(loss: Any, case: Batch) -> None:
     """The loss is finite with each of PML's distances."""
     for distance in _DISTANCES:
         try:
-            evaluate(variant(loss, distance=distance), case.embeddings, case.labels)
+            evaluate(with_attributes(loss, distance=distance), case.embeddings, case.labels)
         except Exception as error:
             kind = f"{type(distance).__name__}(p={distance.p}, power={distance.power})"
             raise AssertionError(f"with {kind}: {error}") from error

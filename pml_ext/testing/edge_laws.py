@@ -22,7 +22,7 @@ from pml_ext.testing.law import (
     reseed,
     takes_pairs,
     unreduced,
-    variant,
+    with_attributes,
 )
 
 
@@ -51,7 +51,8 @@ def equal_samples_are_treated_alike(loss: Any, case: Batch) -> None:
 
 def on_a_grid(loss: Any, case: Batch) -> tuple[Any, Tensor]:
     """The loss with inner products, and embeddings of few values, so that scores are exact and many are equal."""
-    return variant(loss, distance=DotProductSimilarity(normalize_embeddings=False)), _grid(case.embeddings / case.scale)
+    unscaled = with_attributes(loss, distance=DotProductSimilarity(normalize_embeddings=False))
+    return unscaled, _grid(case.embeddings / case.scale)
 
 
 def _grid(x: Tensor) -> Tensor:
@@ -65,7 +66,7 @@ def divisors_agree_with_autograd(loss: Any, case: Batch) -> None:
         return
     for reducer in (DivisorReducer(), SumReducer(), MeanReducer()):
         if is_row_loss(loss) or not isinstance(reducer, DivisorReducer):
-            reduced = variant(loss, reducer=reducer)
+            reduced = with_attributes(loss, reducer=reducer)
             actual, expected = (
                 evaluate(each, case.embeddings, case.labels) for each in (reduced, by_autograd(reduced))
             )

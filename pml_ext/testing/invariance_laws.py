@@ -29,8 +29,8 @@ from pml_ext.testing.law import (
     reseed,
     seeded,
     takes_pairs,
+    with_attributes,
 )
-from pml_ext.testing.law import variant as with_attributes
 
 
 class NegatedDistance(BaseDistance):  # type: ignore[misc, unused-ignore]

@@ -163,7 +163,7 @@ def fresh(subject: Any) -> Any:
     return copy.deepcopy(subject) if has_state else subject
 
 
-def variant(subject: Any, **attributes: Any) -> Any:
+def with_attributes(subject: Any, **attributes: Any) -> Any:
     """A copy of the subject with other attributes."""
     subject = copy.deepcopy(subject)
     for name, value in attributes.items():

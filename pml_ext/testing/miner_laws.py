@@ -12,7 +12,7 @@ from pml_ext.pairs import PairMasks
 from pml_ext.seeded import Seeded
 from pml_ext.testing.cases import Batch, Rows, as_pairs
 from pml_ext.testing.invariance_laws import NegatedDistance
-from pml_ext.testing.law import by_autograd, fresh, is_ours, is_random, law, reseed, seeded, variant
+from pml_ext.testing.law import by_autograd, fresh, is_ours, is_random, law, reseed, seeded, with_attributes
 
 Pairs = set[tuple[int, ...]]
 
@@ -124,20 +124,20 @@ def references_are_indexed(miner: Any, case: Batch) -> None:
 def masks_and_indices_agree(miner: PairMiner, case: Batch) -> None:
     """With `as_masks` the same pairs come as `PairMasks`."""
     reseed()
-    masks = variant(miner, as_masks=True)(case.embeddings, case.labels)
+    masks = with_attributes(miner, as_masks=True)(case.embeddings, case.labels)
     assert isinstance(masks, PairMasks), f"as_masks gives {type(masks).__name__}"
     shape = (len(case.labels), len(case.labels))
     for mask in masks:
         assert mask.shape == shape, f"a mask has shape {tuple(mask.shape)}, not {shape}"
         assert mask.dtype == torch.bool, f"a mask is {mask.dtype}"
-    indices = mine(variant(miner, as_masks=False), case.embeddings, case.labels)
+    indices = mine(with_attributes(miner, as_masks=False), case.embeddings, case.labels)
     assert pairs_of(as_pairs(masks)) == pairs_of(indices), "masks and indices name other pairs"
 
 
 @law("miner", "batch", is_ours)
 def negated_distance_agrees(miner: PairMiner, case: Batch) -> None:
     """Minus the distance, taken as a similarity, with negated levels mines the same pairs."""
-    negated = variant(miner, distance=NegatedDistance(miner.distance))
+    negated = with_attributes(miner, distance=NegatedDistance(miner.distance))
     for name in negated.levels:
         setattr(negated, name, -getattr(negated, name))
     # Of equal distances, rounding chooses: there the two must be computed in the same way.
@@ -228,22 +228,22 @@ def copies_are_equal(miner: Any, case: Batch) -> None:
 @law("miner", "once", lambda miner: isinstance(miner, Seeded))
 def a_seed_is_a_stream(miner: Any, case: Batch) -> None:
     """The same seed gives the same pairs call by call, other calls and seeds give others, a loaded state resumes."""
-    first, second, other = (variant(miner, seed=seed, _calls=0) for seed in (3, 3, 4))
+    first, second, other = (with_attributes(miner, seed=seed, _calls=0) for seed in (3, 3, 4))
     torch.manual_seed(1)
     stream = [pairs_of(first(case.embeddings, case.labels)) for _ in range(6)]
     torch.manual_seed(2)
     assert stream == [pairs_of(second(case.embeddings, case.labels)) for _ in range(6)], "a seed gives other pairs"
     assert any(pairs != stream[0] for pairs in stream), "every call draws the same pairs"
     assert stream != [pairs_of(other(case.embeddings, case.labels)) for _ in range(6)], "seeds 3 and 4 draw the same"
-    saved = variant(miner, seed=3, _calls=0)
+    saved = with_attributes(miner, seed=3, _calls=0)
     for _ in range(2):
         saved(case.embeddings, case.labels)
-    resumed = variant(miner, seed=3, _calls=0)
+    resumed = with_attributes(miner, seed=3, _calls=0)
     resumed.load_state_dict(saved.state_dict())
     for name, again in (("state_dict", resumed), ("deepcopy", copy.deepcopy(saved))):
         rest = [pairs_of(again(case.embeddings, case.labels)) for _ in range(4)]
         assert rest == stream[2:], f"{name} does not resume the stream"
-    generators = [variant(miner, seed=torch.Generator().manual_seed(5)) for _ in range(2)]
+    generators = [with_attributes(miner, seed=torch.Generator().manual_seed(5)) for _ in range(2)]
     drawn = [pairs_of(each(case.embeddings, case.labels)) for each in generators]
     assert drawn[0] == drawn[1], "generators in the same state give other pairs"
 
@@ -251,12 +251,12 @@ def a_seed_is_a_stream(miner: Any, case: Batch) -> None:
 @law("miner", "once", lambda miner: isinstance(miner, Seeded))
 def the_global_generator_is_the_default(miner: Any, case: Batch) -> None:
     """Without a seed, torch.manual_seed decides; with one, torch's global generator is left alone."""
-    unseeded = variant(miner, seed=None)
+    unseeded = with_attributes(miner, seed=None)
     drawn = []
     for _ in range(2):
         torch.manual_seed(11)
         drawn.append([pairs_of(unseeded(case.embeddings, case.labels)) for _ in range(3)])
     assert drawn[0] == drawn[1], "torch.manual_seed does not decide what is drawn"
     before = torch.get_rng_state()
-    variant(miner, seed=3)(case.embeddings, case.labels)
+    with_attributes(miner, seed=3)(case.embeddings, case.labels)
     assert torch.equal(torch.get_rng_state(), before), "a seeded miner draws from torch's global generator"

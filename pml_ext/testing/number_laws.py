@@ -17,7 +17,7 @@ from pml_ext.testing.law import (
     is_random,
     law,
     takes_pairs,
-    variant,
+    with_attributes,
 )
 from pml_ext.testing.miner_laws import mine, pairs_of
 
@@ -92,7 +92,7 @@ _LAYOUTS = {"one long embedding": one_long, "two far clusters": far_clusters, "f
 def float32_keeps_small_distances_among_large_ones(loss: Any, case: Batch) -> None:
     """One long embedding, or two far clusters, under distances of vectors as they are: as in float64."""
     for power in (1, 2):
-        far = variant(loss, distance=LpDistance(normalize_embeddings=False, power=power))
+        far = with_attributes(loss, distance=LpDistance(normalize_embeddings=False, power=power))
         for name, layout in _LAYOUTS.items():
             embeddings = layout(case).float()
             actual = evaluate(far, embeddings, case.labels)
@@ -112,7 +112,7 @@ def _size(gradient: Tensor) -> Tensor:
 @law("miner", "once", lambda miner: is_ours(miner) and not is_random(miner), as_shipped_only=True)
 def float32_keeps_small_distances_among_large_ones_of_a_miner(miner: Any, case: Batch) -> None:
     """One long embedding, or two far clusters, under distances of vectors as they are: the same pairs in float32."""
-    far = variant(miner, distance=LpDistance(normalize_embeddings=False))
+    far = with_attributes(miner, distance=LpDistance(normalize_embeddings=False))
     for name, layout in _LAYOUTS.items():
         embeddings = layout(case).float()
         found, expected = (pairs_of(mine(far, x, case.labels)) for x in (embeddings, embeddings.double()))

@@ -17,7 +17,7 @@ from pml_ext.losses import ClassCenterMarginLoss
 from pml_ext.masked import Counted, masked_logsumexp
 from pml_ext.pairs import IndicesTuple, Pairs
 from pml_ext.plain import PerAnchor
-from pml_ext.wrappers.base import LossWrapper, has_proxies, is_row_loss
+from pml_ext.wrappers.base import LossWrapper, has_proxies, runs_by_rows
 
 
 def anchor_weight(sim: Tensor, pos: Tensor, neg: Tensor, *, alpha: float) -> Tensor:
@@ -172,7 +172,7 @@ class AnchorWeightedLoss(LossWrapper):
         """The loss dict of the inner loss, weighted."""
         batch = embeddings, labels, indices_tuple, ref_emb, ref_labels
         _pml.reset_stats(self.loss)
-        if is_row_loss(self.loss):
+        if runs_by_rows(self.loss):
             # From the same scores: they are computed once.
             ref = None if ref_emb is embeddings else ref_emb
             loss_dict: dict[str, Any] = self.loss.of_anchors(

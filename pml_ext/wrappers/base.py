@@ -12,6 +12,7 @@ from pml_ext import _pml, arguments
 from pml_ext.base import BatchLoss, MatrixLoss, RowLoss, SampleLoss
 from pml_ext.hyperparameters import Configured
 from pml_ext.pairs import ByMasks, IndicesTuple, PairMasks, Pairs, own_set
+from pml_ext.reducer import already_reduced
 from pml_ext.similarity import PairModule, has_own_shapes
 from pml_ext.vectors import in_full
 
@@ -66,10 +67,10 @@ class LossWrapper(Configured, _pml.Loss):
     @staticmethod
     def reduced(loss: Tensor) -> dict[str, Any]:
         """PML's loss dict of a value that the inner loss has reduced already."""
-        return {"loss": {"losses": loss, "indices": None, "reduction_type": "already_reduced"}}
+        return already_reduced(loss)
 
 
-def is_row_loss(loss: BaseMetricLossFunction) -> bool:
+def runs_by_rows(loss: BaseMetricLossFunction) -> bool:
     """Whether the loss is one of rows as the shell computes them: not with scores, say, of its own making."""
     kind = type(loss)
     return isinstance(loss, RowLoss) and all(

@@ -10,6 +10,7 @@ from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
 
 from pml_ext import _pml, arguments
+from pml_ext.reducer import already_reduced
 from pml_ext.similarity import PairModule
 from pml_ext.wrappers.base import checked_sizes, slice_sizes
 
@@ -83,7 +84,7 @@ class BranchDiversityRegularizer(PairModule, _pml.Regularizer):
         """PML's loss dict."""
         n = embeddings.shape[0]
         if n < 2:
-            return {"loss": {"losses": 0, "indices": None, "reduction_type": "already_reduced"}}
+            return already_reduced(0)
         slices = embeddings.split(slice_sizes(self.sizes, embeddings.shape[1]), dim=1)
         sim = torch.stack([self.similarity(x, None) for x in slices])
         # Without the diagonal: in the flat matrix it is every (n + 1)-th number, from the first on.

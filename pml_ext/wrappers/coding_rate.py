@@ -8,6 +8,7 @@ from pytorch_metric_learning.regularizers import BaseRegularizer
 from torch import Tensor
 
 from pml_ext import arguments
+from pml_ext.reducer import already_reduced
 from pml_ext.similarity import PairModule, normalized
 from pml_ext.vectors import at_least_single
 
@@ -86,4 +87,4 @@ class CodingRateRegularizer(PairModule, BaseRegularizer):
             rate = coding_rate(x, distortion=self.distortion)
         n, d = x.shape
         loss = rate if n == 0 else 1 - rate / largest_coding_rate(n, d, distortion=self.distortion)
-        return {"loss": {"losses": loss, "indices": None, "reduction_type": "already_reduced"}}
+        return already_reduced(loss)

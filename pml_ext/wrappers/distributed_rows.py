@@ -17,7 +17,7 @@ from pml_ext.pairs import ByLabels, ByMasks, Narrowed, Pairs
 from pml_ext.plain import PerAnchor
 from pml_ext.vectors import in_full
 from pml_ext.wrappers.anchor_weighted import AnchorWeightedLoss
-from pml_ext.wrappers.base import is_row_loss
+from pml_ext.wrappers.base import runs_by_rows
 from pml_ext.wrappers.distributed_batch import AllPairs, GivenPairs, OwnPairs, Shard, own_pairs
 from pml_ext.wrappers.mined import shares_scores
 
@@ -38,10 +38,10 @@ class Rows(NamedTuple):
 
 def as_rows(loss: BaseMetricLossFunction) -> Rows | None:
     """The loss as one of rows that are computed each by itself, or None if it is none."""
-    if is_row_loss(loss):
+    if runs_by_rows(loss):
         rows: RowLoss = loss
         return Rows(rows, rows.per_anchor, rows.form())
-    if isinstance(loss, AnchorWeightedLoss) and is_row_loss(loss.loss):
+    if isinstance(loss, AnchorWeightedLoss) and runs_by_rows(loss.loss):
         return Rows(loss.loss, *loss.of_rows(loss.loss))
     return None
 

@@ -10,7 +10,7 @@ from pml_ext import _pml, arguments
 from pml_ext.miners.base import PairMiner
 from pml_ext.pairs import IndicesTuple, Narrowed, Pairs
 from pml_ext.similarity import has_own_shapes
-from pml_ext.wrappers.base import LossWrapper, handed_on, is_row_loss, refuses_indices
+from pml_ext.wrappers.base import LossWrapper, handed_on, refuses_indices, runs_by_rows
 
 
 @final
@@ -85,7 +85,7 @@ class MinedLoss(LossWrapper):
 
 def shares_scores(miner: PairMiner, loss: BaseMetricLossFunction) -> bool:
     """Whether a loss can make a miner's selection among its own scores: they are the same, and may be cut into rows."""
-    if not miner.is_row_function or miner.collect_stats or not is_row_loss(loss):
+    if not miner.is_row_function or miner.collect_stats or not runs_by_rows(loss):
         return False
     similarity = loss.known_similarity()
     return similarity is not None and similarity == miner.known_similarity()
