@@ -200,3 +200,41 @@ def test_evaluate_says_nothing_on_stderr() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "1.0\n"
     assert done.stderr == ""
+
+
+WRONG = {
+    "evaluate, shape": (lambda x, y: pml_ext.evaluate(x[0], y), r"embeddings must be .* got shape \(6,\)"),
+    "evaluate, number": (lambda x, y: pml_ext.evaluate(x, y[1:]), r"labels must have .* got shape \(59,\)"),
+    "evaluate, typo": (lambda x, y: pml_ext.evaluate(x, y, metrics=["recal"]), "metrics must be .*recal"),
+    "compare, number": (lambda x, y: pml_ext.compare(x, x[1:], y), r"labels must have .* got shape \(60,\)"),
+    "compare, typo": (lambda x, y: pml_ext.compare(x, x, y, over="class"), "over must be .* got 'class'"),
+    "diagnose, shape": (lambda x, y: pml_ext.diagnose(x[0], y), r"embeddings must have shape .* got \(6,\)"),
+    "explain, typo": (lambda x, y: pml_ext.explain("raww"), "unknown loss 'raww'; did you mean RAW"),
+    "explain, type": (lambda x, y: pml_ext.explain(3), "a loss must be a name, .* got 3"),
+    "laws, typo": (lambda x, y: pml_ext.laws("RAW", only=["it_lerns"]), "it_lerns"),
+    "choose, type": (lambda x, y: pml_ext.choose(classes="9", images_per_class=5), "classes must be .* got '9'"),
+    "pair_weights, shape": (
+        lambda x, y: pml_ext.pair_weights(RAWLoss(), x[0], y),
+        r"embeddings must have shape .* \(6,\)",
+    ),
+    "pair_weights, type": (lambda x, y: pml_ext.pair_weights("RAW", x, y), "loss must be a PML loss, got str"),
+    "Experiment, typo": (
+        lambda x, y: pml_ext.Experiment(data="digit"),
+        "unknown data set 'digit'; did you mean digits",
+    ),
+    "Experiment, type": (lambda x, y: pml_ext.Experiment(epochs="3"), "epochs must be a whole number .* got '3'"),
+    "Experiment, choice": (
+        lambda x, y: pml_ext.Experiment(optimizer="adm"),
+        "unknown optimizer 'adm'; did you mean adam",
+    ),
+    "load, gone": (lambda x, y: pml_ext.load("gone"), "gone has no model"),
+    "tune, type": (lambda x, y: pml_ext.tune(pml_ext.Experiment(), trials=0), "trials must be .* got 0"),
+}
+
+
+@pytest.mark.parametrize("door", WRONG)
+def test_a_mistake_at_any_door_is_one_sentence_that_names_it(door: str) -> None:
+    do, said = WRONG[door]
+    with pytest.raises((ValueError, TypeError), match=said) as caught:
+        do(torch.tensor(np.load("good.npy")), torch.arange(60) % 6)
+    assert "\n" not in str(caught.value)

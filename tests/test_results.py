@@ -14,7 +14,7 @@ from pytorch_metric_learning.distances import LpDistance
 from torch.utils.data import TensorDataset
 
 from pml_ext import catalog
-from pml_ext.benchmark import BenchmarkError, Experiment, Results, plots, runs, training
+from pml_ext.benchmark import BenchmarkError, Experiment, Results, losses, plots, runs, training
 from pml_ext.benchmark.events import EpochEnded, Event, RunEnded, RunStarted
 from pml_ext.benchmark.fingerprint import fingerprint
 from pml_ext.losses import BinomialDevianceLoss, RAWLoss
@@ -104,7 +104,7 @@ def test_pictures_need_no_pyplot_and_can_be_composed(results: Results) -> None:
     from matplotlib.figure import Figure
 
     sys.modules.pop("matplotlib.pyplot", None)
-    for picture in (results.curves(), results.recall(), results.projection(), results.health()):
+    for picture in (results.curves(), results.recall(), results.health()):
         assert picture._repr_png_().startswith(b"\x89PNG")
     assert "matplotlib.pyplot" not in sys.modules
     whole = Figure()
@@ -235,8 +235,8 @@ def test_whatever_stands_for_a_loss() -> None:
     with pytest.raises(BenchmarkError, match="seeds must not be empty"):
         Experiment(seeds=0)
     given = [RAWLoss(), RAWLoss(distance=LpDistance()), RAWLoss(), pair, catalog.build("NCA"), my_loss, "NCA(k=8)"]
-    found = Experiment(data=vectors(), losses=given, out="out", **(BUDGET | {"epochs": 1, "steps": 1})).run()
-    assert found.losses == (
+    experiment = Experiment(losses=given)
+    assert tuple(spec.name for spec in losses.parse_all(experiment.losses)) == (
         "RAWLoss",
         "RAWLoss(distance=LpDistance())",
         "RAWLoss (2)",
