@@ -18,7 +18,7 @@ Processes are a `Group`: those of `torch.distributed`, or threads in their place
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -237,14 +237,20 @@ def add_up(x: Tensor, group: Group) -> Tensor:
 
 
 def scaled(x: Tensor, factor: float) -> Tensor:
-    """The same numbers with a multiple of their gradient."""
-    same: Tensor = x if factor == 1 else _Scaled.apply(x, factor)
-    return same
+    """The same numbers with a multiple of their gradient. A view: who writes to it writes to x."""
+    return x if factor == 1 else _hooked(x, lambda grad: grad * factor)
 
 
 def sum_of_parts(tensors: list[Tensor], group: Group) -> list[Tensor]:
-    """The same tensors, whose gradients are the sums of the parts of all processes."""
-    return list(_SumOfParts.apply(group, *tensors))
+    """The same tensors, whose gradients are the sums of the parts of all processes. Views, as of `scaled`."""
+    return [_hooked(x, group.all_reduce) for x in tensors]
+
+
+def _hooked(x: Tensor, hook: Callable[[Tensor], Tensor]) -> Tensor:
+    x = x.view_as(x)
+    if x.requires_grad:
+        x.register_hook(hook)
+    return x
 
 
 def touched(value: Tensor, *tensors: Tensor) -> Tensor:
@@ -286,36 +292,6 @@ class _AddUp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
-
-
-class _Scaled(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad * ctx.factor, None
-
-
-class _SumOfParts(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, group: Group, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.group = group
-        return tuple(x.view_as(x) for x in tensors)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        # One message for all of a kind.
-        sums: dict[int, Tensor] = {}
-        for kind in dict.fromkeys((grad.dtype, grad.device) for grad in grads):
-            places = [i for i, grad in enumerate(grads) if (grad.dtype, grad.device) == kind]
-            total = ctx.group.all_reduce(torch.cat([grads[i].flatten() for i in places]))
-            for i, part in zip(places, total.split([grads[i].numel() for i in places]), strict=True):
-                sums[i] = part.view_as(grads[i])
-        return None, *(sums[i] for i in range(len(grads)))
 
 
 class _Touched(torch.autograd.Function):

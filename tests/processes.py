@@ -6,7 +6,10 @@ Every check is against one process with the whole batch, computed here before th
 """
 
 import datetime
+import os
+import socket
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -194,7 +197,30 @@ def check_errors(rank, size):
         DistributedLoss(losses.RAWLoss())(torch.randn(3, D - rank), LABELS[:3])
 
 
+def example(rank, size, folder):
+    """As torchrun starts it."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+    import several_processes
+
+    values, recall = several_processes.main(steps=6)
+    dist_of = {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "localhost"}
+    port = folder / "port"
+    if rank == 0:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port.with_suffix(".new").write_text(str(free.getsockname()[1]))
+        port.with_suffix(".new").rename(port)
+    while not port.exists():
+        time.sleep(0.01)
+    os.environ |= {**dist_of, "MASTER_PORT": port.read_text()}
+    together, recall_together = several_processes.main(steps=6)
+    dist.destroy_process_group()
+    assert together == pytest.approx(values, rel=1e-4), (together, values)
+    assert abs(recall - recall_together) < 0.02
+
+
 def main(rank, size, folder):
+    example(rank, size, folder)
     references = {}
     for name, make in LOSSES.items():
         loss, miner = made(make)

@@ -72,3 +72,11 @@ def test_is_it_better(capsys: pytest.CaptureFixture[str]) -> None:
     assert better.verdict("recall_at_1") == "first"
     assert same.verdict("recall_at_1") == "not distinguishable"
     assert "3 and 3 runs" in capsys.readouterr().out
+
+
+def test_several_processes(capsys: pytest.CaptureFixture[str]) -> None:
+    """Alone; `test_distributed_processes` runs it in two."""
+    values, recall = load("several_processes").main(steps=8)
+    assert len(values) == 8
+    assert recall > 3 / 32  # 32 characters
+    assert "process 0 of 1" in capsys.readouterr().out
