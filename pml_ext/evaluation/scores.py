@@ -278,11 +278,11 @@ def _searched(data: _Data, rows: Tensor, depths: Tensor, *, settle_first: bool =
         ranks = torch.where(hits, torch.arange(hits.shape[1], device=hits.device), m)
         first = ranks.amin(dim=1)
         if settle_first and (missed := first == m).any():
-            first[missed] = _first_match_rank(found.everything[missed], data.reference_classes == classes[missed])
+            first[missed] = _closer_than_any_match(found.everything[missed], data.reference_classes == classes[missed])
         yield _Matches(found.rows, first, ranks, hits.cumsum(dim=1))
 
 
-def _first_match_rank(distances: Tensor, matches: Tensor) -> Tensor:
+def _closer_than_any_match(distances: Tensor, matches: Tensor) -> Tensor:
     """Count the distances [r, m] of each row before its smallest match, equal ones ordered by column."""
     smallest_match, column = distances.masked_fill(~matches, torch.inf).min(dim=1, keepdim=True)
     before = distances < smallest_match
