@@ -145,7 +145,7 @@ def _arguments(names: tuple[str, ...], setting: Setting) -> dict[str, int]:
 def build(name: str, setting: Setting) -> catalog.Recipe:
     """The method of that name, or the loss of that class, for batches of that setting."""
     if name in catalog.recipes:
-        overrides = _arguments(catalog.needs(name), setting)
+        overrides = _arguments(catalog.required(name), setting)
         if name == "XBM":
             overrides["memory_size"] = max(1024, setting.n)
         return catalog.build(name, **overrides)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 
-def renamed(module: str, **names: str) -> Callable[[str], Any]:
-    """The `__getattr__` of a module in which something has another name now: old=new.
+def renamed(module: str, public: str = "pml_ext.extend", **names: str) -> Callable[[str], Any]:
+    """The `__getattr__` of a module in which something has another name now: old=new, to be imported from `public`.
 
     Example:
         >>> __getattr__ = renamed("pml_ext.base", PairMatrixLoss="RowLoss")
@@ -17,7 +17,7 @@ def renamed(module: str, **names: str) -> Callable[[str], Any]:
         if name not in names:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         new = names[name]
-        warnings.warn(f"{name} is called {new} now: from pml_ext.extend import {new}", DeprecationWarning, stacklevel=2)
+        warnings.warn(f"{name} is called {new} now: from {public} import {new}", DeprecationWarning, stacklevel=2)
         return getattr(sys.modules[module], new)
 
     return attribute

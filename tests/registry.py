@@ -170,7 +170,7 @@ WRAPPERS = _named(all_wrappers())
 MINERS = _named(all_miners())
 # Recipes that are more than a class with its defaults.
 RECIPES = {
-    name: partial(catalog.build, name, **{each: ARGUMENTS[each]() for each in catalog.needs(name)})
+    name: partial(catalog.build, name, **{each: ARGUMENTS[each]() for each in catalog.required(name)})
     for name, entry in recipes.items()
     if not inspect.isclass(entry.make)
 }

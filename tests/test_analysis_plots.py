@@ -137,7 +137,7 @@ def test_a_page_tells_what_the_docstrings_tell():
 
 @pytest.mark.parametrize("name", catalog.recipes)
 def test_explain_any_method(name):
-    needed = {each: {"num_classes": 4, "embedding_size": 8}[each] for each in catalog.needs(name)}
+    needed = {each: {"num_classes": 4, "embedding_size": 8}[each] for each in catalog.required(name)}
     page = explain(catalog.build(name, **needed))
     assert page.startswith(name)
     assert "Loss: " in page
@@ -160,7 +160,7 @@ def test_explain_on_the_command_line(name, ending, capsys):
     assert main(["explain", name]) == 0
     output = capsys.readouterr().out
     assert output.strip().endswith(ending)
-    assert ("Chosen for this page" in output) == bool(catalog.needs(name))
+    assert ("Chosen for this page" in output) == bool(catalog.required(name))
     assert [path.name for path in Path().iterdir()] == ([] if name == "Center" else [f"{name}_weights.png"])
 
 

@@ -13,7 +13,7 @@ from torch import nn
 import pml_ext
 from pml_ext import catalog, spaces
 from pml_ext.analysis.explain import explain
-from pml_ext.catalog import Entry, build, described, needs, recipe, recipes, registry, space
+from pml_ext.catalog import Entry, build, described, recipe, recipes, registry, required, space
 from pml_ext.losses import BatchAllTripletLoss, KNNSoftmaxLoss, RAWLoss
 from pml_ext.miners import KNearestNegativeMiner
 from pml_ext.spaces import Range
@@ -39,7 +39,7 @@ def test_a_recipe_of_ones_own_is_one_function():
         return RAWLoss(alpha=alpha, gamma=gamma, **kwargs), KNearestNegativeMiner(k=miner_k)
 
     assert mine(3)[0].alpha == 8, "what it decorates stays a function"
-    assert needs("Mine") == ("num_classes",)
+    assert required("Mine") == ("num_classes",)
     assert space("Mine") == {
         "alpha": Range(1.6, 40, 8, log=True),
         "beta": Range(12.5, 200, 50, log=True),
@@ -93,7 +93,7 @@ def test_looking_at_a_recipe_draws_no_random_numbers():
 @pytest.mark.parametrize("name", recipes)
 def test_an_override_that_changes_nothing_makes_the_same(name):
     """What a recipe repeats of its parts' defaults is what it says: a default given again is no difference."""
-    known = dict.fromkeys(needs(name), 4)
+    known = dict.fromkeys(required(name), 4)
     entry = recipes[name]
     given = {key: p.default for key, p in entry.parameters.items() if p.default is not p.empty}
     again, plain = build(name, **known, **given), build(name, **known)
@@ -146,3 +146,10 @@ def test_what_differs_from_the_defaults_is_described():
     assert described(KNNSoftmaxLoss()) == "KNNSoftmaxLoss()"
     assert described(KNNSoftmaxLoss(k=None, distance=LpDistance())) == ("KNNSoftmaxLoss(k=None, distance=LpDistance())")
     assert described(build("EnsembleDWNeighbour").loss).startswith("RandomSliceLoss(loss=MinedLoss(loss=Binomial")
+
+
+def test_the_former_name_of_required_says_the_new_one():
+    with pytest.warns(DeprecationWarning, match="needs is called required now: from pml_ext.catalog import required"):
+        assert catalog.needs is catalog.required
+    with pytest.raises(AttributeError, match="has no attribute 'neds'"):
+        _ = catalog.neds

@@ -16,7 +16,7 @@ from pytorch_metric_learning.miners import PairMarginMiner
 from pytorch_metric_learning.reducers import DivisorReducer, SumReducer
 from toy import toy
 
-from pml_ext.catalog import build, needs
+from pml_ext.catalog import build, required
 from pml_ext.centers import (
     BatchCenters,
     Centers,
@@ -307,7 +307,7 @@ def test_class_center_margin_pushes_centers_and_pulls_samples():
 def test_own_centers_pull_and_others_push(name):
     """By the references themselves, that is with the centers moved too."""
     x, y = batch((3, 4, 3), 5)
-    wrapper = build(name, **dict.fromkeys(needs(name), 3)).loss
+    wrapper = build(name, **dict.fromkeys(required(name), 3)).loss
     x = torch.nn.functional.normalize(x)
     centers = wrapper.centers.double()(x, y).compact()
     refs = centers.points.detach().clone().requires_grad_()
@@ -477,7 +477,7 @@ NOTHING_TO_COMPARE = {
 @pytest.mark.parametrize("name", NOTHING_TO_COMPARE)
 def test_degenerate_batches(name, case):
     known = {"num_classes": 6, "embedding_size": 2}
-    loss = build(name, **{each: known[each] for each in needs(name)}).loss
+    loss = build(name, **{each: known[each] for each in required(name)}).loss
     for dtype in (torch.float64, torch.float32):
         x, y = DEGENERATE[case]
         x = x.to(dtype, copy=True).requires_grad_()
@@ -673,7 +673,7 @@ def test_own_center_of_several_is_the_nearest_of_the_class():
 @pytest.mark.parametrize("name", NOTHING_TO_COMPARE)
 def test_half_precision_and_other_dtypes(name, dtype):
     known = {"num_classes": 3, "embedding_size": 2}
-    loss = build(name, **{each: known[each] for each in needs(name)}).loss.eval()
+    loss = build(name, **{each: known[each] for each in required(name)}).loss.eval()
     expected = loss(X9.to(dtype).float(), Y9)
     torch.testing.assert_close(loss(X9.to(dtype), Y9).float(), expected, rtol=1e-2, atol=1e-2)
     torch.testing.assert_close(loss(X9.to(dtype).double(), Y9).float(), expected, rtol=1e-4, atol=1e-4)
@@ -752,5 +752,5 @@ def test_errors_say_what_is_wrong(make, error, text):
 def test_overrides_reach_the_part_that_names_them():
     assert build("ClusterNCA", n_clusters=4, alpha=20).loss.centers.n_clusters == 4
     assert build("MCA", num_classes=4, embedding_size=2, k=5).loss.loss.loss.k == 5
-    assert needs("Center") == needs("MCA") == ("num_classes", "embedding_size")
-    assert needs("ClusterNCA") == ()
+    assert required("Center") == required("MCA") == ("num_classes", "embedding_size")
+    assert required("ClusterNCA") == ()

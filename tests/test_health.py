@@ -128,7 +128,7 @@ def test_a_loss_without_pairs_of_samples_has_scores_and_lengths(loss):
 @pytest.mark.parametrize("name", catalog.recipes)
 def test_every_method_of_the_catalog_has_a_health(name):
     needed = {"num_classes": 4, "embedding_size": 8}
-    recipe = catalog.build(name, **{each: needed[each] for each in catalog.needs(name)})
+    recipe = catalog.build(name, **{each: needed[each] for each in catalog.required(name)})
     x = healthy_batch()
     mined = None if recipe.miner is None else recipe.miner(x, LABELS)
     assert measure(recipe.loss, x, LABELS, mined).failure == ""

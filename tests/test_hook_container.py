@@ -34,7 +34,7 @@ def record(folder, loss, miner):
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
 @pytest.mark.parametrize("name", catalog.recipes)
 def test_a_method_is_recorded(name, tmp_path):
-    recipe = catalog.build(name, **{each: ARGUMENTS[each]() for each in catalog.needs(name)})
+    recipe = catalog.build(name, **{each: ARGUMENTS[each]() for each in catalog.required(name)})
     tables = record(tmp_path, recipe.loss, recipe.miner)
     assert any(table.startswith(f"metric_loss_{type(recipe.loss).__name__}") for table in tables)
 

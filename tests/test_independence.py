@@ -103,7 +103,7 @@ WITHOUT = """
     embeddings, labels = torch.randn(12, 8, requires_grad=True), torch.arange(12) // 3
     given = {"num_classes": 4, "embedding_size": 8}
     for name in catalog.recipes:
-        recipe = catalog.build(name, **{each: given[each] for each in catalog.needs(name)})
+        recipe = catalog.build(name, **{each: given[each] for each in catalog.required(name)})
         mined = None if recipe.miner is None else recipe.miner(embeddings, labels)
         assert recipe.loss(embeddings, labels, mined).isfinite(), name
     for miner in (None, RandomTupleMiner(seed=0)):

@@ -6,7 +6,7 @@ from hypothesis import settings
 from registry import DIMENSION, EXCEPTIONS, FAULTS, LOSSES, MINERS, RECIPES, STATEFUL, WRAPPERS, exceptions
 from torch import nn
 
-from pml_ext.catalog import needs
+from pml_ext.catalog import required
 from pml_ext.testing import LOSS_LAWS, MINER_LAWS, Batch, check_loss, check_miner
 from pml_ext.testing.contract_laws import check_compiled
 from pml_ext.testing.law import fresh, is_random
@@ -142,7 +142,7 @@ def test_recipe_keeps_the_laws(name):
 def dimension_of(name):
     if any(isinstance(part, BranchLoss) for part in Method(RECIPES[name]()).modules()):
         return 3 * DIMENSION  # three columns for each of up to four slices: of two, some vectors are all but equal
-    return DIMENSION if "embedding_size" in needs(name) else None
+    return DIMENSION if "embedding_size" in required(name) else None
 
 
 # Inductor itself uses what torch deprecates.

@@ -143,7 +143,7 @@ class Method(nn.Module):
 
     def __init__(self, name):
         super().__init__()
-        recipe = catalog.build(name, **{each: ARGUMENTS[each]() for each in catalog.needs(name)})
+        recipe = catalog.build(name, **{each: ARGUMENTS[each]() for each in catalog.required(name)})
         self.loss, self.miner = recipe.loss, recipe.miner
 
     def forward(self, embeddings, labels):

@@ -283,7 +283,7 @@ CENTERS = {"CenterNCA", "CenterPair", "ClusterNCA", "KmeanNCA", "MCA"}
 @pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")
 @pytest.mark.parametrize("name", catalog.recipes)
 def test_any_entry_of_the_catalog(name):
-    recipe = catalog.build(name, **{each: NUMBERS[each] for each in catalog.needs(name)})
+    recipe = catalog.build(name, **{each: NUMBERS[each] for each in catalog.required(name)})
     loss, batch = recipe.loss.double(), Batch((3, 3, 3, 3), 8, seed=3)
     x, labels = batch.embeddings, batch.labels
     mined = None if recipe.miner is None else recipe.miner(x, labels)

@@ -13,7 +13,7 @@ KNOWN = {"num_classes": 6, "embedding_size": 16}
 
 
 def made(name, **overrides):
-    return build(name, **{argument: KNOWN[argument] for argument in catalog.needs(name)}, **overrides)
+    return build(name, **{argument: KNOWN[argument] for argument in catalog.required(name)}, **overrides)
 
 
 def held(recipe, keyword):

@@ -177,7 +177,7 @@ def searched(spec: Any) -> Searched:
 def told(text: str) -> tuple[str, ...]:
     """The arguments without a default that a loss is told when it is built."""
     name, arguments = _call(_split(text)[0])
-    needed = catalog.needs(name) if name in catalog.recipes else _required(_loss_class(name))
+    needed = catalog.required(name) if name in catalog.recipes else _required(_loss_class(name))
     return tuple(each for each in needed if each not in arguments)
 
 
@@ -296,7 +296,7 @@ def _loss_class(name: str) -> Make:
 
 def _of_recipe(name: str, arguments: dict[str, Any]) -> Callable[[int, int], catalog.Recipe]:
     def make(classes: int, embedding_size: int) -> catalog.Recipe:
-        needed = {k: v for k, v in _known_arguments(classes, embedding_size).items() if k in catalog.needs(name)}
+        needed = {k: v for k, v in _known_arguments(classes, embedding_size).items() if k in catalog.required(name)}
         try:
             return catalog.build(name, **(needed | arguments))
         except (TypeError, ValueError) as error:

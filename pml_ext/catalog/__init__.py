@@ -16,8 +16,9 @@ from pml_ext.catalog import (  # noqa: F401
     slices,
     triplet,
 )
-from pml_ext.catalog.registry import KEYS, Entry, Recipe, build, needs, recipe, space
+from pml_ext.catalog.registry import KEYS, Entry, Recipe, build, recipe, required, space
 from pml_ext.catalog.tables import all_losses, all_miners, all_wrappers, described, recipes, tables, with_tables
+from pml_ext.renamed import renamed
 
 __all__ = [
     "KEYS",
@@ -28,9 +29,9 @@ __all__ = [
     "all_wrappers",
     "build",
     "described",
-    "needs",
     "recipe",
     "recipes",
+    "required",
     "space",
     "tables",
     "with_tables",
@@ -39,3 +40,6 @@ __all__ = [
 
 def __dir__() -> list[str]:
     return __all__
+
+
+__getattr__ = renamed(__name__, __name__, needs="required")

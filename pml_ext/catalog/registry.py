@@ -113,7 +113,7 @@ class Entry:
         return inspect.signature(self.make).parameters
 
     @cached_property
-    def needs(self) -> tuple[str, ...]:
+    def required(self) -> tuple[str, ...]:
         """The arguments that have no default."""
         parameters = self.parameters.values()
         variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -122,10 +122,10 @@ class Entry:
     @cached_property
     def default(self) -> Recipe | None:
         """The recipe without overrides, for any sizes; None for one that needs more than sizes."""
-        if not set(self.needs) <= set(_SIZES):
+        if not set(self.required) <= set(_SIZES):
             return None
         with torch.random.fork_rng(devices=[]):  # centers are drawn
-            return self.recipe(dict.fromkeys(self.needs, 2))
+            return self.recipe(dict.fromkeys(self.required, 2))
 
     @cached_property
     def targets(self) -> Mapping[tuple[str, str], str]:
@@ -250,7 +250,7 @@ def build(name: str, **overrides: Any) -> Recipe:
 
     Raises:
         ValueError: no recipe has that name; the message lists the nearest, or all.
-        TypeError: an argument without a default is missing (see `needs`), or nothing takes an override.
+        TypeError: an argument without a default is missing (see `required`), or nothing takes an override.
 
     Example:
         >>> recipe = build("BinDeviance2018", base=0.4, **{"miner.epsilon": 0.2})
@@ -261,7 +261,7 @@ def build(name: str, **overrides: Any) -> Recipe:
         8
     """
     found = entry(name)
-    missing = [argument for argument in found.needs if argument not in overrides]
+    missing = [argument for argument in found.required if argument not in overrides]
     if missing:
         raise TypeError(f"{name} needs {', '.join(missing)}: give {' and '.join(f'{each}=' for each in missing)}")
     arguments: dict[str, Any] = {}
@@ -288,11 +288,11 @@ def space(name: str) -> dict[str, spaces.Range]:
     return dict(entry(name).space)
 
 
-def needs(name: str) -> tuple[str, ...]:
+def required(name: str) -> tuple[str, ...]:
     """The arguments that `build` must be given for that recipe: those that have no default.
 
     Example:
-        >>> needs("RAW"), needs("MCA")
+        >>> required("RAW"), required("MCA")
         ((), ('num_classes', 'embedding_size'))
     """
-    return entry(name).needs
+    return entry(name).required

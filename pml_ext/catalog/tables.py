@@ -44,7 +44,7 @@ class Recipes(Mapping[str, Entry]):
 
     def _repr_html_(self) -> str:
         head = ("name", "loss", "miner", "needs", "source")
-        rows = ((*row, ", ".join(self[row[0]].needs), source) for *row, source in self.rows())
+        rows = ((*row, ", ".join(self[row[0]].required), source) for *row, source in self.rows())
         return table(head, rows, notes=["explain(name) says what each is, with its formula"])
 
 
@@ -55,12 +55,12 @@ def _cut(text: str, width: int) -> str:
 recipes = Recipes()
 
 
-def described(part: nn.Module, needs: Sequence[str] = ()) -> str:
+def described(part: nn.Module, without: Sequence[str] = ()) -> str:
     """The call that makes a loss, miner or another part: the arguments in which it differs from its defaults.
 
     Args:
         part: what was made.
-        needs: arguments that are left out, whatever they are.
+        without: arguments that are left out, whatever they are.
 
     Example:
         >>> from pytorch_metric_learning.distances import LpDistance
@@ -69,7 +69,7 @@ def described(part: nn.Module, needs: Sequence[str] = ()) -> str:
     """
     changed = []
     for name, default in spaces.arguments(type(part)).items():
-        if name in needs or name in _LEFT_OUT or not hasattr(part, name):
+        if name in without or name in _LEFT_OUT or not hasattr(part, name):
             continue
         value = getattr(part, name)
         inner = getattr(part, "loss", None)
@@ -77,8 +77,8 @@ def described(part: nn.Module, needs: Sequence[str] = ()) -> str:
             continue
         if name == "loss" and isinstance(part, wrappers.RandomSliceLoss):  # which wraps it once more itself
             value = value.loss
-        written = _written(value, needs)
-        if written not in (None, _written(default, needs), _default_part(part, name)):
+        written = _written(value, without)
+        if written not in (None, _written(default, without), _default_part(part, name)):
             changed.append(f"{name}={written}")
     return f"{type(part).__name__}({', '.join(changed)})"
 
@@ -93,11 +93,11 @@ def _default_part(part: nn.Module, name: str) -> str | None:
     return None if make is None else _written(make())
 
 
-def _written(value: Any, needs: Sequence[str] = ()) -> str | None:
+def _written(value: Any, without: Sequence[str] = ()) -> str | None:
     if isinstance(value, nn.ModuleList | list | tuple):
-        return f"[{', '.join(str(_written(each, needs)) for each in value)}]"
+        return f"[{', '.join(str(_written(each, without)) for each in value)}]"
     if isinstance(value, nn.Module):
-        return described(value, needs)
+        return described(value, without)
     if isinstance(value, bool | int | float | str) or value is None:
         return repr(value)
     return None
@@ -108,7 +108,7 @@ def _made_of(each: Entry) -> tuple[str, str]:
     if inspect.isclass(each.make) or each.default is None:
         return each.make.__name__, ""
     loss, miner = each.default.loss, each.default.miner
-    made = [described(loss, each.needs), "" if miner is None else described(miner)]
+    made = [described(loss, each.required), "" if miner is None else described(miner)]
     return made[0].removesuffix("()"), made[1].removesuffix("()")
 
 
