@@ -68,8 +68,11 @@ class Step(NamedTuple):
         far = above(x, self.reach) if self.reach < math.inf else None
         ahead = above(x, 0) if self.start else None
         beyond = None if far is None else (x - self.reach).mul_(self.slope).add_(self.offset)
-        y = x.div_(self.temperature).sigmoid_()
-        rate = torch.addcmul(y, y, y, value=-1).div_(self.temperature)
+        z = x.div_(self.temperature)
+        # Not y - y^2, which is 0 where y is nearly 1.
+        rate = torch.sigmoid(-z)
+        y = z.sigmoid_()
+        rate.mul_(y).div_(self.temperature)
         if ahead is not None:
             y.add_(ahead, alpha=self.start)
         if far is not None and beyond is not None:
