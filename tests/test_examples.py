@@ -60,6 +60,30 @@ def test_diagnose_collapse(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.png"))) == 2
 
 
+def test_two_modalities(capsys: pytest.CaptureFixture[str]) -> None:
+    results = load("two_modalities").main(steps=60)
+    assert set(results) == {"sigmoid", "softmax"}
+    for recall, aligned, even in results.values():
+        assert recall > 0.5  # of 20 new concepts: chance is 0.05
+        assert 0 < aligned < 1
+        assert even < -0.5
+    assert "nan" not in capsys.readouterr().out
+
+
+def test_frozen_trunk_with_mining(capsys: pytest.CaptureFixture[str]) -> None:
+    results = load("frozen_trunk_with_mining").main(epochs=2)
+    assert len(results) == 3
+    assert all(recall > 0.3 for recall in results.values())  # five classes: chance is 0.2
+    assert "nan" not in capsys.readouterr().out
+
+
+def test_sentence_pairs(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sentence_transformers")
+    before, after = load("sentence_pairs").main(steps=10)
+    assert after < before
+    assert "40 of 40 anchors" in capsys.readouterr().out
+
+
 def test_examples_are_short_and_all_are_run() -> None:
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     for path in EXAMPLES.glob("*.py"):

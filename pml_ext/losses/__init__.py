@@ -1,6 +1,16 @@
 """Losses: subclasses of PML's `BaseMetricLossFunction`, usable wherever a PML loss is.
 
 Short names of sources, such as DM18, are in `pml_ext.catalog.KEYS`.
+
+What is not here, and why:
+
+- DCLW, decoupled contrastive with weights: they couple the anchors, may be negative, and its own table is against it.
+- H-AP (HAPPIER): it needs graded relevance, which two masks cannot say; with two levels it is `SupAPLoss`.
+- Similarity mixup (SiMix): of masks it cannot be known which references share a class.
+- Potential fields (PFML): without code or settings, and with a minimum at which classes cannot be told apart.
+- Non-isotropy (NIR): a normalizing flow trained beside the network, not a term of a few lines.
+- Metrix and symmetrical synthesis: see `pml_ext.wrappers.ExpandedReferences`.
+- Threshold-consistent margin: it is PML's `ContrastiveLoss` on cosines, the recipe TCM.
 """
 
 from pml_ext.losses.adaptive_binomial_deviance import AdaptiveBinomialDevianceLoss
