@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import sys
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pytorch_metric_learning import distances, losses, miners, reducers, regularizers
+from pytorch_metric_learning import distances, losses, miners, reducers, regularizers, trainers
+from pytorch_metric_learning.utils.distributed import DistributedLossWrapper, DistributedMinerWrapper
 from torch import Tensor
 
 from pml_ext import thresholds
@@ -217,7 +220,7 @@ def test_masks_pass_without_lists() -> None:
             fast_loss, fast_miner = accelerate(loss, miner, strict=True)
             mined = fast_miner(embeddings, labels)
             fast_loss(embeddings, labels, mined)
-            assert mined._made is None
+            assert not mined.is_made
 
 
 def test_a_mined_tuple_is_a_tuple() -> None:
@@ -331,7 +334,7 @@ def test_a_memory_forms_no_lists() -> None:
     embeddings, labels = batch(0, 8, 3)
     fast(embeddings, labels)
     given = fast.create_indices_tuple(embeddings, labels, fast.embedding_memory[:8], labels, None, True)
-    assert given._made is None
+    assert not given.is_made
 
 
 def test_what_cannot_be_accelerated() -> None:
@@ -394,3 +397,214 @@ def test_the_benchmark_measures_and_writes(tmp_path: Path) -> None:
     assert "| NTXentLoss | dies: over 8 GB | 1.5 |  |  | 12 |" in table
     benchmark.picture(lines, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 1000
+
+
+def lists_of(embeddings: Tensor, labels: Tensor, kind: str) -> tuple[Tensor, ...]:
+    miner = miners.PairMarginMiner(0.3, 1.3) if kind == "pairs" else miners.TripletMarginMiner(0.3)
+    return tuple(miner(embeddings, labels))
+
+
+def assert_equals_stock(loss: Any, *args: Any, **kwargs: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert_same(run(accelerate(loss), *args, **kwargs), run(loss, *args, **kwargs))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("kind", ["pairs", "triplets"])
+def test_lists_that_name_no_pairs_are_those_of_stock(name: str, kind: str) -> None:
+    embeddings, labels = batch(0, 10, 3)
+    lists = lists_of(embeddings, labels, kind)
+    from_the_end = tuple(torch.where(torch.arange(len(each)) % 3 == 0, each - 10, each) for each in lists)
+    broken = [from_the_end, (lists[0][:-1], *lists[1:]), (lists[0], lists[1][:1], *lists[2:])]
+    broken += [tuple(each.to(dtype) for each in lists) for dtype in (torch.int32, torch.int16, torch.float32)]
+    for place in range(len(lists)):
+        for wrong in (10, 12, -11):
+            broken.append(tuple(each.clone() for each in lists))
+            broken[-1][place][0] = wrong
+    for each in broken:
+        assert_equals_stock(LOSSES[name](), embeddings, labels, each)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_numbers_that_are_none(name: str, number: float) -> None:
+    embeddings, labels = batch(0, 10, 3)
+    lists = lists_of(embeddings, labels, "pairs")
+    for broken in (embeddings.index_fill(0, torch.tensor([3]), number), torch.full_like(embeddings, number)):
+        for indices in (None, lists):
+            assert_equals_stock(LOSSES[name](), broken, labels, indices)
+    broken = embeddings.index_fill(0, torch.tensor([3]), number)
+    for make in MINED.values():
+        assert_same_lists(accelerate(make())(broken, labels), make()(broken, labels))
+
+
+def assert_same_lists(found: Any, expected: Any) -> None:
+    assert len(found) == len(expected)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", ["Contrastive", "NTXent", "Triplet", "NCA"])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32, torch.float16, torch.bfloat16])
+def test_labels_of_any_type(name: str, dtype: torch.dtype) -> None:
+    embeddings, labels = batch(0, 10, 3)
+    others, ref_labels = batch(1, 7, 3)
+    assert_equals_stock(LOSSES[name](), embeddings, labels.to(dtype))
+    assert_equals_stock(LOSSES[name](), embeddings, labels, ref_emb=others, ref_labels=ref_labels.to(dtype))
+    miner = miners.TripletMarginMiner()
+    assert_same_lists(accelerate(miner)(embeddings, labels.to(dtype)), miner(embeddings, labels.to(dtype)))
+
+
+class Projected(distances.LpDistance):
+    """A distance that is learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = torch.nn.Parameter(torch.eye(4, dtype=F64)[:3] + 0.1)
+
+    def compute_mat(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
+        return torch.cdist(query_emb @ self.matrix.mT, ref_emb @ self.matrix.mT)
+
+
+def test_what_is_learned_keeps_its_gradient() -> None:
+    embeddings, labels = batch(0, 10, 3)
+    temperature = losses.NTXentLoss()
+    temperature.temperature = torch.nn.Parameter(torch.tensor(0.2, dtype=F64))
+    weights = losses.NTXentLoss()
+    weights.reducer = reducers.ClassWeightedReducer(torch.ones(3, dtype=F64))
+    weights.reducer.weights = torch.nn.Parameter(weights.reducer.weights)
+    for loss in (temperature, losses.TripletMarginLoss(distance=Projected()), weights):
+        expected = run(loss, embeddings, labels)
+        fast = accelerate(loss)
+        with pytest.warns(UserWarning, match="learned"):
+            assert_same(run(fast, embeddings, labels), expected)
+        assert any(bool(each.any()) for each in expected[2:])
+
+
+@pytest.mark.parametrize("make", [torch.tensor, lambda number: torch.tensor([number])])
+def test_hyperparameters_that_are_tensors(make: Callable[[float], Tensor]) -> None:
+    embeddings, labels = batch(0, 10, 3)
+    for kind, name in (
+        (losses.MultiSimilarityLoss, "beta"),
+        (losses.NTXentLoss, "temperature"),
+        (losses.TripletMarginLoss, "margin"),
+        (losses.IntraPairVarianceLoss, "pos_eps"),
+        (losses.MarginLoss, "beta"),
+    ):
+        loss = kind()
+        setattr(loss, name, make(0.3))
+        assert_equals_stock(loss, embeddings, labels)
+
+
+def test_hooks() -> None:
+    embeddings, labels = batch(0, 10, 3)
+    distance, reducer = distances.CosineSimilarity(), reducers.MeanReducer()
+    distance.register_forward_hook(lambda module, given, found: found * 2)
+    assert_equals_stock(losses.NTXentLoss(distance=distance), embeddings, labels)
+    assert_same(
+        run(accelerate(losses.NTXentLoss(distance=distance), chunk_size=3), embeddings, labels),
+        run(losses.NTXentLoss(distance=distance), embeddings, labels),
+    )
+    reducer.register_forward_hook(lambda module, given, found: found * 3)
+    assert_equals_stock(losses.NTXentLoss(reducer=reducer), embeddings, labels)
+    loss = losses.NTXentLoss()
+    loss.register_forward_hook(lambda module, given, found: found * 5)
+    assert_equals_stock(loss, embeddings, labels)
+    accelerate(loss).register_forward_hook(lambda module, given, found: found * 7)
+    assert len(loss._forward_hooks) == 1
+
+
+@pytest.mark.parametrize("name", ["NTXent", "Triplet", "Contrastive"])
+def test_ways_of_differentiation(name: str) -> None:
+    embeddings, labels = batch(0, 10, 3)
+    loss = LOSSES[name]()
+    with torch.inference_mode():
+        others = embeddings.flip(0) * 1
+    found = []
+    for each in (loss, accelerate(loss)):
+        leaf = embeddings.clone().requires_grad_()
+        value = each(leaf, labels, None, others, labels.flip(0))
+        (of_leaf,) = torch.autograd.grad(value, leaf)
+        ref = others.clone().requires_grad_()
+        (of_ref,) = torch.autograd.grad(each(embeddings, labels, None, ref, labels.flip(0)), ref)
+        of_function = torch.func.grad(lambda x, each=each: each(x, labels))(embeddings)
+        with torch.inference_mode():
+            inferred = each(embeddings * 1, labels)
+        found.append([value.detach(), of_leaf, of_ref, of_function, inferred])
+    assert_same(found[1], found[0])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own decompositions
+def test_forward_differentiation() -> None:
+    embeddings, labels = batch(0, 10, 3)
+    found = []
+    for loss in (losses.NTXentLoss(), accelerate(losses.NTXentLoss())):
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(embeddings, torch.ones_like(embeddings))
+            found.append(list(torch.autograd.forward_ad.unpack_dual(loss(dual, labels))))
+    assert_same(found[1], found[0])
+
+
+def test_a_mined_tuple_holds_nothing_in_a_circle() -> None:
+    embeddings, labels = batch(0, 10, 3)
+    miner = accelerate(miners.TripletMarginMiner())
+    gc.collect()
+    gc.disable()
+    try:
+        scores = weakref.ref(miner(embeddings, labels).chosen.distances)
+        miner(embeddings, labels)
+        assert scores() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("size", [8, 10, 12])
+def test_a_mined_tuple_of_another_batch(size: int) -> None:
+    embeddings, labels = batch(0, 10, 3)
+    others, other_labels = batch(7, size, 3)
+    for make in (miners.TripletMarginMiner, miners.MultiSimilarityMiner):
+        fast = accelerate(make())
+        for loss in LOSSES.values():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                expected = run(loss(), others, other_labels, make()(embeddings, labels))
+                assert_same(run(accelerate(loss()), others, other_labels, fast(embeddings, labels)), expected)
+
+
+def test_more_containers() -> None:
+    embeddings, labels = batch(5, 12, 3)
+    pair = {"a": losses.NTXentLoss(), "b": losses.TripletMarginLoss()}
+    several = losses.MultipleLosses(pair, {"a": miners.MultiSimilarityMiner()}, {"a": 1, "b": 0.5})
+    assert_equals_stock(several, embeddings, labels)
+    wrapped = DistributedLossWrapper(losses.NTXentLoss())
+    assert "accelerated" in repr(accelerate(wrapped))
+    assert_equals_stock(wrapped, embeddings, labels)
+    assert accelerate(DistributedMinerWrapper(miners.TripletMarginMiner())).miner.stock is miners.TripletMarginMiner
+    assert accelerate(None, strict=True) is None
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_trainer_of_pml_reaches_the_same_weights() -> None:
+    embeddings, labels = batch(3, 24, 4)
+    data = torch.utils.data.TensorDataset(embeddings.float(), labels)
+    made = []
+    for convert in (lambda *items: items, accelerate):
+        torch.manual_seed(0)
+        trunk = torch.nn.Linear(4, 4)
+        loss, miner = convert(losses.MarginLoss(learn_beta=True), miners.MultiSimilarityMiner(epsilon=0.3))
+        trainer = trainers.MetricLossOnly(
+            models={"trunk": trunk, "embedder": torch.nn.Identity()},
+            optimizers={
+                "trunk_optimizer": torch.optim.SGD(trunk.parameters(), 0.1),
+                "metric_loss_optimizer": torch.optim.SGD(loss.parameters(), 0.1),
+            },
+            batch_size=12,
+            loss_funcs={"metric_loss": loss},
+            mining_funcs={"tuple_miner": miner},
+            dataset=data,
+            dataloader_num_workers=0,
+        )
+        trainer.train(num_epochs=4)
+        made.append([*(each.detach() for each in trunk.parameters()), loss.beta.detach()])
+    assert_same(made[1], made[0], 1e-5)
+    assert not torch.equal(made[0][-1], torch.tensor([1.2]))

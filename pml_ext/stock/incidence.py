@@ -127,7 +127,10 @@ def own_columns(labels: Tensor, ref_labels: Tensor) -> tuple[Tensor, Tensor]:
         Columns [n, k], where k is the size of the largest class; a row with fewer repeats its first one, and one
         without any has zeros. And which of them are there, [n, k].
     """
-    if ref_labels.is_floating_point() or labels.is_floating_point():  # not a number equals nothing, itself included
+    if labels.dtype != ref_labels.dtype or labels.dtype == torch.bool:
+        common = torch.promote_types(torch.promote_types(labels.dtype, ref_labels.dtype), torch.uint8)
+        labels, ref_labels = labels.to(common), ref_labels.to(common)
+    if labels.is_floating_point():  # not a number equals nothing, itself included
         values, codes = torch.unique(torch.cat([labels, ref_labels]), return_inverse=True)
         codes = torch.where(
             torch.isnan(values)[codes], len(values) + torch.arange(len(codes), device=codes.device), codes
@@ -143,17 +146,30 @@ def own_columns(labels: Tensor, ref_labels: Tensor) -> tuple[Tensor, Tensor]:
     return order[at] if len(order) else at, present
 
 
-def by_lists(indices: Sequence[Tensor], n: int, m: int, dtype: torch.dtype) -> Incidence:
-    """Pairs or triplets of a list; a pair counts as often as it stands there."""
-    kind = PAIRS if len(indices) == 4 else TRIPLETS
+def by_lists(indices: Sequence[Tensor], n: int, m: int, like: Tensor) -> Incidence:
+    """Pairs or triplets of a list; a pair counts as often as it stands there. `like` has the type of the counts."""
+    kind, dtype = (PAIRS if len(indices) == 4 else TRIPLETS), like.dtype
+    indices = [each.to(device=like.device, dtype=torch.long) for each in indices]
     anchors, positives = indices[0], indices[1]
     neg_anchors, negatives = (indices[2], indices[3]) if kind == PAIRS else (indices[0], indices[2])
     weights = torch.zeros(n * m, dtype=dtype, device=anchors.device)
     ones = torch.ones((), dtype=dtype, device=anchors.device).expand(len(neg_anchors))
-    weights.index_add_(0, (neg_anchors * m + negatives).long(), ones)
+    weights.index_add_(0, neg_anchors * m + negatives, ones)
     weights = weights.view(n, m)
-    slots, counts = _slots(anchors.long(), positives.long(), n, m, dtype)
+    slots, counts = _slots(anchors, positives, n, m, dtype)
     return Incidence(kind, slots, counts, Negatives(None, weights == 0, weights, weights.sum(1)), m)
+
+
+def are_places(indices: Sequence[Tensor], n: int, m: int) -> bool:
+    """Whether lists name rows and columns of an [n, m] matrix, each anchor with its partner, and count from 0."""
+    anchors, partners = (indices[::2], indices[1::2]) if len(indices) == 4 else ([indices[0]] * 2, indices[1:])
+    for rows, columns in zip(anchors, partners, strict=True):
+        if len(rows) != len(columns) or any(each.dtype not in (torch.int32, torch.int64) for each in (rows, columns)):
+            return False
+        for each, size in ((rows, n), (columns, m)):
+            if len(each) and not 0 <= int(each.min()) <= int(each.max()) < size:
+                return False
+    return True
 
 
 def _slots(anchors: Tensor, positives: Tensor, n: int, m: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

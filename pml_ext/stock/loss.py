@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -10,16 +11,17 @@ from typing import Any
 import torch
 from pytorch_metric_learning import reducers
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from pml_ext import thresholds
 from pml_ext.stock.forms import FORMS, Form
 from pml_ext.stock.forms.lse import MultiSimilarity
 from pml_ext.stock.forms.triplets import Margin, TripletMargin
-from pml_ext.stock.incidence import LABELS, PAIRS, Incidence, by_labels, by_lists
+from pml_ext.stock.incidence import LABELS, PAIRS, Incidence, are_places, by_labels, by_lists
 from pml_ext.stock.mined import Mined
 from pml_ext.stock.reduction import KNOWN, Reduction
 from pml_ext.stock.run import Value, run
-from pml_ext.stock.scores import Scores
+from pml_ext.stock.scores import Scores, has_hooks, is_finite
 
 SILENT = ""  # stock has an error to raise, or is faster on so few
 
@@ -57,6 +59,8 @@ class AcceleratedLoss:
             assert ref_labels is not None
             references = None if ref_emb is embeddings else ref_emb
             its_labels = ref_labels.to(ref_emb.device)
+            if references is not None and references.is_inference() and not torch.is_inference_mode_enabled():
+                references = references.clone()  # which a graph may keep
         is_same = its_labels is moved
         try:
             form = self._form(embeddings, moved, indices_tuple, references, its_labels, is_same)
@@ -105,10 +109,10 @@ class AcceleratedLoss:
             incidence = by_labels(labels, ref_labels, without_self=is_same, dtype=embeddings.dtype)
         else:
             choice = indices.chosen if issubclass(kind, TripletMargin) and isinstance(indices, Mined) else None
-            if choice is not None and _fits_masks(indices, n, m, embeddings.dtype):
+            if choice is not None and _fits_masks(indices, n, m, embeddings):
                 incidence = choice.pairs
             else:
-                choice, incidence = None, _incidence_of(indices, n, m, embeddings.dtype)
+                choice, incidence = None, _incidence_of(indices, n, m, embeddings)
             if kind.once and incidence.contradicts():
                 raise _ContradictionError
         sign = -1.0 if self.distance.is_inverted else 1.0  # type: ignore[attr-defined]
@@ -175,15 +179,15 @@ def _reducer_of(loss: Any, name: str) -> reducers.BaseReducer:
     return reducer
 
 
-def _incidence_of(indices: Sequence[Tensor], n: int, m: int, dtype: torch.dtype) -> Incidence:
-    if isinstance(indices, Mined) and _fits_masks(indices, n, m, dtype):
+def _incidence_of(indices: Sequence[Tensor], n: int, m: int, like: Tensor) -> Incidence:
+    if isinstance(indices, Mined) and _fits_masks(indices, n, m, like):
         return indices.incidence()
-    return by_lists(indices, n, m, dtype)
+    return by_lists(indices, n, m, like)
 
 
-def _fits_masks(indices: Any, n: int, m: int, dtype: torch.dtype) -> bool:
+def _fits_masks(indices: Any, n: int, m: int, like: Tensor) -> bool:
     """Whether the masks behind a miner's tuple are of such a batch."""
-    return isinstance(indices, Mined) and indices.shape == (n, m, dtype)
+    return isinstance(indices, Mined) and indices.shape == (n, m, like.dtype, like.device)
 
 
 def _sample_weights(
@@ -192,7 +196,7 @@ def _sample_weights(
     """How often each sample stands in the lists, by the most frequent one; None: all alike."""
     if indices is None:
         return None
-    found = _incidence_of(indices, n, m, like.dtype)
+    found = _incidence_of(indices, n, m, like)
     times = found.counts.sum(1)
     far = found.negatives
     if found.kind == PAIRS:
@@ -211,11 +215,29 @@ def why_never(loss: Any) -> str | None:
         return "it collects statistics of tuples"
     if type(loss.reducer) is reducers.DoNothingReducer:
         return "DoNothingReducer gives the losses themselves"
+    if any(each.requires_grad for each in _tensors(loss, kind)):
+        return "one of its hyperparameters is learned"
+    parts = [*loss.distance.modules(), *loss.reducer.modules()]
+    if any(each.requires_grad for part in parts for each in _own_tensors(part)):
+        return "its distance or its reducer is learned"
+    if any(has_hooks(part) for part in loss.reducer.modules()):
+        return "its reducer has hooks"
     for name in () if kind.reduced else kind.names:
         reason = _why_not_reduced(_reducer_of(loss, name), kind)
         if reason is not None:
             return reason
     return None
+
+
+def _own_tensors(module: torch.nn.Module) -> list[Tensor]:
+    held = (module.__dict__, module._parameters, module._buffers)
+    return [each for names in held for each in names.values() if isinstance(each, Tensor)]
+
+
+def _tensors(loss: Any, kind: type[Form]) -> list[Tensor]:
+    """Hyperparameters that are tensors; MarginLoss has a closed form of the derivative by beta."""
+    own = loss.beta if issubclass(kind, Margin) else None
+    return [each for each in _own_tensors(loss) if each is not own]
 
 
 def _why_not_reduced(reducer: Any, kind: type[Form]) -> str | None:
@@ -259,6 +281,10 @@ def why_stock(
         return "PML has rules of its own for half precision"
     if not len(embeddings) or any(_is_transformed(each) for each in tensors):
         return SILENT
+    if any(not is_finite(each) for each in tensors):
+        return "an embedding is not finite"
+    if any(each.ndim or each.dtype != embeddings.dtype for each in _tensors(loss, kind)):
+        return "a hyperparameter is a tensor of another type or shape"
     if not _fit(labels, embeddings) or (ref_emb is not None and (ref_labels is None or not _fit(ref_labels, ref_emb))):
         return SILENT
     reducer_labels = any(
@@ -268,13 +294,16 @@ def why_stock(
     per_class = issubclass(kind, Margin) and len(loss.beta) > 1
     if labels is None and (indices is None or kind.by_labels or reducer_labels or per_class):
         return SILENT
+    m = len(embeddings) if ref_emb is None else len(ref_emb)
     if indices is not None and not (kind.takes_lists and _is_list_of_tuples(indices)):
+        return SILENT
+    fits = indices is None or _fits_masks(indices, len(embeddings), m, embeddings)
+    if not fits and not are_places(indices, len(embeddings), m):
         return SILENT
     if ref_emb is not None and not kind.takes_references:
         return SILENT
-    m = len(embeddings) if ref_emb is None else len(ref_emb)
     with_references = ref_emb is not None and ref_emb is not embeddings
-    if issubclass(kind, TripletMargin) and _fits_masks(indices, len(embeddings), m, embeddings.dtype):
+    if issubclass(kind, TripletMargin) and isinstance(indices, Mined) and fits:
         return kind.falls_back(loss, PAIRS, with_references)
     of_pairs = not kind.once and not kind.by_labels
     per_anchor = any(type(_reducer_of(loss, name)) is reducers.PerAnchorReducer for name in kind.names)
@@ -298,7 +327,8 @@ def _is_list_of_tuples(indices: Any) -> bool:
 
 
 def _is_transformed(tensor: Tensor) -> bool:
-    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    """Whether `torch.func` or forward differentiation is at work, for which there is no closed form."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor) or unpack_dual(tensor).tangent is not None
 
 
 @cache
@@ -321,8 +351,8 @@ def accelerated_loss(loss: Any, *, chunk_size: int | None, strict: bool) -> Any:
     for name, value in state.items():
         if getattr(value, "__self__", None) is loss:  # GenericPairLoss keeps a method of its own
             state[name] = getattr(made, value.__name__)
-        elif name in ("_parameters", "_buffers", "_modules"):
-            state[name] = dict(value)
+        elif name in ("_parameters", "_buffers", "_modules") or "_hooks" in name:
+            state[name] = copy.copy(value)
     made.__dict__.update(state)
     made.__dict__.update(_chunk_size=chunk_size, _strict=strict, _said=set())
     return made

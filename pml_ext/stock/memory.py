@@ -35,7 +35,7 @@ class AcceleratedMemory:
             if miner is None:
                 pairs = by_labels(labels, memory_labels, without_self=False, dtype=embeddings.dtype)
                 pairs = replace(pairs, kind=PAIRS)
-                shape = (len(embeddings), len(memory), embeddings.dtype)
+                shape = (len(embeddings), len(memory), embeddings.dtype, embeddings.device)
                 found: Any = Mined(4, shape, lambda: listed(pairs), lambda: pairs)
             else:
                 found = miner(embeddings, labels, memory, memory_labels)

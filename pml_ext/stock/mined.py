@@ -12,19 +12,32 @@ from torch.utils._pytree import tree_map_only
 from pml_ext.stock.incidence import Incidence
 
 Lists = tuple[Tensor, ...]
+Shape = tuple[int, int, torch.dtype, torch.device]
+
+
+class _Lists:
+    """Index tensors that are made once; a tuple and its items share them, and no reference goes round in a circle."""
+
+    def __init__(self, make: Callable[[], Lists]) -> None:
+        self.make = make
+        self.made: Lists | None = None
+
+    def get(self) -> Lists:
+        """The index tensors."""
+        if self.made is None:
+            self.made = self.make()
+        return self.made
 
 
 class _Item:
     """One index tensor of a `Mined` tuple for code that reaches into the tuple's memory, such as `torch.cat`."""
 
-    def __init__(self, place: int) -> None:
-        self.place = place
-        self.of: Mined | None = None
+    def __init__(self, place: int, of: _Lists) -> None:
+        self.place, self.of = place, of
 
     def tensor(self) -> Tensor:
         """The index tensor."""
-        assert self.of is not None
-        return self.of.lists()[self.place]
+        return self.of.get()[self.place]
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -49,40 +62,41 @@ class Mined(tuple[Tensor, ...]):
 
     Args:
         size: 3 (triplets) or 4 (pairs).
-        shape: numbers of anchors and of references, and the type of the scores.
+        shape: numbers of anchors and of references, and the type and the device of the scores.
         lists: makes the index tensors.
         incidence: makes the pairs' multiplicities.
         chosen: triplets only: the choice among the triplets of the labels, see `Triplets`.
     """
 
-    shape: tuple[int, int, torch.dtype]
-    _lists: Callable[[], Lists]
-    _made: Lists | None
+    shape: Shape
+    _lists: _Lists
     incidence: Callable[[], Incidence]
     chosen: Any
 
     def __new__(
         cls,
         size: int,
-        shape: tuple[int, int, torch.dtype],
+        shape: Shape,
         lists: Callable[[], Lists],
         incidence: Callable[[], Incidence],
         chosen: Any = None,
     ) -> Mined:
         """The tuple, of items that know it."""
-        items: list[Any] = [_Item(place) for place in range(size)]
+        made = _Lists(lists)
+        items: list[Any] = [_Item(place, made) for place in range(size)]
         mined = super().__new__(cls, items)
-        for item in items:
-            item.of = mined
-        mined.shape, mined._lists, mined._made = shape, lists, None
+        mined.shape, mined._lists = shape, made
         mined.incidence, mined.chosen = incidence, chosen
         return mined
 
     def lists(self) -> Lists:
         """The index tensors."""
-        if self._made is None:
-            self._made = self._lists()
-        return self._made
+        return self._lists.get()
+
+    @property
+    def is_made(self) -> bool:
+        """Whether somebody has looked at the index tensors."""
+        return self._lists.made is not None
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter(self.lists())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from pml_ext import thresholds
 from pml_ext.stock.incidence import PAIRS, TRIPLETS, Incidence, Negatives, by_labels
-from pml_ext.stock.mined import Lists, Mined
-from pml_ext.stock.scores import blocks
+from pml_ext.stock.mined import Lists, Mined, Shape
+from pml_ext.stock.scores import blocks, is_finite
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,9 @@ class Batch:
     width: int
 
     @property
-    def shape(self) -> tuple[int, int, torch.dtype]:
+    def shape(self) -> Shape:
         """As `Mined` keeps it."""
-        return len(self.scores), self.scores.shape[1], self.scores.dtype
+        return len(self.scores), self.scores.shape[1], self.scores.dtype, self.scores.device
 
 
 def listed(pairs: Incidence) -> Lists:
@@ -291,6 +292,8 @@ def _is_stock(miner: Any, embeddings: Any, labels: Any, ref_emb: Any, ref_labels
         return True
     if torch.is_autocast_enabled(embeddings.device.type):
         return True
+    if any(not is_finite(each) for each in given):
+        return True
     fits = isinstance(labels, Tensor) and labels.ndim == 1 and len(labels) == len(embeddings)
     if not fits or (ref_emb is None) != (ref_labels is None):
         return True
@@ -324,8 +327,9 @@ def accelerated_miner(miner: Any) -> Any:
     """The accelerated twin of a stock miner: same modules, its own attributes."""
     made = _blank(miner.stock if isinstance(miner, AcceleratedMiner) else type(miner))
     state = dict(miner.__dict__)
-    for name in ("_parameters", "_buffers", "_modules"):
-        state[name] = dict(state[name])
+    for name, value in state.items():
+        if name in ("_parameters", "_buffers", "_modules") or "_hooks" in name:
+            state[name] = copy.copy(value)
     made.__dict__.update(state)
     made.__dict__["_last"] = None
     return made

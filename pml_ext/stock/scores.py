@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from pytorch_metric_learning import distances
-from torch import Tensor
+from torch import Tensor, nn
 
 from pml_ext import thresholds
 
@@ -19,7 +19,23 @@ ROW_WISE = (
 
 def is_row_wise(distance: distances.BaseDistance) -> bool:
     """Whether rows of the scores can be computed without the others."""
-    return type(distance) in ROW_WISE and not distance.collect_stats
+    return type(distance) in ROW_WISE and not distance.collect_stats and not has_hooks(distance)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody else's code runs when the module is called."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return any(hooks)
+
+
+def is_finite(vectors: Tensor) -> bool:
+    """Whether all numbers are finite."""
+    return bool(torch.isfinite(vectors.detach()).all())
 
 
 def scores(distance: distances.BaseDistance, rows: Tensor, references: Tensor) -> Tensor:
@@ -133,7 +149,7 @@ class _Symmetric(Back):
     @staticmethod
     def serves(distance: distances.BaseDistance) -> bool:
         kind = type(distance)
-        if distance.collect_stats or distance.p != 2:
+        if distance.collect_stats or has_hooks(distance) or distance.p != 2:
             return False
         if kind is distances.LpDistance:
             return distance.power in (1, 2)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, overload
 
 import pytorch_metric_learning.losses as stock_losses
+from pytorch_metric_learning.utils.distributed import DistributedLossWrapper, DistributedMinerWrapper
 from torch import nn
 
 from pml_ext.arguments import count, flag
@@ -21,6 +22,8 @@ _CONTAINERS: dict[type, tuple[str, ...]] = {
     stock_losses.CrossBatchMemory: ("loss", "miner"),
     stock_losses.MultipleLosses: ("losses", "miners"),
     stock_losses.SelfSupervisedLoss: ("loss",),
+    DistributedLossWrapper: ("loss",),
+    DistributedMinerWrapper: ("miner",),
     nn.ModuleDict: (),
     nn.ModuleList: (),
 }
@@ -40,8 +43,8 @@ def accelerate(*items: Any, chunk_size: int | None = None, strict: bool = False)
     gives the same pairs or triplets as before, and hands its masks to an accelerated loss.
 
     Args:
-        items: losses, miners, containers of PML that hold them (CrossBatchMemory, MultipleLosses, SelfSupervisedLoss),
-            dictionaries, lists. What has no form without tuples is given back as it is.
+        items: losses, miners, containers of PML that hold them (CrossBatchMemory, MultipleLosses, SelfSupervisedLoss,
+            the distributed wrappers), dictionaries, lists. What has no form without tuples is given back as it is.
         chunk_size: how many rows of the matrix of scores are in memory at once. Default None: all.
         strict: refuse instead of letting PML's own run. Default False: a warning says why it runs.
 
@@ -70,6 +73,8 @@ def accelerate(*items: Any, chunk_size: int | None = None, strict: bool = False)
 
 def _accelerated(item: Any, chunk_size: int | None, strict: bool) -> Any:
     kind = type(item)
+    if item is None:
+        return None
     if kind in FORMS or isinstance(item, AcceleratedLoss):
         return accelerated_loss(item, chunk_size=chunk_size, strict=strict)
     if kind in MINERS or isinstance(item, AcceleratedMiner):
