@@ -68,7 +68,9 @@ class Configured:
         for name, value in values.items():
             setattr(self, name, value)
         self._hyperparameter_names = tuple(values)
-        _pml.record(self, values)  # type: ignore[arg-type]
+        # It takes numbers, texts and lists of them; in a tuple it looks for attributes, and fails.
+        recorded = [name for name, value in values.items() if not isinstance(value, tuple)]
+        _pml.record(self, recorded)  # type: ignore[arg-type]
         self._warn_of_levels()
 
     def hyperparameters(self) -> dict[str, Any]:
