@@ -109,6 +109,19 @@ class Loss(Defaults, _Loss):
     number already goes past its reducer.
     """
 
+    if TYPE_CHECKING:  # what an editor knows of a call, which PML does not say
+
+        def __call__(
+            self,
+            embeddings: Tensor,
+            labels: Tensor | None = None,
+            indices_tuple: Any = None,
+            ref_emb: Tensor | None = None,
+            ref_labels: Tensor | None = None,
+            **kwargs: Any,
+        ) -> Tensor:
+            """A scalar."""
+
     if HAS_TERMS:
         collect_stats = False
         _terms: LossDict | None = None
@@ -170,7 +183,19 @@ class Loss(Defaults, _Loss):
 class Miner(Defaults, _Miner):
     """A miner of PML's. Subclasses implement `mine`, which is given the batch itself if there are no references."""
 
-    if HAS_TERMS:
+    if TYPE_CHECKING:
+
+        def __call__(
+            self,
+            embeddings: Tensor,
+            labels: Tensor,
+            ref_emb: Tensor | None = None,
+            ref_labels: Tensor | None = None,
+            **kwargs: Any,
+        ) -> tuple[Tensor, ...]:
+            """Pairs (anchors, positives, anchors, negatives), triplets, or `PairMasks`: a named tuple."""
+
+    elif HAS_TERMS:
         collect_stats = False
 
         def __call__(self, embeddings: Tensor, labels: Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -21,7 +21,9 @@ from pml_ext.catalog import Recipe
 from pml_ext.datasets import Samples
 from pml_ext.evaluation import Comparison, Difference, Evaluation
 from pml_ext.losses import RAWLoss
+from pml_ext.miners import GuidedMiner
 from pml_ext.testing import LawTable
+from pml_ext.wrappers import BranchLoss
 
 embeddings, labels = torch.randn(4, 3), torch.arange(4)
 
@@ -60,6 +62,9 @@ assert_type(pml_ext.laws(RAWLoss), LawTable)
 assert_type(pml_ext.pair_weights(RAWLoss(), embeddings, labels), PairWeights)
 assert_type(pml_ext.pair_weights(RAWLoss(), [[0.0]], [0]).weights, Tensor)
 assert_type(pml_ext.datasets.open("photos/"), Samples)
+
+assert_type(BranchLoss(RAWLoss(), sizes=2)(embeddings, labels), Tensor)
+assert_type(GuidedMiner()(embeddings, labels), tuple[Tensor, ...])
 
 recipe = pml_ext.catalog.build("RAW")
 assert_type(recipe, Recipe)
