@@ -126,6 +126,12 @@ def test_the_table_in_a_notebook_is_escaped():
     assert "<script>" not in page
 
 
+def test_the_table_in_a_notebook_has_formulas():
+    page = recipes._repr_html_()
+    assert page.count("<tr>") == len(recipes) + 1
+    assert len(re.findall(r'scope="row">\w+</th><td>[^<]*=', page)) > 35, "a formula of most"
+
+
 def test_short_names_of_sources_are_told():
     shown = [path.read_text(encoding="utf-8") for path in Path(pml_ext.__file__).parent.rglob("*.py")]
     used = {key for text in shown for key in re.findall(r"\bDM\d\d\b", text)}

@@ -43,9 +43,19 @@ class Recipes(Mapping[str, Entry]):
         )
 
     def _repr_html_(self) -> str:
-        head = ("name", "loss", "miner", "needs", "source")
-        rows = ((*row, ", ".join(self[row[0]].required), source) for *row, source in self.rows())
+        head = ("name", "formula of the loss", "loss", "miner", "needs", "source")
+        rows = (
+            (name, _formula(self[name]), loss, miner, ", ".join(self[name].required), source)
+            for name, loss, miner, source in self.rows()
+        )
         return table(head, rows, notes=["explain(name) says what each is, with its formula"])
+
+
+def _formula(each: Entry) -> str:
+    """The first formula in the docstring of a recipe's loss; "" where PML has none, or nothing is known."""
+    doc = "" if each.default is None else inspect.getdoc(type(each.default.loss)) or ""
+    found = re.search(r"^ {4}(\S.*=.*(?:\n {5,}\S.*)*)$", doc.split("\nArgs:")[0], re.MULTILINE)
+    return " ".join(found[1].split()) if found else ""
 
 
 def _cut(text: str, width: int) -> str:
