@@ -157,7 +157,7 @@ def check_views(rank, size):
     value = loss(*embeddings.split(N))
     value.backward()
     ddp = DistributedDataParallel(network())
-    first, second = ddp(torch.cat((x[own], y[own]))).split(len(x[own]))
+    first, second = ddp(torch.cat((x[own], y[own]))).split([len(x[own])] * 2)
     mine = DistributedLoss(loss)(first, second)
     mine.backward()
     assert_equal("views, value", mine.detach().reshape(1), value.detach().reshape(1))
