@@ -142,7 +142,7 @@ def test_a_typo_is_told_from_what_was_meant(cls, typo, meant):
 
 
 def test_a_name_that_is_like_no_other_is_answered_with_all():
-    with pytest.raises(TypeError, match=r"RAWLoss has no argument 'qqq': alpha, beta, chunk_size, .*, reducer"):
+    with pytest.raises(TypeError, match=r"RAWLoss has no argument 'qqq': known: alpha, beta, chunk_size, .*, reducer"):
         RAWLoss(qqq=1)
 
 
