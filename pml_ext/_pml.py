@@ -74,6 +74,13 @@ if find_spec("pytorch_metric_learning.types") is not None and not TYPE_CHECKING:
     )
 
 
+def named(found: Any) -> Any:
+    """What a miner found with a name for each of its three or four index tensors; masks as they are."""
+    if type(found) is not tuple:
+        return found
+    return TripletIndices(*found) if len(found) == 3 else PairIndices(*found)
+
+
 class Defaults:
     """The default distance and reducer under the names of both versions, of which a class overrides either."""
 
@@ -157,7 +164,7 @@ class Loss(Defaults, _Loss):
         ref_labels: Tensor | None = None,
     ) -> Any:
         """The loss of a batch, reduced and with its penalties."""
-        if not HAS_TERMS:
+        if not HAS_TERMS or type(self).compute_loss is not Loss.compute_loss:
             return super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         labels, ref_labels = (None if x is None else x.to(embeddings.device) for x in (labels, ref_labels))
         found = self.loss_dict(embeddings, labels, indices_tuple, *_references(embeddings, labels, ref_emb, ref_labels))
@@ -217,7 +224,7 @@ class Miner(Defaults, _Miner):
                 ref_emb, ref_labels = embeddings, labels
             elif ref_labels is not None:
                 ref_labels = ref_labels.to(ref_emb.device)
-            found = self.mine(embeddings, labels, ref_emb, ref_labels)
+            found = named(self.mine(embeddings, labels, ref_emb, ref_labels))
         self.output_assertion(found)
         return found
 
@@ -359,11 +366,11 @@ def entries(
 ) -> LossDict:
     """The losses of any PML loss before they are reduced, without penalties, as PML 2 has them."""
     batch = embeddings, labels, indices_tuple
-    if isinstance(loss, Loss):
-        return loss.loss_dict(*batch, ref_emb, ref_labels)
     if not HAS_TERMS:
         found: LossDict = loss.compute_loss(*batch, ref_emb, ref_labels)
         return found
+    if type(loss).compute_loss is Loss.compute_loss:
+        return loss.loss_dict(*batch, ref_emb, ref_labels)  # type: ignore[no-any-return]
     references = (None, None) if ref_emb is embeddings else (ref_emb, ref_labels)
     return {
         name: {"reduction_type": _kind(term)} | term for name, term in loss.objective_terms(*batch, *references).items()
@@ -394,7 +401,7 @@ def unreduced(loss: Any, *batch: Any) -> LossDict:
         loss.set_reducer(reducers.DoNothingReducer())
         found: LossDict = loss(*batch)
         return found
-    if not isinstance(loss, Loss):
+    if type(loss).compute_loss is not Loss.compute_loss:
         return {name: {"reduction_type": _kind(term)} | term for name, term in loss.objective_terms(*batch).items()}
     kept: LossDict = {}
 
@@ -402,7 +409,7 @@ def unreduced(loss: Any, *batch: Any) -> LossDict:
         kept.update(type(loss).loss_dict(loss, *given))
         return kept
 
-    loss.loss_dict = keep  # type: ignore[method-assign, assignment]
+    loss.loss_dict = keep
     try:
         loss(*batch)
     finally:

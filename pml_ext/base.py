@@ -9,11 +9,9 @@ from abc import abstractmethod
 from functools import partial
 from typing import Any, ClassVar
 
-from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
-from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor
 
-from pml_ext import arguments
+from pml_ext import _pml, arguments
 from pml_ext.closed_form import ClosedForm
 from pml_ext.engine import Form, batch_weighed, row_losses, rows_weighed
 from pml_ext.masked import Counted, Needs
@@ -26,7 +24,7 @@ from pml_ext.similarity import PairModule, has_own_shapes, normalized
 from pml_ext.vectors import at_least_single, in_full, without_autocast
 
 
-class MatrixLoss(PairModule, BaseMetricLossFunction):
+class MatrixLoss(PairModule, _pml.Loss):
     """The part of the shell that does not depend on whether a loss is taken per anchor or per batch.
 
     Half precision: every loss and wrapper of this package takes embeddings of float16 and bfloat16 to float32 as they
@@ -70,7 +68,7 @@ class MatrixLoss(PairModule, BaseMetricLossFunction):
         loss: Tensor = super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         return loss
 
-    def compute_loss(self, embeddings: Tensor, labels: Any, indices_tuple: Any, ref_emb: Any, ref_labels: Any) -> Any:
+    def loss_dict(self, embeddings: Tensor, labels: Any, indices_tuple: Any, ref_emb: Any, ref_labels: Any) -> Any:
         """PML's loss dict."""
         pairs = Pairs.of(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         return self.of_pairs(pairs, embeddings, None if ref_emb is embeddings else ref_emb)
@@ -155,7 +153,7 @@ class BatchLoss(MatrixLoss):
         return already_reduced(losses.sum())
 
 
-class SampleLoss(PairModule, BaseMetricLossFunction):
+class SampleLoss(PairModule, _pml.Loss):
     """A loss of samples and their labels that compares no pairs of samples. Subclasses implement `per_sample`.
 
     The loss dict is `element`, one loss per sample. The samples are normalized as the distance says, and half precision
@@ -169,7 +167,7 @@ class SampleLoss(PairModule, BaseMetricLossFunction):
     def per_sample(self, embeddings: Tensor, labels: Tensor) -> Tensor | Counted:
         """One loss per sample: embeddings [n, d], labels [n] -> [n]; `Counted` to set the divisor too."""
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, embeddings: Tensor, labels: Tensor, indices_tuple: Any = None, ref_emb: Any = None, ref_labels: Any = None
     ) -> Tensor:
         """The loss of a batch: embeddings [n, d], labels [n]; the other arguments of PML's losses must be None."""
@@ -177,12 +175,12 @@ class SampleLoss(PairModule, BaseMetricLossFunction):
         loss: Tensor = super().forward(at_least_single(embeddings), labels, indices_tuple, ref_emb, ref_labels)
         return loss
 
-    def compute_loss(self, embeddings: Tensor, labels: Any, indices_tuple: Any, ref_emb: Any, ref_labels: Any) -> Any:
+    def loss_dict(self, embeddings: Tensor, labels: Any, indices_tuple: Any, ref_emb: Any, ref_labels: Any) -> Any:
         """PML's loss dict."""
         if labels is None:
             raise ValueError(f"{type(self).__name__} needs labels, got None")
-        c_f.indices_tuple_not_supported(indices_tuple)
-        c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
+        arguments.without_indices(type(self).__name__, indices_tuple)
+        arguments.without_references(type(self).__name__, embeddings, labels, ref_emb, ref_labels)
         samples = at_least_single(embeddings)
         with without_autocast(samples):
             # An empty batch too: in several processes the others wait for this one.

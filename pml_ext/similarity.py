@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from pytorch_metric_learning.distances import (
-    BaseDistance,
     CosineSimilarity,
     DotProductSimilarity,
     LpDistance,
@@ -19,7 +18,7 @@ from pytorch_metric_learning.distances import (
 )
 from torch import Tensor
 
-from pml_ext import arguments, thresholds
+from pml_ext import _pml, arguments, thresholds
 from pml_ext.hyperparameters import Configured
 from pml_ext.masked import is_eager, looks_are_free, not_self
 from pml_ext.vectors import (
@@ -98,7 +97,7 @@ class Similarity(NamedTuple):
 
 def has_own_shapes(distance: Any) -> bool:
     """Whether a PML distance says itself which embeddings it takes: several vectors for each sample, say."""
-    return type(distance).check_shapes is not BaseDistance.check_shapes
+    return _pml.has_own(distance, "check_shapes")
 
 
 def unit(x: Tensor) -> Tensor:
@@ -108,7 +107,7 @@ def unit(x: Tensor) -> Tensor:
 
 def normalized(distance: Any, x: Tensor) -> Tensor:
     """Vectors [n, d] as a PML distance normalizes them; one that is 0 has a gradient of 0."""
-    if type(distance).normalize is BaseDistance.normalize:
+    if not _pml.has_own(distance, "normalize"):
         return unit(x) if distance.p == 2 else normalize(x, distance.p)
     by_distance: Tensor = distance.normalize(x)
     return by_distance
@@ -116,7 +115,7 @@ def normalized(distance: Any, x: Tensor) -> Tensor:
 
 def normalizable(distance: Any, x: Tensor | None) -> Any:
     """Vectors [n, d] for a PML distance, which may normalize them: one that is 0 has a gradient of 0 then."""
-    is_usual = distance.normalize_embeddings and type(distance).normalize is BaseDistance.normalize
+    is_usual = distance.normalize_embeddings and not _pml.has_own(distance, "normalize")
     return with_direction(x, distance.p) if is_usual and x is not None and x.ndim == 2 else x
 
 

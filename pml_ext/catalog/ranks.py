@@ -41,7 +41,8 @@ def roadmap(
     """An upper bound of one minus the average precision, and hinges that make scores of batches comparable."""
     ranks = SupAPLoss(temperature=temperature, rho=rho, delta=delta)
     hinges = AnchorContrastiveLoss(pos_margin=pos_margin, neg_margin=neg_margin, distance=CosineSimilarity())
-    return MultipleLosses([ranks, hinges], weights=[rank_weight, calibration_weight])
+    weights = {"ranks": rank_weight, "calibration": calibration_weight}
+    return MultipleLosses({"ranks": ranks, "calibration": hinges}, weights=weights)
 
 
 @recipe("TCM", source="Zhang et al. 2024, arXiv 2307.04047, with weights of one: PML's ContrastiveLoss on cosines")

@@ -99,13 +99,15 @@ _LEFT_OUT = ("collect_stats", "reducer", "is_inverted")
 
 def _default_part(part: nn.Module, name: str) -> str | None:
     """PML's losses, miners and distances make these themselves where none is given."""
-    make = getattr(part, f"get_default_{name}", None)
+    make = getattr(part, f"get_default_{name}", None) or getattr(part, f"default_{name}", None)
     return None if make is None else _written(make())
 
 
 def _written(value: Any, without: Sequence[str] = ()) -> str | None:
     if isinstance(value, nn.ModuleList | list | tuple):
         return f"[{', '.join(str(_written(each, without)) for each in value)}]"
+    if isinstance(value, nn.ModuleDict | dict):
+        return f"{{{', '.join(f'{key!r}: {_written(each, without)}' for key, each in value.items())}}}"
     if isinstance(value, nn.Module):
         return described(value, without)
     if isinstance(value, bool | int | float | str) or value is None:

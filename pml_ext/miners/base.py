@@ -5,10 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pytorch_metric_learning.miners import BaseMiner
 from torch import Tensor
 
-from pml_ext import arguments, thresholds
+from pml_ext import _pml, arguments, thresholds
 from pml_ext.engine import all_scores
 from pml_ext.masked import all_known, looks_are_free
 from pml_ext.pairs import IndicesTuple, PairMasks, Pairs, own_set
@@ -31,7 +30,7 @@ def in_row_blocks(
     return torch.cat(kept_pos), torch.cat(kept_neg)
 
 
-class PairMiner(PairModule, BaseMiner):
+class PairMiner(PairModule, _pml.Miner):
     """A miner that narrows the masks of a pair matrix. Subclasses implement `select`.
 
     Called as any PML miner it returns (anchors, positives, anchors, negatives), row by row.
@@ -75,7 +74,7 @@ class PairMiner(PairModule, BaseMiner):
         any_shape = has_own_shapes(self.distance)
         arguments.batch_to_mine(embeddings, labels, ref_emb, ref_labels, any_shape=any_shape)
         ref_emb = own_set(embeddings, labels, ref_emb, ref_labels)
-        mined: IndicesTuple = super().forward(embeddings, labels, ref_emb, ref_labels)
+        mined: IndicesTuple = self.mined(embeddings, labels, ref_emb, ref_labels)
         return mined
 
     def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor | None) -> IndicesTuple:

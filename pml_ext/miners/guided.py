@@ -96,7 +96,7 @@ class GuidedMiner(Configured, _pml.Miner):
         """The pairs that the guide allows; the first arguments are those of every PML miner."""
         self.reset_stats()
         pairs = self.masks(embeddings, labels, ref_emb, ref_labels, guide=guide, guide_refs=guide_refs)
-        mined: IndicesTuple = pairs if self.as_masks else pairs.indices()
+        mined: IndicesTuple = pairs if self.as_masks else _pml.named(pairs.indices())
         self.output_assertion(mined)
         return mined
 

@@ -72,10 +72,11 @@ class LossWrapper(Configured, _pml.Loss):
 
 def runs_by_rows(loss: BaseMetricLossFunction) -> bool:
     """Whether the loss is one of rows as the shell computes them: not with scores, say, of its own making."""
-    kind = type(loss)
-    return isinstance(loss, RowLoss) and all(
-        getattr(kind, name) is getattr(RowLoss, name) for name in ("compute_loss", "similarity")
-    )
+    return isinstance(loss, RowLoss) and _inherits(loss, RowLoss, "compute_loss", "loss_dict", "similarity")
+
+
+def _inherits(loss: Any, base: type, *names: str) -> bool:
+    return all(getattr(type(loss), name) is getattr(base, name) for name in names)
 
 
 def has_only_directions(loss: nn.Module) -> bool:
@@ -101,7 +102,7 @@ def takes_pairs(loss: Any) -> bool:
     if isinstance(loss, LossWrapper):
         return loss.takes_indices and takes_pairs(loss.loss)
     kind = RowLoss if isinstance(loss, RowLoss) else BatchLoss
-    return isinstance(loss, MatrixLoss) and type(loss).compute_loss is kind.compute_loss
+    return isinstance(loss, MatrixLoss) and _inherits(loss, kind, "compute_loss", "loss_dict")
 
 
 def handed_on(masks: PairMasks, loss: Any) -> IndicesTuple | Pairs:

@@ -4,10 +4,9 @@ from typing import Any, final
 
 import torch
 from pytorch_metric_learning.distances import CosineSimilarity
-from pytorch_metric_learning.regularizers import BaseRegularizer
 from torch import Tensor
 
-from pml_ext import arguments
+from pml_ext import _pml, arguments
 from pml_ext.reducer import already_reduced
 from pml_ext.similarity import PairModule, normalized
 from pml_ext.vectors import at_least_single
@@ -32,7 +31,7 @@ def largest_coding_rate(n: int, d: int, *, distortion: float) -> float:
 
 
 @final
-class CodingRateRegularizer(PairModule, BaseRegularizer):
+class CodingRateRegularizer(PairModule, _pml.Regularizer):
     r"""An `embedding_regularizer` that is small where embeddings use all directions alike.
 
     With the embeddings X [n, d], brought to unit length, and r = min(n, d),

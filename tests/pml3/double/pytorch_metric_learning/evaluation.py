@@ -1,0 +1,1 @@
+"""Public; a plug-in takes nothing of it."""
