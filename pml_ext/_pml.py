@@ -214,7 +214,12 @@ class Miner(Defaults, _Miner):
             return super().__call__(embeddings, labels, **given, **kwargs)
 
     def mined(
-        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        **given: Any,
     ) -> Any:
         """What `mine` finds, checked, without a gradient."""
         self.reset_stats()
@@ -224,7 +229,7 @@ class Miner(Defaults, _Miner):
                 ref_emb, ref_labels = embeddings, labels
             elif ref_labels is not None:
                 ref_labels = ref_labels.to(ref_emb.device)
-            found = named(self.mine(embeddings, labels, ref_emb, ref_labels))
+            found = named(self.mine(embeddings, labels, ref_emb, ref_labels, **given))
         self.output_assertion(found)
         return found
 

@@ -47,6 +47,8 @@ class MatrixLoss(PairModule, _pml.Loss):
         indices_tuple: IndicesTuple | None = None,
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
+        *,
+        mat: Tensor | None = None,
     ) -> Tensor:
         """The loss of a batch: a scalar, or what the reducer makes of one loss per anchor.
 
@@ -59,13 +61,21 @@ class MatrixLoss(PairModule, _pml.Loss):
             ref_emb: [m, d], what the embeddings are compared with. By default the batch, without self-pairs. Those
                 given are a set of their own, unless embeddings and labels are both the same tensors.
             ref_labels: [m].
+            mat: [n, m], what the distance makes of embeddings and references, for a miner and a loss, or several, that
+                share it. The gradient goes where it came from. None: it is computed.
         """
         any_shape = getattr(embeddings, "ndim", 2) > 2 and has_own_shapes(self.distance)
         arguments.batch(embeddings, labels, ref_emb, ref_labels, any_shape=any_shape)
         if ref_emb is not None:
             ref_emb = own_set(embeddings, labels, ref_emb, ref_labels)
         embeddings, ref_emb = in_full(embeddings, ref_emb)
-        loss: Tensor = super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        if mat is not None:
+            self._given = self.scores_of_matrix(mat, len(embeddings), len(embeddings if ref_emb is None else ref_emb))
+        try:
+            loss: Tensor = super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        finally:
+            if mat is not None:
+                self._given = None
         return loss
 
     def loss_dict(self, embeddings: Tensor, labels: Any, indices_tuple: Any, ref_emb: Any, ref_labels: Any) -> Any:
@@ -107,6 +117,11 @@ class RowLoss(MatrixLoss):
     def per_anchor(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor | Counted:
         """One loss per anchor: sim, pos, neg [..., n, m] -> [..., n]; `Counted` to set the divisor too."""
 
+    @property
+    def rows_at_a_time(self) -> int | None:
+        """The chunk size, None for all, as where all scores are there."""
+        return self.chunk_size if self._given is None else None
+
     def of_pairs(self, pairs: Pairs, x: Tensor, ref: Tensor | None) -> LossDict:
         """PML's loss dict, one loss per anchor."""
         return self.of_anchors(pairs, x, ref, self.per_anchor, self.form())
@@ -121,7 +136,7 @@ class RowLoss(MatrixLoss):
         self, pairs: Pairs, x: Tensor, ref: Tensor | None, per_anchor: PerAnchor, form: Form | None
     ) -> tuple[Tensor, Tensor | int]:
         """Losses [n], and what each adds to the divisor, [n] or one number."""
-        plain = partial(plain_rows, self.similarity, pairs, per_anchor, self.needs, self.chunk_size)
+        plain = partial(plain_rows, self.similarity, pairs, per_anchor, self.needs, self.rows_at_a_time)
         similarity = self.known_similarity()
         if similarity is None:
             return plain(x, ref)

@@ -29,6 +29,33 @@ class PairMasks(NamedTuple):
         b, n = self.neg.nonzero(as_tuple=True)
         return a, p, b, n
 
+    @staticmethod
+    def of_label_sets(sets: Tensor, ref_sets: Tensor | None = None) -> "PairMasks":
+        """The relation of samples that have several labels each, or none.
+
+        Positives have a label in common, negatives have none.
+
+        Args:
+            sets: booleans [n, c], which of c labels each anchor has.
+            ref_sets: booleans [m, c], those of the references. By default those of the anchors.
+
+        Example:
+            >>> import torch
+            >>> sets = torch.tensor([[True, True, False], [False, True, True], [False, False, False]])
+            >>> PairMasks.of_label_sets(sets).pos.int()
+            tensor([[1, 1, 0],
+                    [1, 1, 0],
+                    [0, 0, 0]], dtype=torch.int32)
+        """
+        ref_sets = sets if ref_sets is None else ref_sets
+        for name, given in (("sets", sets), ("ref_sets", ref_sets)):
+            if not isinstance(given, Tensor) or given.dtype != torch.bool or given.ndim != 2:
+                raise TypeError(f"{name} must be a boolean tensor, one row of labels for each sample")
+        if sets.shape[1] != ref_sets.shape[1]:
+            raise ValueError(f"ref_sets must have the labels of sets, got {ref_sets.shape[1]} and {sets.shape[1]}")
+        shared = sets.float() @ ref_sets.float().T > 0
+        return PairMasks(shared, ~shared)
+
 
 def without_self(pos: Tensor, neg: Tensor, start: int) -> PairMasks:
     """The pairs of the rows from a start on, without those of a sample with itself; overwrites the masks [b, m]."""

@@ -24,6 +24,7 @@ from pml_ext.masked import is_eager, looks_are_free, not_self
 from pml_ext.vectors import (
     LARGEST,
     NOTHING,
+    at_least_single,
     in_full,
     normalize,
     origin_of,
@@ -214,9 +215,19 @@ def representable(scores: Tensor) -> Tensor:
 class PairModule(Configured, ABC):
     """What losses and miners share: hyperparameters and the matrix of scores."""
 
+    _given: Tensor | None = None  # the scores, for the time of a call
+
+    def scores_of_matrix(self, mat: Any, n: int, m: int) -> Tensor:
+        """Scores [n, m], larger is closer, of a matrix that the distance has made."""
+        if not isinstance(mat, Tensor) or not mat.is_floating_point() or mat.shape != (n, m):
+            kind = f"{mat.dtype} of shape {tuple(mat.shape)}" if isinstance(mat, Tensor) else type(mat).__name__
+            raise ValueError(f"mat must be what the distance makes of embeddings and references, {(n, m)}, got {kind}")
+        mat = at_least_single(mat)
+        return representable(mat if self.distance.is_inverted else -mat)
+
     def known_similarity(self) -> Similarity | None:
         """How the engine computes the scores, or None if it cannot: they are of one's own making, say."""
-        usual = type(self).similarity is PairModule.similarity and is_eager()
+        usual = type(self).similarity is PairModule.similarity and is_eager() and self._given is None
         return Similarity.of(self.distance) if usual else None
 
     def similarity(self, embeddings: Tensor, ref_emb: Tensor | None) -> Tensor:
@@ -224,8 +235,10 @@ class PairModule(Configured, ABC):
 
         Half precision is computed in float32, also under autocast: exponents follow, and PML's `LpDistance` would
         build n * m * d numbers for float16. A distance that the engine knows is not asked, for it has no second
-        derivative, and no small distances far from the origin.
+        derivative, and no small distances far from the origin. Scores that are given are not computed.
         """
+        if self._given is not None:
+            return self._given
         embeddings, ref_emb = in_full(embeddings, ref_emb)
         with without_autocast(embeddings):
             return scores_by(self.distance, embeddings, ref_emb)

@@ -64,8 +64,19 @@ class PairMiner(PairModule, _pml.Miner):
         labels: Tensor,
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
+        *,
+        indices_tuple: IndicesTuple | None = None,
+        mat: Tensor | None = None,
     ) -> IndicesTuple:
         """The mined pairs of a batch: labels [n], embeddings [n, d], and optionally references [m, d] with [m].
+
+        Args:
+            embeddings: [n, d].
+            labels: [n].
+            ref_emb: [m, d], what the embeddings are compared with. By default the batch, without self-pairs.
+            ref_labels: [m].
+            indices_tuple: the candidates among which to mine, PML's or `PairMasks`. None: all pairs.
+            mat: [n, m], what the distance makes of embeddings and references. None: it is computed.
 
         Returns:
             Four index tensors, or `PairMasks` if the miner was made with `as_masks`. Anchors index `embeddings`,
@@ -74,12 +85,21 @@ class PairMiner(PairModule, _pml.Miner):
         any_shape = has_own_shapes(self.distance)
         arguments.batch_to_mine(embeddings, labels, ref_emb, ref_labels, any_shape=any_shape)
         ref_emb = own_set(embeddings, labels, ref_emb, ref_labels)
-        mined: IndicesTuple = self.mined(embeddings, labels, ref_emb, ref_labels)
+        mined: IndicesTuple = self.mined(embeddings, labels, ref_emb, ref_labels, indices_tuple=indices_tuple, mat=mat)
         return mined
 
-    def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor | None) -> IndicesTuple:
+    def mine(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor,
+        ref_labels: Tensor | None,
+        *,
+        indices_tuple: IndicesTuple | None = None,
+        mat: Tensor | None = None,
+    ) -> IndicesTuple:
         """PML's entry point, called under `no_grad`."""
-        masks = self.masks(embeddings, labels, ref_emb, ref_labels)
+        masks = self.masks(embeddings, labels, ref_emb, ref_labels, indices_tuple, mat=mat)
         return masks if self.as_masks else masks.indices()
 
     @torch.no_grad()
@@ -90,6 +110,8 @@ class PairMiner(PairModule, _pml.Miner):
         ref_emb: Tensor,
         ref_labels: Tensor | None,
         indices_tuple: IndicesTuple | Pairs | None = None,
+        *,
+        mat: Tensor | None = None,
     ) -> PairMasks:
         """The mined pairs as masks, without an index tensor; `ref_emb is embeddings` means the batch itself.
 
@@ -99,7 +121,10 @@ class PairMiner(PairModule, _pml.Miner):
         if len(embeddings) == 0 or len(ref_emb) == 0:
             return pairs.masks(embeddings, 0)
         self.embedding_size = embeddings.shape[1]
-        sim = self.scores(embeddings, None if ref_emb is embeddings else ref_emb)
+        if mat is None:
+            sim = self.scores(embeddings, None if ref_emb is embeddings else ref_emb)
+        else:
+            sim = self.scores_of_matrix(mat, len(embeddings), len(ref_emb))
         return PairMasks(*self.narrow(sim, *pairs.masks(sim, 0)))
 
     def narrow(self, sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
