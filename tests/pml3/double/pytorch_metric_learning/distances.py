@@ -41,7 +41,7 @@ class DotProductSimilarity(BaseDistance):
     _inverted = True
 
     def __init__(self, *, normalize_embeddings: bool = False, **options: float) -> None:
-        super().__init__(normalize_embeddings=normalize_embeddings, **options)  # does not normalise any more [p]
+        super().__init__(normalize_embeddings=normalize_embeddings, **options)  # does not normalize any more [p]
 
     def _matrix(self, query: Tensor, ref: Tensor, p: float) -> Tensor:
         return query @ ref.T
