@@ -26,6 +26,7 @@ from speed_measure import SAMPLE, _peak, _reset_peak, _summary, seconds, warm_up
 
 from pml_ext import accelerate, thresholds
 from pml_ext.benchmark import environment
+from pml_ext.stock.coverage import statement
 
 RESULTS = Path(__file__).parent / "results"
 # A loss, or a miner with the loss that it is used with most.
@@ -139,6 +140,7 @@ def table(lines: list[dict[str, Any]]) -> str:
             if "accelerated" in found:
                 out.append(_row(name, found.get("stock", {"died": "not run"}), found["accelerated"]))
         out.append("")
+    out += ["## What is accelerated", "", statement(), ""]
     return "\n".join(out)
 
 

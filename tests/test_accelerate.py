@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pml_ext import thresholds
 from pml_ext.stock import NotAcceleratedError, accelerate
+from pml_ext.stock.coverage import PASSED_THROUGH, REFUSED, coverage, statement
 from pml_ext.stock.forms import FORMS
 from pml_ext.stock.miners import MINERS
 
@@ -75,6 +76,8 @@ MINED: dict[str, Callable[[], Any]] = {
     "SemihardPositive": lambda: miners.BatchEasyHardMiner("semihard", "hard"),
     "EasyCosine": lambda: miners.BatchEasyHardMiner("hard", "semihard", distance=distances.CosineSimilarity()),
     "BatchHard": lambda: miners.BatchHardMiner(),
+    "HDC": lambda: miners.HDCMiner(),
+    "HDCFew": lambda: miners.HDCMiner(0.07, distance=distances.CosineSimilarity()),
     **{
         f"Triplet {kind}": lambda kind=kind: miners.TripletMarginMiner(0.3, kind)
         for kind in ("all", "hard", "semihard", "easy")
@@ -210,7 +213,12 @@ def test_mined_loss_equals_stock(name: str, case: Any, miner: str, reducer: str,
 
 def test_masks_pass_without_lists() -> None:
     embeddings, labels = batch(0, 12, 3)
-    for miner in (miners.MultiSimilarityMiner(), miners.TripletMarginMiner(), miners.PairMarginMiner()):
+    for miner in (
+        miners.MultiSimilarityMiner(),
+        miners.TripletMarginMiner(),
+        miners.PairMarginMiner(),
+        miners.HDCMiner(),
+    ):
         for loss in (
             losses.MultiSimilarityLoss(),
             losses.TripletMarginLoss(),
@@ -369,6 +377,23 @@ def test_few_scores_are_left_to_stock() -> None:
 def test_the_lists_name_only_classes_of_pml() -> None:
     for kind in (*FORMS, *MINERS):
         assert kind.__module__.startswith("pytorch_metric_learning.")
+
+
+def test_every_class_of_pml_has_a_statement() -> None:
+    found = coverage()
+    assert found["NTXentLoss"] == ("accelerated", "")
+    assert found["SmoothAPLoss"][0] == "refused"
+    assert all(why for state, why in found.values() if state != "accelerated")
+    assert {kind.__name__ for kind in (*FORMS, *MINERS)} <= {name for name, each in found.items() if not each[1]}
+    assert not {*PASSED_THROUGH, *REFUSED} & {*FORMS, *MINERS}
+    assert "| TripletMarginMiner | accelerated |  |" in statement()
+
+
+def test_a_refused_loss_names_ours() -> None:
+    with pytest.warns(UserWarning, match=r"SmoothAPLoss stays as it is: .* use pml_ext.losses.SmoothAPLoss"):
+        assert type(accelerate(losses.SmoothAPLoss())) is losses.SmoothAPLoss
+    with pytest.raises(NotAcceleratedError, match=r"use pml_ext.losses.SmoothAPLoss"):
+        accelerate(losses.SmoothAPLoss(), strict=True)
 
 
 @pytest.mark.parametrize("name", ["Contrastive", "NTXent", "Triplet"])
@@ -543,6 +568,18 @@ def test_forward_differentiation() -> None:
             dual = torch.autograd.forward_ad.make_dual(embeddings, torch.ones_like(embeddings))
             found.append(list(torch.autograd.forward_ad.unpack_dual(loss(dual, labels))))
     assert_same(found[1], found[0])
+
+
+def test_a_cascade_narrows_what_it_was_given() -> None:
+    embeddings, labels = batch(0, 12, 3)
+    stock, fast = miners.HDCMiner(), accelerate(miners.HDCMiner())
+    for miner in (stock, fast):
+        miner.set_idx_externally(miners.TripletMarginMiner(margin=1)(embeddings, labels), labels)
+    for _ in range(3):
+        assert_same_lists(fast(embeddings, labels), stock(embeddings, labels))
+    for miner in (stock, fast):
+        miner.reset_idx()
+    assert_same_lists(fast(embeddings, labels), stock(embeddings, labels))
 
 
 def test_a_mined_tuple_holds_nothing_in_a_circle() -> None:

@@ -35,6 +35,12 @@ class Negatives:
             return scores.scatter_(1, self.columns, value)
         return scores if self.absent is None else scores.masked_fill_(self.absent, value)
 
+    def present(self, like: Tensor) -> Tensor:
+        """Which pairs are negatives, of the shape of `like` [n, m]."""
+        if self.absent is not None:
+            return ~self.absent
+        return self.blank(torch.ones_like(like, dtype=torch.bool), False)
+
     def weighted(self, values: Tensor) -> Tensor:
         """Multiply `values` [n, m] in place by how often each pair stands in the list."""
         return values if self.weights is None else values.mul_(self.weights)

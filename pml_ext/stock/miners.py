@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -43,12 +44,8 @@ def listed(pairs: Incidence) -> Lists:
     """Index lists of positives and negatives, by rows and then by columns."""
     anchors, slots = (pairs.counts > 0).nonzero(as_tuple=True)
     far = pairs.negatives
-    there = torch.ones(len(pairs.positives), pairs.columns, dtype=torch.bool, device=anchors.device)
-    if far.absent is not None:
-        there = ~far.absent
-    elif far.columns is not None:
-        there.scatter_(1, far.columns, False)
-    return (anchors, pairs.positives[anchors, slots], *there.nonzero(as_tuple=True))
+    there = torch.empty(len(pairs.positives), pairs.columns, device=anchors.device)
+    return (anchors, pairs.positives[anchors, slots], *far.present(there).nonzero(as_tuple=True))
 
 
 def chosen_pairs(batch: Batch, near: Tensor, far: Tensor) -> Incidence:
@@ -224,12 +221,57 @@ def triplet_margin(miner: Any, batch: Batch) -> Mined:
     return Mined(3, batch.shape, chosen.lists, chosen.incidence, chosen)
 
 
+def hard_share(miner: Any, batch: Batch) -> Mined:
+    """Of all pairs of the batch a share of the farthest positives and of the nearest negatives; the hardest first."""
+    pairs, scores = batch.pairs, batch.scores
+    far_is_largest = batch.sign > 0
+    rows, slots = (pairs.counts > 0).nonzero(as_tuple=True)
+    columns = pairs.positives[rows, slots]
+    first = _first(scores[rows, columns], miner.filter_percentage, largest=far_is_largest)
+    near = torch.zeros_like(pairs.counts, dtype=torch.bool)
+    near[rows[first], slots[first]] = True
+    there = pairs.negatives.present(scores)
+    values = scores[there]
+    number = _number(values, miner.filter_percentage)
+    far = there.masked_scatter(there, _share(values, number, largest=not far_is_largest))
+    found = chosen_pairs(batch, near, far)
+
+    def lists() -> Lists:
+        order = torch.topk(scores[there], number, largest=not far_is_largest).indices
+        others, negatives = there.nonzero(as_tuple=True)
+        return rows[first], columns[first], others[order], negatives[order]
+
+    return Mined(4, batch.shape, lists, lambda: found)
+
+
+def _number(values: Tensor, share: float) -> int:
+    return math.ceil(share * len(values))
+
+
+def _first(values: Tensor, share: float, *, largest: bool) -> Tensor:
+    return torch.topk(values, _number(values, share), largest=largest).indices
+
+
+def _share(values: Tensor, number: int, *, largest: bool) -> Tensor:
+    """Which of the values are the `number` largest or smallest; of equal ones those that topk takes, as PML does."""
+    if number == 0:
+        return torch.zeros_like(values, dtype=torch.bool)
+    level = values.kthvalue(len(values) - number + 1 if largest else number).values
+    keep = values >= level if largest else values <= level
+    if int(keep.sum()) == number:
+        return keep
+    keep = torch.zeros_like(keep)
+    keep[torch.topk(values, number, largest=largest).indices] = True
+    return keep
+
+
 # Numbers of scores from which PML's own is slower, as measured.
 _PAYS_FROM = 1 << 13
 
 MINERS: dict[type, Any] = {
     miners.BatchEasyHardMiner: easy_and_hard,
     miners.BatchHardMiner: easy_and_hard,
+    miners.HDCMiner: hard_share,
     miners.MultiSimilarityMiner: multi_similarity,
     miners.PairMarginMiner: pair_margin,
     miners.TripletMarginMiner: triplet_margin,
@@ -306,6 +348,8 @@ def _is_stock(miner: Any, embeddings: Any, labels: Any, ref_emb: Any, ref_labels
         return True
     if isinstance(miner, miners.BatchEasyHardMiner):
         return miner.ALL in (miner.pos_strategy, miner.neg_strategy)
+    if isinstance(miner, miners.HDCMiner):  # whose candidates may come from another miner
+        return bool(miner.was_set_externally) or not 0 <= miner.filter_percentage <= 1
     return False
 
 

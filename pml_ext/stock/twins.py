@@ -12,6 +12,7 @@ from pytorch_metric_learning.utils.distributed import DistributedLossWrapper, Di
 from torch import nn
 
 from pml_ext.arguments import count, flag
+from pml_ext.stock.coverage import PASSED_THROUGH, REFUSED
 from pml_ext.stock.forms import FORMS
 from pml_ext.stock.loss import AcceleratedLoss, NotAcceleratedError, accelerated_loss
 from pml_ext.stock.memory import AcceleratedMemory, accelerated_memory
@@ -86,12 +87,12 @@ def _accelerated(item: Any, chunk_size: int | None, strict: bool) -> Any:
     if isinstance(item, list | tuple):
         return kind(_accelerated(each, chunk_size, strict) for each in item)
     base = next((each for each in (*FORMS, *MINERS) if isinstance(item, each)), None)
-    reason = f"{kind.__name__} has no form without tuples"
+    reason = REFUSED.get(kind) or PASSED_THROUGH.get(kind) or f"{kind.__name__} has no form without tuples"
     if base is not None:
         reason = f"{kind.__name__} is a subclass of {base.__name__}, which may compute something else"
     if strict:
         raise NotAcceleratedError(f"{kind.__name__} cannot be accelerated: {reason}")
-    if base is not None:
+    if base is not None or kind in REFUSED:
         warnings.warn(f"{kind.__name__} stays as it is: {reason}", stacklevel=4)
     return item
 

@@ -1,0 +1,74 @@
+"""What `accelerate` does with each loss and miner of PML 2, and why."""
+
+from __future__ import annotations
+
+import inspect
+from types import ModuleType
+
+from pytorch_metric_learning import losses, miners
+
+from pml_ext.stock.forms import FORMS
+from pml_ext.stock.miners import MINERS
+
+CONTAINERS = (losses.CrossBatchMemory, losses.MultipleLosses, losses.SelfSupervisedLoss)
+
+# PML's own result is not what its documentation says: a faster way to it would serve nobody.
+REFUSED: dict[type, str] = {
+    losses.SmoothAPLoss: "it takes consecutive rows for a class, right only for a sorted batch with as many classes as"
+    " samples of each; use pml_ext.losses.SmoothAPLoss",
+    losses.ThresholdConsistentMarginLoss: "it looks references up among the anchors; as a term beside another loss it"
+    " stays PML's own",
+}
+_COMPARES_CENTERS = "it compares samples with proxies or class weights and forms no tuples"
+_FORMS_NONE = "it forms no tuples"
+PASSED_THROUGH: dict[type, str] = {
+    losses.AngularLoss: "no form of it is built",
+    losses.ArcFaceLoss: _COMPARES_CENTERS,
+    losses.CosFaceLoss: _COMPARES_CENTERS,
+    losses.DynamicSoftMarginLoss: "it keeps the graph of the step before, so that its second backward fails",
+    losses.InstanceLoss: _FORMS_NONE,
+    losses.LargeMarginSoftmaxLoss: _COMPARES_CENTERS,
+    losses.ManifoldLoss: _COMPARES_CENTERS,
+    losses.NPairsLoss: "it looks at one pair of each class, and at the first in the list of a miner",
+    losses.NormalizedSoftmaxLoss: _COMPARES_CENTERS,
+    losses.P2SGradLoss: _COMPARES_CENTERS,
+    losses.PNPLoss: "no form of it is built; pml_ext.losses.PNPLoss costs a few matrix products",
+    losses.ProxyAnchorLoss: _COMPARES_CENTERS,
+    losses.ProxyNCALoss: _COMPARES_CENTERS,
+    losses.SoftTripleLoss: _COMPARES_CENTERS,
+    losses.SphereFaceLoss: _COMPARES_CENTERS,
+    losses.SubCenterArcFaceLoss: _COMPARES_CENTERS,
+    losses.VICRegLoss: _FORMS_NONE,
+    miners.AngularMiner: "no form of it is built",
+    miners.DistanceWeightedMiner: "its triplets are drawn, and few",
+    miners.EmbeddingsAlreadyPackagedAsTriplets: "its triplets are few",
+    miners.UniformHistogramMiner: "its pairs are drawn, and few",
+}
+
+
+def coverage() -> dict[str, tuple[str, str]]:
+    """Of each loss and miner of PML what `accelerate` does, and why if it is not accelerated."""
+    found: dict[str, tuple[str, str]] = {}
+    for kind in (*_classes(losses), *_classes(miners)):
+        if kind in FORMS or kind in MINERS:
+            found[kind.__name__] = "accelerated", ""
+        elif kind in CONTAINERS:
+            found[kind.__name__] = "accelerated", "what it holds is"
+        elif kind in REFUSED:
+            found[kind.__name__] = "refused", REFUSED[kind]
+        else:
+            found[kind.__name__] = "passed through", PASSED_THROUGH[kind]
+    return found
+
+
+def statement() -> str:
+    """The same as a table in Markdown."""
+    lines = ["| class of PML | what happens | why |", "|---|---|---|"]
+    lines += [f"| {name} | {state} | {why} |" for name, (state, why) in coverage().items()]
+    return "\n".join(lines)
+
+
+def _classes(module: ModuleType) -> list[type]:
+    bases = ("BaseLossWrapper", "BaseMetricLossFunction", "BaseMiner", "GenericPairLoss")
+    found = inspect.getmembers(module, inspect.isclass)
+    return [kind for name, kind in found if name not in bases and not name.endswith("Mixin")]
