@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pml_ext import thresholds
 from pml_ext.closed_form import ABSENT, Sides
-from pml_ext.masked import count, only
+from pml_ext.masked import only
 
 
 class Gathered(NamedTuple):
@@ -97,18 +97,23 @@ class Gathered(NamedTuple):
     def by_masks(pos: Tensor, neg: Tensor) -> "Gathered | None":
         """None where an anchor has too many positives, or there is none of both: masks [n, m]."""
         n, m = pos.shape
-        pos_count, neg_count = count(pos), count(neg)
-        k = max(int(pos_count.max()), 1) if n and m else 0
+        near, far = pos.numpy(), neg.numpy()
+        counts, others = (np.count_nonzero(mask, axis=1) for mask in (near, far))
+        k = max(int(counts.max()), 1) if n and m else 0
         if not 0 < k <= thresholds.GATHERED_SHARE * m:
             return None
-        rows, found = pos.nonzero(as_tuple=True)
-        first = pos_count.flatten().cumsum(0) - pos_count.flatten()
-        place = torch.arange(len(rows), device=pos.device) - first[rows]
-        columns = torch.zeros(n, k, dtype=torch.long, device=pos.device)
-        columns[rows, place] = found
-        absent = torch.arange(k, device=pos.device) >= pos_count
-        complete = bool((pos_count > 0).all() & (neg_count > 0).all())
-        return Gathered(columns, absent if bool(absent.any()) else None, None, pos_count, neg_count, complete)
+        rows, found = near.nonzero()
+        first = counts.cumsum() - counts
+        columns = np.zeros((n, k), np.int64)
+        columns[rows, np.arange(len(rows)) - first[rows]] = found
+        return Gathered(
+            torch.from_numpy(columns),
+            torch.from_numpy(np.arange(k) >= counts[:, None]) if counts.min() < k else None,
+            None,
+            torch.from_numpy(counts[:, None]),
+            torch.from_numpy(others[:, None]),
+            bool(counts.min() > 0 and others.min() > 0),
+        )
 
 
 def as_array(labels: Tensor) -> Any:
