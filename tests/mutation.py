@@ -19,7 +19,10 @@ from pathlib import Path
 from mutations import MUTATIONS, Mutation
 
 ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("pml_ext", "tests", "benchmarks", "examples", "pyproject.toml", "README.md", "constraints.txt")
+COPIED = (
+    *("pml_ext", "tests", "benchmarks", "examples", "docs"),
+    *("pyproject.toml", "README.md", "EXTENDING.md", "constraints.txt"),
+)
 TIMEOUT = 300
 
 

@@ -1,26 +1,43 @@
-"""The README says what is true: its tables are fresh, its code runs, its commands are the ones the CI runs."""
+"""README and pages say what is true: tables are fresh, code runs, commands are the ones the CI runs, links lead on."""
 
+import ast
+import inspect
 import re
 from pathlib import Path
 
+import pytest
+
+import pml_ext
 from pml_ext import catalog
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+BLOCKS = [
+    pytest.param(code, id=f"{page.stem}-{number}")
+    for page in PAGES
+    for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
+]
 
 
 def test_tables_are_fresh() -> None:
-    assert catalog.with_tables(README) == README, "run: python -m pml_ext.catalog README.md"
+    page = (ROOT / "docs/catalog.md").read_text(encoding="utf-8")
+    assert catalog.with_tables(page) == page, "run: python -m pml_ext.catalog docs/catalog.md"
 
 
 def test_quickstart_runs_and_is_short_and_so_does_all_other_code() -> None:
     quickstart, *others = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(quickstart.strip().splitlines()) <= 10
-    scope: dict[str, object] = {}  # one, as for a reader: what follows may use what came before
+    scope: dict[str, object] = {}
     for code in (quickstart, *others):
         exec(code, scope)
         gradient = scope["embeddings"].grad  # type: ignore[attr-defined]
         assert gradient.isfinite().all()
         assert gradient.abs().sum() > 0
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 100
 
 
 def test_the_two_commands() -> None:
@@ -30,3 +47,29 @@ def test_the_two_commands() -> None:
         f'{prefix}".[benchmark]" && .venv/bin/python -m pml_ext.benchmark',
         f'{prefix}".[test]" && .venv/bin/python -m pytest',
     ]
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "EXTENDING.md", "CHANGELOG.md"])
+def test_links_lead_to_files(name: str) -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / name).read_text(encoding="utf-8"))
+    assert not [link for link in links if not (ROOT / link).exists()]
+
+
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")  # PML 2's trainers show losses
+@pytest.mark.parametrize("code", BLOCKS)
+def test_code_of_the_pages_runs(code: str) -> None:
+    exec(compile(code, "a page", "exec"), {"__name__": "a page"})
+
+
+@pytest.mark.parametrize("code", BLOCKS)
+def test_pages_import_public_names_only(code: str) -> None:
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("pml_ext"):
+            module = __import__(str(node.module), fromlist=["__all__"])
+            assert {alias.name for alias in node.names} <= set(module.__all__), node.module
+
+
+def test_every_public_module_has_a_page() -> None:
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs/api").glob("*.md"))
+    modules = {name for name in pml_ext.__all__ if inspect.ismodule(getattr(pml_ext, name))}
+    assert modules == set(re.findall(r"^::: pml_ext\.(\w+)$", pages, re.MULTILINE))

@@ -178,7 +178,7 @@ def test_a_class_is_final_and_documented(package, name):
     assert getattr(cls, "__final__", False), "classes are abstract or final"
     doc = inspect.getdoc(cls)
     first, rest = doc.split("\n", 1)
-    assert first.endswith("."), "the first line is a sentence: it is the row of the README"
+    assert first.endswith("."), "the first line is a sentence: it is the row of docs/catalog.md"
     assert rest.startswith("\n"), "the first line stands alone"
     places = [doc.find(f"\n{section}\n") for section in SECTIONS]
     assert -1 not in places, f"missing {[s for s, place in zip(SECTIONS, places, strict=True) if place < 0]}"

@@ -3,6 +3,7 @@
 import inspect
 import re
 import textwrap
+from collections.abc import Iterator
 from typing import Any
 
 from pytorch_metric_learning.losses import BaseMetricLossFunction
@@ -39,16 +40,19 @@ def explain(recipe: Recipe) -> str:
         >>> print(explain(build("BatchHard")).splitlines()[0])
         BatchHard
     """
-    parts = [f"{recipe.name}\n{'=' * len(recipe.name)}\n\nFrom {recipe.source}."]
-    modules = [*recipe.loss.modules(), *([] if recipe.miner is None else recipe.miner.modules())]
-    for module in modules:
+    head = f"{recipe.name}\n{'=' * len(recipe.name)}\n\nFrom {recipe.source}."
+    page = "\n\n".join([head, *(_part(kind, module) for kind, module in parts(recipe))])
+    keys = [f"{key} is {meaning}." for key, meaning in KEYS.items() if key in page]
+    return "\n\n".join([page, *keys])
+
+
+def parts(recipe: Recipe) -> Iterator[tuple[str, nn.Module]]:
+    """Everything a recipe is made of and what kind of thing it is, from the outside in, its miner at the end."""
+    for module in (*recipe.loss.modules(), *([] if recipe.miner is None else recipe.miner.modules())):
         kind = next((name for name, base in _KINDS if isinstance(module, base)), "")
         # A part of another package's part, or one that only helps another, is no choice of the recipe's.
         if kind and not type(module).__name__.startswith("_"):
-            parts.append(_part(kind, module))
-    page = "\n\n".join(parts)
-    keys = [f"{key} is {meaning}." for key, meaning in KEYS.items() if key in page]
-    return "\n\n".join([page, *keys])
+            yield kind, module
 
 
 def _part(kind: str, part: nn.Module) -> str:

@@ -1,7 +1,7 @@
-"""The methods of the literature by name: what each is made of, and the tables of the README.
+"""The methods of the literature by name: what each is made of, and the tables of the documentation.
 
 A recipe is a function that makes a loss, or a loss and its miner: `recipe` puts one of your own beside these.
-`python -m pml_ext.catalog` prints the tables; `python -m pml_ext.catalog README.md` writes them into that file.
+`python -m pml_ext.catalog` prints the tables; `python -m pml_ext.catalog docs/catalog.md` writes them into that file.
 """
 
 from pml_ext.catalog import (  # noqa: F401

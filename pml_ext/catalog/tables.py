@@ -1,4 +1,4 @@
-"""The catalog as tables: one row for each recipe, loss, miner and wrapper, in a terminal, a notebook and the README."""
+"""The catalog as tables: a row for each recipe, loss, miner and wrapper; a terminal, a notebook, Markdown."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def all_wrappers() -> list[type]:
 
 
 def tables() -> str:
-    """The README's tables of losses, miners, wrappers and recipes, in Markdown."""
+    """The documentation's tables of losses, miners, wrappers and recipes, in Markdown."""
     return "\n\n".join(
         (
             "**Losses**\n\n" + _class_table(all_losses()),
@@ -176,12 +176,14 @@ def _first_line(cls: type) -> str:
     return (inspect.getdoc(cls) or "").splitlines()[0]
 
 
-_MARKED = re.compile(r"(<!-- tables: python -m pml_ext.catalog README.md -->\n).*(<!-- end of tables -->)", re.DOTALL)
+_MARKED = re.compile(
+    r"(<!-- tables: python -m pml_ext.catalog docs/catalog.md -->\n).*(<!-- end of tables -->)", re.DOTALL
+)
 
 
 def with_tables(text: str) -> str:
-    """The text of a README with the tables between its two marks brought up to date."""
+    """The text of a page with the tables between its two marks brought up to date."""
     text, found = _MARKED.subn(lambda mark: f"{mark[1]}\n{tables()}\n\n{mark[2]}", text)
     if not found:
-        raise ValueError("the marks of the tables are missing in the README")
+        raise ValueError("the marks of the tables are missing in the page")
     return text

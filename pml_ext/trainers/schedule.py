@@ -33,9 +33,10 @@ class HardnessSchedule(nn.Module):
             J_avg the paper's "average over the last epoch".
 
     Attributes:
-        j_m, j_syn, j_gen, j_recon, j_soft, j_ce, lam, mixing_weight, hardness_real, hardness_synthetic,
-            hardness_regenerated: what happened in the last step (see `HardnessAwareTerms`), scalar tensors without
-            gradient, where PML's record-keeper finds them. They exist from the first step on.
+        j_m, j_syn, j_gen, j_recon, j_soft, j_ce: losses of the last step (see `HardnessAwareTerms`), scalar tensors
+            without gradient, where PML's record-keeper finds them. They exist from the first step on.
+        lam, mixing_weight: what the schedule made of them, alike.
+        hardness_real, hardness_synthetic, hardness_regenerated: of the negatives of the last step, alike.
 
     Source:
         Zheng et al., "Hardness-Aware Deep Metric Learning", CVPR 2019, arXiv 1903.05503. The period of 64 steps is
