@@ -464,6 +464,14 @@ def test_numbers_that_are_none(name: str, number: float) -> None:
         assert_same_lists(accelerate(make())(broken, labels), make()(broken, labels))
 
 
+def test_scores_that_are_no_numbers() -> None:
+    embeddings, labels = batch(0, 10, 3)
+    embeddings[3] = 1.0  # no variance
+    for make in (losses.TripletMarginLoss, losses.NTXentLoss):
+        loss = make(distance=distances.SNRDistance())
+        assert_equals_stock(loss, embeddings, labels)
+
+
 def assert_same_lists(found: Any, expected: Any) -> None:
     assert len(found) == len(expected)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))

@@ -71,6 +71,8 @@ class AcceleratedLoss:
             total = nothing
         else:
             total = self._value(form, embeddings, moved, indices_tuple, references, its_labels)
+            if not is_finite(total):
+                return self._by_stock("its value is not finite", given)
         if self.embedding_regularizer is not None:  # type: ignore[attr-defined]
             total = total + self.embedding_regularizer(embeddings) * self.embedding_reg_weight  # type: ignore[attr-defined]
         return total
