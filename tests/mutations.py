@@ -278,4 +278,48 @@ MUTATIONS = [
         ),
         ("return batch + [each for each in drawn if each not in there][:wanted]", "return batch + drawn[:wanted]"),
     ),
+    *_of(
+        "rank_counts.py",
+        ("tests/test_rank_family.py",),
+        # the anchor, or a positive itself, in its own list
+        (
+            "rivals = wide & pos.unsqueeze(-2) & (some != column)",
+            "rivals = wide & pos.unsqueeze(-2) & (some <= column)",
+        ),
+        ("values[:, r], rates[:, r] = 0, 0", "rates[:, r] = 0"),
+        (
+            "ahead[:, r] = ((pos >= pos[:, r : r + 1]) & there).sum(1) - 1",
+            "ahead[:, r] = (pos >= pos[:, r : r + 1]).sum(1) - 1",
+        ),
+        ("weights_pos[:, r] -= pushed.sum(1)", "weights_pos[:, r] += pushed.sum(1)"),
+        ("of_before.scatter_add_(", "of_ahead.scatter_add_("),
+    ),
+    *_of(
+        "losses/hard_negative_contrastive.py",
+        ("tests/test_contrastive_family.py", "tests/test_oracles.py -k HardNegativeContrastive"),
+        ("tilt = beta * (logits.detach() if detach else logits)", "tilt = beta * logits"),
+        ("return (log_share >= 0) | (true < floor)", "return log_share >= 0"),
+    ),
+    *_of(
+        "losses/hardness_weighted_contrastive.py",
+        ("tests/test_contrastive_family.py",),
+        ("masked_logsumexp(logits + alpha * sim.detach(), neg)", "masked_logsumexp(logits + alpha * sim, neg)"),
+    ),
+    *_of(
+        "wrappers/expanded_references.py",
+        ("tests/test_expanded_references.py",),
+        ("pos = pos & not_self(0, n, n, embeddings.device)", "pass"),
+        ("apart = neg[:, first] & is_pair", "apart = neg[:, first]"),
+    ),
+    *_of(
+        "evaluation/consistency.py",
+        ("tests/test_sphere.py",),
+        ("pos.diagonal(start).fill_(False)", "pass"),
+    ),
+    *_of(
+        "benchmark/sampled.py",
+        ("tests/test_benchmark_sampler.py",),
+        ('self.by_class.rule.restore(state["rule"])', "pass"),
+        ('self.passed = int(state["passed"])', "pass"),
+    ),
 ]

@@ -172,3 +172,10 @@ def test_unknown_samplers_are_refused() -> None:
         Experiment(sampler="neighbours")
     with pytest.raises(BenchmarkError, match="refresh must be a whole number of at least 0"):
         Experiment(refresh=-1)
+
+
+def test_a_sum_of_losses_is_trained_and_recorded(tmp_path: Path) -> None:
+    given = experiment(tmp_path, losses=("ROADMAP",), sampler="neighbors", epochs=1)
+    made = Run(given, Data.of(given), losses.parse("ROADMAP"), 0, tmp_path, Progress(False))
+    made.fit()
+    assert made.history[0]["loss"] > 0

@@ -41,6 +41,7 @@ def roadmap(
     """An upper bound of one minus the average precision, and hinges that make scores of batches comparable."""
     ranks = SupAPLoss(temperature=temperature, rho=rho, delta=delta)
     hinges = AnchorContrastiveLoss(pos_margin=pos_margin, neg_margin=neg_margin, distance=CosineSimilarity())
+    # By names: a record of a part that is called 0 cannot be kept.
     weights = {"ranks": rank_weight, "calibration": calibration_weight}
     return MultipleLosses({"ranks": ranks, "calibration": hinges}, weights=weights)
 
