@@ -112,7 +112,10 @@ _COMPETE = dict.fromkeys(
     ("positives_are_pulled_and_negatives_pushed", "pair_weights_are_derivatives_by_the_score"),
     "positives compete for ranks: one of them may be pushed back by another",
 )
+_PULLED = EXCEPTIONS["HardNegativeContrastiveLoss(tau_plus=0.1, detach=False)"]
 EXCEPTIONS |= {
+    "HCL": _PULLED,
+    "H-SCL": _PULLED,
     "RecallAtKLoss": _COMPETE,
     "RecallAtKLoss(ranks=upper)": {},
     "SmoothAPLoss": _COMPETE,
