@@ -45,6 +45,16 @@ ProxyLoss: Any = getattr(losses, "BaseProxyLoss", None)
 if ProxyLoss is None:
     ProxyLoss = import_module("pytorch_metric_learning.losses.mixins").WeightMixin
 
+# Public in PML 3 under another path, and nothing is built on it there.
+DistributedLossWrapper: Any = None
+DistributedMinerWrapper: Any = None
+if not HAS_TERMS:
+    _distributed = import_module("pytorch_metric_learning.utils.distributed")
+    DistributedLossWrapper, DistributedMinerWrapper = (
+        _distributed.DistributedLossWrapper,
+        _distributed.DistributedMinerWrapper,
+    )
+
 # Losses made of losses that are no `BaseMetricLossFunction`.
 WRAPPERS = losses_named("CrossBatchMemory", "SelfSupervisedLoss", "MultipleLosses")
 if hasattr(losses, "BaseLossWrapper"):

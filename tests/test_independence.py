@@ -13,7 +13,7 @@ ROOT = Path(pml_ext.__file__).parent
 PUBLIC = ("distances", "distributed", "evaluation", "losses", "miners", "reducers", "regularizers", "samplers", "types")
 # The only modules that know more of PML, and what.
 INTEGRATIONS = {
-    "_pml.py": ("losses.mixins",),
+    "_pml.py": ("losses.mixins", "utils.distributed"),
     "trainers/hardness_aware.py": ("trainers",),  # PML 2's
 }
 
@@ -70,7 +70,7 @@ WITHOUT = """
     def guarded(name, globals=None, locals=None, fromlist=(), level=0):
         asks = (globals or {}).get("__name__", "")
         parts = name.split(".")
-        if asks.startswith("pml_ext") and level == 0:
+        if asks.startswith("pml_ext") and asks != "pml_ext._pml" and level == 0:
             inside = [*parts[1:], *(fromlist or ())] if parts[0] == "pytorch_metric_learning" else []
             if parts[0] == "record_keeper" or any(part in BLOCKED for part in inside):
                 raise ModuleNotFoundError(f"No module named {name!r}", name=name)

@@ -35,7 +35,7 @@ def expected():
     found = {}
     for name in catalog.recipes:
         torch.manual_seed(1)
-        method = Method(catalog.build(name, **{each: given[each] for each in catalog.needs(name)}))
+        method = Method(catalog.build(name, **{each: given[each] for each in catalog.required(name)}))
         value = method(embeddings, labels)
         (gradient,) = torch.autograd.grad(value, embeddings)
         found[name] = value.item(), gradient.norm().item()

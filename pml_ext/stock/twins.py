@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any, overload
 
 import pytorch_metric_learning.losses as stock_losses
-from pytorch_metric_learning.utils.distributed import DistributedLossWrapper, DistributedMinerWrapper
 from torch import nn
 
+from pml_ext import _pml
 from pml_ext.arguments import count, flag
 from pml_ext.stock.coverage import PASSED_THROUGH, REFUSED
 from pml_ext.stock.forms import FORMS
@@ -23,8 +23,8 @@ _CONTAINERS: dict[type, tuple[str, ...]] = {
     stock_losses.CrossBatchMemory: ("loss", "miner"),
     stock_losses.MultipleLosses: ("losses", "miners"),
     stock_losses.SelfSupervisedLoss: ("loss",),
-    DistributedLossWrapper: ("loss",),
-    DistributedMinerWrapper: ("miner",),
+    _pml.DistributedLossWrapper: ("loss",),
+    _pml.DistributedMinerWrapper: ("miner",),
     nn.ModuleDict: (),
     nn.ModuleList: (),
 }

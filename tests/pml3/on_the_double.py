@@ -136,7 +136,7 @@ def value_of(name, embeddings, labels):
     """The value of a recipe on a batch, and the length of its gradient."""
     given = {"num_classes": 4, "embedding_size": 8}
     torch.manual_seed(1)
-    method = Method(catalog.build(name, **{each: given[each] for each in catalog.needs(name)}))
+    method = Method(catalog.build(name, **{each: given[each] for each in catalog.required(name)}))
     value = method(embeddings, labels)
     (gradient,) = torch.autograd.grad(value, embeddings)
     return value.item(), gradient.norm().item()
