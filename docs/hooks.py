@@ -4,34 +4,19 @@ A mark is a comment on a line of its own: `<!-- methods -->`, `<!-- laws -->`, `
 `<!-- file: NAME -->`, a Markdown file of the top level whose links then lead to pages.
 """
 
-import inspect
 import logging
-import posixpath
 import re
-import textwrap
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from contents import TOP, included, laws, methods
 from markdown import Extension, Markdown
-from markdown.extensions.toc import slugify
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
-from torch import nn
-
-from pml_ext import catalog
-from pml_ext.analysis.explain import parts, sections, signature
-from pml_ext.testing import LOSS_LAWS, MINER_LAWS, Law
-from pml_ext.testing.law import STAGES, Stage
 
 _LOG = logging.getLogger("mkdocs.hooks")
-TOP = Path(__file__).parent.parent
-_SIZES = {"num_classes": 4, "embedding_size": 8}
-_API = {"losses": "losses", "miners": "miners", "wrappers": "wrappers", "centers": "centers"}
 _PICTURES = ("benchmarks/results/speed.png",)
-# Files of the top level that are pages too.
-_PAGES = {"EXTENDING.md": "extending.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changes.md"}
 
 
 class FormulasAsText(Extension):
@@ -69,101 +54,3 @@ def on_post_page(output: str, *, page: Any, **_: Any) -> None:
         r"<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=[\"']?(?:https?:)?//[^>]*>", output
     ):
         _LOG.warning("%s loads from another host: %s", page.file.src_uri, found)
-
-
-def methods() -> str:
-    """Every method of the catalog, by the file that it stands in."""
-    keys = [f"**{key}** is {meaning}." for key, meaning in catalog.KEYS.items()]
-    shown: dict[type, str] = {}  # where the formula of a class is
-    return "\n\n".join([*keys, *(block for title, names in families() for block in _family(title, names, shown))])
-
-
-def families() -> Iterator[tuple[str, list[str]]]:
-    """The files of the catalog, each as the sentence that it begins with, and the methods in it."""
-    for module in vars(catalog).values():
-        if inspect.ismodule(module) and (
-            names := re.findall(r'^@?recipe\(\s*"([^"]+)"', inspect.getsource(module), re.MULTILINE)
-        ):
-            yield (module.__doc__ or "").rstrip("."), names
-
-
-def _family(title: str, names: list[str], shown: dict[type, str]) -> Iterator[str]:
-    yield f"## {title}"
-    for name in names:
-        yield from _method(name, shown)
-
-
-def _method(name: str, shown: dict[type, str]) -> Iterator[str]:
-    entry = catalog.recipes[name]
-    recipe = catalog.build(name, **{need: _SIZES[need] for need in entry.needs})
-    needs = "".join(f", {need}=.." for need in entry.needs)
-    yield f"### {name}"
-    yield f"{entry.source[0].upper()}{entry.source[1:].rstrip('.')}."
-    yield f'`pml_ext.catalog.build("{name}"{needs})`'
-    made = list(dict.fromkeys(signature(part) for _, part in parts(recipe)))
-    yield "\n".join(f"- `{call}`" for call in made)
-    searched = ", ".join(f"`{keyword}` {values}" for keyword, values in entry.space.items())
-    if searched:
-        yield f"A search changes {searched}."
-    for kind, part in parts(recipe):
-        first = shown.setdefault(type(part), name)
-        if first == name:
-            yield from _part(kind, type(part))
-        else:
-            yield f"{kind} `{type(part).__name__}`: see [{first}](#{slugify(first, '-')})."
-
-
-def _part(kind: str, cls: type[nn.Module]) -> Iterator[str]:
-    package, _, module = cls.__module__.partition(".")
-    if package != "pml_ext":
-        yield f"{kind} `{cls.__name__}` is PML's own; its documentation has the formula."
-        return
-    topic = _API.get(module.partition(".")[0])
-    title = f"[`{cls.__name__}`](api/{topic}.md#pml_ext.{topic}.{cls.__name__})" if topic else f"`{cls.__name__}`"
-    doc = sections(cls.__doc__ or "")
-    yield f"**{kind} {title}.** {doc['Formula']}".replace("::\n", ":\n")
-    for heading, name in (("Source, and what differs from it", "Source"), ("Defaults", "Defaults")):
-        if name in doc:
-            yield f'??? note "{heading}"\n\n{textwrap.indent(doc[name], "    ")}'
-
-
-def laws() -> str:
-    """Tables of the laws of losses and of miners, from cause to symptom."""
-    return "\n\n".join(
-        [
-            f"## Losses: {len(LOSS_LAWS)} laws",
-            *_stages(LOSS_LAWS.values()),
-            f"## Miners: {len(MINER_LAWS)} laws",
-            *_stages(MINER_LAWS.values()),
-        ]
-    )
-
-
-def _stages(stated: Iterable[Law]) -> Iterator[str]:
-    stages: dict[Stage, list[Law]] = {stage: [] for stage in STAGES}
-    for law in stated:
-        stages[law.stage].append(law)
-    for stage, of_stage in stages.items():
-        if of_stage:
-            rows = (f"| `{law.name}` | {_sentence(law)} |" for law in of_stage)
-            yield "\n".join((f"| of the {stage} | what holds |", "|---|---|", *rows))
-
-
-def _sentence(law: Law) -> str:
-    text = " ".join((inspect.getdoc(law.check) or "").partition("\n\n")[0].split())
-    return text.replace("|", "\\|")
-
-
-def included(name: str) -> str:
-    """A file of the top level without its title; links to what is no page become the name of the file."""
-    path = TOP / name
-    text = path.read_text(encoding="utf-8")
-    text = re.sub(r"\A# .*\n", "", text)
-    return re.sub(r"\[([^\]]+)\]\(([^)#:]+)\)", _link, text)
-
-
-def _link(found: re.Match[str]) -> str:
-    text, target = found[1], posixpath.normpath(found[2])
-    if target in _PAGES:
-        return f"[{text}]({_PAGES[target]})"
-    return f"[{text}]({target.removeprefix('docs/')})" if target.startswith("docs/") else text

@@ -21,7 +21,8 @@ from mutations import MUTATIONS, Mutation
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = (
     *("pml_ext", "tests", "benchmarks", "examples", "docs"),
-    *("pyproject.toml", "README.md", "EXTENDING.md", "constraints.txt"),
+    *("pyproject.toml", "README.md", "EXTENDING.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "CITATION.cff"),
+    *(".github", "constraints.txt"),
 )
 TIMEOUT = 300
 

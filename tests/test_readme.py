@@ -1,6 +1,7 @@
 """README and pages say what is true: tables are fresh, code runs, commands are the ones the CI runs, links lead on."""
 
 import ast
+import importlib
 import inspect
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 import pml_ext
 from pml_ext import catalog
+from pml_ext.testing import LOSS_LAWS, MINER_LAWS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,7 +51,7 @@ def test_the_two_commands() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "EXTENDING.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "EXTENDING.md", "CHANGELOG.md", "SECURITY.md"])
 def test_links_lead_to_files(name: str) -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / name).read_text(encoding="utf-8"))
     assert not [link for link in links if not (ROOT / link).exists()]
@@ -73,3 +75,31 @@ def test_every_public_module_has_a_page() -> None:
     pages = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs/api").glob("*.md"))
     modules = {name for name in pml_ext.__all__ if inspect.ismodule(getattr(pml_ext, name))}
     assert modules == set(re.findall(r"^::: pml_ext\.(\w+)$", pages, re.MULTILINE))
+
+
+def test_the_pages_of_methods_and_laws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    contents = importlib.import_module("contents")
+    methods, laws = contents.methods(), contents.laws()
+    assert re.findall(r"^### (.+)$", methods, re.MULTILINE) == [n for _, names in contents.families() for n in names]
+    assert set(re.findall(r"^### (.+)$", methods, re.MULTILINE)) == set(catalog.recipes)
+    assert "mean_{p in P_i} log(1 + exp(-alpha (s_ip - base)))" in methods
+    assert set(re.findall(r"^\| `(\w+)` \| \S", laws, re.MULTILINE)) == {*LOSS_LAWS, *MINER_LAWS}
+    for name in ("EXTENDING.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        text = contents.included(name)
+        assert not text.startswith("# ")
+        assert not [link for link in re.findall(r"\]\(([^)#:]+)\)", text) if not (ROOT / "docs" / link).exists()]
+
+
+def test_one_version_everywhere() -> None:
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^version: (\S+)$", citation, re.MULTILINE) == [pml_ext.__version__]
+    assert re.findall(r"^## (\d\S*)", changes, re.MULTILINE)[0] == pml_ext.__version__
+
+
+def test_the_workflow_tries_every_python_of_the_package() -> None:
+    declared = re.findall(r"Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    workflow = (ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8")
+    (tried,) = re.findall(r"python: \[(.*)\]", workflow)
+    assert re.findall(r"3\.\d+", tried) == declared
