@@ -81,6 +81,8 @@ def test_values(cls, arguments, values):
         if expected is not None:
             assert value(cls(**arguments), which) == close(expected), which
             assert by_autograd(cls(**arguments))(*batch(which)).item() == close(expected), which
+            with thresholds.replaced(GATHERED_SHARE=0.6):  # positives are gathered, those that lack some too
+                assert cls(**arguments)(*batch(which)).item() == close(expected), which
 
 
 # With the anchor among its own positives: the values of the reference codes.
