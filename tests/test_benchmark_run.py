@@ -359,7 +359,8 @@ def test_every_entry_of_the_catalog_runs(name: str, tmp_path: Path) -> None:
     experiment = replace(SMALL, losses=(name,), epochs=1, steps=1, batch_size=40, out=str(tmp_path / "out"))
     _, trained = experiment.run()
     assert np.isfinite(list(trained.metrics.values())).all()
-    saved = checkpoint.load(tmp_path / "out" / f"{name}-seed3", torch.device("cpu"), identity(name, 3, None))
+    run = folder.run_folder(tmp_path / "out", name, 3, None)
+    saved = checkpoint.load(run, torch.device("cpu"), identity(name, 3, None))
     assert saved is not None
     assert folder.stored(tmp_path / "out") == experiment
 

@@ -23,6 +23,7 @@ def fingerprint(thing: Any) -> str:
     but not that of installed packages; of other objects their attributes.
 
     Example:
+        >>> __name__ = "__main__"  # as in a notebook
         >>> def squared(x): return x * x
         >>> first = fingerprint(squared)
         >>> def squared(x): return x * x
