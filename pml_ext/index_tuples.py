@@ -41,7 +41,8 @@ def all_triplets(labels: Tensor, ref_labels: Tensor | None = None) -> Triplets:
     rows = max(1, _BLOCK // max(1, pos.shape[1] ** 2))
     blocks = zip(range(0, len(pos), rows), pos.split(rows), neg.split(rows), strict=False)
     found = [
-        (p.unsqueeze(2) & n.unsqueeze(1)).nonzero() + torch.tensor([start, 0, 0]).to(p.device) for start, p, n in blocks
+        (p.unsqueeze(2) & n.unsqueeze(1)).nonzero() + torch.tensor([start, 0, 0], device=p.device)
+        for start, p, n in blocks
     ]
     a, p, n = torch.cat(found).unbind(1) if found else pos.new_zeros(3, 0, dtype=torch.long)
     return a, p, n

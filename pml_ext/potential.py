@@ -1,5 +1,6 @@
 """How evenly vectors lie on the sphere, as a number: the mean Gaussian potential of their pairs."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -17,8 +18,7 @@ def log_mean_potential(directions: Tensor, t: float) -> float:
     for start, squares in squared_distances(directions, directions):
         above = torch.ones_like(squares, dtype=torch.bool).triu(start + 1)
         parts.append((squares * -t).masked_fill_(~above, -torch.inf).flatten().logsumexp(0).double())
-    pairs = torch.tensor(n * (n - 1) / 2, dtype=torch.float64)
-    return float(torch.stack(parts).logsumexp(0).cpu() - pairs.log())
+    return float(torch.stack(parts).logsumexp(0)) - math.log(n * (n - 1) / 2)
 
 
 def squared_distances(x: Tensor, references: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -1,5 +1,6 @@
 """A regularizer that makes embeddings fill the space: the rate at which they would have to be coded."""
 
+import math
 from typing import Any, final
 
 import torch
@@ -27,7 +28,7 @@ def coding_rate(x: Tensor, *, distortion: float) -> Tensor:
 def largest_coding_rate(n: int, d: int, *, distortion: float) -> float:
     """The greatest rate of n vectors of unit length in d dimensions: of those that use all directions alike."""
     r = min(n, d)
-    return r / 2 * float(torch.tensor(d / (r * distortion), dtype=torch.float64).log1p()) if r else 1.0
+    return r / 2 * math.log1p(d / (r * distortion)) if r else 1.0
 
 
 @final
