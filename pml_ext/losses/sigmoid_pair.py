@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.masked import Needs, looks_are_free, masked_sum, softplus
+from pml_ext.masked import Needs, is_eager, looks_are_free, masked_sum, softplus
 from pml_ext.pairs import Pairs
 from pml_ext.reducer import LossDict
 
@@ -133,8 +133,13 @@ class SigmoidPairLoss(RowLoss):
                 masks = pairs.masks(torch.empty(min(_ROWS, n - start), m, device="meta"), start)
                 pos, neg = pos + masks.pos.sum(), neg + masks.neg.sum()
             is_new = ~self.is_known & (pos > 0) & (neg > 0)
-            self.prior.copy_(torch.where(is_new, (pos / neg).log(), 0.0))
-            if self.training:
+            prior = torch.where(is_new, (pos / neg).log(), 0.0)
+            traced = torch.compiler.is_compiling()
+            if traced:
+                self.prior.copy_(prior)
+            else:  # a transform of functions lets nobody write into what it did not make
+                self.prior = prior.to(self.prior.dtype)
+            if self.training and (traced or is_eager()):
                 self.offset.copy_(torch.where(is_new, self.prior, self.offset))
                 self.is_known.logical_or_(is_new)
 
