@@ -206,8 +206,8 @@ def test_mean_gap_is_exact_where_a_distance_equals_the_mean() -> None:
         expected = float((sum(pull) / len(pull) if pull else 0) - (sum(push) / len(push) if push else 0))
         sim = -(thirds.double() / 3).view(1, 12)
         assert MeanGapLoss(fraction=1).per_batch(sim, pos, ~pos).item() == pytest.approx(expected, abs=1e-12)
-        sides = Sides(torch.where(pos, sim, ABSENT), torch.where(pos, -ABSENT, sim), six, six, False)
-        assert mean_gap_weights(sides, torch.arange(12), fraction=1).losses.item() == pytest.approx(expected, abs=1e-12)
+        sides = Sides(torch.where(pos, sim, ABSENT), torch.where(pos, -ABSENT, sim), six, six)
+        assert mean_gap_weights(sides, fraction=1).losses.item() == pytest.approx(expected, abs=1e-12)
     assert met > 10
 
 

@@ -269,4 +269,4 @@ def test_embeddings_and_labels_of_a_file(tmp_path):
         diagnose(x[:, 0], LABELS)
     with pytest.raises(ValueError, match="labels must have one label"):
         diagnose(x, LABELS[1:])
-    assert expected._repr_html_().startswith("<pre>64 embeddings of 32 dimensions, 16 classes\n")
+    assert "<pre>64 embeddings of 32 dimensions, 16 classes\n" in expected._repr_html_()
