@@ -628,7 +628,7 @@ def test_more_containers() -> None:
     assert accelerate(None, strict=True) is None
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")  # PML 2's trainers show losses
 def test_a_trainer_of_pml_reaches_the_same_weights() -> None:
     embeddings, labels = batch(3, 24, 4)
     data = torch.utils.data.TensorDataset(embeddings.float(), labels)

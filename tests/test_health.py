@@ -275,7 +275,7 @@ _WITHOUT_PAIRS = ("active_pairs", "effective_pairs", "pull", "push")
 
 
 # PML's trainer prints its loss without detaching it.
-@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")  # PML 2's trainers show losses
 @pytest.mark.parametrize(("loss", "pairs"), [(losses.RAWLoss(), True), (pml.AngularLoss(), False)])
 def test_in_the_trainer_of_pml_with_its_hooks_and_its_record_keeper(loss, pairs, tmp_path):
     train = Digits("train")

@@ -31,7 +31,7 @@ def record(folder, loss, miner):
     return {path.stem for path in folder.glob("*.csv")}
 
 
-@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")  # PML 2's trainers show losses
 @pytest.mark.parametrize("name", catalog.recipes)
 def test_a_method_is_recorded(name, tmp_path):
     recipe = catalog.build(name, **{each: ARGUMENTS[each]() for each in catalog.required(name)})

@@ -87,7 +87,7 @@ def test_easy_positive_is_that_of_pml() -> None:
     torch.testing.assert_close(EasyPositiveTripletLoss(margin=0.3)(embeddings, labels), expected, atol=1e-12, rtol=0)
 
 
-@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")  # PML's HistogramLoss
 @pytest.mark.parametrize("n_bins", [4, 25, 32, 100, 128])
 def test_histogram_is_that_of_pml(n_bins: int) -> None:
     embeddings, labels = random_batch((4, 4, 4, 8), n_bins)

@@ -231,8 +231,8 @@ def test_the_list_is_all_of_pml():
 
 
 # PML indexes with a list, and some of its losses need an older numpy not to warn.
-@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")
-@pytest.mark.filterwarnings("ignore:__array_wrap__")
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")  # PML's HistogramLoss
+@pytest.mark.filterwarnings("ignore:__array_wrap__")  # PML's LargeMarginSoftmaxLoss
 @pytest.mark.parametrize("name", OF_PML)
 def test_any_loss_of_pml(name):
     loss, batch = of_pml(name), Batch((3, 3, 3, 3), 8, seed=3)
@@ -280,7 +280,7 @@ SEVERAL = {"BinBranch": 3, "DevBranch": 3, "BDWNeighbour": 3, "EnsembleDWNeighbo
 CENTERS = {"CenterNCA", "CenterPair", "ClusterNCA", "KmeanNCA", "MCA"}
 
 
-@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")  # PML's HistogramLoss
 @pytest.mark.parametrize("name", catalog.recipes)
 def test_any_entry_of_the_catalog(name):
     recipe = catalog.build(name, **{each: NUMBERS[each] for each in catalog.required(name)})

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from pytorch_metric_learning import reducers
 from torch import Tensor
-from torch.autograd.forward_ad import unpack_dual
 
 from pml_ext import thresholds
+from pml_ext.masked import is_transformed
 from pml_ext.stock.forms import FORMS, Form
 from pml_ext.stock.forms.lse import MultiSimilarity
 from pml_ext.stock.forms.triplets import Margin, TripletMargin
@@ -281,7 +281,7 @@ def why_stock(
         return SILENT
     if embeddings.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(embeddings.device.type):
         return "PML has rules of its own for half precision"
-    if not len(embeddings) or any(_is_transformed(each) for each in tensors):
+    if not len(embeddings) or is_transformed():
         return SILENT
     if any(not is_finite(each) for each in tensors):
         return "an embedding is not finite"
@@ -326,11 +326,6 @@ def _is_list_of_tuples(indices: Any) -> bool:
         and len(indices) in (3, 4)
         and all(isinstance(each, Tensor) and each.ndim == 1 for each in indices)
     )
-
-
-def _is_transformed(tensor: Tensor) -> bool:
-    """Whether `torch.func` or forward differentiation is at work, for which there is no closed form."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(tensor) or unpack_dual(tensor).tangent is not None
 
 
 @cache
