@@ -27,12 +27,8 @@ class Counted(NamedTuple):
 
 def is_eager() -> bool:
     """Whether operations run as they are called: not traced, nor under a function transform, nor in forward mode."""
-    return not (torch.compiler.is_compiling() or is_transformed())
-
-
-def is_transformed() -> bool:
-    """Whether a transform of functions (`torch.func`) or differentiation in forward mode is at work."""
-    return bool(torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0)
+    transformed = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    return not (torch.compiler.is_compiling() or transformed)
 
 
 def looks_are_free(numbers: Tensor) -> bool:

@@ -13,7 +13,7 @@ from pytorch_metric_learning import reducers
 from torch import Tensor
 
 from pml_ext import thresholds
-from pml_ext.masked import is_transformed
+from pml_ext.masked import is_eager
 from pml_ext.stock.forms import FORMS, Form
 from pml_ext.stock.forms.lse import MultiSimilarity
 from pml_ext.stock.forms.triplets import Margin, TripletMargin
@@ -281,7 +281,7 @@ def why_stock(
         return SILENT
     if embeddings.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(embeddings.device.type):
         return "PML has rules of its own for half precision"
-    if not len(embeddings) or is_transformed():
+    if not len(embeddings) or not (is_eager() or torch.compiler.is_compiling()):  # under a transform of functions
         return SILENT
     if any(not is_finite(each) for each in tensors):
         return "an embedding is not finite"
