@@ -84,6 +84,7 @@ def test_every_field_is_documented_and_a_flag(capsys: pytest.CaptureFixture[str]
         (["--image-size", "224"], {"image_size": (224,)}),
         (["--frozen", "--no-freeze-batch-norm"], {"frozen": True, "freeze_batch_norm": False}),
         (["--learning-rate", "1e-4", "--clip", "5"], {"learning_rate": 1e-4, "clip": 5.0}),
+        (["--crop-scale", "0.5", "--flip", "0"], {"crop_scale": 0.5, "flip": 0.0}),
         (["--dataset", "digits"], {"data": "digits"}),
     ],
 )
@@ -100,6 +101,7 @@ def test_flags_become_arguments(arguments: list[str], expected: dict[str, Any]) 
         (Whole(0, below=8), [0, 7], [8]),
         (Number(above=0), [1e-9, 3], [0, -1.0, float("nan"), float("inf"), True, "1"]),
         (Number(least=0, below=1), [0, 0.99], [1, -0.1]),
+        (Number(above=0, most=1), [1e-9, 1], [0, 1.01, float("inf")]),
         (Text(("a", "b")), ["a"], ["c", 1, None]),
         (Several(Whole(0)), [(1, 2), [3], 4], [(), (1, 1), (1, -1)]),
         (Several(Whole(1), distinct=False, most=2), [(8, 8)], [(1, 2, 3)]),

@@ -140,6 +140,46 @@ def test_images_are_scaled_to_a_shorter_side_before_they_are_cut(photos: Path) -
         Data.of(Experiment(shorter_side=11, **size))
 
 
+def test_crop_and_flip_of_training_images(photos: Path) -> None:
+    size: dict[str, Any] = {"image_size": (16, 12), "trunk": Trunk(), "data": photos}
+    data = Data.of(Experiment(crop_scale=0.5, flip=1, **size))
+    assert data.preprocessing is not None
+    augmentation = transforms.Augmentation(scale=(0.5, 1.0), flip=1.0)
+    wanted = transforms.train_transform(data.preprocessing, augmentation)
+    for i in range(3):
+        torch.manual_seed(i)
+        expected = wanted(data.train.image(i))
+        torch.manual_seed(i)
+        assert torch.equal(data.train[i][0], expected)
+    # Whole, and never mirrored: the same every time.
+    still = Data.of(Experiment(crop_scale=1, flip=0, **size)).train
+    assert torch.equal(still[0][0], still[0][0])
+    assert not torch.equal(data.train[0][0], data.train[0][0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ({"flip": 0}, None),
+        ({"flip": 0, "frozen": True}, "flip: without effect on features of a frozen trunk"),
+        ({"crop_scale": 1, "flip": 0, "data": "digits"}, "crop_scale and flip: without effect on digits as it comes"),
+        ({"crop_scale": 1, "data": "digits", "image_size": 16}, None),
+        ({"flip": 1, "data": "vectors"}, "flip: without effect on vectors"),
+        ({"frozen": True}, None),
+    ],
+)
+def test_flags_of_training_images_without_effect_are_named(
+    photos: Path, arguments: dict[str, Any], line: str | None
+) -> None:
+    given = {"data": photos} | arguments
+    if given["data"] == "vectors":
+        given["data"] = (torch.randn(60, 5), [i // 4 for i in range(60)])
+    experiment = Experiment(**given)
+    assert [each for each in Data.of(experiment).warnings(experiment) if "without effect" in each] == [line][
+        : bool(line)
+    ]
+
+
 def test_features_of_a_frozen_trunk_are_computed_once(photos: Path, tmp_path: Path) -> None:
     trunk = Trunk()
     experiment = Experiment(

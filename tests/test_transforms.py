@@ -115,6 +115,37 @@ def test_a_box_of_an_image_too_long_is_its_center():
     assert random_box((10, 100), (1, 1), (0.5, 2)) == (0, 40, 10, 60)
 
 
+@pytest.mark.parametrize("by", ["pillow", "torchvision"])
+@pytest.mark.parametrize("target", [(24, 32), (32, 24), (28, 28), (20, 60)])
+def test_training_images_are_as_often_stretched_as_squeezed(request, monkeypatch, by, target):
+    vision = request.getfixturevalue("torchvision") if by == "torchvision" else None
+    monkeypatch.setattr(transforms, "torchvision_transforms", lambda: vision)
+    height, width = target
+    preprocessing, augmentation = Preprocessing(target, **PLAIN), Augmentation(scale=(0.08, 0.12), flip=0)
+    transform = transforms.train_transform(preprocessing, augmentation)
+    image = ramp(250, 250)
+    torch.manual_seed(0)
+    logs = []
+    for _ in range(300):
+        red, green, _ = transform(image) * 255
+        # How many pixels of the image one of the input shows, across and down.
+        across = (red[height // 2, -4] - red[height // 2, 3]) / (width - 7)
+        down = (green[-4, width // 2] - green[3, width // 2]) / (height - 7)
+        logs.append(math.log(down / across))
+    # Evenly distributed in logarithms, from 3/4 to 4/3: of mean 0, and deviation log(4/3) / sqrt(3).
+    edge = math.log(4 / 3)
+    assert abs(np.mean(logs)) < 4 * edge / math.sqrt(3 * 300)
+    assert np.std(logs) == pytest.approx(edge / math.sqrt(3), rel=0.1)
+    assert -edge - 0.05 < min(logs) < -edge + 0.05
+    assert edge - 0.05 < max(logs) < edge + 0.05
+
+
+def test_a_whole_image_of_the_shape_of_the_input_stays_whole(by_pillow):
+    image, preprocessing = noise(120, 40), Preprocessing((40, 120), crop=1, **PLAIN)
+    found = transforms.train_transform(preprocessing, Augmentation(scale=(1, 1), flip=0))(image)
+    assert torch.equal(found, transforms.test_transform(preprocessing)(image))
+
+
 def test_half_of_the_training_images_are_mirrored(by_pillow):
     torch.manual_seed(0)
     whole = {"scale": (1, 1), "ratio": (1, 1)}

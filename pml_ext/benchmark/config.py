@@ -103,6 +103,9 @@ class Experiment:
             name on the command line; from Python one that the same experiment finds again. Default None.
         protocol: a protocol of the literature, by name: the defaults of all other arguments. Default None.
         config: a JSON file of arguments: the defaults of all other arguments, before the protocol's. Default None.
+        crop_scale: the least area of the random crop of a training image, as a share of it, 1 the greatest; its width
+            / height is 3/4 to 4/3 times that of `image_size`. Default 0.16.
+        flip: how often a training image is mirrored; 0 where left and right differ, as in writing. Default 0.5.
         dataset: the old name of `data`.
 
     Raises:
@@ -291,6 +294,20 @@ class Experiment:
     )
     refresh: int = _flag(
         1, Whole(0), "epochs after which the sampler looks at the embeddings again; 0: never", group="training"
+    )
+    crop_scale: float = _flag(
+        0.16,
+        Number(above=0, most=1),
+        "the least area of the random crop of a training image, as a share of it",
+        group="training",
+        metavar="SHARE",
+    )
+    flip: float = _flag(
+        0.5,
+        Number(least=0, most=1),
+        "how often a training image is mirrored; 0 where left and right differ, as in writing",
+        group="training",
+        metavar="SHARE",
     )
     dataset: InitVar[Any] = None
 

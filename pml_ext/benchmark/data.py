@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pml_ext.benchmark import trunks
-from pml_ext.benchmark.config import Experiment
+from pml_ext.benchmark.config import Experiment, flags
 from pml_ext.benchmark.errors import BenchmarkError
 from pml_ext.benchmark.preprocessing import IMAGENET, Preprocessing
 from pml_ext.benchmark.splits import VALIDATION, Split, cut, remarks
@@ -27,6 +27,7 @@ ENOUGH = 6  # training classes, from which on a part of them is kept for validat
 CUT_SEED = 0
 SMALL = 64  # pixels of a side, for a trunk that does not say what it wants
 VECTORS = "vectors"
+AUGMENTED = ("crop_scale", "flip")  # flags of what happens to training images at random
 
 Transform = Callable[[Any], Tensor]
 
@@ -148,7 +149,9 @@ class Data:
             plain = None
         else:
             trunk, preprocessing = _trunk(experiment)
-            augmentation = Augmentation(shorter_side=experiment.shorter_side)
+            augmentation = Augmentation(
+                scale=(experiment.crop_scale, 1.0), flip=experiment.flip, shorter_side=experiment.shorter_side
+            )
             train, test = train_transform(preprocessing, augmentation), test_transform(preprocessing)
             made = {name: Part(samples, index, train if name == "train" else test) for name, index in parts.items()}
             plain = Part(samples, parts["train"], test)
@@ -245,14 +248,26 @@ class Data:
 
     def warnings(self, experiment: Experiment) -> tuple[str, ...]:
         """What training will be that its author may not expect, a line each."""
+        unheeded = self._unheeded(experiment)
         if self.samples is None or self.split is None:
-            return ()
-        return remarks(
+            return unheeded
+        return unheeded + remarks(
             self.samples,
             self.split,
             batch_size=experiment.batch_size,
             images_per_class=self.images_per_class(experiment),
         )
+
+    def _unheeded(self, experiment: Experiment) -> tuple[str, ...]:
+        """A line for flags that change training images where there are none to change."""
+        given = [
+            flag.name for flag in flags() if flag.name in AUGMENTED and getattr(experiment, flag.name) != flag.default
+        ]
+        if not given or (self.preprocessing is not None and not experiment.frozen):
+            return ()
+        what = f"{self.name} as it comes" if self.trunk.name != VECTORS else "vectors"
+        what = "features of a frozen trunk" if experiment.frozen else what
+        return (f"{' and '.join(given)}: without effect on {what}",)
 
 
 def checked(experiment: Experiment) -> tuple[str, list[str]]:

@@ -40,11 +40,12 @@ class Whole:
 
 @dataclass(frozen=True)
 class Number:
-    """A finite number: above `above` or from `least` on, and below `below`."""
+    """A finite number: above `above` or from `least` on, and below `below` or up to `most`."""
 
     above: float | None = None
     least: float | None = None
     below: float | None = None
+    most: float | None = None
     parse: Any = field(default=float, init=False)
 
     def check(self, name: str, value: Any) -> float:
@@ -53,6 +54,7 @@ class Number:
             *([f"above {self.above:g}"] if self.above is not None else []),
             *([f"of at least {self.least:g}"] if self.least is not None else []),
             *([f"below {self.below:g}"] if self.below is not None else []),
+            *([f"at most {self.most:g}"] if self.most is not None else []),
         ]
         right = (
             isinstance(value, Real)
@@ -61,6 +63,7 @@ class Number:
             and (self.above is None or float(value) > self.above)
             and (self.least is None or float(value) >= self.least)
             and (self.below is None or float(value) < self.below)
+            and (self.most is None or float(value) <= self.most)
         )
         if not right:
             raise BenchmarkError(f"{name} must be a finite number {' and '.join(bounds)}, got {value!r}")

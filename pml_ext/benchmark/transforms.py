@@ -34,7 +34,9 @@ class Augmentation:
 
     Args:
         scale: least and greatest area of the random crop, as a share of the image. Default (0.16, 1).
-        ratio: least and greatest width / height of the random crop. Default (3 / 4, 4 / 3).
+        ratio: least and greatest width / height of the random crop, as a multiple of that of the network's input, to
+            which it is scaled: an image is stretched by no more than that, and on average not at all, whatever the
+            shape of the input; of a square one it is the crop's own width / height. Default (3 / 4, 4 / 3).
         flip: probability of a mirrored image. Default 0.5.
         shorter_side: to how many pixels the shorter side is scaled before the crop. Default None: not at all.
 
@@ -63,6 +65,16 @@ class Augmentation:
         if self.shorter_side is not None and self.shorter_side < 1:
             raise ValueError(f"shorter_side must be at least 1, got {self.shorter_side}")
 
+    def ratio_of(self, image_size: tuple[int, int]) -> tuple[float, float]:
+        """Least and greatest width / height of the crop for an input of (height, width).
+
+        Example:
+            >>> Augmentation(ratio=(0.5, 2)).ratio_of((100, 150))
+            (0.75, 3.0)
+        """
+        height, width = image_size
+        return self.ratio[0] * (width / height), self.ratio[1] * (width / height)
+
 
 AUGMENTATION = Augmentation()
 
@@ -87,7 +99,8 @@ def train_transform(preprocessing: Preprocessing, augmentation: Augmentation = A
         return TrainTransform(preprocessing, augmentation)
     mode = vision.InterpolationMode(preprocessing.interpolation)
     first = [] if augmentation.shorter_side is None else [vision.Resize(augmentation.shorter_side, mode)]
-    crop = vision.RandomResizedCrop(preprocessing.image_size, augmentation.scale, augmentation.ratio, mode)
+    ratio = augmentation.ratio_of(preprocessing.image_size)
+    crop = vision.RandomResizedCrop(preprocessing.image_size, augmentation.scale, ratio, mode)
     chain: Transform = vision.Compose(
         [
             ToMode(preprocessing.channels),
@@ -168,8 +181,8 @@ class TrainTransform:
         if self.augmentation.shorter_side is not None:
             size = covering(image.size, (self.augmentation.shorter_side,) * 2)
             image = _scaled(image, size, self.preprocessing.interpolation)
-        box = random_box(image.size, self.augmentation.scale, self.augmentation.ratio)
         height, width = self.preprocessing.image_size
+        box = random_box(image.size, self.augmentation.scale, self.augmentation.ratio_of((height, width)))
         # Cropped first: given the box, Pillow's filters would see the pixels around it too.
         image = _scaled(image.crop(box), (width, height), self.preprocessing.interpolation)
         if float(torch.rand(1)) < self.augmentation.flip:
