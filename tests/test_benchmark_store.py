@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from pml_ext.benchmark import (
     files,
     folder,
     lock,
+    pace,
     plots,
     result,
     runs,
@@ -296,13 +297,47 @@ def test_an_experiment_that_came_and_went_meanwhile_is_not_run_over(
 
 def test_a_long_training_is_announced_after_its_first_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "LONG", 0.0)
+    monkeypatch.setattr(pace, "BLOCK", 1)
+    monkeypatch.setattr(pace, "AGREE", 1e9)
     said: list[str] = []
-    replace(TINY, losses=("RAW", "NCA"), out=str(tmp_path / "out")).run(say=said.append)
-    assert sum(line.startswith("about 0 minutes of training") for line in said) == 1
-    assert (
-        said.index("about 0 minutes of training, tests not counted")
-        < [i for i, line in enumerate(said) if line.startswith("RAW, seed 0: recall@1")].pop()
-    )
+    replace(TINY, losses=("RAW", "NCA"), steps=2, out=str(tmp_path / "out")).run(say=said.append)
+    about = [i for i, line in enumerate(said) if line.startswith("about")]
+    assert len(about) == 1
+    assert said[about[0]].endswith("minutes of training, tests not counted")
+    done = [i for i, line in enumerate(said) if "recall@1" in line and not line.startswith("untrained")]
+    assert about[0] < done[-1]
+
+
+def first_estimate(steps: Iterable[float], workers: int = 0) -> tuple[int, float]:
+    """After how many steps the pace is known, and what it is."""
+    clock = pace.Pace(workers)
+    return next((i, known) for i, seconds in enumerate(steps, 1) if (known := clock.step(seconds)) is not None)
+
+
+def test_the_first_slow_steps_do_not_count() -> None:
+    # 20 of these take 8 s; the 700 after them 70.
+    count, seconds = first_estimate([5.0, 1.0, 0.3, 0.2, *[0.1] * 700])
+    assert (count, seconds) == (15, pytest.approx(0.1))
+
+
+def test_a_pace_that_still_changes_is_waited_for() -> None:
+    slower = [2.0] * 5 + [1.0] * 5 + [0.5] * 5 + [0.25] * 5 + [0.2] * 20
+    assert first_estimate(slower) == (25, pytest.approx((0.25 + 0.2) / 2))
+    # It never settles: after fifty steps the last ones count.
+    assert first_estimate([*[0.1] * 5, *[0.3] * 5] * 10) == (50, pytest.approx(0.3))
+
+
+def test_very_slow_steps_are_announced_early() -> None:
+    assert first_estimate([90.0, 70.0, 80.0, 60.0, 70.0]) == (4, pytest.approx(70.0))
+    assert first_estimate([30.0] + [10.0] * 20)[0] <= 5
+
+
+def test_batches_that_come_in_bursts_are_counted_by_the_burst() -> None:
+    # Four workers load for two seconds, and then there are four batches at once.
+    steps = [2.0, 0.1, 0.1, 0.1] * 50
+    assert first_estimate(steps, workers=4)[1] == pytest.approx(2.3 / 4)
+    steps = [2.0, *[0.1] * 6] * 50
+    assert first_estimate(steps, workers=7)[1] == pytest.approx(2.6 / 7)
 
 
 # --- checkpoints

@@ -25,6 +25,7 @@ from pml_ext.benchmark.evaluate import NotFinite
 from pml_ext.benchmark.events import Callback, Event, RunEnded, RunStarted, Teller
 from pml_ext.benchmark.fingerprint import fingerprint
 from pml_ext.benchmark.losses import LossSpec
+from pml_ext.benchmark.pace import Pace
 from pml_ext.benchmark.progress import Progress
 from pml_ext.benchmark.result import BASELINES, FROZEN_TRUNK, UNTRAINED, UNTRAINED_HEAD, Key, Result
 from pml_ext.benchmark.results import Results
@@ -184,7 +185,7 @@ class Jobs:
     ) -> None:
         self.experiment, self.specs, self.out, self.say, self.tell = experiment, specs, out, say, tell
         self.data: list[Data] = []
-        self._paced = False
+        self._clock: Pace | None = Pace(experiment.workers)
 
     def keys(self, data: Data | None = None) -> list[Key]:
         """Every run, in its order; without the data, all that there could be."""
@@ -259,10 +260,12 @@ class Jobs:
         where, data, arguments = self.folder(key), self.data[fold or 0], self._arguments()
 
         def pace(seconds: float) -> None:
-            expected = seconds * data.steps(self.experiment) * epochs_left
-            if expected > LONG and not self._paced:
-                self.say(f"about {_duration(expected)} of training, tests not counted")
-            self._paced = True
+            known = None if self._clock is None else self._clock.step(seconds)
+            if known is not None:
+                self._clock = None  # it is said once
+                expected = known * data.steps(self.experiment) * epochs_left
+                if expected > LONG:
+                    self.say(f"about {_duration(expected)} of training, tests not counted")
 
         where.mkdir(exist_ok=True)
         try:

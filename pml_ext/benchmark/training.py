@@ -33,7 +33,6 @@ from pml_ext.trainers.methods import methods
 # Steps between two looks at the health of a run, which take about a hundredth of the training time; there are at least
 # ten looks in a run.
 HEALTH_EVERY, HEALTH_LOOKS = 20, 10
-PACE_AFTER = 20  # steps, after which the speed of a run is known
 
 
 class Diverged(Exception):  # noqa: N818 - an outcome of a run, not a mistake of the caller
@@ -99,7 +98,7 @@ class Run:
         folder: where the checkpoint and the logs are.
         progress: the bars.
         fold: which of the folds the data are of.
-        pace: called once with the seconds that a step takes, when that is known.
+        pace: called with the seconds of every step.
         tell: called with the events of the run.
     """
 
@@ -123,7 +122,7 @@ class Run:
         self.name, self.seed, self.fold = spec.name, seed, fold
         self.device = torch_device(experiment.device)
         self.steps = data.steps(experiment)
-        self.pace: Callable[[float], None] | None = pace
+        self.pace = pace
         self.history: list[Metrics] = []
         self.best: dict[str, Any] | None = None
         self.learner = _learner(experiment, data, spec, new_network(experiment, data, seed))
@@ -177,6 +176,7 @@ class Run:
         self._refresh(epoch)
         self.learner.begin(epoch)
         total = torch.zeros((), device=self.device)
+        then = time.perf_counter()
         bar = self.progress.steps(self._loaded(self.batches.epoch()), self.steps)
         for i, (images, labels) in enumerate(bar):
             step = (epoch - 1) * self.steps + i
@@ -189,9 +189,8 @@ class Run:
                 bar.set_postfix_str(f"loss={float(loss):.5f}", refresh=False)
             if self.health is not None:
                 self.health.step(step)
-            if self.pace is not None and i + 1 == min(PACE_AFTER, self.steps):
-                self.pace((time.perf_counter() - started) / (i + 1))
-                self.pace = None
+            before, then = then, time.perf_counter()
+            self.pace(then - before)
         mean_loss = float(total) / self.steps  # waits for the device
         seconds = time.perf_counter() - started
         split, dataset = self.data.watched
