@@ -7,6 +7,8 @@ from pytorch_metric_learning import distances
 from torch import Tensor, nn
 
 from pml_ext import thresholds
+from pml_ext.similarity import Similarity
+from pml_ext.space import Space
 
 # A block of rows of these is made of those rows alone.
 ROW_WISE = (
@@ -64,12 +66,15 @@ class Scores:
         self.needed = needed
         self.sign = -1.0 if distance.is_inverted else 1.0
         self._symmetric = self.is_batch and _Symmetric.serves(distance)
+        self._signal = _Signal(self) if _Signal.serves(self) else None
         self._of_embeddings = torch.zeros_like(embeddings) if needed[0] else None
         self._of_references = torch.zeros_like(references) if references is not None and needed[1] else None
 
     @torch.no_grad()
     def plain(self, start: int, stop: int) -> Tensor:
         """Scores of some rows, in new memory, without a graph."""
+        if self._signal is not None:
+            return self._signal.scores(start, stop)
         return scores(self.distance, self._rows(start, stop), self.references)
 
     def whole(self) -> tuple[Tensor, Back]:
@@ -84,11 +89,13 @@ class Scores:
 
     def block(self, start: int, stop: int) -> tuple[Tensor, Back]:
         """Scores of some rows, and the way back from them."""
-        way = _ByAutograd(self, start, stop)
+        way = _ByAutograd(self, start, stop) if self._signal is None else _ToSignal(self._signal, start, stop)
         return way.scores.detach(), way
 
     def gradients(self) -> tuple[Tensor | None, Tensor | None]:
         """Of the embeddings and of the references, summed over what was given back."""
+        if self._signal is not None:
+            self._signal.finish()
         return self._of_embeddings, self._of_references
 
     def add(self, start: int, stop: int, of_rows: Tensor | None, of_references: Tensor | None) -> None:
@@ -181,3 +188,68 @@ class _Symmetric(Back):
             self.of.add(0, len(vectors), at_vectors, None)
         else:
             self.of.add(0, len(vectors), torch.autograd.grad(self.vectors, self.leaf, at_vectors)[0], None)
+
+
+class _Signal:
+    """Variance of the difference over one's own: of vectors less their means `|a - r|^2 / |a|^2`, by products.
+
+    PML forms all n m d differences.
+    """
+
+    @staticmethod
+    def serves(of: Scores) -> bool:
+        distance = of.distance
+        if type(distance) is not distances.SNRDistance or distance.collect_stats or has_hooks(distance):
+            return False
+        return bool(distance.power == 1 and of.embeddings.shape[1] == of.references.shape[1])
+
+    def __init__(self, of: Scores) -> None:
+        self.of = of
+        self.leaves = [of.embeddings] if of.is_batch else [of.embeddings, of.references]
+        with torch.enable_grad():
+            self.leaves = [leaf.detach().requires_grad_() for leaf in self.leaves]
+            vectors = [of.distance.maybe_normalize(leaf) for leaf in self.leaves]
+            self.centered = [each - each.mean(1, keepdim=True) for each in vectors]
+        self.rows, self.columns = self.centered[0].detach(), self.centered[-1].detach()
+        self.power = self.rows.square().sum(1, keepdim=True)
+        squares = Similarity(normalize=False, euclidean=True, power=2)
+        self.space = Space(squares, self.rows, None if of.is_batch else self.columns, private=False)
+        self.found = [
+            torch.zeros_like(each) if need else None for each, need in zip(self.centered, of.needed, strict=False)
+        ]
+
+    def scores(self, start: int, stop: int) -> Tensor:
+        whole = self.of.is_batch and stop - start == len(self.rows)
+        found = self.space.symmetric_scores() if whole else self.space.scores(start, stop)
+        return found.neg_().div_(self.power[start:stop])
+
+    def add(self, by_score: Tensor, found: Tensor, start: int, stop: int) -> None:
+        power, rows = self.power[start:stop], self.rows[start:stop]
+        of_power = (by_score * found).sum(1, keepdim=True)
+        weights = by_score.div_(power)
+        of_rows, of_columns = self.found[0], self.found[-1]
+        if of_rows is not None:
+            own = (weights.sum(1, keepdim=True) - of_power / power) * rows
+            of_rows[start:stop].add_(torch.addmm(own, weights, self.columns, alpha=-1), alpha=2)
+        if of_columns is not None:
+            own = weights.sum(0).unsqueeze(1) * self.columns
+            of_columns.add_(torch.addmm(own, weights.mT, rows, alpha=-1), alpha=2)
+
+    def finish(self) -> None:
+        for leaf, vectors, found, whole in zip(self.leaves, self.centered, self.found, (True, False), strict=False):
+            if found is None:
+                continue
+            by_leaf = torch.autograd.grad(vectors, leaf, found)[0]
+            rows, references = (by_leaf, None) if whole else (None, by_leaf)
+            self.of.add(0, len(self.of.embeddings), rows, references)
+
+
+class _ToSignal(Back):
+    keeps_scores = True
+
+    def __init__(self, of: _Signal, start: int, stop: int) -> None:
+        self.of, self.start, self.stop = of, start, stop
+        self.scores = of.scores(start, stop)
+
+    def back(self, by_score: Tensor) -> None:
+        self.of.add(by_score, self.scores, self.start, self.stop)
