@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,11 +37,14 @@ class FastAP(Form):
     def summarize(self, distances: Tensor, start: int, *, keep: bool) -> Rows:
         incidence = self.of(start, distances)
         near = positives(distances, incidence)
-        ones = torch.ones_like(distances)
-        return (
-            self._histogram(near, (incidence.counts > 0).to(near.dtype)),
-            self._histogram(distances, incidence.negatives.blank(ones, 0)),
+        there = (incidence.counts > 0).to(near.dtype)
+        found = (
+            self._histogram(*self._nearest(near), lambda share: share.mul_(there)),
+            self._histogram(*(of_all := self._nearest(distances)), lambda share: incidence.negatives.blank(share, 0)),
         )
+        if keep:
+            distances.copy_(self._intervals(*of_all))
+        return found
 
     def combine(self, rows: Rows) -> dict[str, Tensor]:
         near, far = rows
@@ -66,30 +70,38 @@ class FastAP(Form):
     def gradient(self, distances: Tensor, start: int, *, kept: bool) -> Tensor:
         incidence = self.of(start, distances)
         stop = start + len(distances)
-        near = positives(distances, incidence)
-        by_near = torch.where(incidence.counts > 0, self._slopes(near, self._at_near[start:stop]), 0)
-        by_far = self._slopes(distances, self._at_far[start:stop])
+        of_all = distances.long() if kept else self._intervals(*self._nearest(distances))
+        near = of_all.gather(1, incidence.positives)
+        by_near = torch.where(incidence.counts > 0, self._slopes(self._at_near[start:stop]).gather(1, near), 0)
+        by_far = self._slopes(self._at_far[start:stop]).gather(1, of_all)
         return scatter_positives(incidence.negatives.blank(by_far, 0), incidence, by_near)
 
-    def _bins(self, distances: Tensor) -> Tensor:
-        return (distances / self._width).floor_().clamp_(0, int(self.loss.num_bins) - 1).long()
+    def _nearest(self, distances: Tensor) -> tuple[Tensor, Tensor]:
+        """The nearest node of each distance, and how far beyond it that is."""
+        nodes = self._nodes(distances)
+        nearest = (distances / self._width).round_().clamp_(0, len(nodes) - 1).long()
+        return nearest, distances - nodes[nearest]
 
-    def _histogram(self, distances: Tensor, weights: Tensor) -> Tensor:
-        nodes, bins = self._nodes(distances), self._bins(distances)
-        out = distances.new_zeros(len(distances), len(nodes))
-        for place in (bins, bins + 1):
-            share = (1 - (distances - nodes[place]).abs_() / self._width).relu_()
-            out.scatter_add_(1, place, share.mul_(weights))
-        return out
+    def _histogram(self, nearest: Tensor, beyond: Tensor, kept: Callable[[Tensor], Tensor]) -> Tensor:
+        """What the distances of each row give to the nodes: to the nearest and to the next on their side."""
+        share = beyond.abs().div_(self._width)
+        out = beyond.new_zeros(len(beyond), int(self.loss.num_bins) + 3)  # a column before the nodes, and one after
+        out.scatter_add_(1, nearest + 1, kept((1 - share).relu_()))
+        out.scatter_add_(1, beyond.sign().long().add_(nearest).add_(1), kept(share))
+        return out[:, 1:-1]
 
-    def _slopes(self, distances: Tensor, at_nodes: Tensor) -> Tensor:
-        nodes, bins = self._nodes(distances), self._bins(distances)
-        out = torch.zeros_like(distances)
-        for place in (bins, bins + 1):
-            offset = distances - nodes[place]
-            reached = (offset.abs() / self._width < 1).to(offset.dtype)
-            out -= at_nodes.gather(1, place) * reached.mul_(offset.sign_())
-        return out.div_(self._width)
+    def _intervals(self, nearest: Tensor, beyond: Tensor) -> Tensor:
+        """Columns of `_slopes`: between which nodes each distance is."""
+        out = nearest + (beyond > 0)
+        flat = beyond == 0
+        if float(beyond.abs().max()) >= self._width:
+            flat |= beyond.abs() >= self._width
+        return out.masked_fill_(flat, int(self.loss.num_bins) + 2)
+
+    def _slopes(self, at_nodes: Tensor) -> Tensor:
+        """Of each interval, those before and after all nodes included; then of a node itself and what is far away."""
+        between = torch.nn.functional.pad(at_nodes, (1, 1)).diff(dim=1)
+        return torch.nn.functional.pad(between.div_(self._width), (0, 1))
 
 
 class Histogram(Form):
@@ -114,14 +126,19 @@ class Histogram(Form):
 
     def summarize(self, distances: Tensor, start: int, *, keep: bool) -> Rows:
         incidence = self.of(start, distances)
-        near = positives(distances, incidence)
-        ones = torch.ones_like(distances)
-        return (
-            self._histogram(near, self._above(incidence, start)),
-            self._histogram(distances, self._far(ones, incidence, start)),
-            self._above(incidence, start).sum(1),
-            self._far(ones, incidence, start).sum(1),
+        near, above = positives(distances, incidence), self._above(incidence, start)
+        right = distances[:, start:]  # nothing before it is above the diagonal
+        bins, far = self._bins(right), self._far(incidence, start, distances)
+        found = (
+            self._histogram(near, self._bins(near), above),
+            self._histogram(right, bins, far),
+            above.sum(1),
+            far.sum(1),
         )
+        if keep:
+            distances[:, :start] = 0
+            right.copy_(bins)
+        return found
 
     def combine(self, rows: Rows) -> dict[str, Tensor]:
         near, far, near_number, far_number = (each.sum(0) for each in rows)
@@ -132,34 +149,38 @@ class Histogram(Form):
 
     def gradient(self, distances: Tensor, start: int, *, kept: bool) -> Tensor:
         incidence = self.of(start, distances)
-        near = positives(distances, incidence)
-        by_near = self._by_near[self._bins(near)] * self._above(incidence, start) * self.sign
-        by_far = self._far(self._by_far[self._bins(distances)].mul_(self.sign), incidence, start)
-        return scatter_positives(by_far, incidence, by_near)
+        near, right = positives(distances, incidence), distances[:, start:]
+        of_near, of_right = (near, right) if kept else (self._bins(near), self._bins(right))
+        by_near = self._by_near[of_near.long()] * self._above(incidence, start) * self.sign
+        by_far = self._by_far[of_right.long()].mul_(self._far(incidence, start, distances)).mul_(self.sign)
+        out = torch.zeros_like(distances)
+        out[:, start:] = by_far
+        return scatter_positives(out, incidence, by_near)
 
     def _above(self, incidence: Incidence, start: int) -> Tensor:
         rows = torch.arange(start, start + len(incidence.positives), device=incidence.positives.device)
         return incidence.counts * (incidence.positives > rows[:, None])
 
-    def _far(self, values: Tensor, incidence: Incidence, start: int) -> Tensor:
-        """Keep what stands above the diagonal for a negative pair of which one end has a positive."""
-        values = incidence.negatives.blank(values.triu_(start + 1), 0)
+    def _far(self, incidence: Incidence, start: int, like: Tensor) -> Tensor:
+        """1 above the diagonal for a negative pair of which one end has a positive, of the columns from `start` on."""
+        far = incidence.negatives.blank(torch.ones_like(like), 0)[:, start:].triu_(1)
         alone = self.incidence.counts.sum(1) == 0
         if bool(alone.any()):
-            values.masked_fill_(alone[start : start + len(values), None] & alone, 0)
-        return values
+            far.masked_fill_(alone[start : start + len(like), None] & alone[start:], 0)
+        return far
 
     def _bins(self, distances: Tensor) -> Tensor:
         # PML finds the bin in single precision whatever the precision of the scores; equal ones are in the last.
         scores = (distances * self.sign).float()
-        return ((scores + 1) / float(self.loss.delta)).floor_().clamp_(0, self._bins_of_all - 1).long()
+        return ((scores + 1) / float(self.loss.delta)).floor_().clamp_(0, self._bins_of_all - 1)
 
-    def _histogram(self, distances: Tensor, weights: Tensor) -> Tensor:
-        bins, delta = self._bins(distances), float(self.loss.delta)
-        scores = distances * self.sign
+    def _histogram(self, distances: Tensor, bins: Tensor, weights: Tensor) -> Tensor:
+        scores, delta = distances * self.sign, float(self.loss.delta)
         out = distances.new_zeros(len(distances), self._bins_of_all + 1)
-        out.scatter_add_(1, bins + 1, ((scores + 1 - bins * delta) / delta).mul_(weights))
-        return out.scatter_add_(1, bins, (((bins + 1) * delta - 1 - scores) / delta).mul_(weights))
+        places = bins.long()  # PML's nodes, too, are in single precision
+        out[:, 1:].scatter_add_(1, places, (scores + 1).sub_(bins * delta).div_(delta).mul_(weights))
+        out[:, :-1].scatter_add_(1, places, torch.sub((bins + 1) * delta - 1, scores).div_(delta).mul_(weights))
+        return out
 
 
 def _suffix(values: Tensor) -> Tensor:
