@@ -1,22 +1,32 @@
 """What the pages show of the package itself: mkdocs calls `on_page_markdown` for each page, which fills in the marks.
 
-A mark is a comment on a line of its own: `<!-- methods -->`, `<!-- laws -->`, `<!-- tables ... -->`, or
-`<!-- file: NAME -->`, a Markdown file of the top level whose links then lead to pages.
+A mark is a comment on a line of its own: one of `MARKS`, `<!-- tables ... -->`, or `<!-- file: NAME -->`, a Markdown
+file of the top level whose links then lead to pages. The files in `benchmarks/results` are pages as they are.
 """
 
 import logging
 import re
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from contents import TOP, included, laws, methods
+from choices import at_a_glance, situations
+from contents import included, laws, methods
 from markdown import Extension, Markdown
+from measured import RESULTS, highest, pages, results
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 
 _LOG = logging.getLogger("mkdocs.hooks")
-_PICTURES = ("benchmarks/results/speed.png",)
+MARKS: Mapping[str, Callable[[], str]] = {
+    "methods": methods,
+    "laws": laws,
+    "results": results,
+    "which: glance": at_a_glance,
+    "which: situations": situations,
+    "which: recall_at_1": lambda: highest("recall_at_1", 5),
+    "which: mean_average_precision_at_r": lambda: highest("mean_average_precision_at_r", 5),
+}
 
 
 class FormulasAsText(Extension):
@@ -29,20 +39,23 @@ class FormulasAsText(Extension):
 
 @event_priority(100)  # before mkdocstrings makes parsers of its own
 def on_config(config: MkDocsConfig) -> None:
-    """The parser of all pages."""
+    """The parser of all pages, and the results among them."""
     config.markdown_extensions.append(FormulasAsText())
+    for section in config.nav or ():
+        if isinstance(section, dict) and "Results" in section:
+            section["Results"] += [f"results/{path.name}" for path in pages()]
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Pictures that stand with the measurements that they are made of."""
-    for name in _PICTURES:
-        files.append(File.generated(config, f"assets/{Path(name).name}", abs_src_path=str(TOP / name)))
+    """Results, with their pictures, stand with the measurements that they are made of."""
+    for path in (*pages(), *RESULTS.glob("*.png")):
+        files.append(File.generated(config, f"results/{path.name}", abs_src_path=str(path)))
     return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """The page with its marks filled in."""
-    for mark, made in (("methods", methods), ("laws", laws)):
+    for mark, made in MARKS.items():
         if f"<!-- {mark} -->" in markdown:
             markdown = markdown.replace(f"<!-- {mark} -->", made())
     return re.sub(r"^<!-- file: (\S+) -->$", lambda found: included(found[1]), markdown, flags=re.MULTILINE)

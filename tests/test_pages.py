@@ -1,0 +1,124 @@
+"""What the pages are made of, read anew for every build: rules, measurements and the commands behind them."""
+
+import importlib
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from pml_ext import catalog
+from pml_ext.benchmark.advice import LOSSES, WARNINGS
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch):
+    """A module of the pages by name; they are not of the package."""
+    monkeypatch.syspath_prepend(str(DOCS))
+
+    def find(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    return find
+
+
+def test_every_rule_of_choose_is_shown(module) -> None:
+    choices = module("choices")
+    situations = [case.choice.situation for case in choices.CASES]
+    page = choices.situations()
+    for rule in (*LOSSES, *WARNINGS):
+        held = [situation for situation in situations if rule.when(situation)]
+        assert held, "a situation in which it holds is missing"
+        assert any(rule.advice(situation).why in page for situation in held)
+    assert re.findall(r"^## (.+)$", page, re.MULTILINE) == [case.name for case in choices.CASES]
+
+
+def test_stars_stand_for_what_is_recommended(module) -> None:
+    choices = module("choices")
+    head, _, *rows = choices.at_a_glance().splitlines()
+    names = re.findall(r"\[`(\w+)`\]", head)
+    assert set(names) <= set(catalog.recipes)
+    for row, case in zip(rows, choices.CASES, strict=True):
+        cells = [cell.strip() for cell in row.strip("|").split("|")][1:-1]
+        starred = {name for name, cell in zip(names, cells, strict=True) if cell}
+        assert starred == {advice.what.partition("(")[0] for advice in case.choice.losses}
+
+
+def test_links_of_the_evidence_lead_on(module) -> None:
+    measured, choices = module("measured"), module("choices")
+    pages = {path.name for path in measured.pages()}
+    text = "\n".join([choices.situations(), measured.highest("recall_at_1", 3), *measured.of_method("RAW")])
+    linked = re.findall(r"\(results/([\w.]+)\)", text)
+    assert "frozen_cub.md" in linked
+    assert set(linked) <= pages
+
+
+def test_every_page_of_results_says_what_repeats_it(module, tmp_path: Path) -> None:
+    measured = module("measured")
+    for path in measured.pages():
+        assert measured.title(path)
+        said = measured.command(path)
+        for script in re.findall(r"benchmarks/\w+\.py", said):
+            assert (ROOT / script).exists(), script
+    assert "`python benchmarks/speed.py`" in measured.results()
+    (tmp_path / "x.md").write_text("# A table\n\n| 1 |\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"x\.md has no command"):
+        measured.command(tmp_path / "x.md")
+
+
+def test_results_of_a_method_are_those_of_the_table(module) -> None:
+    measured = module("measured")
+    table = (measured.RESULTS / "frozen_cub.md").read_text(encoding="utf-8")
+    methods = measured.retrieval("frozen_cub")["CUB"]
+    assert measured.retrieval("no_such_file") == {}
+    for name in ("frozen trunk", "RAW", "BatchHard", "MCA"):
+        (row,) = re.findall(rf"^\| {name} \| (.*)$", table, re.MULTILINE)
+        cells = row.split(" | ")
+        assert measured._interval(methods[name]["recall_at_1"]).startswith(cells[0].split(" ")[0])
+        assert f"{methods[name]['mean_average_precision_at_r'].mean:.1f}" == cells[6].split(" ")[0]
+    assert measured._interval(methods["RAW"]["recall_at_1"]) == "78.4 ± 0.2"
+
+
+def test_results_of_several_data_sets(module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    measured = module("measured")
+    metrics = {"recall_at_1": 0.5, "mean_average_precision_at_r": 0.25}
+    lines = [
+        {
+            "loss": loss,
+            "seed": seed,
+            "data": data,
+            "metrics": {name: value + seed / 10 for name, value in metrics.items()},
+        }
+        for data in ("cub", "emoji")
+        for loss in ("RAW(gamma=0.3)", "untrained head")
+        for seed in range(3)
+    ]
+    (tmp_path / "reality.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    monkeypatch.setattr(measured, "RESULTS", tmp_path)
+    for cached in (measured.retrieval, measured.speed):
+        cached.cache_clear()
+    try:
+        cub, emoji = measured.of_method("RAW")
+        assert "recall@1 **60.0 ± 24.8** (untrained head 60.0)" in cub
+        assert "3 seeds on frozen features of emoji, every method tuned alike" in emoji
+        assert [*measured.of_method("NCA")] == []
+        assert measured.highest("recall_at_1", 3).count("RAW 60.0 ± 24.8") == 2
+    finally:
+        for cached in (measured.retrieval, measured.speed):
+            cached.cache_clear()
+
+
+def test_speed_is_that_of_the_table(module) -> None:
+    measured = module("measured")
+    (row,) = re.findall(
+        r"^\| RAW \| (.*) \|$", (measured.RESULTS / "speed.md").read_text(encoding="utf-8"), re.MULTILINE
+    )[:1]
+    ms, ratio, megabytes, stock, *_ = row.split(" | ")
+    told = measured._speed("RAW")
+    assert told.startswith(f"**{ms} ms** and {megabytes} MB")
+    assert f"{ratio} of the matrix products" in told
+    assert f"PML takes {stock.split(' ')[0]} times as long" in told
