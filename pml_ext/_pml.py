@@ -45,6 +45,9 @@ ProxyLoss: Any = getattr(losses, "BaseProxyLoss", None)
 if ProxyLoss is None:
     ProxyLoss = import_module("pytorch_metric_learning.losses.mixins").WeightMixin
 
+# Bases, which compute nothing by themselves.
+ABSTRACT = (_Loss, _Miner, *losses_named("GenericPairLoss", "BaseProxyLoss"))
+
 # Public in PML 3 under another path, and nothing is built on it there.
 DistributedLossWrapper: Any = None
 DistributedMinerWrapper: Any = None
@@ -92,7 +95,16 @@ def named(found: Any) -> Any:
 
 
 class Defaults:
-    """The default distance and reducer under the names of both versions, of which a class overrides either."""
+    """The default distance and reducer under the names of both versions, of which a class overrides either.
+
+    A distance, given or default, is one that says what PML 2's say of themselves.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute of a module."""
+        if name == "distance" and isinstance(value, nn.Module):
+            describe(value)
+        super().__setattr__(name, value)
 
     def default_distance(self) -> Any:
         """The distance without an argument of that name; the name in PML 3."""
@@ -532,27 +544,76 @@ def matrix_of(distance: Any, embeddings: Tensor, ref_emb: Tensor) -> Tensor:
     if hasattr(distance, "compute_mat"):
         matrix: Tensor = distance.compute_mat(embeddings, ref_emb) ** distance.power
         return matrix
-    # Where PML 3 gives no way to say so, it does.
-    plain = copy.copy(distance)
-    plain.normalize_embeddings = False
-    of_plain: Tensor = plain(embeddings, ref_emb)
+    of_plain: Tensor = with_facts(distance, normalize_embeddings=False)(embeddings, ref_emb)
     return of_plain
+
+
+def with_facts(distance: Any, **facts: Any) -> Any:
+    """A distance with another power, or that does not normalize, to which the same hooks listen.
+
+    One that says nothing of itself is made anew; of a kind that is not PML's own it stays what it is.
+    """
+    kind = type(distance)
+    if not getattr(distance, "_described", ()) or kind not in _KINDS_OF_DISTANCES:
+        changed = copy.copy(distance)
+        for name, value in facts.items():
+            setattr(changed, name, value)
+        return changed
+    known = {name: getattr(distance, name) for name in ("normalize_embeddings", "p", "power")} | facts
+    if kind is distances.CosineSimilarity:  # it always does
+        kind = distances.CosineSimilarity if known.pop("normalize_embeddings") else distances.DotProductSimilarity
+        known |= {} if kind is distances.CosineSimilarity else {"normalize_embeddings": False}
+    usual = {"p": 2, "power": 1}
+    made = kind(**{name: value for name, value in known.items() if name not in usual or value != usual[name]})
+    vars(made).update({name: value for name, value in vars(distance).items() if "hook" in name})
+    describe(made)
+    return made
+
+
+class Facts(NamedTuple):
+    """What a distance of PML 2 says of itself."""
+
+    is_inverted: bool
+    normalize_embeddings: bool
+    p: float
+    power: float
+
+
+def facts(distance: Any) -> Facts:
+    """The facts of any distance, whether it says them or has to be asked; nothing is written down on it."""
+    if all(hasattr(distance, name) for name in Facts._fields):
+        return Facts(*(getattr(distance, name) for name in Facts._fields))
+    asked = _facts(distance)
+    return Facts(*(getattr(distance, name, asked[name]) for name in Facts._fields))
+
+
+def sign(distance: Any) -> int:
+    """1 if larger is closer, -1 if smaller is."""
+    return 1 if facts(distance).is_inverted else -1
 
 
 def describe(distance: Any) -> None:
     """Write down on a distance, where its class does not, what PML 2's say of themselves.
 
     That is `is_inverted`, `normalize_embeddings`, `p`, `power` and `collect_stats`, found by asking for some distances;
-    `p` and `power` are PML's defaults where the distance is of a kind that is not known.
+    `p` and `power` are PML's defaults where the distance is of a kind that is not known, and so is that it does not
+    normalize where it cannot be asked with vectors of any size.
     """
     missing = [name for name in _FACTS if not hasattr(distance, name)]
     if missing:
         found = _facts(distance)
         for name in missing:
             setattr(distance, name, found[name])
+        distance._described = tuple(missing)
 
 
-_FACTS = ("is_inverted", "normalize_embeddings", "p", "power", "collect_stats")
+_FACTS = (*Facts._fields, "collect_stats")
+_KINDS_OF_DISTANCES = (
+    distances.LpDistance,
+    distances.SNRDistance,
+    distances.CosineSimilarity,
+    distances.DotProductSimilarity,
+)
 
 
 @torch.no_grad()
@@ -572,11 +633,19 @@ def _facts(distance: Any) -> dict[str, Any]:
     vectors = torch.tensor([[0.6, -0.3, 0.2, 0.9], [-0.1, 0.8, 0.5, 0.4]], dtype=torch.float64, device="cpu")
     return {
         "is_inverted": bool(distance.margin(one.sum(), 0 * one.sum()) < 0),
-        "normalize_embeddings": torch.allclose(distance(vectors, 3 * vectors), distance(vectors, vectors)),
+        "normalize_embeddings": _normalizes(distance, vectors),
         "p": _whole(p),
         "power": _whole(power),
         "collect_stats": False,
     }
+
+
+def _normalizes(distance: Any, vectors: Tensor) -> bool:
+    one, other = vectors.split(1)  # which differ: of what is near 0 a small power has no digits
+    try:
+        return torch.allclose(distance(one, 3 * other), distance(one, other))
+    except (RuntimeError, ValueError, TypeError, IndexError):  # one with weights takes vectors of its own size
+        return False
 
 
 def _log2(number: Tensor) -> float:

@@ -90,8 +90,6 @@ class Configured:
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; a hyperparameter as the constructor would."""
-        if name == "distance" and isinstance(value, nn.Module):
-            _pml.describe(value)
         if not torch.compiler.is_compiling() and name in self.__dict__:
             names = self.__dict__.get("_hyperparameter_names")
             if names is not None and (name in names or name in self._own_parameters()):

@@ -3,7 +3,6 @@
 `Similarity.of` a PML distance is what the engine knows of it, and None for a distance that has to be asked.
 """
 
-import copy
 from abc import ABC
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -143,9 +142,7 @@ def _safe_power(distance: Any, x: Any, ref: Any) -> Tensor:
     if not (type(distance) is LpDistance and 0 < distance.power < 1):
         matrix: Tensor = distance(x, ref)
         return matrix
-    first = copy.copy(distance)
-    first.power = 1
-    matrix = first(x, ref)
+    matrix = _pml.with_facts(distance, power=1)(x, ref)
     is_some = matrix.detach() != 0
     return torch.where(is_some, torch.where(is_some, matrix, 1.0) ** distance.power, 0.0)
 

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from pml_ext.benchmark import (
     difference,
     evaluate,
     losses,
+    names,
     pictures,
     plots,
     table,
@@ -129,6 +131,33 @@ def test_the_catalog_comes_before_pml() -> None:
 
 
 # --- the table
+
+
+def test_names_of_pml_are_read_wherever_they_are_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "pytorch_metric_learning"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    found = ModuleSpec("pytorch_metric_learning", None, is_package=True)
+    found.submodule_search_locations = [str(package)]
+    monkeypatch.setattr(names, "find_spec", lambda name: found)
+    monkeypatch.setattr(names, "pml", names.pml.__wrapped__)
+    assert names.pml() == ()
+    names.check_loss("ALoss")  # PML itself knows
+    names.check_loss("pml:ALoss")
+    (package / "losses.py").write_text("__all__ = ['ALoss', 'Base']\n")
+    assert names.pml() == ("ALoss",)
+    names.check_loss("pml:ALoss")
+    for wrong in ("BLoss", "pml:BLoss", "pml:Base"):
+        with pytest.raises(BenchmarkError, match="unknown loss"):
+            names.check_loss(wrong)
+    (package / "losses.py").unlink()
+    (package / "losses").mkdir()
+    (package / "losses" / "__init__.py").write_text("from .a import Other as ALoss\n__all__ = ['ALoss', 'BLoss']\n")
+    assert names.pml() == ("ALoss", "BLoss")
+
+
+def test_bases_of_pml_are_no_losses() -> None:
+    assert not {"BaseMetricLossFunction", "GenericPairLoss", "BaseProxyLoss"} & set(losses.names())
 
 
 def test_table() -> None:

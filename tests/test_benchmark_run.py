@@ -27,6 +27,7 @@ from pml_ext.benchmark import (
     losses,
     plots,
     randomness,
+    records,
     result,
     run,
 )
@@ -138,6 +139,37 @@ def test_record_keeper_tables(finished: tuple[Path, list[Result]]) -> None:
     assert tables(out / "ProxyAnchorLoss-seed3" / "records" / "logs.db")["metric_loss_optimizer_Adam"]
     assert tables(out / "untrained-seed3" / "records" / "logs.db")[table]
     assert list((out / "RAW-seed3" / "tensorboard").glob("events.*"))
+
+
+def test_without_record_keeper_the_same_numbers(
+    finished: tuple[Path, list[Result]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PML 3 does not bring it. One line says what is missing; the logs of before are neither cut nor continued."""
+    for module in ("record_keeper", "tensorboard", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, module, None)
+    said: list[str] = []
+    small = replace(SMALL, losses=("RAW", "HDML-NPair"), out=str(tmp_path / "out"))
+    first = run(replace(small, epochs=1), say=said.append)
+    assert len(first) == 3
+    assert not any(one.error for one in first)
+    assert sum("record-keeper is not installed" in line for line in said) == 1
+    assert not any("tensorboard --logdir" in line for line in said)
+    both = run(small, resume=True)
+    assert both[1].metrics == finished[1][1].metrics
+    assert both[1].history[-1]["loss"] == finished[1][1].history[-1]["loss"]
+    assert not list((tmp_path / "out").rglob("logs.db")) + list((tmp_path / "out").rglob("events.*"))
+
+
+def test_without_tensorboard_there_are_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("tensorboard", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with records.keeping(tmp_path) as keeper:
+        records.record_metrics(keeper, 1, "test", {"recall_at_1": 0.5})
+        assert records.lengths(tmp_path, keeper)["tables"]["accuracies_test"] == 1
+    assert (tmp_path / "records" / "accuracies_test.csv").exists()
+    assert not (tmp_path / "tensorboard").exists()
+    assert "no events" in records.missing()[0]
+    assert not records.have_events()
 
 
 def test_same_arguments_same_numbers(finished: tuple[Path, list[Result]], tmp_path: Path) -> None:

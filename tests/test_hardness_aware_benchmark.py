@@ -1,5 +1,6 @@
 """Hardness-aware learning in the main job: by name, on the same batches, resumable, with its picture."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import default_collate
 
+from pml_ext import _pml
 from pml_ext.benchmark import Experiment, Result, checkpoint, curves, losses, plots, records
 from pml_ext.benchmark.data import Data
 from pml_ext.benchmark.folder import run_folder
+from pml_ext.benchmark.learning import MethodLearner
 from pml_ext.benchmark.progress import Progress
 from pml_ext.benchmark.training import Run
-from pml_ext.trainers import HardnessAwareTrainer
 from pml_ext.trainers.methods import methods
 
 SMALL = Experiment(losses=("HDML-Triplet", "HDML-NPair"), data="digits", epochs=2, steps=2, device="cpu")
@@ -34,7 +37,7 @@ def test_names_are_known_and_do_not_hide_losses() -> None:
 
 
 @pytest.mark.parametrize("name", methods)
-def test_a_run_has_the_methods_trainer_on_everybodys_network_and_batches(name: str, tmp_path: Path) -> None:
+def test_a_run_has_the_parts_of_the_method_on_everybodys_network_and_batches(name: str, tmp_path: Path) -> None:
     data = Data.of(SMALL)
     batches = []
     weights = []
@@ -43,11 +46,43 @@ def test_a_run_has_the_methods_trainer_on_everybodys_network_and_batches(name: s
         weights.append([parameter.clone() for parameter in run.learner.network.trunk.parameters()])
         batches.append(run.batches.epoch())
         if each == name:
-            assert isinstance(run.learner.trainer, HardnessAwareTrainer)
-            assert run.learner.trainer.synthesis != name.endswith("real")
-            assert run.learner.trainer.optimizers["trunk_optimizer"].param_groups[0]["lr"] == SMALL.learning_rate
+            assert run.learner.terms.synthesis != name.endswith("real")
+            rates = {part: each.param_groups[0]["lr"] for part, each in run.learner.assembled.optimizers.items()}
+            assert rates["trunk_optimizer"] == rates["embedder_optimizer"] == SMALL.learning_rate
+            given = methods[name].args
+            assert rates["classifier_optimizer"] == given.get("classifier_learning_rate", 1e-3)
+            assert rates["generator_optimizer"] == given.get("generator_learning_rate", 1e-2)
     assert batches[0] == batches[1]
     assert all(torch.equal(x, y) for x, y in zip(*weights, strict=True))
+
+
+@pytest.mark.skipif(_pml.HAS_TERMS, reason="PML 2's trainer")
+@pytest.mark.parametrize("name", ["HDML-Triplet", "HDML-NPair-balanced", "HDML-NPair-real"])
+def test_a_step_is_that_of_the_trainer_of_pml_2(name: str, tmp_path: Path) -> None:
+    data = Data.of(SMALL)
+    run = Run(SMALL, data, losses.parse(name), 0, tmp_path, Progress(0))
+    network, example = copy.deepcopy(run.learner.network), torch.stack([data.train[0][0]] * 2)
+    torch.manual_seed(1)
+    assembled = methods[name].assembled(*network.parts().values(), example, 5)
+    learner = MethodLearner(assembled, network)
+    theirs = copy.deepcopy(network)
+    torch.manual_seed(1)
+    trainer = methods[name].trainer(*theirs.parts().values(), data.train, 5, batch_size=125, milestones=())
+    trainer.dataloader = ()
+    learner.begin(1)
+    trainer.set_to_train()
+    for step, indices in enumerate(run.batches.epoch()):
+        images, labels = default_collate([data.train[i] for i in indices])
+        torch.manual_seed(step)  # the triplets are drawn
+        learner.step(images, labels, step)
+        torch.manual_seed(step)
+        trainer.dataloader_iter = iter([(images, labels)])
+        trainer.forward_and_backward()
+        expected = {each: torch.as_tensor(value) for each, value in trainer.losses.items()}
+        torch.testing.assert_close(dict(learner.values()), expected)
+    for part, module in trainer.models.items():
+        for mine, other in zip(assembled.models[part].parameters(), module.parameters(), strict=True):
+            torch.testing.assert_close(mine, other, rtol=0, atol=0)
 
 
 def test_interrupted_ends_with_the_same_numbers_and_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,10 +97,10 @@ def _written(value: Any) -> str:
 
 
 def _distance(part: Any) -> str:
-    shown = [f"{name}={getattr(part, name)!r}" for name in ("p", "power") if hasattr(part, name)]
-    kind = "larger is closer" if part.is_inverted else "smaller is closer"
-    normalized = "normalized embeddings" if part.normalize_embeddings else "embeddings as they are"
-    return f"{type(part).__name__}({', '.join(shown)}) of {normalized}, {kind}"
+    facts = _pml.facts(part)
+    kind = "larger is closer" if facts.is_inverted else "smaller is closer"
+    normalized = "normalized embeddings" if facts.normalize_embeddings else "embeddings as they are"
+    return f"{type(part).__name__}(p={facts.p!r}, power={facts.power!r}) of {normalized}, {kind}"
 
 
 def _reducer(part: Any) -> str:

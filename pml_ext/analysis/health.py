@@ -10,9 +10,10 @@ from functools import partial
 from typing import Any
 
 import torch
+from pytorch_metric_learning.distances import BaseDistance
 from torch import Tensor, nn
 
-from pml_ext import arguments
+from pml_ext import _pml, arguments
 from pml_ext.analysis import stuck
 from pml_ext.analysis.geometry import NAN, geometry, pairs_of_classes, possible_rank
 from pml_ext.analysis.pair_weights import NoPairWeightsError, PairWeights, pair_weights
@@ -144,7 +145,7 @@ def measure(
     numbers: dict[str, Any] = _scores(samples or pairs) | _budget(pairs) | lie | pairs_of_classes(embeddings, labels)
     health = Health(**numbers)
     distance = getattr(loss, "distance", None)
-    normalizes = bool(getattr(distance, "normalize_embeddings", True))
+    normalizes = not isinstance(distance, BaseDistance) or _pml.facts(distance).normalize_embeddings
     return replace(health, failure=_failure(health, pairs, labels, len(embeddings), normalizes, first))
 
 
@@ -154,7 +155,7 @@ def _samples(loss: nn.Module, embeddings: Tensor, labels: Tensor | None) -> Pair
     if distance is None or labels is None or not embeddings.isfinite().all():
         return None
     with torch.no_grad():
-        sim = distance(embeddings) * (1 if distance.is_inverted else -1)
+        sim = distance(embeddings) * _pml.sign(distance)
     pos, neg = label_masks(labels, labels)
     pos = pos & not_self(0, len(labels), len(labels), labels.device)
     none = torch.zeros_like(sim)

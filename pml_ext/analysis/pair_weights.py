@@ -13,7 +13,7 @@ from pytorch_metric_learning.losses import BaseMetricLossFunction
 from pytorch_metric_learning.regularizers import BaseRegularizer
 from torch import Tensor, nn
 
-from pml_ext import arguments
+from pml_ext import _pml, arguments
 from pml_ext.base import RowLoss
 from pml_ext.inputs import Array, checked_labels, class_ids
 from pml_ext.pairs import IndicesTuple, PairMasks, Pairs, own_set
@@ -296,6 +296,7 @@ def _recorded(loss: nn.Module) -> Iterator[list[Call]]:
     with ExitStack() as stack:
         for module in loss.modules():
             if isinstance(module, BaseDistance):
+                _pml.describe(module)
                 stack.callback(module.register_forward_hook(compare, with_kwargs=True).remove)
             elif isinstance(module, BaseMetricLossFunction):
                 stack.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)

@@ -9,7 +9,7 @@ from pytorch_metric_learning.losses import BaseMetricLossFunction
 from pytorch_metric_learning.reducers import SumReducer
 from torch import Tensor, nn
 
-from pml_ext import palette
+from pml_ext import _pml, palette
 from pml_ext.analysis.health import COLLAPSED_SPREAD, Health
 from pml_ext.analysis.pair_weights import PairWeights, pair_weights
 
@@ -66,7 +66,7 @@ def _summed(loss: nn.Module) -> nn.Module:
     loss = copy.deepcopy(loss).double()
     for module in loss.modules():
         if isinstance(module, BaseMetricLossFunction):
-            module.set_reducer(SumReducer())
+            _pml.set_reducer(module, SumReducer())
     return loss
 
 
@@ -93,7 +93,7 @@ def compares_samples(loss: nn.Module, *, dimension: int = 8) -> bool:
     if distance is None or not found.given:
         return False
     with torch.no_grad():
-        expected = distance(embeddings) * (1 if distance.is_inverted else -1)
+        expected = distance(embeddings) * _pml.sign(distance)
     return found.similarity.shape == expected.shape and torch.allclose(found.similarity, expected)
 
 

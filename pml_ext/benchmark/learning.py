@@ -1,4 +1,4 @@
-"""What a training step is: of a loss with optimizers of its own, or of a trainer in PML's shape."""
+"""What a training step is: of a loss, or of a method that trains more than an embedding."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pml_ext.benchmark.config import Experiment
+from pml_ext.trainers.assembly import LOSSES, Assembled
 
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Parts = dict[str, dict[str, Any]]
@@ -145,20 +146,19 @@ class LossLearner:
         return {"metric_loss": self._value, "total_loss": self._value}
 
 
-class TrainerLearner:
-    """A trainer in the shape of PML 2's `BaseTrainer`, fed with our batches.
+class MethodLearner:
+    """A method that trains more than the network, with optimizers of its own.
 
     Args:
-        trainer: its `models` are trunk and embedder of the network, and whatever else it trains.
+        assembled: its parts, of which trunk and embedder are those of the network.
         network: the network.
-        steps: of an epoch.
     """
 
-    def __init__(self, trainer: Any, network: Any, *, steps: int) -> None:
-        self.trainer, self.network, self.steps = trainer, network, steps
+    def __init__(self, assembled: Assembled, network: Any) -> None:
+        self.assembled, self.network = assembled, network
         self.loss: nn.Module | None = None
-        trainer.iterations_per_epoch = steps
-        trainer.dataloader = ()  # asked only when a batch is missing
+        self.terms = assembled.loss()
+        self._values: dict[str, Any] = {}
 
     def tested(self) -> Any:
         """The network."""
@@ -166,32 +166,40 @@ class TrainerLearner:
 
     def begin(self, epoch: int) -> None:
         """Set everything to training."""
-        self.trainer.epoch = epoch
-        self.trainer.set_to_train()
+        for part in self.assembled.models.values():
+            part.train()
+        self.terms.train()
 
     def step(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
-        """One iteration of the trainer."""
-        self.trainer.iteration = step % self.steps
-        self.trainer.dataloader_iter = iter([(images, labels)])
-        self.trainer.forward_and_backward()
-        self.trainer.step_lr_schedulers(end_of_epoch=False)
-        if self.trainer.iteration == self.steps - 1:
-            self.trainer.step_lr_schedulers(end_of_epoch=True)
-        return torch.as_tensor(self.trainer.losses["total_loss"]).detach()
+        """Learn from a batch; each loss has a gradient for its own parts only."""
+        for part in self.assembled.models.values():
+            part.zero_grad()
+        for optimizer in self.assembled.optimizers.values():
+            optimizer.zero_grad()
+        features = self.assembled.models["trunk"](images)
+        terms = self.terms(features, self.assembled.models["embedder"](features), labels)
+        real = terms.mixing_weight
+        weighted = (real * terms.j_m, (1 - real) * terms.j_syn, terms.j_recon, terms.j_soft, terms.j_ce)
+        total = torch.as_tensor(sum(weighted))
+        total.backward()
+        for optimizer in self.assembled.optimizers.values():
+            optimizer.step()
+        values = dict(zip(LOSSES, weighted, strict=True)) | {"total_loss": total}
+        self._values = {name: value.detach() for name, value in values.items()}
+        return total.detach()
 
     def parts(self) -> Parts:
-        """All that the trainer has."""
+        """Networks, optimizers, the metric loss, the running averages, and the miner of the tuples."""
         return {
-            "models": self.trainer.models,
-            "optimizers": self.trainer.optimizers,
-            "losses": self.trainer.loss_funcs,
-            "miners": self.trainer.mining_funcs,
-            "schedulers": self.trainer.lr_schedulers,
+            "models": dict(self.assembled.models),
+            "optimizers": dict(self.assembled.optimizers),
+            "losses": {"hardness": self.terms.schedule, **self.assembled.losses},
+            "miners": {"tuple_miner": self.assembled.miner},
         }
 
     def values(self) -> dict[str, Any]:
-        """The losses of the last step, by the names of the trainer."""
-        return {name: torch.as_tensor(value).detach() for name, value in self.trainer.losses.items()}
+        """The losses of the last step, by name, as they are weighted."""
+        return self._values
 
 
 def optimizers(

@@ -28,11 +28,11 @@ from typing import Any
 import pytorch_metric_learning.losses as pml_losses
 import pytorch_metric_learning.miners as pml_miners
 import torch
-from pytorch_metric_learning.losses import BaseMetricLossFunction, GenericPairLoss
+from pytorch_metric_learning.losses import BaseMetricLossFunction
 from pytorch_metric_learning.miners import BaseMiner
 from torch import nn
 
-from pml_ext import catalog
+from pml_ext import _pml, catalog
 from pml_ext import losses as our_losses
 from pml_ext import miners as our_miners
 from pml_ext.benchmark.config import flags
@@ -461,11 +461,10 @@ def rehearse(spec: Any, *, classes: int, embedding_size: int, images_per_class: 
 
 
 def _classes(module: Any, base: type) -> dict[str, Make]:
-    abstract = (BaseMetricLossFunction, GenericPairLoss, BaseMiner)
     return {
         name: value
         for name, value in sorted(vars(module).items())
-        if inspect.isclass(value) and issubclass(value, base) and value not in abstract
+        if inspect.isclass(value) and issubclass(value, base) and value not in _pml.ABSTRACT
     }
 
 

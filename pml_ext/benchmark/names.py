@@ -48,13 +48,19 @@ def ours() -> tuple[str, ...]:
 
 @cache
 def pml() -> tuple[str, ...]:
-    """The names of PML's losses, whatever version is installed."""
+    """The names of PML's losses, whatever version is installed; none where they are not written down."""
     found = find_spec("pytorch_metric_learning")
     if found is None or not found.submodule_search_locations:
         return ()
-    package = Path(next(iter(found.submodule_search_locations))) / "losses" / "__init__.py"
-    imported = (node for node in _parsed(package).body if isinstance(node, ast.ImportFrom))
-    return tuple(sorted(alias.name for node in imported for alias in node.names if alias.name.endswith("Loss")))
+    package = Path(next(iter(found.submodule_search_locations)))
+    exported: set[str] = set()
+    for path in (package / "losses" / "__init__.py", package / "losses.py"):
+        for node in _parsed(path).body:
+            if isinstance(node, ast.ImportFrom):
+                exported |= {alias.asname or alias.name for alias in node.names}
+            elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+                exported |= {str(each.value) for each in ast.walk(node.value) if isinstance(each, ast.Constant)}
+    return tuple(sorted(name for name in exported if name.endswith("Loss")))
 
 
 def losses() -> list[str]:
@@ -70,7 +76,7 @@ def check_loss(spec: str) -> None:
             raise BenchmarkError(f"loss {spec!r} must be written module:name")
         return
     name, known = (name, list(pml())) if colon else (module, losses())
-    if name not in known:
+    if name not in known and pml():  # or else PML itself is asked, once it is imported
         raise BenchmarkError(did_you_mean("loss", name, known))
 
 

@@ -1,4 +1,4 @@
-"""The logs of record-keeper, and how to take them back to a checkpoint.
+"""The logs of record-keeper, where it is installed, and how to take them back to a checkpoint.
 
 Record-keeper only appends. A run that was killed between its last checkpoint and its next one has logged steps that it
 will take again, so a checkpoint notes how long each log was and a resumed run cuts them to that length first. What
@@ -11,6 +11,7 @@ import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,35 @@ EVERY = 10  # steps between two rows
 RECORDABLE = ["_record_these", "_record_these_stats"]
 
 
+def are_kept() -> bool:
+    """Whether runs are logged: PML 3 no longer brings record-keeper, and no number of a run depends on its logs."""
+    return find_spec("record_keeper") is not None
+
+
+def have_events() -> bool:
+    """Whether the logs of runs are TensorBoard events too."""
+    return are_kept() and find_spec("tensorboard") is not None
+
+
+def missing() -> list[str]:
+    """A line for the reader about the logs that there will not be."""
+    if not are_kept():
+        return ["no logs of the steps, and no curves of health in the report: record-keeper is not installed"]
+    return [] if have_events() else ["no events for TensorBoard: it is not installed"]
+
+
 @contextmanager
 def keeping(folder: Path) -> Iterator[Any]:
-    """Open a record-keeper that writes CSV files and `logs.db` (SQLite), and TensorBoard events, under `folder`."""
-    from record_keeper import RecordKeeper, RecordWriter
-    from torch.utils.tensorboard import SummaryWriter
+    """Open a record-keeper that writes CSV files and `logs.db` (SQLite), and TensorBoard events, under `folder`.
 
-    tensorboard = SummaryWriter(log_dir=str(folder / "tensorboard"))
+    None where it is not installed.
+    """
+    if not are_kept():
+        yield None
+        return
+    from record_keeper import RecordKeeper, RecordWriter
+
+    tensorboard = _events(folder / "tensorboard") if have_events() else None
     try:
         yield RecordKeeper(
             tensorboard_writer=tensorboard,
@@ -37,12 +60,21 @@ def keeping(folder: Path) -> Iterator[Any]:
         )
     finally:
         # On a full disk closing fails like the write before it, which is the error worth showing.
-        with suppress(OSError):
-            tensorboard.close()
+        if tensorboard is not None:
+            with suppress(OSError):
+                tensorboard.close()
+
+
+def _events(folder: Path) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(log_dir=str(folder))
 
 
 def record_step(keeper: Any, step: int, values: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> None:
     """Record the losses of a step, the rates of the optimizers and what losses and miners say of themselves."""
+    if keeper is None:
+        return
     keeper.update_records(dict(values), step, parent_name="loss_histories")
     keeper.update_records(dict(parts["losses"]), step, recursive_types=[nn.Module, dict])
     for kind in ("miners", "models"):
@@ -53,13 +85,18 @@ def record_step(keeper: Any, step: int, values: Mapping[str, Any], parts: Mappin
 
 
 def record_metrics(keeper: Any, epoch: int, split: str, metrics: Mapping[str, float]) -> None:
-    """Record what was measured on a split after an epoch."""
-    keeper.update_records({"epoch": epoch, **metrics}, epoch, parent_name=f"accuracies_{split}")
+    """Record what was measured on a split after an epoch, and write all that was recorded."""
+    if keeper is not None:
+        keeper.update_records({"epoch": epoch, **metrics}, epoch, parent_name=f"accuracies_{split}")
+        keeper.save_records()
 
 
 def lengths(folder: Path, keeper: Any) -> Lengths:
     """How long each log under `folder` is now: bytes of a file, the last id of a table."""
-    keeper.tensorboard_writer.flush()
+    if keeper is not None and keeper.tensorboard_writer is not None:
+        keeper.tensorboard_writer.flush()
+    if not (folder / "records" / "logs.db").exists():
+        return {"files": {}, "tables": {}}
     with closing(_database(folder)) as database:
         tables = {
             table: database.execute(f"SELECT COALESCE(MAX(id), 0) FROM {table}").fetchone()[0]

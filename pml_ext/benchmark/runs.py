@@ -324,7 +324,6 @@ class Jobs:
         records.rewind(where)
         with records.keeping(where) as keeper:
             records.record_metrics(keeper, 0, "test", dict(measured))
-            keeper.save_records()
         return measured
 
 
@@ -345,6 +344,7 @@ def _plan(jobs: Jobs, data: Data) -> list[str]:
         f"{', '.join(names)}: {_number(runs, 'run')} of {_number(experiment.epochs, 'epoch')}, "
         f"{_number(data.steps(experiment), 'step')} each of {data.batch_size(experiment)} images, on {device}{threads}",
         *data.warnings(experiment),
+        *records.missing(),
         f"writing to {jobs.out}",
     ]
 
@@ -430,5 +430,6 @@ def _report(experiment: Experiment, data: list[Data], out: Path, results: Sequen
         say(f"{name + ':':8} {where}")
     if chosen is not None and (out / keep.BEST).is_dir():
         say(f"model:   {out / keep.BEST} ({result.name_of(chosen.key)}, by its MAP@R on the validation classes)")
-    say(f"logs:    tensorboard --logdir {out}")
+    if records.have_events():
+        say(f"logs:    tensorboard --logdir {out}")
     return joined

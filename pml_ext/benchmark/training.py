@@ -21,7 +21,7 @@ from pml_ext.benchmark.data import Data, VectorPart
 from pml_ext.benchmark.device import torch_device
 from pml_ext.benchmark.evaluate import CHOSEN_BY, Metrics
 from pml_ext.benchmark.events import EpochEnded, Event
-from pml_ext.benchmark.learning import Learner, LossLearner, TrainerLearner, stateful
+from pml_ext.benchmark.learning import Learner, LossLearner, MethodLearner, stateful
 from pml_ext.benchmark.losses import LossSpec
 from pml_ext.benchmark.models import Network
 from pml_ext.benchmark.progress import Progress
@@ -196,7 +196,6 @@ class Run:
         split, dataset = self.data.watched
         metrics = dict(self._measured(self._embed(dataset), dataset, clusters=False))
         records.record_metrics(keeper, epoch, split, metrics)
-        keeper.save_records()
         self.history.append({"epoch": epoch, **metrics, "loss": mean_loss, "seconds": seconds})
         if self.data.validation is None and not self.experiment.ema:
             self.best = {"epoch": epoch, "models": {}}  # those of the last epoch, which are there anyway
@@ -357,22 +356,21 @@ def _states(parts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _learner(experiment: Experiment, data: Data, spec: LossSpec, network: Network) -> Learner:
-    """What learns by a loss: the trainer of a method, or the loss itself."""
-    device, steps = torch_device(experiment.device), data.steps(experiment)
+    """What learns by a loss, or by a method."""
+    device = torch_device(experiment.device)
     if spec.method is not None:
         parts = network.parts()
-        trainer = methods[spec.method].trainer(
+        with torch.random.fork_rng(devices=[]):
+            example = torch.stack([data.train[i][0] for i in range(2)])
+        assembled = methods[spec.method].assembled(
             parts["trunk"],
             parts["embedder"],
-            data.train,
+            example.to(device),
             data.train_classes,
-            batch_size=data.batch_size(experiment),
             learning_rate=experiment.learning_rate,
             weight_decay=experiment.weight_decay,
-            milestones=(),
-            data_device=device,
         )
-        return TrainerLearner(trainer, network, steps=steps)
+        return MethodLearner(assembled, network)
     recipe = spec.build(classes=data.train_classes, embedding_size=experiment.embedding_size)
     # An object is the same one for every seed: it must be as new for each.
     loss, miner = copy.deepcopy((recipe.loss, recipe.miner)) if spec.in_memory else (recipe.loss, recipe.miner)
@@ -382,6 +380,6 @@ def _learner(experiment: Experiment, data: Data, spec: LossSpec, network: Networ
         None if miner is None else miner.to(device),
         experiment,
         pretrained=data.pretrained,
-        total=steps * experiment.epochs,
+        total=data.steps(experiment) * experiment.epochs,
         device=device,
     )

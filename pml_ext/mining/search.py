@@ -8,7 +8,7 @@ import torch
 from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity
 from torch import Tensor
 
-from pml_ext import arguments
+from pml_ext import _pml, arguments
 from pml_ext.evaluation.knn import full_float32
 from pml_ext.inputs import Array, checked_labels, class_ids
 from pml_ext.miners.positive_aware import Reference, ceilings
@@ -141,6 +141,7 @@ def mine(
     if distance is not None and not isinstance(distance, BaseDistance):
         raise TypeError(f"distance must be a PML distance (a BaseDistance), got {distance!r}")
     distance = CosineSimilarity() if distance is None else distance
+    _pml.describe(distance)
     chunk_size = arguments.count("chunk_size", chunk_size, optional=True)
 
     x = _vectors("embeddings", embeddings)

@@ -9,9 +9,10 @@ from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
+from pytorch_metric_learning.distances import BaseDistance
 from torch import nn
 
-from pml_ext import thresholds
+from pml_ext import _pml, thresholds
 from pml_ext.similarity import PairModule
 from pml_ext.testing.cases import Batch, Rows
 from pml_ext.testing.law import LOSS_LAWS, MINER_LAWS, Kind, Law, LawBroken, check_names, chosen
@@ -268,7 +269,8 @@ class _Cases:
             raise ImportError("the cases are drawn by hypothesis: pip install hypothesis, or pml_ext[test]") from error
         from pml_ext.testing.strategies import batches, rows
 
-        is_inverted = getattr(getattr(self.subject, "distance", None), "is_inverted", True)
+        distance = getattr(self.subject, "distance", None)
+        is_inverted = not isinstance(distance, BaseDistance) or _pml.facts(distance).is_inverted
         cases: Any = rows(is_inverted) if kind == "rows" else batches(self.dimension)
 
         def keeps(case: Rows | Batch) -> None:

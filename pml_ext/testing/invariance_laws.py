@@ -10,6 +10,7 @@ import torch
 from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity, DotProductSimilarity, LpDistance
 from torch import Tensor
 
+from pml_ext import _pml
 from pml_ext.pairs import label_masks
 from pml_ext.similarity import normalizable
 from pml_ext.testing.cases import Batch, all_pairs, as_pairs, as_triplets
@@ -83,7 +84,8 @@ def rotation_changes_nothing(loss: Any, case: Batch) -> None:
 @law("loss", "batch", stage="invariance")
 def length_changes_nothing(loss: Any, case: Batch) -> None:
     """Each embedding times a positive number of its own, under a distance that normalizes, keeps the loss."""
-    if case.has_ties or not getattr(getattr(loss, "distance", None), "normalize_embeddings", False):
+    distance = getattr(loss, "distance", None)
+    if case.has_ties or not isinstance(distance, BaseDistance) or not _pml.facts(distance).normalize_embeddings:
         return
     factor = 0.1 + 3 * torch.rand(len(case.labels), 1, generator=seeded(3), dtype=torch.float64)
     expected = outcome(loss, case)
@@ -96,13 +98,23 @@ def _may_be_translated(loss: Any) -> bool:
     return labels_are_names(loss) and isinstance(getattr(loss, "distance", None), LpDistance)
 
 
+def _of_vectors_as_they_are(loss: Any) -> Any:
+    loss = with_attributes(loss)
+    distance = loss.distance
+    plain = _pml.with_facts(distance, normalize_embeddings=False)
+    for module in list(loss.modules()):
+        for name, part in list(module.named_children()):
+            if part is distance:
+                setattr(module, name, plain)
+    return loss
+
+
 @law("loss", "batch", _may_be_translated, stage="invariance")
 def translation_changes_nothing(loss: Any, case: Batch) -> None:
     """The same vector added to all embeddings, under a distance that does not normalize, keeps the loss."""
     if case.has_ties:
         return
-    loss = with_attributes(loss)
-    loss.distance.normalize_embeddings = False
+    loss = _of_vectors_as_they_are(loss)
     shift = case.scale * torch.randn(case.dimension, generator=seeded(4), dtype=torch.float64)
     expected = evaluate(loss, case.embeddings, case.labels)
     assert_same(evaluate(loss, case.embeddings + shift, case.labels), expected, "embeddings translated")
@@ -217,4 +229,5 @@ def chunk_size_changes_nothing(loss: Any, case: Batch) -> None:
 
 def _is_rotation_invariant(loss: Any) -> bool:
     distance = getattr(loss, "distance", None)
-    return isinstance(distance, (LpDistance, CosineSimilarity, DotProductSimilarity)) and distance.p == 2
+    kinds = (LpDistance, CosineSimilarity, DotProductSimilarity)
+    return isinstance(distance, kinds) and _pml.facts(distance).p == 2

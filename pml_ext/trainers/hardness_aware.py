@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
-from pytorch_metric_learning.distances import LpDistance
-from pytorch_metric_learning.losses import TripletMarginLoss
-from pytorch_metric_learning.reducers import SumReducer
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from pml_ext import arguments
-from pml_ext.trainers.generator import FeatureGenerator, output_size
+from pml_ext.trainers.assembly import LOSSES, assembled, checked_variant, device_of
 from pml_ext.trainers.hardness_aware_loss import HardnessAwareLoss, HardnessAwareTerms
-from pml_ext.trainers.n_pair_loss import NPairTupleLoss
 from pml_ext.trainers.schedule import HardnessSchedule
-from pml_ext.trainers.tuples import NPairTupleMiner, RandomTupleMiner
 
 try:
     from pytorch_metric_learning.trainers import BaseTrainer
@@ -28,8 +21,6 @@ except ImportError as error:
         "HardnessAwareTrainer needs the trainers of PML 2, which are not there: HardnessAwareLoss is the same method "
         "for any training loop"
     ) from error
-
-LOSSES = ("metric_loss", "synth_loss", "recon_loss", "soft_loss", "classifier_loss")
 
 
 @final
@@ -164,40 +155,6 @@ def _detached(value: Tensor | float) -> Tensor:
     return value.detach() if isinstance(value, Tensor) else torch.tensor(value, device="cpu")
 
 
-@dataclass(frozen=True)
-class Variant:
-    """What the variants of hardness-aware learning differ in.
-
-    Args:
-        metric_loss: makes J.
-        miner: makes the miner of the tuples, from a seed.
-        trainer_args: arguments of `HardnessAwareTrainer`.
-        batch_size: that of the paper.
-        source: where it comes from.
-    """
-
-    metric_loss: Callable[[], nn.Module]
-    miner: Callable[[int | None], Any]
-    trainer_args: Mapping[str, Any] = field(default_factory=dict)
-    batch_size: int = 120
-    source: str = "Zheng et al. 2019, arXiv 1903.05503"
-
-
-def _triplet_loss() -> TripletMarginLoss:
-    """The sum of [d+^2 - d-^2 + 1]+ over the triplets, of embeddings as they are."""
-    return TripletMarginLoss(margin=1, distance=LpDistance(normalize_embeddings=False, power=2), reducer=SumReducer())
-
-
-variants: Mapping[str, Variant] = MappingProxyType(
-    {
-        "triplet": Variant(_triplet_loss, lambda seed: RandomTupleMiner(seed=seed), {"alpha": 7}),
-        "n_pair": Variant(
-            NPairTupleLoss, lambda seed: NPairTupleMiner(), {"alpha": 90, "separate_anchors": True}, batch_size=128
-        ),
-    }
-)
-
-
 def hardness_aware_trainer(
     variant: str,
     trunk: nn.Module,
@@ -257,34 +214,27 @@ def hardness_aware_trainer(
         >>> sorted(trainer.optimizers)
         ['classifier_optimizer', 'embedder_optimizer', 'generator_optimizer', 'trunk_optimizer']
     """
-    if variant not in variants:
-        raise ValueError(f"variant must be one of {', '.join(variants)}, got {variant!r}")
-    chosen = variants[variant]
-    device = next((p.device for p in [*trunk.parameters(), *embedder.parameters()]), None)
+    checked_variant(variant)
+    device = device_of(trunk, embedder)
     getter = kwargs.get("data_and_label_getter") or (lambda sample: sample)
     with torch.random.fork_rng(devices=[]):
         data, _ = getter((kwargs.get("collate_fn") or default_collate)([dataset[0], dataset[1]]))
-    feature_size, features = output_size(trunk, data.to(device=device, dtype=kwargs.get("dtype")))
-    embedding_size, _ = output_size(embedder, features)
-    models = {
-        "trunk": trunk,
-        "embedder": embedder,
-        "generator": FeatureGenerator(embedding_size, feature_size, hidden_size).to(device, features.dtype),
-        "classifier": nn.Linear(feature_size, arguments.count("num_classes", num_classes) or 0).to(
-            device, features.dtype
-        ),
-    } | kwargs.pop("models", {})
-    loss_funcs = {"metric_loss": chosen.metric_loss()} | kwargs.pop("loss_funcs", {})
-    rates = {"generator": generator_learning_rate, "classifier": classifier_learning_rate}
-    optimizers = {
-        f"{name}_optimizer": torch.optim.Adam(
-            part.parameters(),
-            lr=rates.get(name, learning_rate),
-            weight_decay=0 if name in rates else weight_decay,
-        )
-        for name, part in (models | loss_funcs).items()
-        if any(True for _ in part.parameters())
-    } | kwargs.pop("optimizers", {})
+    parts = assembled(
+        variant,
+        trunk,
+        embedder,
+        data.to(device=device, dtype=kwargs.get("dtype")),
+        num_classes,
+        learning_rate=learning_rate,
+        generator_learning_rate=generator_learning_rate,
+        classifier_learning_rate=classifier_learning_rate,
+        weight_decay=weight_decay,
+        hidden_size=hidden_size,
+        seed=seed,
+        models=kwargs.pop("models", {}),
+        losses=kwargs.pop("loss_funcs", {}),
+    )
+    optimizers = parts.optimizers | kwargs.pop("optimizers", {})
     lr_schedulers = {
         f"{name}_scheduler_by_iteration": torch.optim.lr_scheduler.MultiStepLR(
             optimizers[f"{name}_optimizer"], list(milestones), gamma=0.5
@@ -293,12 +243,12 @@ def hardness_aware_trainer(
         if milestones and f"{name}_optimizer" in optimizers
     } | kwargs.pop("lr_schedulers", {})
     return HardnessAwareTrainer(
-        models,
+        parts.models,
         optimizers,
-        chosen.batch_size if batch_size is None else batch_size,
-        loss_funcs,
+        parts.batch_size if batch_size is None else batch_size,
+        parts.losses,
         dataset,
-        mining_funcs={"tuple_miner": chosen.miner(seed)} | kwargs.pop("mining_funcs", {}),
+        mining_funcs={"tuple_miner": parts.miner} | kwargs.pop("mining_funcs", {}),
         lr_schedulers=lr_schedulers,
-        **({"data_device": device} | dict(chosen.trainer_args) | kwargs),
+        **({"data_device": device} | dict(parts.args) | kwargs),
     )

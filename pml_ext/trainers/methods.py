@@ -1,13 +1,15 @@
-"""The methods of the literature that are trainers of PML 2, by name, as `pml_ext.catalog` has those that are losses."""
+"""The methods of the literature that train more than an embedding, as `pml_ext.catalog` has those that are losses."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
+
+from pml_ext.trainers.assembly import Assembled, assembled
 
 if TYPE_CHECKING:
     from pml_ext.trainers.hardness_aware import HardnessAwareTrainer
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Method:
-    """A named method that needs a trainer of its own.
+    """A named method that trains a generator and a classifier beside the embedding.
 
     Args:
         variant: of `hardness_aware_trainer`.
@@ -30,10 +32,19 @@ class Method:
     def trainer(
         self, trunk: nn.Module, embedder: nn.Module, dataset: Any, num_classes: int, **kwargs: Any
     ) -> HardnessAwareTrainer:
-        """Assemble the trainer; keyword arguments are those of `hardness_aware_trainer`, and win."""
+        """Assemble the trainer of PML 2; keyword arguments are those of `hardness_aware_trainer`, and win."""
         from pml_ext.trainers.hardness_aware import hardness_aware_trainer
 
         return hardness_aware_trainer(self.variant, trunk, embedder, dataset, num_classes, **(dict(self.args) | kwargs))
+
+    def assembled(
+        self, trunk: nn.Module, embedder: nn.Module, data: Tensor, num_classes: int, **kwargs: Any
+    ) -> Assembled:
+        """Assemble the parts for any training loop; keyword arguments are those of `assembled`, and win."""
+        rates = {name: value for name, value in self.args.items() if name.endswith("_rate")}
+        parts = assembled(self.variant, trunk, embedder, data, num_classes, **(rates | kwargs))
+        rest = {name: value for name, value in self.args.items() if name not in rates}
+        return replace(parts, args={**parts.args, **rest})
 
 
 _source = "Zheng et al. 2019, arXiv 1903.05503"

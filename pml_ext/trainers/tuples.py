@@ -52,7 +52,7 @@ class NPairTupleMiner(_pml.Miner):
         (a_i, p_i, p_j)  for all classes i and j != i ;  a_i, p_i = the first two samples of class i
 
     Args:
-        kwargs: those of every PML miner: `distance`, `collect_stats`.
+        kwargs: those of every PML miner: `distance`, which the pairs do not depend on, and in PML 2 `collect_stats`.
 
     Shape:
         embeddings [n, d], labels [n] -> (anchors, positives, negatives), C (C - 1) triplets of C classes.
@@ -62,7 +62,7 @@ class NPairTupleMiner(_pml.Miner):
         PML's `NPairsLoss`, which does not say what its negatives are.
 
     Raises:
-        ValueError: references.
+        ValueError: references, or candidates as `indices_tuple`.
 
     Example:
         >>> NPairTupleMiner()(torch.zeros(5, 2), torch.tensor([0, 1, 0, 1, 0]))
@@ -72,10 +72,21 @@ class NPairTupleMiner(_pml.Miner):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
 
+    def get_default_distance(self) -> LpDistance:
+        """Euclidean distance; the pairs do not depend on it."""
+        return LpDistance()
+
     def forward(
-        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        indices_tuple: IndicesTuple | None = None,
     ) -> _pml.TripletIndices:
         """The triplets of a batch: labels [n], embeddings [n, d]."""
+        arguments.without_indices("NPairTupleMiner", indices_tuple)
         arguments.batch_to_mine(embeddings, labels, ref_emb, ref_labels)
         if ref_emb is not None:
             arguments.without_references("NPairTupleMiner", embeddings, labels, ref_emb, ref_labels)

@@ -3,19 +3,25 @@
 Its environment says which answers of the double are the other ones, and how much of the laws to run.
 """
 
+import copy
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import pytorch_metric_learning
 import torch
-from pytorch_metric_learning import losses, miners, reducers, regularizers
+from pytorch_metric_learning import distances, losses, miners, reducers, regularizers
 from pytorch_metric_learning.switches import FLIPPED, SWITCHES
 from registry import LOSSES, MINERS, RECIPES, STATEFUL, WRAPPERS, exceptions
 from test_laws import STATE, Method, dimension_of
 
-from pml_ext import _pml, catalog
+from pml_ext import _pml, catalog, mine, pair_weights
+from pml_ext.analysis import EmbeddingHealth
+from pml_ext.analysis.plots import compares_samples
+from pml_ext.benchmark import Experiment, plots, run
+from pml_ext.benchmark.losses import build
 from pml_ext.centers import BatchCenters
 from pml_ext.losses import (
     BinomialDevianceLoss,
@@ -28,6 +34,7 @@ from pml_ext.miners import HardNegativePairMiner, KNearestPositiveMiner
 from pml_ext.pairs import label_masks
 from pml_ext.testing import LOSS_LAWS, MINER_LAWS, check_loss, check_miner
 from pml_ext.testing.questions import NOT_ASKED, QUESTIONS
+from pml_ext.trainers import NPairTupleMiner
 from pml_ext.wrappers import (
     AnchorWeightedLoss,
     BranchDiversityRegularizer,
@@ -261,6 +268,11 @@ def test_miners_in_pml(batch):
     miner, loss = HardNegativePairMiner(), BinomialDevianceLoss()
     together = losses.MultipleLosses({"loss": loss}, {"loss": miner}, {"loss": 2.0})
     mined = miner(embeddings, labels)
+    n_pairs = NPairTupleMiner()
+    triplets = losses.MultipleLosses({"loss": losses.TripletMarginLoss()}, {"loss": n_pairs})
+    agree(triplets(embeddings, labels), losses.TripletMarginLoss()(embeddings, labels, n_pairs(*batch)), embeddings)
+    with pytest.raises(ValueError, match="takes no indices_tuple"):
+        n_pairs(embeddings, labels, mined)
     assert type(mined) is _pml.PairIndices
     assert _pml.PairIndices.__module__.startswith("pytorch_metric_learning")
     agree(together(embeddings, labels), 2 * loss(embeddings, labels, mined), embeddings)
@@ -277,6 +289,99 @@ def test_a_regularizer_is_a_number(batch):
     loss = BinomialDevianceLoss(embedding_regularizer=regularizer, embedding_reg_weight=0.5)
     expected = BinomialDevianceLoss()(embeddings, labels) + 0.5 * regularizer(embeddings)
     agree(loss(embeddings, labels), expected, embeddings)
+
+
+def test_the_benchmark_trains_losses_of_either_and_methods(tmp_path, monkeypatch):
+    """Without trainers, testers and record-keeper."""
+    monkeypatch.setitem(sys.modules, "record_keeper", None)
+    monkeypatch.setattr(plots, "draw", lambda *_: [])
+    every = ("RAW", "TripletMarginLoss", "pml:MarginLoss + pml:MultiSimilarityMiner", "SoftTripleLoss", "HDML-NPair")
+    said = []
+    small = Experiment(losses=every, data="digits", epochs=1, steps=2, out=str(tmp_path / "out"))
+    results = run(small, say=said.append)
+    assert [one.loss for one in results] == ["untrained", *every]
+    assert not [one.error for one in results if one.error]
+    assert sum("record-keeper is not installed" in line for line in said) == 1
+    with pytest.raises(ValueError, match="unknown PML loss"):
+        build("pml:BaseProxyLoss", classes=4, embedding_size=8)
+
+
+DISTANCES = [
+    distances.LpDistance(),
+    distances.LpDistance(p=1, power=2),
+    distances.LpDistance(power=0.5, normalize_embeddings=False),
+    distances.CosineSimilarity(),
+    distances.DotProductSimilarity(),
+]
+
+
+@pytest.mark.parametrize("distance", DISTANCES, ids=lambda each: type(each).__name__)
+def test_distances_of_others_are_asked(distance, batch):
+    """Those of PML's own losses and of one's own calls, which nothing has been written on."""
+    embeddings, labels = batch
+    loss = losses.TripletMarginLoss(distance=copy.deepcopy(distance))
+    found = pair_weights(loss, embeddings, labels)
+    scores = found.similarity
+    assert bool((found.derivative[found.pos] <= 0).all()), "positives are pulled"
+    assert bool((found.derivative[found.neg] >= 0).all()), "negatives are pushed"
+    sign = -1 if distance.margin(1.0, 0.0) > 0 else 1
+    torch.testing.assert_close(scores, sign * distance(embeddings))
+    found = mine(embeddings.detach(), labels, num_negatives=3, distance=copy.deepcopy(distance))
+    masked = scores.masked_fill(labels.unsqueeze(1) == labels, -torch.inf)
+    assert torch.equal(found.negatives.sort().values, masked.topk(3).indices.sort().values)
+    loss = losses.TripletMarginLoss(distance=copy.deepcopy(distance))
+    health = EmbeddingHealth(loss, every=1)
+    loss(embeddings, labels).backward()
+    assert health.step(0).pull > 0
+    assert compares_samples(losses.TripletMarginLoss(distance=copy.deepcopy(distance)))
+
+
+@pytest.mark.parametrize("make", [losses.ContrastiveLoss, losses.TripletMarginLoss])
+def test_the_laws_are_for_losses_of_others_too(make):
+    for distance in (None, distances.CosineSimilarity(), distances.LpDistance(power=2, normalize_embeddings=False)):
+        # What is not of this package needs no options of it.
+        laws = ("rotation_changes_nothing", "length_changes_nothing", "batch_order_is_irrelevant", "it_learns")
+        check_loss(lambda: make(distance=copy.deepcopy(distance)), only=laws, examples=2)  # noqa: B023
+
+
+def test_a_distance_with_another_fact(batch):
+    embeddings = batch[0].detach()
+    for kind, given in (
+        (distances.LpDistance, {"p": 1, "power": 0.5}),
+        (distances.LpDistance, {"power": 2, "normalize_embeddings": False}),
+        (distances.DotProductSimilarity, {"power": 3}),
+    ):
+        distance = kind(**given)
+        _pml.describe(distance)
+        assert {name: getattr(distance, name) for name in given} == given
+        plain = _pml.with_facts(distance, power=1)
+        torch.testing.assert_close(plain(embeddings), kind(**given | {"power": 1})(embeddings))
+        plain = _pml.with_facts(distance, normalize_embeddings=False)
+        torch.testing.assert_close(plain(embeddings), kind(**given | {"normalize_embeddings": False})(embeddings))
+    cosine = distances.CosineSimilarity(power=2)
+    _pml.describe(cosine)
+    plain = _pml.with_facts(cosine, normalize_embeddings=False)
+    torch.testing.assert_close(plain(embeddings), (embeddings @ embeddings.T) ** 2)
+    assert plain.is_inverted
+    torch.testing.assert_close(_pml.with_facts(cosine, power=1)(embeddings), distances.CosineSimilarity()(embeddings))
+
+
+class Weighted(distances.BaseDistance):
+    """A distance with weights, which takes vectors of 8 dimensions and no others."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.rand(8, dtype=torch.float64))
+
+    def forward(self, query, ref=None):
+        return torch.cdist(query * self.weight, (query if ref is None else ref) * self.weight)
+
+
+def test_a_distance_with_weights_cannot_be_asked_for_everything(batch):
+    distance = Weighted()
+    BinomialDevianceLoss(distance=distance)(*batch).backward()
+    assert distance.weight.grad.any()
+    assert not distance.is_inverted
 
 
 def test_what_version_3_has_no_more_is_refused():

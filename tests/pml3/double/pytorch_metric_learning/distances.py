@@ -5,6 +5,14 @@ from torch import Tensor, nn
 
 from .switches import assumed
 
+__all__ = [
+    "BaseDistance",
+    "CosineSimilarity",
+    "DotProductSimilarity",
+    "LpDistance",
+    "SNRDistance",
+]
+
 
 class BaseDistance(nn.Module):
     _inverted = False
@@ -19,9 +27,10 @@ class BaseDistance(nn.Module):
     def forward(self, query: Tensor, ref: Tensor | None = None) -> Tensor:
         if query.ndim != 2 or (ref is not None and ref.ndim != 2):
             raise ValueError("embeddings must be 2-D")
-        normalize = getattr(self, "normalize_embeddings", self._normalize)
-        power = getattr(self, "power", self._power)
-        p = getattr(self, "p", self._p)
+        if assumed("facts"):  # names that it does not have say nothing to it, whoever gives it one
+            normalize, p, power = self._normalize, self._p, self._power
+        else:
+            normalize, p, power = self.normalize_embeddings, self.p, self.power
         ref = query if ref is None else ref
         if normalize:
             query, ref = (nn.functional.normalize(x, p=p, dim=1) for x in (query, ref))

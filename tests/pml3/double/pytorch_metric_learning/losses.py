@@ -10,6 +10,20 @@ from .regularizers import BaseRegularizer
 from .switches import assumed
 from .types import LossDict
 
+__all__ = [
+    "BaseMetricLossFunction",
+    "BaseProxyLoss",
+    "ContrastiveLoss",
+    "CrossBatchMemory",
+    "GenericPairLoss",
+    "MarginLoss",
+    "MultipleLosses",
+    "NPairsLoss",
+    "SelfSupervisedLoss",
+    "SoftTripleLoss",
+    "TripletMarginLoss",
+]
+
 
 class BaseMetricLossFunction(nn.Module):
     def __init__(

@@ -8,6 +8,12 @@ from .indexing import all_pairs, checked
 from .switches import assumed
 from .types import PairIndices, TripletIndices
 
+__all__ = [
+    "BaseMiner",
+    "MultiSimilarityMiner",
+    "TripletMarginMiner",
+]
+
 
 class BaseMiner(nn.Module):
     def __init__(self, *, distance: BaseDistance | None = None, tuples_per_anchor: int | None = None) -> None:

@@ -8,6 +8,15 @@ from torch import Tensor, nn
 
 from .switches import assumed
 
+__all__ = [
+    "AvgNonZeroReducer",
+    "BaseReducer",
+    "DivisorReducer",
+    "MeanReducer",
+    "MultipleReducers",
+    "SumReducer",
+]
+
 
 class BaseReducer(nn.Module):
     def _reduce_all(self, terms: dict, embeddings: Tensor, labels: Tensor | None) -> Tensor:

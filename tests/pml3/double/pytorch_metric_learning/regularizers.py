@@ -2,6 +2,11 @@
 
 from torch import Tensor, nn
 
+__all__ = [
+    "BaseRegularizer",
+    "LpRegularizer",
+]
+
 
 class BaseRegularizer(nn.Module):
     pass
