@@ -7,7 +7,13 @@ from pytorch_metric_learning.distances import LpDistance
 from toy import toy
 
 from pml_ext import thresholds
-from pml_ext.losses import BatchHardTripletLoss, CenterLoss, DecoupledContrastiveLoss, RAWLoss
+from pml_ext.losses import (
+    BatchHardTripletLoss,
+    BinomialDevianceLoss,
+    CenterLoss,
+    DecoupledContrastiveLoss,
+    RAWLoss,
+)
 from pml_ext.wrappers import ExpandedReferences
 from pml_ext.wrappers.expanded_references import points_between
 
@@ -81,10 +87,13 @@ def test_one_sample_a_class_has_no_point_between():
 
 
 def test_points_are_no_positives_and_no_negatives_of_their_own_class():
-    """Two far classes: the points between are as far as their ends, and the loss is that without them."""
+    """Two far classes: the points between are as far as their ends, and the loss is that without them.
+
+    Binomial deviance takes the mean over the positives, among which no sample is its own.
+    """
     x = torch.tensor([[1.0, 0.1], [1, -0.1], [-1, 0.1], [-1, -0.1]], dtype=torch.float64)
     labels = torch.tensor([0, 0, 1, 1])
-    for loss in (RAWLoss(alpha=2), pml_losses.ContrastiveLoss(), BatchHardTripletLoss(margin=0.2)):
+    for loss in (RAWLoss(alpha=2), BinomialDevianceLoss(), pml_losses.ContrastiveLoss(), hardest()):
         plain, expanded = loss(x, labels), ExpandedReferences(loss)(x, labels)
         assert expanded.item() == pytest.approx(plain.item(), abs=1e-6)
 
