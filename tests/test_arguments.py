@@ -47,33 +47,30 @@ NUMBERS = [param for cls in CLASSES for param in numbers(cls)]
 
 
 @pytest.mark.parametrize(("cls", "name"), NUMBERS)
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_a_number_must_be_finite(cls, name, value):
-    with pytest.raises((ValueError, TypeError), match=rf"{name}.*{re.escape(repr(value))}"):
-        make(cls, **{name: value})
+def test_a_number_must_be_finite_and_a_number(cls, name):
+    for value in (float("nan"), float("inf"), -float("inf")):
+        with pytest.raises((ValueError, TypeError), match=rf"{name}.*{re.escape(repr(value))}"):
+            make(cls, **{name: value})
+    for value in ("0.5", [0.5], True):
+        with pytest.raises(TypeError, match=rf"{name}.*{re.escape(repr(value))}"):
+            make(cls, **{name: value})
 
 
 @pytest.mark.parametrize(("cls", "name"), NUMBERS)
-@pytest.mark.parametrize("value", ["0.5", [0.5], True])
-def test_a_number_must_be_a_number(cls, name, value):
-    with pytest.raises(TypeError, match=rf"{name}.*{re.escape(repr(value))}"):
-        make(cls, **{name: value})
-
-
-@pytest.mark.parametrize(("cls", "name"), NUMBERS)
-@pytest.mark.parametrize("as_given", [np.int64, np.float32, torch.tensor], ids=["int64", "float32", "tensor"])
-def test_a_number_may_come_from_numpy_or_torch(cls, name, as_given):
+def test_a_number_may_come_from_numpy_or_torch(cls, name):
     expected = getattr(make(cls, **{name: whole(name)}), name)
-    if as_given is np.float32:
-        if "int" in str(inspect.signature(cls).parameters[name].annotation):
-            with pytest.raises(TypeError, match=name):
-                make(cls, **{name: as_given(whole(name))})
-            return
+    kinds = [np.int64, torch.tensor]
+    if "int" in str(inspect.signature(cls).parameters[name].annotation):
+        with pytest.raises(TypeError, match=name):
+            make(cls, **{name: np.float32(whole(name))})
+    else:
+        kinds.append(np.float32)
         with pytest.raises(ValueError, match=f"{name} must be finite"):
-            make(cls, **{name: as_given("nan")})
-    actual = getattr(make(cls, **{name: as_given(whole(name))}), name)
-    assert actual == expected
-    assert type(actual) in (int, float)
+            make(cls, **{name: np.float32("nan")})
+    for as_given in kinds:
+        actual = getattr(make(cls, **{name: as_given(whole(name))}), name)
+        assert actual == expected, as_given
+        assert type(actual) in (int, float), as_given
 
 
 def test_a_number_of_classes_may_be_one_more_than_the_largest_label():
@@ -98,18 +95,18 @@ FLAGS = [
 
 
 @pytest.mark.parametrize(("cls", "name"), FLAGS)
-@pytest.mark.parametrize("value", ["no", 1, torch.tensor(True)], ids=str)
-def test_a_flag_must_be_true_or_false(cls, name, value):
-    with pytest.raises(TypeError, match=rf"{name} must be True or False, got {re.escape(repr(value))}"):
-        make(cls, **{name: value})
+def test_a_flag_must_be_true_or_false(cls, name):
+    for value in ("no", 1, torch.tensor(True)):
+        with pytest.raises(TypeError, match=rf"{name} must be True or False, got {re.escape(repr(value))}"):
+            make(cls, **{name: value})
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-@pytest.mark.parametrize("name", ["collect_stats", "as_masks"])
-def test_a_flag_that_all_have_must_be_true_or_false(cls, name):
-    if name == "collect_stats" or name in dir(make(cls)):
-        with pytest.raises(TypeError, match=f"{name} must be True or False, got 'no'"):
-            make(cls, **{name: "no"})
+def test_a_flag_that_all_have_must_be_true_or_false(cls):
+    for name in ("collect_stats", "as_masks"):
+        if name == "collect_stats" or name in dir(make(cls)):
+            with pytest.raises(TypeError, match=f"{name} must be True or False, got 'no'"):
+                make(cls, **{name: "no"})
 
 
 def test_there_are_flags():
@@ -164,13 +161,13 @@ def test_other_arguments_are_shown_where_they_are_not_at_their_default():
 
 
 @pytest.mark.parametrize(("cls", "name"), NUMBERS)
-@pytest.mark.parametrize("value", [float("nan"), "0.5", True], ids=str)
-def test_a_number_set_later_is_checked(cls, name, value):
+def test_a_number_set_later_is_checked(cls, name):
     made = make(cls)
     before = getattr(made, name)
-    with pytest.raises((ValueError, TypeError, AttributeError), match=name):
-        setattr(made, name, value)
-    assert getattr(made, name) == before
+    for value in (float("nan"), "0.5", True):
+        with pytest.raises((ValueError, TypeError, AttributeError), match=name):
+            setattr(made, name, value)
+        assert getattr(made, name) == before
 
 
 @pytest.mark.parametrize(
@@ -269,10 +266,10 @@ def test_an_unknown_argument_is_an_error(cls):
 
 
 @pytest.mark.parametrize("cls", [cls for cls in all_losses() if issubclass(cls, RowLoss)])
-@pytest.mark.parametrize("value", [2.5, "3", True])
-def test_chunk_size_is_a_count(cls, value):
-    with pytest.raises(TypeError, match=f"chunk_size.*{value!r}"):
-        make(cls, chunk_size=value)
+def test_chunk_size_is_a_count(cls):
+    for value in (2.5, "3", True):
+        with pytest.raises(TypeError, match=f"chunk_size.*{value!r}"):
+            make(cls, chunk_size=value)
 
 
 @pytest.mark.parametrize("seed", [1.5, "1", True])
@@ -321,24 +318,18 @@ BAD_PAIRS = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "error", "text"), [case[1:] for case in BAD_BATCHES], ids=lambda x: None)
-@pytest.mark.parametrize("name", LOSSES)
-def test_a_loss_refuses_a_batch(name, arguments, error, text):
-    with pytest.raises(error, match=text):
-        LOSSES[name]()(*arguments)
+@pytest.mark.parametrize("name", [*LOSSES, *MINERS])
+def test_a_batch_is_refused(name):
+    made = (LOSSES | MINERS)[name]()
+    for _, arguments, error, text in BAD_BATCHES:
+        with pytest.raises(error, match=text):
+            made(*arguments)
 
 
 @pytest.mark.parametrize(("what", "arguments", "error", "text"), BAD_PAIRS, ids=[case[0] for case in BAD_PAIRS])
 def test_a_loss_refuses_pairs(what, arguments, error, text):
     with pytest.raises(error, match=text):
         RAWLoss()(*arguments)
-
-
-@pytest.mark.parametrize(("what", "arguments", "error", "text"), BAD_BATCHES, ids=[case[0] for case in BAD_BATCHES])
-@pytest.mark.parametrize("name", MINERS)
-def test_a_miner_refuses_a_batch(name, what, arguments, error, text):
-    with pytest.raises(error, match=text):
-        MINERS[name]()(*arguments)
 
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if isinstance(LOSSES[name](), SampleLoss)])

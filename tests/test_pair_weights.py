@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import itertools
 import pickle
 
 import pytest
@@ -531,19 +532,18 @@ def test_masks_without_labels_name_pairs():
         assert torch.equal(by_pairs.derivative, pair_weights(loss, x, labels).derivative)
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("made_inside", [False, True])
 @pytest.mark.parametrize("name", [name for name in LOSSES if issubclass(type(LOSSES[name]()), MatrixLoss)])
-def test_weights_are_the_same_where_no_gradient_is_wanted(name, made_inside, mode):
+def test_weights_are_the_same_where_no_gradient_is_wanted(name):
     x, labels = torch.randn(6, 4), torch.tensor([0, 0, 1, 1, 2, 2])
     expected = pair_weights(LOSSES[name](), x, labels)
-    with mode():
-        given = (x.clone(), labels.clone()) if made_inside else (x, labels)
-        actual = pair_weights(LOSSES[name](), *given)
-        pairs = all_pairs(given[1])
-        by_pairs = pair_weights(LOSSES[name](), given[0], None, pairs, given[0].clone())
-        own = pair_weights(LOSSES[name](), *given, ref_emb=given[0], ref_labels=given[1])
-    for weights in (actual, by_pairs, own):
-        torch.testing.assert_close(weights.derivative, expected.derivative)
-        assert not weights.derivative.is_inference()
-    assert torch.equal(actual.beyond, expected.beyond)
+    for mode, made_inside in itertools.product((torch.no_grad, torch.inference_mode), (False, True)):
+        with mode():
+            given = (x.clone(), labels.clone()) if made_inside else (x, labels)
+            actual = pair_weights(LOSSES[name](), *given)
+            pairs = all_pairs(given[1])
+            by_pairs = pair_weights(LOSSES[name](), given[0], None, pairs, given[0].clone())
+            own = pair_weights(LOSSES[name](), *given, ref_emb=given[0], ref_labels=given[1])
+        for weights in (actual, by_pairs, own):
+            torch.testing.assert_close(weights.derivative, expected.derivative)
+            assert not weights.derivative.is_inference()
+        assert torch.equal(actual.beyond, expected.beyond)

@@ -1,5 +1,7 @@
 """References: a single one, those that share something with the batch, and pairs that contradict themselves."""
 
+import itertools
+
 import pytest
 import torch
 from pytorch_metric_learning import losses as pml_losses
@@ -58,17 +60,16 @@ def test_one_reference_is_enough(loss, expected, chunk_size):
 
 
 @pytest.mark.parametrize("name", MATRIX_LOSSES)
-@pytest.mark.parametrize("label", [0, 1, 2])
-@pytest.mark.parametrize("n", [1, 2])
-def test_one_reference_counts_as_much_as_with_one_that_is_no_pair(name, label, n):
-    loss, labels = LOSSES[name](), torch.tensor([label])
-    far, pairs = torch.cat((REF, -REF)), (Y[:n, None] == labels).nonzero().T
-    others = (Y[:n, None] != labels).nonzero().T
-    one = list(both_ways(loss, X[:n], Y[:n], ref_emb=REF, ref_labels=labels))
-    two = list(both_ways(loss, X[:n], Y[:n], (*pairs, *others), ref_emb=far, ref_labels=labels.repeat(2)))
-    for actual, expected in zip(one, two, strict=True):
-        torch.testing.assert_close(actual, expected)
-    torch.testing.assert_close(*one)
+def test_one_reference_counts_as_much_as_with_one_that_is_no_pair(name):
+    loss, far = LOSSES[name](), torch.cat((REF, -REF))
+    for label, n in itertools.product((0, 1, 2), (1, 2)):
+        labels = torch.tensor([label])
+        pairs, others = (each.nonzero().T for each in (Y[:n, None] == labels, Y[:n, None] != labels))
+        one = list(both_ways(loss, X[:n], Y[:n], ref_emb=REF, ref_labels=labels))
+        two = list(both_ways(loss, X[:n], Y[:n], (*pairs, *others), ref_emb=far, ref_labels=labels.repeat(2)))
+        for actual, expected in zip(one, two, strict=True):
+            torch.testing.assert_close(actual, expected)
+        torch.testing.assert_close(*one)
 
 
 @pytest.mark.parametrize("name", MATRIX_LOSSES)

@@ -83,10 +83,11 @@ def wrong_imports(path, tree):
     return [part for part in parts if part != own and layer(part) <= layer(own)]
 
 
-@pytest.mark.parametrize("path", modules(), ids=str)
-def test_imports_point_down(path):
+def test_imports_point_down():
     # Trainers, analysis, evaluation and testing are separate: a part of one that the others need belongs lower.
-    assert wrong_imports(path, modules()[path]) == []
+    found = {str(path): wrong_imports(path, tree) for path, tree in modules().items()}
+    assert len(found) > 100
+    assert {path: names for path, names in found.items() if names} == {}
 
 
 def test_an_import_that_points_up_is_seen():
