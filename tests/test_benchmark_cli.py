@@ -153,9 +153,9 @@ def test_cuda_without_cuda(capsys: pytest.CaptureFixture[str]) -> None:
 def test_missing_packages(
     small: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(errors, "find_spec", lambda name: None if name in ("record_keeper", "tensorboard") else name)
+    monkeypatch.setattr(errors, "find_spec", lambda name: None if name in ("filelock", "sklearn") else name)
     message = fails(small, capsys)
-    assert "needs record-keeper, tensorboard" in message
+    assert "needs filelock, scikit-learn" in message
     assert "pml_ext[benchmark]" in message
 
 
