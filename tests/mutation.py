@@ -16,7 +16,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mutations import MUTATIONS, Mutation
+from mutations import MUTATIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = (
@@ -27,7 +27,7 @@ COPIED = (
 TIMEOUT = 300
 
 
-def copied(folder: str) -> Path:
+def copied(folder):
     """A copy of the tree in a folder."""
     for name in COPIED:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
@@ -35,13 +35,13 @@ def copied(folder: str) -> Path:
     return Path(folder)
 
 
-def red(tests: str) -> str:
+def red(tests):
     """The first of some tests that fails without any mutation, or an empty string."""
     with tempfile.TemporaryDirectory() as folder:
         return failed(copied(folder), tests)
 
 
-def where(package: Path, mutation: Mutation) -> Path | None:
+def where(package, mutation):
     """The file in which the text stands once: that of the mutation, or the only other one, if code has moved."""
     first = package / mutation.path
     others = sorted(set(package.rglob("*.py")) - {first})
@@ -52,7 +52,7 @@ def where(package: Path, mutation: Mutation) -> Path | None:
     return None
 
 
-def outcome(mutation: Mutation) -> str:
+def outcome(mutation):
     """What comes of a mutation: "killed by ...", "survived" or "stale"."""
     with tempfile.TemporaryDirectory() as folder:
         root = copied(folder)
@@ -68,7 +68,7 @@ def outcome(mutation: Mutation) -> str:
     return "survived"
 
 
-def failed(root: Path, tests: str) -> str:
+def failed(root, tests):
     """The first test that fails in a tree, or an empty string."""
     path, *selection = tests.split(" -k ")
     names = ["-k", selection[0].replace("_or_", " or ")] if selection else []
@@ -85,7 +85,7 @@ def failed(root: Path, tests: str) -> str:
     return next((line.split(" - ")[0][7:] for line in run.stdout.splitlines() if line.startswith("FAILED")), path)
 
 
-def main() -> int:
+def main():
     """Try the mutations that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="mutations whose file or text contains this")

@@ -30,11 +30,11 @@ class Mutation(NamedTuple):
     reason: str = ""
 
 
-def _laws(*names: str) -> str:
+def _laws(*names):
     return f"{LAWS} -k {'_or_'.join(names)}"
 
 
-def _of(path: str, tests: tuple[str, ...], *changes: tuple[str, ...]) -> list[Mutation]:
+def _of(path, tests, *changes):
     return [Mutation(path, change[0], change[1], tests, *change[2:]) for change in changes]
 
 

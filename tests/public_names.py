@@ -6,17 +6,15 @@ Public is what stands in `pml_ext.__all__`, and in the `__all__` of each module 
 import enum
 import inspect
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from torch import nn
 
 RECORD = Path(__file__).with_name("public_names.txt")
 
 
-def public_modules() -> dict[str, ModuleType]:
+def public_modules():
     """The modules of which every name in `__all__` is public."""
     import pml_ext
 
@@ -24,7 +22,7 @@ def public_modules() -> dict[str, ModuleType]:
     return {name: value for name, value in found.items() if isinstance(value, ModuleType)}
 
 
-def lines() -> list[str]:
+def lines():
     """The lines of the record."""
     import pml_ext
 
@@ -34,7 +32,7 @@ def lines() -> list[str]:
     return sorted(line for name, value in words for line in _lines_of(name, value))
 
 
-def _lines_of(name: str, value: Any) -> Iterator[str]:
+def _lines_of(name, value):
     yield name + _signature(value)
     # What a loss, a miner or a wrapper has beside its constructor is PML's protocol, and that of `pml_ext.extend`.
     of_protocol = inspect.isclass(value) and issubclass(value, nn.Module) and ".extend." not in name
@@ -49,7 +47,7 @@ def _lines_of(name: str, value: Any) -> Iterator[str]:
             yield f"{name}.{own}{_signature(function)}"
 
 
-def _signature(value: Any) -> str:
+def _signature(value):
     """The parameters and their defaults, without annotations: no two versions of Python write them alike."""
     if not (inspect.isroutine(value) or inspect.isclass(value)):
         return ""
@@ -65,14 +63,14 @@ def _signature(value: Any) -> str:
 class _Written:
     """A default that is written as it is, but for what is different in every process."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text):
         self.text = text
 
-    def __repr__(self) -> str:
+    def __repr__(self):
         return self.text
 
     @classmethod
-    def of(cls, default: Any) -> Any:
+    def of(cls, default):
         if default is inspect.Parameter.empty:
             return default
         text = repr(default)

@@ -12,7 +12,6 @@ from typing import Any
 
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 from pytorch_metric_learning.miners import TripletMarginMiner
-from torch import nn
 
 from pml_ext import catalog, weightings, wrappers
 from pml_ext.catalog import all_losses, all_miners, recipes
@@ -129,7 +128,7 @@ EXCEPTIONS |= {
 FAULTS: dict[str, dict[str, str]] = {}
 
 
-def exceptions(subject: nn.Module, name: str = "") -> dict[str, str]:
+def exceptions(subject, name=""):
     """The laws that the subject need not keep or is known to break, each with the reason.
 
     Those of its class, or of the setting of it that has the name; those of the recipe of that name beside both.
@@ -139,14 +138,14 @@ def exceptions(subject: nn.Module, name: str = "") -> dict[str, str]:
     return of_class | EXCEPTIONS.get(name, {}) | FAULTS.get(own, {}) | FAULTS.get(name, {})
 
 
-def make(cls: Callable[..., Any], **arguments: Any) -> Any:
+def make(cls, **arguments):
     """An instance: the arguments given, a known value for those that the class needs, its defaults for the others."""
     needed = (p.name for p in inspect.signature(cls).parameters.values() if p.default is p.empty and p.kind < 4)
     known = {name: ARGUMENTS[name]() for name in needed if name in ARGUMENTS}
     return cls(**(known | arguments))
 
 
-def _named(classes: list[type]) -> dict[str, Callable[[], Any]]:
+def _named(classes):
     factories: dict[str, Callable[[], Any]] = {}
     for cls in classes:
         factories[cls.__name__] = partial(make, cls)
@@ -156,7 +155,7 @@ def _named(classes: list[type]) -> dict[str, Callable[[], Any]]:
     return factories
 
 
-def all_wrappers() -> list[type]:
+def all_wrappers():
     """Every wrapper class of this package that is a loss."""
     classes = (getattr(wrappers, name) for name in wrappers.__all__)
     return [cls for cls in classes if issubclass(cls, BaseMetricLossFunction)]

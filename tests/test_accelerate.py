@@ -8,7 +8,7 @@ import pickle
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_metric_learning import distances, losses, miners, reducers, regularizers, trainers
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper, DistributedMinerWrapper
-from torch import Tensor
 
 from pml_ext import thresholds
 from pml_ext.stock import NotAcceleratedError, accelerate
@@ -87,12 +86,12 @@ MINED: dict[str, Callable[[], Any]] = {
 
 
 @pytest.fixture(autouse=True)
-def _every_size_is_accelerated() -> Iterator[None]:
+def _every_size_is_accelerated():
     with thresholds.replaced(STOCK_PAYS=0):
         yield
 
 
-def batch(seed: int, n: int, classes: int, *, equal: bool = False) -> tuple[Tensor, Tensor]:
+def batch(seed, n, classes, *, equal=False):
     generator = torch.Generator().manual_seed(seed)
     embeddings = torch.randn(n, 4, dtype=F64, generator=generator)
     labels = torch.randint(classes, (n,), generator=generator)
@@ -101,7 +100,7 @@ def batch(seed: int, n: int, classes: int, *, equal: bool = False) -> tuple[Tens
     return embeddings, labels
 
 
-def run(loss: Any, embeddings: Tensor, *args: Any, ref_emb: Tensor | None = None, **kwargs: Any) -> list[Tensor] | str:
+def run(loss, embeddings, *args, ref_emb=None, **kwargs):
     """Value and gradients, or the name of the error."""
     leaf = embeddings.detach().clone().requires_grad_()
     leaves = [leaf, *loss.parameters()]
@@ -118,7 +117,7 @@ def run(loss: Any, embeddings: Tensor, *args: Any, ref_emb: Tensor | None = None
     return [value.detach(), *(torch.zeros_like(a) if b is None else b for a, b in zip(leaves, found, strict=True))]
 
 
-def assert_same(found: Any, expected: Any, tolerance: float = 1e-11) -> None:
+def assert_same(found, expected, tolerance=1e-11):
     if isinstance(expected, str) or isinstance(found, str):
         assert found == expected
         return
@@ -126,7 +125,7 @@ def assert_same(found: Any, expected: Any, tolerance: float = 1e-11) -> None:
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
-def strictly(loss: Any, chunk_size: int | None = None) -> Any:
+def strictly(loss, chunk_size=None):
     return accelerate(loss, chunk_size=chunk_size)
 
 
@@ -136,7 +135,7 @@ cases = st.tuples(st.integers(0, 999), st.integers(2, 14), st.integers(1, 6), st
 @pytest.mark.parametrize("name", LOSSES)
 @given(case=cases, reducer=st.sampled_from(sorted(REDUCERS)), chunk=st.sampled_from([None, 1, 3]), data=st.data())
 @settings(max_examples=12)
-def test_loss_equals_stock(name: str, case: Any, reducer: str, chunk: int | None, data: st.DataObject) -> None:
+def test_loss_equals_stock(name, case, reducer, chunk, data):
     seed, n, classes, equal = case
     embeddings, labels = batch(seed, n, classes, equal=equal and name not in WITHOUT_EQUALS)
     loss = LOSSES[name]()
@@ -165,7 +164,7 @@ def test_loss_equals_stock(name: str, case: Any, reducer: str, chunk: int | None
 @pytest.mark.parametrize("name", MINED)
 @given(case=cases, with_references=st.booleans(), grid=st.booleans())
 @settings(max_examples=15)
-def test_miner_equals_stock(name: str, case: Any, with_references: bool, grid: bool) -> None:
+def test_miner_equals_stock(name, case, with_references, grid):
     seed, n, classes, equal = case
     embeddings, labels = batch(seed, n, classes, equal=equal)
     embeddings = embeddings.round() + 0.5 if grid else embeddings
@@ -198,7 +197,7 @@ def test_miner_equals_stock(name: str, case: Any, with_references: bool, grid: b
     chunk=st.sampled_from([None, 3]),
 )
 @settings(max_examples=8)
-def test_mined_loss_equals_stock(name: str, case: Any, miner: str, reducer: str, chunk: int | None) -> None:
+def test_mined_loss_equals_stock(name, case, miner, reducer, chunk):
     seed, n, classes, equal = case
     embeddings, labels = batch(seed, n, classes, equal=equal and name not in WITHOUT_EQUALS)
     loss, stock_miner = LOSSES[name](), MINED[miner]()
@@ -211,7 +210,7 @@ def test_mined_loss_equals_stock(name: str, case: Any, miner: str, reducer: str,
         assert_same(run(fast_loss, embeddings, labels, fast_miner(embeddings, labels)), expected)
 
 
-def test_masks_pass_without_lists() -> None:
+def test_masks_pass_without_lists():
     embeddings, labels = batch(0, 12, 3)
     for miner in (
         miners.MultiSimilarityMiner(),
@@ -231,12 +230,12 @@ def test_masks_pass_without_lists() -> None:
             assert not mined.is_made
 
 
-def test_a_mined_tuple_is_a_tuple() -> None:
+def test_a_mined_tuple_is_a_tuple():
     embeddings, labels = batch(0, 12, 3)
     miner = miners.TripletMarginMiner()
     expected = miner(embeddings, labels)
 
-    def fresh() -> Any:
+    def fresh():
         return accelerate(miner)(embeddings, labels)
 
     a, _, _ = fresh()
@@ -256,7 +255,7 @@ def test_a_mined_tuple_is_a_tuple() -> None:
     assert torch.equal(value, losses.MarginLoss()(embeddings, labels, expected))
 
 
-def test_it_is_the_stock_loss_in_everything_else() -> None:
+def test_it_is_the_stock_loss_in_everything_else():
     loss = losses.MarginLoss(learn_beta=True, num_classes=3)
     fast = accelerate(loss)
     assert isinstance(fast, losses.MarginLoss)
@@ -275,7 +274,7 @@ def test_it_is_the_stock_loss_in_everything_else() -> None:
     assert "accelerated" in repr(fast)
 
 
-def test_the_stock_path_has_the_twins_hyperparameters() -> None:
+def test_the_stock_path_has_the_twins_hyperparameters():
     fast = accelerate(losses.ContrastiveLoss())
     fast.neg_margin = 0.3
     embeddings, labels = batch(0, 9, 3)
@@ -284,7 +283,7 @@ def test_the_stock_path_has_the_twins_hyperparameters() -> None:
     assert torch.equal(found, losses.ContrastiveLoss(neg_margin=0.3)(embeddings.half(), labels))
 
 
-def test_regularizer_and_several_reducers() -> None:
+def test_regularizer_and_several_reducers():
     embeddings, labels = batch(3, 10, 3)
     for make in (losses.ContrastiveLoss, losses.MultiSimilarityLoss):
         loss = make(embedding_regularizer=regularizers.LpRegularizer(), embedding_reg_weight=0.3)
@@ -294,7 +293,7 @@ def test_regularizer_and_several_reducers() -> None:
     assert_same(run(accelerate(loss, strict=True), embeddings, labels), run(loss, embeddings, labels))
 
 
-def test_second_derivative() -> None:
+def test_second_derivative():
     embeddings, labels = batch(3, 8, 3)
     found = []
     for loss in (losses.NTXentLoss(), accelerate(losses.NTXentLoss())):
@@ -305,7 +304,7 @@ def test_second_derivative() -> None:
     torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-10)
 
 
-def test_containers() -> None:
+def test_containers():
     embeddings, labels = batch(5, 12, 3)
     stock = losses.SelfSupervisedLoss(losses.NTXentLoss(temperature=0.2))
     fast = accelerate(stock)
@@ -322,7 +321,7 @@ def test_containers() -> None:
 
 @pytest.mark.parametrize("miner", [None, *MINED])
 @pytest.mark.parametrize("loss", ["Contrastive", "NTXent", "Triplet", "Margin", "NCA", "MultiSimilarity"])
-def test_memory_equals_stock(loss: str, miner: str | None) -> None:
+def test_memory_equals_stock(loss, miner):
     mined = None if miner is None else MINED[miner]()
     stock = losses.CrossBatchMemory(LOSSES[loss](), 4, memory_size=20, miner=mined)
     fast = accelerate(stock)
@@ -337,7 +336,7 @@ def test_memory_equals_stock(loss: str, miner: str | None) -> None:
     assert accelerate(fast).loss is not fast.loss
 
 
-def test_a_memory_forms_no_lists() -> None:
+def test_a_memory_forms_no_lists():
     fast = accelerate(losses.CrossBatchMemory(losses.NTXentLoss(), 4, memory_size=20))
     embeddings, labels = batch(0, 8, 3)
     fast(embeddings, labels)
@@ -345,7 +344,7 @@ def test_a_memory_forms_no_lists() -> None:
     assert not given.is_made
 
 
-def test_what_cannot_be_accelerated() -> None:
+def test_what_cannot_be_accelerated():
     embeddings, labels = batch(0, 9, 3)
 
     class Own(losses.NTXentLoss):
@@ -366,7 +365,7 @@ def test_what_cannot_be_accelerated() -> None:
         accelerate(losses.NTXentLoss())(embeddings)
 
 
-def test_few_scores_are_left_to_stock() -> None:
+def test_few_scores_are_left_to_stock():
     loss, miner = accelerate(losses.NCALoss(), miners.TripletMarginMiner(), strict=True)
     embeddings, labels = batch(0, 9, 3)
     with thresholds.replaced(STOCK_PAYS=1):
@@ -374,12 +373,12 @@ def test_few_scores_are_left_to_stock() -> None:
         assert torch.equal(loss(embeddings, labels), losses.NCALoss()(embeddings, labels))
 
 
-def test_the_lists_name_only_classes_of_pml() -> None:
+def test_the_lists_name_only_classes_of_pml():
     for kind in (*FORMS, *MINERS):
         assert kind.__module__.startswith("pytorch_metric_learning.")
 
 
-def test_every_class_of_pml_has_a_statement() -> None:
+def test_every_class_of_pml_has_a_statement():
     found = coverage()
     assert found["NTXentLoss"] == ("accelerated", "")
     assert found["SmoothAPLoss"][0] == "refused"
@@ -389,7 +388,7 @@ def test_every_class_of_pml_has_a_statement() -> None:
     assert "| TripletMarginMiner | accelerated |  |" in statement()
 
 
-def test_a_refused_loss_names_ours() -> None:
+def test_a_refused_loss_names_ours():
     with pytest.warns(UserWarning, match=r"SmoothAPLoss stays as it is: .* use pml_ext.losses.SmoothAPLoss"):
         assert type(accelerate(losses.SmoothAPLoss())) is losses.SmoothAPLoss
     with pytest.raises(NotAcceleratedError, match=r"use pml_ext.losses.SmoothAPLoss"):
@@ -397,7 +396,7 @@ def test_a_refused_loss_names_ours() -> None:
 
 
 @pytest.mark.parametrize("name", ["Contrastive", "NTXent", "Triplet"])
-def test_float32(name: str) -> None:
+def test_float32(name):
     embeddings, labels = batch(1, 60, 5)
     loss = LOSSES[name]()
     expected = run(loss, embeddings.float(), labels)
@@ -405,7 +404,7 @@ def test_float32(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of PML's HistogramLoss
-def test_the_benchmark_measures_and_writes(tmp_path: Path) -> None:
+def test_the_benchmark_measures_and_writes(tmp_path):
     sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
     import accelerate as benchmark
 
@@ -424,12 +423,12 @@ def test_the_benchmark_measures_and_writes(tmp_path: Path) -> None:
     assert (tmp_path / "picture.png").stat().st_size > 1000
 
 
-def lists_of(embeddings: Tensor, labels: Tensor, kind: str) -> tuple[Tensor, ...]:
+def lists_of(embeddings, labels, kind):
     miner = miners.PairMarginMiner(0.3, 1.3) if kind == "pairs" else miners.TripletMarginMiner(0.3)
     return tuple(miner(embeddings, labels))
 
 
-def assert_equals_stock(loss: Any, *args: Any, **kwargs: Any) -> None:
+def assert_equals_stock(loss, *args, **kwargs):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert_same(run(accelerate(loss), *args, **kwargs), run(loss, *args, **kwargs))
@@ -437,7 +436,7 @@ def assert_equals_stock(loss: Any, *args: Any, **kwargs: Any) -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("kind", ["pairs", "triplets"])
-def test_lists_that_name_no_pairs_are_those_of_stock(name: str, kind: str) -> None:
+def test_lists_that_name_no_pairs_are_those_of_stock(name, kind):
     embeddings, labels = batch(0, 10, 3)
     lists = lists_of(embeddings, labels, kind)
     from_the_end = tuple(torch.where(torch.arange(len(each)) % 3 == 0, each - 10, each) for each in lists)
@@ -453,7 +452,7 @@ def test_lists_that_name_no_pairs_are_those_of_stock(name: str, kind: str) -> No
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("number", [torch.nan, torch.inf])
-def test_numbers_that_are_none(name: str, number: float) -> None:
+def test_numbers_that_are_none(name, number):
     embeddings, labels = batch(0, 10, 3)
     lists = lists_of(embeddings, labels, "pairs")
     for broken in (embeddings.index_fill(0, torch.tensor([3]), number), torch.full_like(embeddings, number)):
@@ -464,7 +463,7 @@ def test_numbers_that_are_none(name: str, number: float) -> None:
         assert_same_lists(accelerate(make())(broken, labels), make()(broken, labels))
 
 
-def test_scores_that_are_no_numbers() -> None:
+def test_scores_that_are_no_numbers():
     embeddings, labels = batch(0, 10, 3)
     embeddings[3] = 1.0  # no variance
     for make in (losses.TripletMarginLoss, losses.NTXentLoss):
@@ -472,14 +471,14 @@ def test_scores_that_are_no_numbers() -> None:
         assert_equals_stock(loss, embeddings, labels)
 
 
-def assert_same_lists(found: Any, expected: Any) -> None:
+def assert_same_lists(found, expected):
     assert len(found) == len(expected)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("name", ["Contrastive", "NTXent", "Triplet", "NCA"])
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32, torch.float16, torch.bfloat16])
-def test_labels_of_any_type(name: str, dtype: torch.dtype) -> None:
+def test_labels_of_any_type(name, dtype):
     embeddings, labels = batch(0, 10, 3)
     others, ref_labels = batch(1, 7, 3)
     assert_equals_stock(LOSSES[name](), embeddings, labels.to(dtype))
@@ -491,15 +490,15 @@ def test_labels_of_any_type(name: str, dtype: torch.dtype) -> None:
 class Projected(distances.LpDistance):
     """A distance that is learned."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.matrix = torch.nn.Parameter(torch.eye(4, dtype=F64)[:3] + 0.1)
 
-    def compute_mat(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
+    def compute_mat(self, query_emb, ref_emb):
         return torch.cdist(query_emb @ self.matrix.mT, ref_emb @ self.matrix.mT)
 
 
-def test_what_is_learned_keeps_its_gradient() -> None:
+def test_what_is_learned_keeps_its_gradient():
     embeddings, labels = batch(0, 10, 3)
     temperature = losses.NTXentLoss()
     temperature.temperature = torch.nn.Parameter(torch.tensor(0.2, dtype=F64))
@@ -515,7 +514,7 @@ def test_what_is_learned_keeps_its_gradient() -> None:
 
 
 @pytest.mark.parametrize("make", [torch.tensor, lambda number: torch.tensor([number])])
-def test_hyperparameters_that_are_tensors(make: Callable[[float], Tensor]) -> None:
+def test_hyperparameters_that_are_tensors(make):
     embeddings, labels = batch(0, 10, 3)
     for kind, name in (
         (losses.MultiSimilarityLoss, "beta"),
@@ -529,7 +528,7 @@ def test_hyperparameters_that_are_tensors(make: Callable[[float], Tensor]) -> No
         assert_equals_stock(loss, embeddings, labels)
 
 
-def test_hooks() -> None:
+def test_hooks():
     embeddings, labels = batch(0, 10, 3)
     distance, reducer = distances.CosineSimilarity(), reducers.MeanReducer()
     distance.register_forward_hook(lambda module, given, found: found * 2)
@@ -548,7 +547,7 @@ def test_hooks() -> None:
 
 
 @pytest.mark.parametrize("name", ["NTXent", "Triplet", "Contrastive"])
-def test_ways_of_differentiation(name: str) -> None:
+def test_ways_of_differentiation(name):
     embeddings, labels = batch(0, 10, 3)
     loss = LOSSES[name]()
     with torch.inference_mode():
@@ -568,7 +567,7 @@ def test_ways_of_differentiation(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own decompositions
-def test_forward_differentiation() -> None:
+def test_forward_differentiation():
     embeddings, labels = batch(0, 10, 3)
     found = []
     for loss in (losses.NTXentLoss(), accelerate(losses.NTXentLoss())):
@@ -578,7 +577,7 @@ def test_forward_differentiation() -> None:
     assert_same(found[1], found[0])
 
 
-def test_a_cascade_narrows_what_it_was_given() -> None:
+def test_a_cascade_narrows_what_it_was_given():
     embeddings, labels = batch(0, 12, 3)
     stock, fast = miners.HDCMiner(), accelerate(miners.HDCMiner())
     for miner in (stock, fast):
@@ -590,7 +589,7 @@ def test_a_cascade_narrows_what_it_was_given() -> None:
     assert_same_lists(fast(embeddings, labels), stock(embeddings, labels))
 
 
-def test_a_mined_tuple_holds_nothing_in_a_circle() -> None:
+def test_a_mined_tuple_holds_nothing_in_a_circle():
     embeddings, labels = batch(0, 10, 3)
     miner = accelerate(miners.TripletMarginMiner())
     gc.collect()
@@ -604,7 +603,7 @@ def test_a_mined_tuple_holds_nothing_in_a_circle() -> None:
 
 
 @pytest.mark.parametrize("size", [8, 10, 12])
-def test_a_mined_tuple_of_another_batch(size: int) -> None:
+def test_a_mined_tuple_of_another_batch(size):
     embeddings, labels = batch(0, 10, 3)
     others, other_labels = batch(7, size, 3)
     for make in (miners.TripletMarginMiner, miners.MultiSimilarityMiner):
@@ -616,7 +615,7 @@ def test_a_mined_tuple_of_another_batch(size: int) -> None:
                 assert_same(run(accelerate(loss()), others, other_labels, fast(embeddings, labels)), expected)
 
 
-def test_more_containers() -> None:
+def test_more_containers():
     embeddings, labels = batch(5, 12, 3)
     pair = {"a": losses.NTXentLoss(), "b": losses.TripletMarginLoss()}
     several = losses.MultipleLosses(pair, {"a": miners.MultiSimilarityMiner()}, {"a": 1, "b": 0.5})
@@ -629,7 +628,7 @@ def test_more_containers() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # PML 2's trainers show losses
-def test_a_trainer_of_pml_reaches_the_same_weights() -> None:
+def test_a_trainer_of_pml_reaches_the_same_weights():
     embeddings, labels = batch(3, 24, 4)
     data = torch.utils.data.TensorDataset(embeddings.float(), labels)
     made = []

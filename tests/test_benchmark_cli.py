@@ -9,9 +9,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +24,7 @@ DIGITS = ["--data", "digits", "--epochs", "2"]
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def one(tmp_path_factory):
     """One loss on a few vectors: what is done with files and on a terminal does not depend on the data."""
     path = tmp_path_factory.mktemp("data") / "vectors.npz"
     draw, labels = np.random.default_rng(0), np.arange(12).repeat(6)
@@ -35,12 +33,12 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def small(one: list[str]) -> list[str]:
+def small(one):
     return [*one[:3], "RAW", *one[3:]]
 
 
 @pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def one_thread(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the command takes all cores otherwise
     monkeypatch.setattr(plots, "draw", lambda *_: [])
     before = torch.get_num_threads()
@@ -49,7 +47,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def fails(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int = 2) -> str:
+def fails(arguments, capsys, code=2):
     """Run the command, which must end with that code and one line; return the line."""
     capsys.readouterr()
     try:
@@ -62,11 +60,11 @@ def fails(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int = 
     return error
 
 
-def measured(out: Path) -> list[Any]:
+def measured(out):
     return [(r.loss, r.metrics) for r in result.read(out / "results.jsonl")]
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(tmp_path, capsys):
     out = tmp_path / "out"
     assert main([*DIGITS, "--losses", "RAW", "ContrastiveLoss", "--out", str(out)]) == 0
     printed = capsys.readouterr()
@@ -82,9 +80,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert (out / "table.md").read_text().count("|\n") == 5
 
 
-def test_bars_on_a_terminal(small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bars_on_a_terminal(small, tmp_path, monkeypatch):
     class Terminal(io.StringIO):
-        def isatty(self) -> bool:
+        def isatty(self):
             return True
 
     monkeypatch.setattr(sys, "stderr", Terminal())
@@ -96,9 +94,7 @@ def test_bars_on_a_terminal(small: list[str], tmp_path: Path, monkeypatch: pytes
     assert re.search(r"loss=\d", shown)
 
 
-def test_the_default_folder_carries_the_time_and_is_the_one_to_resume(
-    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_default_folder_carries_the_time_and_is_the_one_to_resume(small, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(small) == 0
     (out,) = (tmp_path / "runs").iterdir()
@@ -109,7 +105,7 @@ def test_the_default_folder_carries_the_time_and_is_the_one_to_resume(
     assert f"writing to {Path('runs') / out.name}" in capsys.readouterr().out
 
 
-def test_unknown_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_names(tmp_path, capsys):
     out = str(tmp_path / "out")
     assert "unknown loss 'RAWW'; did you mean RAW" in fails(["--losses", "RAWW", "--out", out], capsys)
     assert "did you mean ContrastiveLoss" in fails(["--losses", "contrastiveloss", "--out", out], capsys)
@@ -119,7 +115,7 @@ def test_unknown_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert not (tmp_path / "out").exists()
 
 
-def test_losses_that_cannot_be_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_losses_that_cannot_be_run(tmp_path, capsys):
     out = ["--data", "digits", "--out", str(tmp_path / "out")]
     assert "no default for margin, Tn" in fails(["--losses", "RankedListLoss", *out], capsys)
     assert "VICRegLoss cannot be trained on labelled batches" in fails(["--losses", "VICRegLoss", *out], capsys)
@@ -140,39 +136,37 @@ def test_losses_that_cannot_be_run(tmp_path: Path, capsys: pytest.CaptureFixture
         (["--nonsense"], "unrecognized arguments"),
     ],
 )
-def test_bad_values(arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_values(arguments, message, tmp_path, capsys):
     assert message in fails([*arguments, "--out", str(tmp_path / "out")], capsys)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_without_cuda(capsys: pytest.CaptureFixture[str]) -> None:
+def test_cuda_without_cuda(capsys):
     assert "sees no CUDA device" in fails(["--device", "cuda"], capsys)
 
 
-def test_missing_packages(
-    small: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_packages(small, capsys, monkeypatch):
     monkeypatch.setattr(errors, "find_spec", lambda name: None if name in ("filelock", "sklearn") else name)
     message = fails(small, capsys)
     assert "needs filelock, scikit-learn" in message
     assert "pml_ext[benchmark]" in message
 
 
-def test_unwritable_folder(small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unwritable_folder(small, tmp_path, capsys):
     (tmp_path / "file").write_text("not a folder")
     assert "cannot read or write" in fails([*small, "--out", str(tmp_path / "file" / "out")], capsys)
     assert "cannot read or write /proc/out" in fails([*small, "--out", "/proc/out"], capsys)
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
-def test_folder_without_permission(small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_without_permission(small, tmp_path, capsys):
     tmp_path.chmod(0o500)
     assert "Permission denied" in fails([*small, "--out", str(tmp_path / "out")], capsys)
     tmp_path.chmod(0o700)
 
 
-def test_nothing_is_mixed_or_overwritten(small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_mixed_or_overwritten(small, tmp_path, capsys):
     out = tmp_path / "out"
     assert "there is no experiment" in fails(["--resume", "--out", str(out)], capsys)
     assert main([*small, "--out", str(out)]) == 0
@@ -186,17 +180,15 @@ def test_nothing_is_mixed_or_overwritten(small: list[str], tmp_path: Path, capsy
     assert "is not empty" in fails([*small, "--out", str(tmp_path / "thesis")], capsys)
 
 
-def test_a_folder_of_another_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_of_another_version(tmp_path, capsys):
     (tmp_path / folder.ARGUMENTS).write_text(json.dumps({"speed": 3}))
     assert "of another version" in fails(["--resume", "--out", str(tmp_path)], capsys)
     (tmp_path / folder.ARGUMENTS).write_text("{")
     assert "is not JSON" in fails(["--resume", "--out", str(tmp_path)], capsys)
 
 
-def test_interrupted(
-    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(*_: Any) -> None:
+def test_interrupted(small, tmp_path, capsys, monkeypatch):
+    def interrupt(*_):
         raise KeyboardInterrupt
 
     out = tmp_path / "a b"
@@ -209,7 +201,7 @@ def test_interrupted(
 
 
 @pytest.fixture(scope="module")
-def undisturbed(one: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+def undisturbed(one, tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "draw", lambda *_: [])
@@ -218,15 +210,15 @@ def undisturbed(one: list[str], tmp_path_factory: pytest.TempPathFactory) -> lis
     return measured(out)
 
 
-def full(*_: Any, **__: Any) -> None:
+def full(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def full_for(name: str, patch: pytest.MonkeyPatch) -> None:
+def full_for(name, patch):
     """Let the disk be full for one kind of file."""
     replace = os.replace
 
-    def replace_or_fail(source: Path, target: Path) -> None:
+    def replace_or_fail(source, target):
         if Path(target).name == name:
             full()
         replace(source, target)
@@ -234,18 +226,18 @@ def full_for(name: str, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(files.os, "replace", replace_or_fail)
 
 
-def full_for_sqlite(patch: pytest.MonkeyPatch) -> None:
+def full_for_sqlite(patch):
     """Let SQLite itself find no room for more than a few pages."""
     opened = DBManager.open
 
-    def small(self: Any) -> None:
+    def small(self):
         opened(self)
         self.conn.execute("PRAGMA max_page_count = 6")
 
     patch.setattr(DBManager, "open", small)
 
 
-def full_for_csv(patch: pytest.MonkeyPatch) -> None:
+def full_for_csv(patch):
     patch.setattr("record_keeper.record_keeper.c_f.write_dict_of_lists_to_csv", full)
 
 
@@ -261,13 +253,13 @@ def full_for_csv(patch: pytest.MonkeyPatch) -> None:
     ids=["checkpoint", "results", "table", "sqlite", "csv"],
 )
 def test_full_disk(
-    fill: Callable[[pytest.MonkeyPatch], None],
-    undisturbed: list[Any],
-    one: list[str],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    fill,
+    undisturbed,
+    one,
+    tmp_path,
+    capsys,
+    monkeypatch,
+):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         fill(patch)
@@ -281,7 +273,7 @@ def test_full_disk(
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="no private mounts here")
-def test_a_really_full_disk(tmp_path: Path) -> None:
+def test_a_really_full_disk(tmp_path):
     # The disk is mounted in a namespace of its own, so that it is gone with the process whatever happens.
     namespace = ["unshare", "--mount", "--map-root-user"]
     mount = 'mount -t tmpfs -o size=900k tmpfs "$1"'
@@ -313,13 +305,13 @@ print("exit code", main(["--resume", "--out", disk + "/out"]))
     assert "ContrastiveLoss  " in second
 
 
-def test_errors_in_words() -> None:
+def test_errors_in_words():
     assert errors.explain(sqlite3.OperationalError("database or disk is full")).startswith("the disk is full")
     assert "readonly" in errors.explain(sqlite3.OperationalError("attempt to write a readonly database"))
     assert errors.explain(OSError(errno.EDQUOT, "Disk quota exceeded", "x")) == "the disk is full (x)"
 
 
-def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
     assert stop.value.code == 0
@@ -328,7 +320,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         assert option in text
 
 
-def test_the_module_is_the_command() -> None:
+def test_the_module_is_the_command():
     command = [sys.executable, "-m", "pml_ext.benchmark", "--losses", "nothing_like_it"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
@@ -337,7 +329,7 @@ def test_the_module_is_the_command() -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_commit_is_that_of_our_own_source_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commit_is_that_of_our_own_source_only(tmp_path, monkeypatch):
     git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@example.org"]
     monkeypatch.setattr(environment, "PACKAGE", tmp_path)
     commit = environment.commit.__wrapped__

@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,7 +15,7 @@ from pml_ext.benchmark.kinds import Number, Several, Text, Whole
 from pml_ext.trainers.methods import methods
 
 
-def heavy_modules_after(arguments: list[str]) -> tuple[int, set[str], str]:
+def heavy_modules_after(arguments):
     """What a process has imported when the command has ended: exit code, heavy packages, what was printed."""
     code = f"""
 import sys
@@ -47,13 +46,13 @@ print(ended, *({{"torch", "pytorch_metric_learning", "numpy", "matplotlib", "skl
         (["--resume", "--out", "/nowhere/at/all"], 2, "there is no experiment in /nowhere/at/all"),
     ],
 )
-def test_a_mistake_is_known_before_torch_is(arguments: list[str], code: int, said: str) -> None:
+def test_a_mistake_is_known_before_torch_is(arguments, code, said):
     ended, heavy, printed = heavy_modules_after(arguments)
     assert (ended, heavy) == (code, set())
     assert said in " ".join(printed.split())
 
 
-def test_names_that_are_read_are_those_that_are_imported() -> None:
+def test_names_that_are_read_are_those_that_are_imported():
     assert names.catalog() == tuple(catalog.recipes)
     assert names.methods() == tuple(methods)
     assert list(names.ours()) == our_losses.__all__
@@ -63,11 +62,11 @@ def test_names_that_are_read_are_those_that_are_imported() -> None:
 @pytest.mark.parametrize(
     "spec", ["RAW", "RAW(gamma=0.3, alpha=4)", "RAWLoss", "pml:TripletMarginLoss", "my_losses:MyLoss", "HDML-NPair"]
 )
-def test_forms_of_a_loss(spec: str) -> None:
+def test_forms_of_a_loss(spec):
     assert Experiment(losses=spec).losses == (spec,)
 
 
-def test_every_field_is_documented_and_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_field_is_documented_and_a_flag(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     text = capsys.readouterr().out
@@ -88,7 +87,7 @@ def test_every_field_is_documented_and_a_flag(capsys: pytest.CaptureFixture[str]
         (["--dataset", "digits"], {"data": "digits"}),
     ],
 )
-def test_flags_become_arguments(arguments: list[str], expected: dict[str, Any]) -> None:
+def test_flags_become_arguments(arguments, expected):
     given = vars(cli.parser().parse_args(arguments))
     experiment = Experiment(**{k: v for k, v in given.items() if k != "resume"})
     assert {name: getattr(experiment, name) for name in expected} == expected
@@ -107,7 +106,7 @@ def test_flags_become_arguments(arguments: list[str], expected: dict[str, Any]) 
         (Several(Whole(1), distinct=False, most=2), [(8, 8)], [(1, 2, 3)]),
     ],
 )
-def test_kinds(kind: Any, good: list[Any], bad: list[Any]) -> None:
+def test_kinds(kind, good, bad):
     for value in good:
         kind.check("x", value)
     for value in bad:
@@ -119,7 +118,7 @@ def test_kinds(kind: Any, good: list[Any], bad: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("name", config.protocols())
-def test_a_protocol_is_a_whole_set_of_arguments_with_a_source(name: str) -> None:
+def test_a_protocol_is_a_whole_set_of_arguments_with_a_source(name):
     document = json.loads((config.PROTOCOLS / f"{name}.json").read_text())
     assert set(document) == {"about", "source", "arguments", "data"}
     for data in ("glyphs", *document["data"]):
@@ -129,7 +128,7 @@ def test_a_protocol_is_a_whole_set_of_arguments_with_a_source(name: str) -> None
             assert experiment.arguments()[key] == value
 
 
-def test_numbers_of_the_protocols() -> None:
+def test_numbers_of_the_protocols():
     meant, run = (Experiment(protocol=name, data="cub:/x") for name in ("deep-metric", "deep-metric-as-run"))
     assert (meant.batch_size // meant.classes_per_batch, meant.classes_per_batch) == (5, 16)
     assert meant.trunk_learning_rate == pytest.approx(meant.learning_rate / 10)
@@ -144,7 +143,7 @@ def test_numbers_of_the_protocols() -> None:
     assert (check.optimizer, check.learning_rate, check.recall_at) == ("rmsprop", 1e-6, (1, 10, 100, 1000))
 
 
-def test_what_is_given_comes_before_a_file_and_that_before_a_protocol(tmp_path: Path) -> None:
+def test_what_is_given_comes_before_a_file_and_that_before_a_protocol(tmp_path):
     path = tmp_path / "found.json"
     path.write_text(json.dumps({"epochs": 7, "batch_size": 24, "protocol": "frozen-head"}))
     experiment = Experiment(protocol="reality-check", config=str(path), batch_size=16)
@@ -163,7 +162,7 @@ def test_what_is_given_comes_before_a_file_and_that_before_a_protocol(tmp_path: 
         (None, "cannot read"),
     ],
 )
-def test_wrong_configuration_files(content: str | None, said: str, tmp_path: Path) -> None:
+def test_wrong_configuration_files(content, said, tmp_path):
     path = tmp_path / "c.json"
     if content is not None:
         path.write_text(content)
@@ -174,7 +173,7 @@ def test_wrong_configuration_files(content: str | None, said: str, tmp_path: Pat
 # --- the layout: arrows point down
 
 
-def imports(path: Path) -> set[str]:
+def imports(path):
     """The modules of the benchmark that a file imports when it is imported itself."""
     found = set()
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -185,7 +184,7 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def test_the_benchmark_has_no_circles() -> None:
+def test_the_benchmark_has_no_circles():
     graph = {path.stem: imports(path) for path in Path(config.__file__).parent.glob("*.py") if path.stem != "__init__"}
     done: set[str] = set()
     while len(done) < len(graph):
@@ -198,5 +197,5 @@ LIGHT = ("config", "kinds", "names", "errors", "folder", "files", "streams", "lo
 
 
 @pytest.mark.parametrize("name", [*LIGHT, "cli", "use"])
-def test_what_checks_a_command_stands_on_light_modules(name: str) -> None:
+def test_what_checks_a_command_stands_on_light_modules(name):
     assert imports(Path(config.__file__).parent / f"{name}.py") <= set(LIGHT)

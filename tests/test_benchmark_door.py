@@ -1,9 +1,7 @@
 """From Python: objects in the place of names, the same folder, the same numbers."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +23,7 @@ BUDGET: dict[str, Any] = {"epochs": 2, "steps": 2, "batch_size": 12, "embedding_
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def quick(monkeypatch):
     monkeypatch.setattr(plots, "draw", lambda *_: [])
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -33,7 +31,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def vectors(classes: int = 16, per_class: int = 5) -> TensorDataset:
+def vectors(classes=16, per_class=5):
     labels = torch.arange(classes).repeat_interleave(per_class)
     centers = torch.randn(classes, 6, generator=torch.Generator().manual_seed(0))
     noise = torch.randn(len(labels), 6, generator=torch.Generator().manual_seed(1))
@@ -41,7 +39,7 @@ def vectors(classes: int = 16, per_class: int = 5) -> TensorDataset:
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> Path:
+def photos(tmp_path):
     """A folder of 12 classes of 3 pictures, each class of one color."""
     draw = np.random.default_rng(0)
     for label in range(12):
@@ -58,18 +56,18 @@ class Trunk(nn.Module):
 
     seen = 0
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.layer = nn.Conv2d(3, 5, 3)
         self.norm = nn.BatchNorm2d(5)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images):
         Trunk.seen += len(images)
         found: torch.Tensor = self.norm(self.layer(images)).mean((2, 3))
         return found
 
 
-def test_objects_for_data_and_losses_and_what_they_become(tmp_path: Path) -> None:
+def test_objects_for_data_and_losses_and_what_they_become(tmp_path):
     proxies = pml_losses.ProxyAnchorLoss(5, 4)
     start = proxies.proxies.detach().clone()
     given: tuple[Any, ...] = (
@@ -94,7 +92,7 @@ def test_objects_for_data_and_losses_and_what_they_become(tmp_path: Path) -> Non
     assert sum(one.loss == "NCA" for one in grown) == 2
 
 
-def test_vectors_that_are_good_stay_good_under_principal_components() -> None:
+def test_vectors_that_are_good_stay_good_under_principal_components():
     data = Data.of(Experiment(data=vectors(), **BUDGET))
     assert data.pretrained
     head = features.principal_head(data.train.vectors, 4)
@@ -104,7 +102,7 @@ def test_vectors_that_are_good_stay_good_under_principal_components() -> None:
     assert float(kept) == pytest.approx(float(values[:4].sum() / values.sum()), rel=1e-4)
 
 
-def test_a_trunk_of_ones_own_on_a_folder_is_kept_and_used(photos: Path, tmp_path: Path) -> None:
+def test_a_trunk_of_ones_own_on_a_folder_is_kept_and_used(photos, tmp_path):
     trunk = Trunk()
     start = [value.clone() for value in trunk.state_dict().values()]
     out = tmp_path / "out"
@@ -119,7 +117,7 @@ def test_a_trunk_of_ones_own_on_a_folder_is_kept_and_used(photos: Path, tmp_path
     assert json.loads((out / "best" / "model.json").read_text())["preprocessing"]["image_size"] == [16, 20]
 
 
-def test_images_are_scaled_to_a_shorter_side_before_they_are_cut(photos: Path) -> None:
+def test_images_are_scaled_to_a_shorter_side_before_they_are_cut(photos):
     size = {"image_size": (16, 12), "trunk": Trunk(), "data": photos}
     data = Data.of(Experiment(shorter_side=15, **size))
     assert data.preprocessing is not None
@@ -140,7 +138,7 @@ def test_images_are_scaled_to_a_shorter_side_before_they_are_cut(photos: Path) -
         Data.of(Experiment(shorter_side=11, **size))
 
 
-def test_crop_and_flip_of_training_images(photos: Path) -> None:
+def test_crop_and_flip_of_training_images(photos):
     size: dict[str, Any] = {"image_size": (16, 12), "trunk": Trunk(), "data": photos}
     data = Data.of(Experiment(crop_scale=0.5, flip=1, **size))
     assert data.preprocessing is not None
@@ -168,9 +166,7 @@ def test_crop_and_flip_of_training_images(photos: Path) -> None:
         ({"frozen": True}, None),
     ],
 )
-def test_flags_of_training_images_without_effect_are_named(
-    photos: Path, arguments: dict[str, Any], line: str | None
-) -> None:
+def test_flags_of_training_images_without_effect_are_named(photos, arguments, line):
     given = {"data": photos} | arguments
     if given["data"] == "vectors":
         given["data"] = (torch.randn(60, 5), [i // 4 for i in range(60)])
@@ -180,7 +176,7 @@ def test_flags_of_training_images_without_effect_are_named(
     ]
 
 
-def test_features_of_a_frozen_trunk_are_computed_once(photos: Path, tmp_path: Path) -> None:
+def test_features_of_a_frozen_trunk_are_computed_once(photos, tmp_path):
     trunk = Trunk()
     experiment = Experiment(
         data=photos,
@@ -228,7 +224,7 @@ def test_features_of_a_frozen_trunk_are_computed_once(photos: Path, tmp_path: Pa
         ({"losses": (3,)}, "must be a name or an object"),
     ],
 )
-def test_what_cannot_be_is_one_line_before_any_run(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_what_cannot_be_is_one_line_before_any_run(changes, said, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(BenchmarkError, match=said) as caught:
         Experiment(**({"data": vectors(), "losses": ("RAW",), "out": out} | BUDGET | changes)).run()

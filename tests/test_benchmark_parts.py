@@ -1,16 +1,13 @@
 """Arguments, losses by name, the network, the table, and the pictures."""
 
 import io
-from collections.abc import Callable
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 from pytorch_metric_learning import losses as pml_losses
 
@@ -35,7 +32,7 @@ from pml_ext.evaluation import Difference, Standing
 METRICS = evaluate.names((1, 2, 4, 8))
 
 
-def made(loss: str, seed: int, recall: float, epochs: int = 3) -> Result:
+def made(loss, seed, recall, epochs=3):
     metrics = dict.fromkeys(METRICS, recall)
     if loss == "untrained":
         return Result(loss, seed, metrics, [], None, {})
@@ -46,20 +43,20 @@ def made(loss: str, seed: int, recall: float, epochs: int = 3) -> Result:
 # --- arguments
 
 
-def test_arguments_survive_json() -> None:
+def test_arguments_survive_json():
     experiment = Experiment(losses=("RAW", "ArcFaceLoss"), seeds=(1, 2), out="x")
     assert Experiment(**experiment.arguments()) == experiment
     assert Experiment(losses="RAW") == Experiment(losses=["RAW"])  # type: ignore[arg-type]
 
 
-def test_the_old_name_of_data() -> None:
+def test_the_old_name_of_data():
     with pytest.warns(DeprecationWarning, match="data now"):
         assert Experiment(dataset="digits") == Experiment(data="digits")
     with pytest.raises(BenchmarkError, match="give data alone"), pytest.warns(DeprecationWarning, match="data now"):
         Experiment(dataset="digits", data="digits")
 
 
-def test_all_is_the_catalog() -> None:
+def test_all_is_the_catalog():
     assert Experiment(losses=("all",)).losses == tuple(catalog.recipes)
     assert Experiment(losses=("all",)).losses
 
@@ -79,13 +76,13 @@ def test_all_is_the_catalog() -> None:
         {"device": "meta"},
     ],
 )
-def test_bad_arguments(bad: dict[str, object]) -> None:
+def test_bad_arguments(bad):
     with pytest.raises(BenchmarkError, match=str(next(iter(bad.values()))).strip("()-,") or "empty"):
         Experiment(**bad)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dataset", list(DATASETS))
-def test_batches_are_whole_classes(dataset: str) -> None:
+def test_batches_are_whole_classes(dataset):
     data = Data.of(Experiment(data=dataset))
     assert not set(data.train.labels.tolist()) & set(data.test.labels.tolist())
     for size, classes in ((128, 32), (30, 7), (4, 2)):
@@ -101,7 +98,7 @@ def test_batches_are_whole_classes(dataset: str) -> None:
 
 @pytest.mark.filterwarnings("default")  # PML's LargeMarginSoftmaxLoss and HistogramLoss use torch and numpy of old
 @pytest.mark.parametrize("name", losses.names())
-def test_every_name_can_be_trained_or_says_why_not(name: str) -> None:
+def test_every_name_can_be_trained_or_says_why_not(name):
     unusable = {
         "DynamicSoftMarginLoss": "second time",
         "ManifoldLoss": "no default for l",
@@ -116,7 +113,7 @@ def test_every_name_can_be_trained_or_says_why_not(name: str) -> None:
         losses.rehearse(name, classes=10, embedding_size=16, images_per_class=4)
 
 
-def test_losses_are_told_the_number_of_classes() -> None:
+def test_losses_are_told_the_number_of_classes():
     recipe = losses.build("SubCenterArcFaceLoss", classes=7, embedding_size=5)
     assert isinstance(recipe.loss, pml_losses.SubCenterArcFaceLoss)
     assert recipe.loss.W.shape == (5, 7 * 3)
@@ -124,7 +121,7 @@ def test_losses_are_told_the_number_of_classes() -> None:
     assert losses.build("MarginLoss", classes=7, embedding_size=5).loss.beta.numel() == 1  # its default
 
 
-def test_the_catalog_comes_before_pml() -> None:
+def test_the_catalog_comes_before_pml():
     recipe = losses.build("RAW", classes=7, embedding_size=5)
     assert type(recipe.loss) is type(catalog.build("RAW").loss)
     assert len(losses.names()) == len(set(losses.names()))
@@ -133,7 +130,7 @@ def test_the_catalog_comes_before_pml() -> None:
 # --- the table
 
 
-def test_names_of_pml_are_read_wherever_they_are_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_of_pml_are_read_wherever_they_are_written_down(tmp_path, monkeypatch):
     package = tmp_path / "pytorch_metric_learning"
     package.mkdir()
     (package / "__init__.py").write_text("")
@@ -156,11 +153,11 @@ def test_names_of_pml_are_read_wherever_they_are_written_down(tmp_path: Path, mo
     assert names.pml() == ("ALoss", "BLoss")
 
 
-def test_bases_of_pml_are_no_losses() -> None:
+def test_bases_of_pml_are_no_losses():
     assert not {"BaseMetricLossFunction", "GenericPairLoss", "BaseProxyLoss"} & set(losses.names())
 
 
-def test_table() -> None:
+def test_table():
     lines = table.text([made("untrained", 0, 0.05), made("RAW", 0, 0.5)]).splitlines()
     assert lines[0].split() == ["loss", "recall@1", "@2", "@4", "@8", "MAP@R", "R-precision", "NMI", "s/epoch"]
     assert lines[2].split() == ["untrained", *["5.0"] * 7, "-"]
@@ -168,7 +165,7 @@ def test_table() -> None:
     assert len({len(line) for line in lines[:4]}) == 1, "the columns are aligned"
 
 
-def test_table_of_several_seeds() -> None:
+def test_table_of_several_seeds():
     results = [made(name, seed, recall) for name in ("untrained", "RAW") for seed, recall in enumerate((0.4, 0.5, 0.6))]
     text = table.text(results)
     assert text.count("RAW") == 1
@@ -177,7 +174,7 @@ def test_table_of_several_seeds() -> None:
     assert "| RAW | 50.0 ± 24.8 |" in table.markdown(results)
 
 
-def test_the_table_says_how_many_have_failed_and_why() -> None:
+def test_the_table_says_how_many_have_failed_and_why():
     failed = Result("RAW", 2, {}, [], None, {}, error="diverged: the loss is nan at epoch 1, step 3")
     text = table.text([made("RAW", 0, 0.4), made("RAW", 1, 0.4), failed])
     assert "RAW (2 of 3)" in text
@@ -185,7 +182,7 @@ def test_the_table_says_how_many_have_failed_and_why() -> None:
     assert text.splitlines()[-1] == "RAW, seed 2, failed: diverged: the loss is nan at epoch 1, step 3"
 
 
-def test_ranks_in_the_table() -> None:
+def test_ranks_in_the_table():
     results = [made(name, 0, 0.5) for name in ("A", "B|C")]
     standing = {
         "A": Standing(0.5, 1, 1, None, True, 1, 1),
@@ -196,7 +193,7 @@ def test_ranks_in_the_table() -> None:
     assert rows[1][0] == "| B\\|C", "a name does not end a cell"
 
 
-def test_table_shows_nan() -> None:
+def test_table_shows_nan():
     result = made("RAW", 0, 0.4)
     assert "nan" in table.text([replace(result, metrics={**result.metrics, "NMI": float("nan")})])
 
@@ -204,18 +201,18 @@ def test_table_shows_nan() -> None:
 # --- the pictures
 
 
-def pixels(figure: Figure, tmp_path: Path) -> np.ndarray:
+def pixels(figure, tmp_path):
     with Image.open(io.BytesIO(plots._save(figure, tmp_path / "figure.png").read_bytes())) as image:
         return np.asarray(image.convert("RGB"))
 
 
-def has(image: np.ndarray, colour: str) -> bool:
+def has(image, colour):
     rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
     return bool((np.abs(image.astype(int) - rgb).sum(axis=2) < 6).sum() > 40)
 
 
 @pytest.mark.parametrize("draw", [curves.learning_curves, curves.recall_curves])
-def test_curves_have_a_line_and_a_name_per_loss(draw: Callable[[list[Result]], Figure], tmp_path: Path) -> None:
+def test_curves_have_a_line_and_a_name_per_loss(draw, tmp_path):
     names = ["RAW", "ContrastiveLoss", "TripletMarginLoss"]
     figure = draw([made("untrained", 0, 0.05), *(made(name, 0, 0.5 + i / 10) for i, name in enumerate(names))])
     image = pixels(figure, tmp_path)
@@ -229,14 +226,14 @@ def test_curves_have_a_line_and_a_name_per_loss(draw: Callable[[list[Result]], F
     assert axes.get_title(loc="left")
 
 
-def test_learning_curves_start_untrained() -> None:
+def test_learning_curves_start_untrained():
     figure = curves.learning_curves([made("untrained", 0, 0.05), made("RAW", 0, 0.6)])
     line = figure.axes[0].lines[0]
     assert list(line.get_xdata()) == [0, 1, 2, 3]
     assert np.allclose(line.get_ydata(), [5, 20, 40, 60])
 
 
-def test_names_at_the_ends_do_not_overlap() -> None:
+def test_names_at_the_ends_do_not_overlap():
     results = [made("untrained", 0, 0.05), *(made(name, 0, 0.9) for name in ("RAW", "ContrastiveLoss", "NCALoss"))]
     figure = curves.recall_curves(results)
     FigureCanvasAgg(figure).draw()
@@ -246,7 +243,7 @@ def test_names_at_the_ends_do_not_overlap() -> None:
     assert all(figure.bbox.contains(*corner) for box in boxes for corner in (box.min, box.max))
 
 
-def test_many_losses_get_a_legend(tmp_path: Path) -> None:
+def test_many_losses_get_a_legend(tmp_path):
     figure = curves.learning_curves([made(f"loss{i}", 0, i / 40) for i in range(1, 32)])
     assert len({(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines}) >= 28
     assert len(figure.axes[0].get_legend().get_texts()) == 31
@@ -254,7 +251,7 @@ def test_many_losses_get_a_legend(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("draw", [curves.learning_curves, curves.recall_curves])
-def test_lines_that_lie_high_fill_the_picture(draw: Callable[[list[Result]], Figure]) -> None:
+def test_lines_that_lie_high_fill_the_picture(draw):
     high = [made(f"loss{i}", 0, 0.8 + i / 200, epochs=1) for i in range(4)]
     axes = draw(high).axes[0]
     bottom, top = axes.get_ylim()
@@ -264,7 +261,7 @@ def test_lines_that_lie_high_fill_the_picture(draw: Callable[[list[Result]], Fig
     assert draw([made("low", 0, 0.3, epochs=1), *high]).axes[0].get_ylim()[0] == 0
 
 
-def test_gallery_marks_right_and_wrong(tmp_path: Path) -> None:
+def test_gallery_marks_right_and_wrong(tmp_path):
     test = DATASETS["digits"](split="test")
     one_hot = torch.nn.functional.one_hot(test.labels - test.labels.min()).float()
     right = pixels(pictures.gallery(test, {"oracle": one_hot}), tmp_path)[120:]
@@ -275,7 +272,7 @@ def test_gallery_marks_right_and_wrong(tmp_path: Path) -> None:
     assert has(wrong, pictures.WRONG)
 
 
-def test_gallery_leaves_the_query_out() -> None:
+def test_gallery_leaves_the_query_out():
     vectors = torch.nn.functional.normalize(torch.randn(20, 4), dim=1)
     for query in range(20):
         nearest = pictures._nearest(vectors, query)
@@ -285,17 +282,17 @@ def test_gallery_leaves_the_query_out() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Glyph:UserWarning")  # the font has no Chinese
-def test_names_of_strangers_fit_into_the_pictures(tmp_path: Path) -> None:
+def test_names_of_strangers_fit_into_the_pictures(tmp_path):
     names = ("$x^", "a name that goes on and on and on until the picture is over", "two\nlines", "<b>", "_", "鳥")
 
     class Test:
         labels = torch.arange(24) % 6
         classes = names
 
-        def __len__(self) -> int:
+        def __len__(self):
             return 24
 
-        def image(self, index: int) -> Image.Image:
+        def image(self, index):
             return Image.new("RGB", (60, 20), (10 * index, 90, 90))
 
     vectors = torch.nn.functional.normalize(torch.randn(24, 4, generator=torch.Generator().manual_seed(1)), dim=1)
@@ -316,7 +313,7 @@ def test_names_of_strangers_fit_into_the_pictures(tmp_path: Path) -> None:
     assert tuple(picture[48, 0]) != (255, 255, 255)
 
 
-def test_projection_has_a_panel_per_loss_and_a_name_per_class(tmp_path: Path) -> None:
+def test_projection_has_a_panel_per_loss_and_a_name_per_class(tmp_path):
     test = DATASETS["digits"](split="test")
     one_hot = torch.nn.functional.one_hot(test.labels - test.labels.min()).float()
     noise = 0.1 * torch.randn(one_hot.shape, generator=torch.Generator().manual_seed(0))
@@ -329,7 +326,7 @@ def test_projection_has_a_panel_per_loss_and_a_name_per_class(tmp_path: Path) ->
         assert has(image, colour)
 
 
-def test_all_pictures_of_an_experiment(tmp_path: Path) -> None:
+def test_all_pictures_of_an_experiment(tmp_path):
     out = tmp_path / "out"
     Experiment(losses=("RAW",), data="digits", epochs=1, steps=1, out=str(out), device="cpu").run()
     names = ["gallery.png", "health.png", "learning_curves.png", "projection.png", "recall_at_k.png"]
@@ -346,14 +343,14 @@ def test_all_pictures_of_an_experiment(tmp_path: Path) -> None:
     assert "digits: trained on" in report
 
 
-def test_what_queries_have_is_known_or_not(tmp_path: Path) -> None:
+def test_what_queries_have_is_known_or_not(tmp_path):
     results = [made("RAW", 0, 0.5), replace(made("RAW", 1, 0.5), error="diverged", metrics={}), made("NCA", 0, 0.5)]
 
-    def save(loss: str, seed: int, content: bytes) -> None:
+    def save(loss, seed, content):
         (tmp_path / f"{loss}-seed{seed}").mkdir(exist_ok=True)
         (tmp_path / f"{loss}-seed{seed}" / "queries.npz").write_bytes(content)
 
-    def values(*rows: float) -> bytes:
+    def values(*rows):
         stream = io.BytesIO()
         np.savez_compressed(stream, recall_at_1=np.array(rows, dtype=np.float32))
         return stream.getvalue()
@@ -371,6 +368,6 @@ def test_what_queries_have_is_known_or_not(tmp_path: Path) -> None:
     assert difference.of_losses(tmp_path, results) == {}
 
 
-def test_no_more_than_the_best_losses_are_pictured() -> None:
+def test_no_more_than_the_best_losses_are_pictured():
     results = [made("untrained", 0, 0.9), *(made(f"loss{i}", 0, i / 10) for i in (3, 5, 1, 4, 2))]
     assert plots._best(results) == ["untrained", "loss3", "loss5", "loss4"]

@@ -7,11 +7,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, fields, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +43,7 @@ SMALL = Experiment(
 
 
 @pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def one_thread(monkeypatch):
     # The plots have their own tests; here they would be drawn a dozen times.
     monkeypatch.setattr(plots, "draw", lambda *_: [])
     before = torch.get_num_threads()
@@ -56,7 +53,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Result]]:
+def finished(tmp_path_factory):
     """SMALL, run without a break."""
     out = tmp_path_factory.mktemp("finished") / "out"
     with pytest.MonkeyPatch.context() as patch:
@@ -64,24 +61,24 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Resul
         return out, replace(SMALL, out=str(out)).run()
 
 
-def numbers(results: list[Result]) -> list[tuple[Any, ...]]:
+def numbers(results):
     """Everything that a run measured but time."""
     history = [[{k: v for k, v in e.items() if k != "seconds"} for e in r.history] for r in results]
     return [(r.loss, r.seed, r.metrics, h) for r, h in zip(results, history, strict=True)]
 
 
-def tables(database: Path) -> dict[str, list[Any]]:
+def tables(database):
     with closing(sqlite3.connect(database)) as connection:
         names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
         return {name: connection.execute(f"SELECT * FROM {name}").fetchall() for (name,) in names}
 
 
-def columns(database: Path, table: str) -> list[str]:
+def columns(database, table):
     with closing(sqlite3.connect(database)) as connection:
         return [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
 
 
-def same_logs(a: Path, b: Path) -> None:
+def same_logs(a, b):
     assert tables(a / "records" / "logs.db") == tables(b / "records" / "logs.db")
     files = sorted(path.name for path in (a / "records").glob("*.csv"))
     assert files == sorted(path.name for path in (b / "records").glob("*.csv"))
@@ -89,7 +86,7 @@ def same_logs(a: Path, b: Path) -> None:
         assert (a / "records" / name).read_bytes() == (b / "records" / name).read_bytes(), name
 
 
-def test_one_result_per_run(finished: tuple[Path, list[Result]]) -> None:
+def test_one_result_per_run(finished):
     _, results = finished
     assert [r.loss for r in results] == ["untrained", *SMALL.losses]
     for r in results:
@@ -105,7 +102,7 @@ def test_one_result_per_run(finished: tuple[Path, list[Result]]) -> None:
         assert r.metrics != results[0].metrics
 
 
-def test_results_file(finished: tuple[Path, list[Result]]) -> None:
+def test_results_file(finished):
     out, results = finished
     lines = (out / "results.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [asdict(r) for r in results]
@@ -118,7 +115,7 @@ def test_results_file(finished: tuple[Path, list[Result]]) -> None:
     assert record["commit"] is None or len(record["commit"].removesuffix("-modified")) == 40
 
 
-def test_record_keeper_tables(finished: tuple[Path, list[Result]]) -> None:
+def test_record_keeper_tables(finished):
     out, results = finished
     where = out / "RAW-seed3" / "records"
     table = "accuracies_test"
@@ -141,9 +138,7 @@ def test_record_keeper_tables(finished: tuple[Path, list[Result]]) -> None:
     assert list((out / "RAW-seed3" / "tensorboard").glob("events.*"))
 
 
-def test_without_record_keeper_the_same_numbers(
-    finished: tuple[Path, list[Result]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_record_keeper_the_same_numbers(finished, tmp_path, monkeypatch):
     """PML 3 does not bring it. One line says what is missing; the logs of before are neither cut nor continued."""
     for module in ("record_keeper", "tensorboard", "torch.utils.tensorboard"):
         monkeypatch.setitem(sys.modules, module, None)
@@ -160,7 +155,7 @@ def test_without_record_keeper_the_same_numbers(
     assert not list((tmp_path / "out").rglob("logs.db")) + list((tmp_path / "out").rglob("events.*"))
 
 
-def test_without_tensorboard_there_are_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tensorboard_there_are_files(tmp_path, monkeypatch):
     for module in ("tensorboard", "torch.utils.tensorboard"):
         monkeypatch.setitem(sys.modules, module, None)
     with records.keeping(tmp_path) as keeper:
@@ -172,19 +167,19 @@ def test_without_tensorboard_there_are_files(tmp_path: Path, monkeypatch: pytest
     assert not records.have_events()
 
 
-def test_same_arguments_same_numbers(finished: tuple[Path, list[Result]], tmp_path: Path) -> None:
+def test_same_arguments_same_numbers(finished, tmp_path):
     torch.rand(7), np.random.rand(5)  # noqa: NPY002 - whatever was drawn before has no influence
     again = replace(SMALL, losses=SMALL.losses[::-1], out=str(tmp_path / "again")).run()
     assert sorted(numbers(again), key=str) == sorted(numbers(finished[1]), key=str)
 
 
-def test_another_seed_other_numbers(finished: tuple[Path, list[Result]], tmp_path: Path) -> None:
+def test_another_seed_other_numbers(finished, tmp_path):
     other = replace(SMALL, losses=("RAW",), epochs=1, seeds=(4,), out=str(tmp_path / "other")).run()
     assert other[0].metrics != finished[1][0].metrics
     assert other[1].history[0]["recall_at_1"] != finished[1][1].history[0]["recall_at_1"]
 
 
-def test_losses_of_a_seed_share_weights_and_batches(tmp_path: Path) -> None:
+def test_losses_of_a_seed_share_weights_and_batches(tmp_path):
     data = Data.of(SMALL)
     runs = {name: Run(SMALL, data, losses.parse(name), 5, tmp_path, Progress(0)) for name in SMALL.losses}
     start = new_network(SMALL, data, 5).trunk.state_dict()
@@ -197,7 +192,7 @@ def test_losses_of_a_seed_share_weights_and_batches(tmp_path: Path) -> None:
     assert [len(batch) for batch in batches["RAW"]] == [data.batch_size(SMALL)] * SMALL.steps
 
 
-def test_building_a_run_leaves_the_seed_set(tmp_path: Path) -> None:
+def test_building_a_run_leaves_the_seed_set(tmp_path):
     # ProxyAnchorLoss draws its proxies; the first batch must not depend on that.
     drawn = set()
     for name in ("RAW", "ProxyAnchorLoss"):
@@ -215,16 +210,16 @@ class Killed(BaseException):
     [(0, 1, "before"), (0, 2, "before"), (1, 2, "after"), (2, 1, "after")],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    finished: tuple[Path, list[Result]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    loss: int,
-    epoch: int,
-    where: str,
-) -> None:
+    finished,
+    tmp_path,
+    monkeypatch,
+    loss,
+    epoch,
+    where,
+):
     save, saved = checkpoint.save, 0
 
-    def save_or_die(path: Path, content: dict[str, Any]) -> None:
+    def save_or_die(path, content):
         nonlocal saved
         saved += 1
         now = saved == loss * SMALL.epochs + epoch
@@ -246,7 +241,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     same_logs(tmp_path / "out" / f"{SMALL.losses[loss]}-seed3", finished[0] / f"{SMALL.losses[loss]}-seed3")
 
 
-def test_sigkill_in_the_middle_of_an_epoch(finished: tuple[Path, list[Result]], tmp_path: Path) -> None:
+def test_sigkill_in_the_middle_of_an_epoch(finished, tmp_path):
     out = tmp_path / "out"
     code = f"""
 import os, signal, torch
@@ -272,13 +267,13 @@ Experiment(**{replace(SMALL, out=str(out)).arguments()!r}).run()
     assert numbers(results) == numbers(finished[1])
 
 
-def test_tensorboard_of_a_resumed_run_has_every_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_of_a_resumed_run_has_every_step_once(tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     experiment = replace(SMALL, losses=("RAW",), out=str(tmp_path / "out"))
     save, saved = checkpoint.save, 0
 
-    def die_second(path: Path, content: dict[str, Any]) -> None:
+    def die_second(path, content):
         nonlocal saved
         saved += 1
         if saved == 2:
@@ -296,15 +291,13 @@ def test_tensorboard_of_a_resumed_run_has_every_step_once(tmp_path: Path, monkey
     assert [event.step for event in events.Scalars(tag)] == [1, 2]
 
 
-def test_a_finished_experiment_is_not_run_again(
-    finished: tuple[Path, list[Result]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_finished_experiment_is_not_run_again(finished, monkeypatch):
     monkeypatch.setattr(Run, "__init__", lambda *_: pytest.fail("a finished run was started again"))
     out, results = finished
     assert replace(SMALL, out=str(out)).run(resume=True) == results
 
 
-def test_a_half_written_line_is_not_a_result(finished: tuple[Path, list[Result]], tmp_path: Path) -> None:
+def test_a_half_written_line_is_not_a_result(finished, tmp_path):
     whole = (finished[0] / "results.jsonl").read_text()
     lines = whole.splitlines(keepends=True)
     path = tmp_path / "results.jsonl"
@@ -316,7 +309,7 @@ def test_a_half_written_line_is_not_a_result(finished: tuple[Path, list[Result]]
     assert path.read_text() == whole
 
 
-def test_a_broken_line_in_the_middle_is_an_error(finished: tuple[Path, list[Result]], tmp_path: Path) -> None:
+def test_a_broken_line_in_the_middle_is_an_error(finished, tmp_path):
     lines = (finished[0] / "results.jsonl").read_text().splitlines(keepends=True)
     path = tmp_path / "results.jsonl"
     path.write_text(lines[0][:40] + "\n" + lines[1])
@@ -324,9 +317,9 @@ def test_a_broken_line_in_the_middle_is_an_error(finished: tuple[Path, list[Resu
         result.read(path)
 
 
-def test_checkpoints_hold_no_code(tmp_path: Path) -> None:
+def test_checkpoints_hold_no_code(tmp_path):
     class Harmful:
-        def __reduce__(self) -> Any:
+        def __reduce__(self):
             return os.mkdir, (str(tmp_path / "harm"),)
 
     torch.save({"history": [Harmful()]}, tmp_path / "checkpoint.pt")
@@ -335,10 +328,10 @@ def test_checkpoints_hold_no_code(tmp_path: Path) -> None:
     assert not (tmp_path / "harm").exists()
 
 
-def test_random_states_come_back(tmp_path: Path) -> None:
+def test_random_states_come_back(tmp_path):
     import random
 
-    def draw() -> tuple[float, float, float, float]:
+    def draw():
         return random.random(), np.random.rand(), np.random.randn(), float(torch.rand(()))  # noqa: NPY002
 
     randomness.seed_everything(0)
@@ -350,12 +343,12 @@ def test_random_states_come_back(tmp_path: Path) -> None:
     assert draw() == first
 
 
-def test_a_diverging_loss_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_diverging_loss_does_not_stop_the_others(tmp_path, monkeypatch):
     from pytorch_metric_learning.losses import ContrastiveLoss
 
     forward = ContrastiveLoss.forward
 
-    def explode(self: Any, embeddings: torch.Tensor, *rest: Any) -> Any:
+    def explode(self, embeddings, *rest):
         # Real batches are all of digits 0 to 4; the rehearsal has its own.
         value = forward(self, embeddings, *rest)
         return value * float("inf") if len(embeddings) > 40 and self.training and embeddings.requires_grad else value
@@ -380,14 +373,14 @@ def test_a_diverging_loss_does_not_stop_the_others(tmp_path: Path, monkeypatch: 
     assert [bool(one.error) for one in experiment.run()] == [False, True, False], "from Python it is a row"
 
 
-def test_several_seeds(tmp_path: Path) -> None:
+def test_several_seeds(tmp_path):
     results = replace(SMALL, losses=("RAW",), epochs=1, seeds=(0, 1), out=str(tmp_path / "out")).run()
     assert [(r.loss, r.seed) for r in results] == [("untrained", 0), ("RAW", 0), ("untrained", 1), ("RAW", 1)]
     assert "±" in (tmp_path / "out" / "table.md").read_text()
 
 
 @pytest.fixture(scope="module")
-def vectors(tmp_path_factory: pytest.TempPathFactory) -> str:
+def vectors(tmp_path_factory):
     """A file of a few vectors: a recipe does not depend on what the embeddings are made of."""
     path = tmp_path_factory.mktemp("data") / "vectors.npz"
     draw, labels = np.random.default_rng(0), np.arange(12).repeat(8)
@@ -396,7 +389,7 @@ def vectors(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("part", range(6))
-def test_every_entry_of_the_catalog_runs(part: int, vectors: str, tmp_path: Path) -> None:
+def test_every_entry_of_the_catalog_runs(part, vectors, tmp_path):
     names = tuple(catalog_names()[part::6])
     experiment = replace(SMALL, data=vectors, losses=names, epochs=1, steps=1, batch_size=24, out=str(tmp_path / "out"))
     trained = experiment.run()[2:]  # after the vectors themselves and a head that was not trained
@@ -411,12 +404,12 @@ def test_every_entry_of_the_catalog_runs(part: int, vectors: str, tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", catalog_names())
-def test_every_entry_of_the_catalog_resumes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_entry_of_the_catalog_resumes(name, tmp_path, monkeypatch):
     experiment = replace(SMALL, losses=(name,), batch_size=40, out=str(tmp_path / "whole"))
     whole = experiment.run()
     save = checkpoint.save
 
-    def save_and_die(path: Path, content: dict[str, Any]) -> None:
+    def save_and_die(path, content):
         save(path, content)
         raise Killed
 
@@ -428,7 +421,7 @@ def test_every_entry_of_the_catalog_resumes(name: str, tmp_path: Path, monkeypat
     assert numbers(parts.run(resume=True)) == numbers(whole)
 
 
-def test_queries_and_a_gallery_are_of_the_test_only(tmp_path: Path) -> None:
+def test_queries_and_a_gallery_are_of_the_test_only(tmp_path):
     """As in In-Shop: classes to train on have neither, and those of them that choose the epoch are compared all."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(18).repeat_interleave(4)

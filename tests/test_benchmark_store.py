@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -41,13 +40,13 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch):
     monkeypatch.setattr(plots, "draw", lambda *_: [])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory):
     """TINY, run once; to be copied, not changed."""
     out = tmp_path_factory.mktemp("finished") / "out"
     with pytest.MonkeyPatch.context() as patch:
@@ -56,13 +55,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def copied(finished: Path, tmp_path: Path) -> Path:
+def copied(finished, tmp_path):
     import shutil
 
     return Path(shutil.copytree(finished, tmp_path / "out"))
 
 
-def numbers(results: list[Result]) -> list[Any]:
+def numbers(results):
     return [
         (one.key, one.metrics, [{k: v for k, v in e.items() if k != "seconds"} for e in one.history]) for one in results
     ]
@@ -71,7 +70,7 @@ def numbers(results: list[Result]) -> list[Any]:
 # --- results.jsonl
 
 
-def record(**changes: Any) -> dict[str, Any]:
+def record(**changes):
     one = Result("RAW", 0, {"recall_at_1": 0.5}, [{"recall_at_1": 0.5, "seconds": 1.0}], 1.0, {}, best_epoch=1)
     return json.loads(json.dumps(asdict(one))) | changes
 
@@ -122,7 +121,7 @@ WRONG: list[tuple[str, Any]] = [
 
 
 @pytest.mark.parametrize(("name", "value"), WRONG)
-def test_a_wrong_value_is_one_line_with_file_line_and_field(name: str, value: Any, tmp_path: Path) -> None:
+def test_a_wrong_value_is_one_line_with_file_line_and_field(name, value, tmp_path):
     path = tmp_path / "results.jsonl"
     path.write_text(json.dumps(record(loss="NCA")) + "\n" + json.dumps(record(**{name: value})) + "\n")
     with pytest.raises(BenchmarkError, match=r"results\.jsonl, line 2 is not a result") as caught:
@@ -131,7 +130,7 @@ def test_a_wrong_value_is_one_line_with_file_line_and_field(name: str, value: An
 
 
 @pytest.mark.parametrize("line", ["", "x", "[]", "null", "3", '"RAW"', "{}", "[" * 5000, "\x00"])
-def test_a_line_that_is_no_result(line: str, tmp_path: Path) -> None:
+def test_a_line_that_is_no_result(line, tmp_path):
     (tmp_path / "results.jsonl").write_text(line + "\n")
     with pytest.raises(BenchmarkError, match="line 1 is not a result"):
         result.read(tmp_path / "results.jsonl")
@@ -141,7 +140,7 @@ def test_a_line_that_is_no_result(line: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["loss", "seed", "metrics", "history", "arguments", "versions"])
-def test_a_missing_field_is_named(name: str, tmp_path: Path) -> None:
+def test_a_missing_field_is_named(name, tmp_path):
     content = record()
     del content[name]
     (tmp_path / "results.jsonl").write_text(json.dumps(content) + "\n")
@@ -149,21 +148,21 @@ def test_a_missing_field_is_named(name: str, tmp_path: Path) -> None:
         result.read(tmp_path / "results.jsonl")
 
 
-def test_a_right_line_is_read_whatever_else_it_holds(tmp_path: Path) -> None:
+def test_a_right_line_is_read_whatever_else_it_holds(tmp_path):
     path = tmp_path / "results.jsonl"
     failed = record(loss="NCA", metrics={}, history=[], error="diverged: x", best_epoch=None)
     path.write_text(json.dumps(record(new_field=3)) + "\n" + json.dumps(failed) + "\n")
     assert [one.key for one in result.read(path)] == [("RAW", 0, None), ("NCA", 0, None)]
 
 
-def test_a_run_that_is_there_twice(tmp_path: Path) -> None:
+def test_a_run_that_is_there_twice(tmp_path):
     path = tmp_path / "results.jsonl"
     path.write_text(3 * (json.dumps(record()) + "\n"))
     with pytest.raises(BenchmarkError, match="lines 1 and 2 are of the same run, RAW, seed 0"):
         result.read(path)
 
 
-def test_a_run_of_another_experiment(finished: Path, tmp_path: Path) -> None:
+def test_a_run_of_another_experiment(finished, tmp_path):
     out = copied(finished, tmp_path)
     with (out / "results.jsonl").open("a") as stream:
         stream.write(json.dumps(record(seed=7)) + "\n")
@@ -177,7 +176,7 @@ def test_a_run_of_another_experiment(finished: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [".probe", ".lock", ".experiment.json.part", ".DS_Store", "lost+found/", "Thumbs.db"])
-def test_what_is_nobodys_is_not_in_the_way(name: str, tmp_path: Path) -> None:
+def test_what_is_nobodys_is_not_in_the_way(name, tmp_path):
     if name.endswith("/"):
         (tmp_path / name).mkdir()
     else:
@@ -185,13 +184,13 @@ def test_what_is_nobodys_is_not_in_the_way(name: str, tmp_path: Path) -> None:
     assert folder.check_new(replace(TINY, out=str(tmp_path))) == tmp_path
 
 
-def test_a_folder_of_somebody_is(tmp_path: Path) -> None:
+def test_a_folder_of_somebody_is(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(BenchmarkError, match="is not empty"):
         folder.check_new(replace(TINY, out=str(tmp_path)))
 
 
-def test_folders_of_runs_are_told_apart() -> None:
+def test_folders_of_runs_are_told_apart():
     names = ["RAW", "RAW(gamma=0.3)", "a/b", "a_b", "../x", ".x", "x" * 300, "x" * 301, "C:\\x", "RAW\n", "Ä"]
     paths = [folder.run_folder(Path("out"), name, 0) for name in names]
     assert len(set(paths)) == len(names)
@@ -209,7 +208,7 @@ def test_folders_of_runs_are_told_apart() -> None:
         ({"losses": ["MyObject"]}, "unknown loss 'MyObject'"),
     ],
 )
-def test_a_wrong_experiment_file(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_a_wrong_experiment_file(changes, said, tmp_path):
     folder.start(tmp_path, TINY, ["RAW"])
     content = json.loads((tmp_path / "experiment.json").read_text())
     (tmp_path / "experiment.json").write_text(json.dumps(content | changes))
@@ -217,7 +216,7 @@ def test_a_wrong_experiment_file(changes: dict[str, Any], said: str, tmp_path: P
         folder.stored(tmp_path)
 
 
-def test_an_experiment_grows_by_losses_seeds_and_epochs(finished: Path, tmp_path: Path) -> None:
+def test_an_experiment_grows_by_losses_seeds_and_epochs(finished, tmp_path):
     out = copied(finished, tmp_path)
     before = numbers(result.read(out / "results.jsonl"))
     assert main(["--resume", "--losses", "NCA", "--seeds", "3", "--out", str(out)]) == 0
@@ -234,14 +233,14 @@ def test_an_experiment_grows_by_losses_seeds_and_epochs(finished: Path, tmp_path
     assert numbers([one for one in longer if one.key in (("untrained", 3, None), ("RAW", 3, None))]) == numbers(fresh)
 
 
-def test_more_epochs_of_a_schedule_that_knows_them_is_refused(tmp_path: Path) -> None:
+def test_more_epochs_of_a_schedule_that_knows_them_is_refused(tmp_path):
     experiment = replace(TINY, schedule="cosine", out=str(tmp_path))
     folder.start(tmp_path, experiment, ["RAW"])
     with pytest.raises(BenchmarkError, match="has a cosine schedule over 1 epochs: for 5, choose another --out"):
         folder.reopen(replace(experiment, epochs=5), ["RAW"])
 
 
-def test_files_of_the_user_stay(finished: Path, tmp_path: Path) -> None:
+def test_files_of_the_user_stay(finished, tmp_path):
     out = copied(finished, tmp_path)
     run = out / "RAW-seed0"
     kept = [run / "notes.txt", run / "records" / "mine.csv", run / "tensorboard" / "why.md", out / "paper.tex"]
@@ -257,7 +256,7 @@ def test_files_of_the_user_stay(finished: Path, tmp_path: Path) -> None:
 # --- one process at a time
 
 
-def test_the_second_process_is_told_who_is_there(tmp_path: Path) -> None:
+def test_the_second_process_is_told_who_is_there(tmp_path):
     code = f"""
 import sys
 from pathlib import Path
@@ -279,13 +278,11 @@ with lock.held(Path({str(tmp_path)!r})):
     assert not (tmp_path / lock.HOLDER).exists()
 
 
-def test_an_experiment_that_came_and_went_meanwhile_is_not_run_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_experiment_that_came_and_went_meanwhile_is_not_run_over(tmp_path, monkeypatch):
     out = tmp_path / "out"
     held = lock.held
 
-    def late(where: Path) -> Any:
+    def late(where):
         folder.start(where, TINY, ["RAW"], {})  # by the other one, before we hold the folder
         return held(where)
 
@@ -295,7 +292,7 @@ def test_an_experiment_that_came_and_went_meanwhile_is_not_run_over(
     assert not (out / "results.jsonl").exists()
 
 
-def test_a_long_training_is_announced_after_its_first_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_training_is_announced_after_its_first_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "LONG", 0.0)
     monkeypatch.setattr(pace, "BLOCK", 1)
     monkeypatch.setattr(pace, "AGREE", 1e9)
@@ -308,31 +305,31 @@ def test_a_long_training_is_announced_after_its_first_steps(tmp_path: Path, monk
     assert about[0] < done[-1]
 
 
-def first_estimate(steps: Iterable[float], workers: int = 0) -> tuple[int, float]:
+def first_estimate(steps, workers=0):
     """After how many steps the pace is known, and what it is."""
     clock = pace.Pace(workers)
     return next((i, known) for i, seconds in enumerate(steps, 1) if (known := clock.step(seconds)) is not None)
 
 
-def test_the_first_slow_steps_do_not_count() -> None:
+def test_the_first_slow_steps_do_not_count():
     # 20 of these take 8 s; the 700 after them 70.
     count, seconds = first_estimate([5.0, 1.0, 0.3, 0.2, *[0.1] * 700])
     assert (count, seconds) == (15, pytest.approx(0.1))
 
 
-def test_a_pace_that_still_changes_is_waited_for() -> None:
+def test_a_pace_that_still_changes_is_waited_for():
     slower = [2.0] * 5 + [1.0] * 5 + [0.5] * 5 + [0.25] * 5 + [0.2] * 20
     assert first_estimate(slower) == (25, pytest.approx((0.25 + 0.2) / 2))
     # It never settles: after fifty steps the last ones count.
     assert first_estimate([*[0.1] * 5, *[0.3] * 5] * 10) == (50, pytest.approx(0.3))
 
 
-def test_very_slow_steps_are_announced_early() -> None:
+def test_very_slow_steps_are_announced_early():
     assert first_estimate([90.0, 70.0, 80.0, 60.0, 70.0]) == (4, pytest.approx(70.0))
     assert first_estimate([30.0] + [10.0] * 20)[0] <= 5
 
 
-def test_batches_that_come_in_bursts_are_counted_by_the_burst() -> None:
+def test_batches_that_come_in_bursts_are_counted_by_the_burst():
     # Four workers load for two seconds, and then there are four batches at once.
     steps = [2.0, 0.1, 0.1, 0.1] * 50
     assert first_estimate(steps, workers=4)[1] == pytest.approx(2.3 / 4)
@@ -346,25 +343,23 @@ def test_batches_that_come_in_bursts_are_counted_by_the_burst() -> None:
 IDENTITY = {"loss": "RAW", "seed": 0, "fold": None}
 
 
-def refuse(number: int) -> Callable[..., bytes]:
-    def read_bytes(self: Path) -> bytes:
+def refuse(number):
+    def read_bytes(self):
         raise OSError(number, os.strerror(number), str(self))
 
     return read_bytes
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
-def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(
-    number: int, finished: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(number, finished, monkeypatch):
     monkeypatch.setattr(Path, "read_bytes", refuse(number))
     with pytest.raises(OSError, match=os.strerror(number)) as caught:
         checkpoint.load(finished / "RAW-seed0", CPU, IDENTITY)
     assert errors.explain(caught.value).startswith("cannot read or write ")
 
 
-def test_too_little_memory_is_not_damage(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def scarce(*_: Any, **__: Any) -> Any:
+def test_too_little_memory_is_not_damage(finished, monkeypatch):
+    def scarce(*_, **__):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(torch, "load", scarce)
@@ -373,7 +368,7 @@ def test_too_little_memory_is_not_damage(finished: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"not a checkpoint", None])
-def test_damage_is_called_damage(content: bytes | None, finished: Path, tmp_path: Path) -> None:
+def test_damage_is_called_damage(content, finished, tmp_path):
     whole = (finished / "RAW-seed0" / "checkpoint.pt").read_bytes()
     (tmp_path / "checkpoint.pt").write_bytes(whole[: len(whole) // 2] if content is None else content)
     with pytest.raises(checkpoint.DamagedError, match="is damaged; delete it to train this run again"):
@@ -381,18 +376,18 @@ def test_damage_is_called_damage(content: bytes | None, finished: Path, tmp_path
 
 
 @pytest.mark.parametrize("content", [3, [1, 2], {"history": []}, {"identity": 1, "history": []}, {"weights": {}}])
-def test_a_file_that_is_no_checkpoint(content: Any, tmp_path: Path) -> None:
+def test_a_file_that_is_no_checkpoint(content, tmp_path):
     torch.save(content, tmp_path / "checkpoint.pt")
     with pytest.raises(checkpoint.DamagedError, match="is no checkpoint of this version"):
         checkpoint.load(tmp_path, CPU, IDENTITY)
 
 
-def test_the_checkpoint_of_another_run(finished: Path) -> None:
+def test_the_checkpoint_of_another_run(finished):
     with pytest.raises(checkpoint.DamagedError, match=r"of another run \(loss RAW, seed 0\)"):
         checkpoint.load(finished / "RAW-seed0", CPU, IDENTITY | {"loss": "NCA"})
 
 
-def test_a_checkpoint_that_does_not_fit(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_that_does_not_fit(finished, tmp_path, capsys):
     out = copied(finished, tmp_path)
     saved = torch.load(out / "RAW-seed0" / "checkpoint.pt", weights_only=True)
     del saved["parts"]["models"]["trunk"]
@@ -402,12 +397,10 @@ def test_a_checkpoint_that_does_not_fit(finished: Path, tmp_path: Path, capsys: 
     assert "does not fit this run; delete it to train it again" in capsys.readouterr().err
 
 
-def test_a_finished_run_whose_checkpoint_is_damaged_keeps_its_table(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_finished_run_whose_checkpoint_is_damaged_keeps_its_table(finished, tmp_path, capsys, monkeypatch):
     out = copied(finished, tmp_path)
 
-    def damaged(*_: Any) -> list[Path]:
+    def damaged(*_):
         raise checkpoint.DamagedError("x is damaged")
 
     monkeypatch.setattr(plots, "draw", damaged)
@@ -420,19 +413,17 @@ def test_a_finished_run_whose_checkpoint_is_damaged_keeps_its_table(
 # --- runs that fail
 
 
-def failing(monkeypatch: pytest.MonkeyPatch, fail: Callable[[], Any]) -> None:
+def failing(monkeypatch, fail):
     step = LossLearner.step
 
-    def step_or_fail(self: LossLearner, *args: Any) -> Any:
+    def step_or_fail(self, *args):
         return fail() if self.miner is None else step(self, *args)
 
     monkeypatch.setattr(LossLearner, "step", step_or_fail)
 
 
-def test_what_a_loss_raises_stops_that_run_only_and_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail() -> Any:
+def test_what_a_loss_raises_stops_that_run_only_and_is_tried_again(tmp_path, monkeypatch):
+    def fail():
         raise KeyError("a bug of its author")
 
     experiment = replace(TINY, losses=("RAW", "BinDeviance2018"), out=str(tmp_path / "out"))
@@ -446,11 +437,9 @@ def test_what_a_loss_raises_stops_that_run_only_and_is_tried_again(
     assert [one.error for one in experiment.run(resume=True)] == ["", "", ""]
 
 
-def test_a_network_that_is_not_finite_at_the_test_is_a_run_that_failed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_network_that_is_not_finite_at_the_test_is_a_run_that_failed(tmp_path, monkeypatch):
     class Broken(nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
+        def forward(self, images):
             return torch.full((len(images), 4), float("nan"))
 
     monkeypatch.setattr(LossLearner, "tested", lambda self: Broken())
@@ -468,13 +457,13 @@ def test_a_network_that_is_not_finite_at_the_test_is_a_run_that_failed(
     ("number", "code", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
 )
 def test_signals_end_a_run_cleanly(
-    number: int,
-    code: int,
-    word: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    number,
+    code,
+    word,
+    tmp_path,
+    capsys,
+    monkeypatch,
+):
     out = tmp_path / "out"
     # As in a terminal: in the background of a shell script an interrupt is ignored from the start.
     usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
@@ -495,17 +484,15 @@ def test_signals_end_a_run_cleanly(
 class Gone(io.TextIOBase):
     """A stream whose reader has left."""
 
-    def write(self, text: str) -> int:
+    def write(self, text):
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
-    def fileno(self) -> int:
+    def fileno(self):
         raise OSError("no such thing")
 
 
 @pytest.mark.parametrize("stream", [Gone(), None, io.TextIOWrapper(io.BytesIO(), encoding="ascii")])
-def test_the_files_are_whole_whatever_becomes_of_what_is_printed(
-    stream: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_files_are_whole_whatever_becomes_of_what_is_printed(stream, tmp_path, monkeypatch):
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, stream)
     assert main([*FLAGS, "--seeds", "0", "1", "--out", str(tmp_path / "out")]) == 0
@@ -515,7 +502,7 @@ def test_the_files_are_whole_whatever_becomes_of_what_is_printed(
         assert b" ? " in stream.buffer.getvalue()  # type: ignore[attr-defined]
 
 
-def test_a_closed_error_output_is_not_taken_for_a_file(tmp_path: Path) -> None:
+def test_a_closed_error_output_is_not_taken_for_a_file(tmp_path):
     code = f"""
 import os
 os.close(2)
@@ -528,7 +515,7 @@ with open({str(tmp_path / "file")!r}, "w") as stream:
     assert done.stdout == "True True\n"
 
 
-def test_printing_to_a_reader_who_has_left_ends_nothing() -> None:
+def test_printing_to_a_reader_who_has_left_ends_nothing():
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as stream:
@@ -536,11 +523,11 @@ def test_printing_to_a_reader_who_has_left_ends_nothing() -> None:
         streams._write(stream, "another")
 
 
-def test_half_a_file_never_takes_the_place_of_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_a_file_never_takes_the_place_of_a_whole_one(tmp_path, monkeypatch):
     path = tmp_path / "x"
     files.write(path, b"old")
 
-    def full(*_: Any) -> None:
+    def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(files.os, "fsync", full)

@@ -3,7 +3,6 @@
 import math
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,33 +29,33 @@ SMALL = Experiment(losses=("RAW",), data="digits", epochs=2, steps=3, batch_size
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch):
     monkeypatch.setattr(plots, "draw", lambda *_: [])
 
 
-def network(norm: bool = False) -> Network:
+def network(norm=False):
     torch.manual_seed(0)
     layers = [nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU()] if norm else [nn.Linear(6, 8), nn.Tanh()]
     return Network(nn.Sequential(*layers), nn.Linear(8, 4))
 
 
-def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def batch(seed=0):
     labels = torch.arange(4).repeat_interleave(3)
     return torch.randn(12, 6, generator=torch.Generator().manual_seed(seed)) + labels.unsqueeze(1), labels
 
 
-def learner(experiment: Experiment = SMALL, loss: nn.Module | None = None, **kwargs: Any) -> LossLearner:
+def learner(experiment=SMALL, loss=None, **kwargs):
     net = kwargs.pop("network", None) or network()
     loss = pml_losses.ContrastiveLoss() if loss is None else loss
     settings: dict[str, Any] = {"pretrained": False, "total": 10, "device": CPU} | kwargs
     return LossLearner(net, loss, None, experiment, **settings)
 
 
-def weights(module: nn.Module) -> list[torch.Tensor]:
+def weights(module):
     return [value.clone() for value in module.state_dict().values()]
 
 
-def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
@@ -64,20 +63,20 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 
 
 class Points(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
-    def __init__(self) -> None:
+    def __init__(self):
         self.labels = torch.arange(6).repeat_interleave(5)
         self.x = torch.randn(30, 6, generator=torch.Generator().manual_seed(3)) + self.labels.unsqueeze(1)
 
-    def __len__(self) -> int:
+    def __len__(self):
         return 30
 
-    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, i):
         return self.x[i], int(self.labels[i])
 
 
 @pytest.mark.parametrize("with_weights", [False, True])
-def test_pmls_trainer_and_ours_train_to_equal_weights(with_weights: bool) -> None:
-    def loss() -> nn.Module:
+def test_pmls_trainer_and_ours_train_to_equal_weights(with_weights):
+    def loss():
         torch.manual_seed(1)
         return pml_losses.ProxyAnchorLoss(6, 4) if with_weights else pml_losses.TripletMarginLoss()
 
@@ -117,7 +116,7 @@ def test_pmls_trainer_and_ours_train_to_equal_weights(with_weights: bool) -> Non
     assert same(weights(ours.loss), weights(their_loss))
 
 
-def test_pmls_tester_and_ours_measure_the_same() -> None:
+def test_pmls_tester_and_ours_measure_the_same():
     points, net = Points(), network()
     embeddings = evaluate.embed(net, points, device=CPU)
     ours = evaluate.measure(embeddings, points, recall_at=(1, 2, 4), device=CPU, clusters=False)
@@ -136,7 +135,7 @@ def test_pmls_tester_and_ours_measure_the_same() -> None:
 
 
 @pytest.mark.parametrize(("classes", "per_class"), [(4, 3), (7, 2), (3, 8)])
-def test_batches_deal_classes_and_images_evenly(classes: int, per_class: int) -> None:
+def test_batches_deal_classes_and_images_evenly(classes, per_class):
     labels = torch.tensor([0] * 5 + [1] * 9 + [2] * 4 + [3] * 6 + [4] * 5 + [5] * 7 + [6] * 5)[torch.randperm(41)]
     batches = ClassBatches(labels, classes=classes, per_class=per_class, steps=21, seed=0)
     first, second = batches.epoch(), batches.epoch()
@@ -158,7 +157,7 @@ def test_batches_deal_classes_and_images_evenly(classes: int, per_class: int) ->
         assert max(counts) - min(counts) <= 1
 
 
-def test_batches_go_on_where_they_stood() -> None:
+def test_batches_go_on_where_they_stood():
     labels = torch.arange(6).repeat_interleave(4)
     one, other = (ClassBatches(labels, classes=3, per_class=2, steps=4, seed=seed) for seed in (0, 1))
     assert one.epoch() != other.epoch()
@@ -172,7 +171,7 @@ def test_batches_go_on_where_they_stood() -> None:
 
 
 @pytest.mark.parametrize(("pretrained", "trunk"), [(False, 0.003), (True, 0.0003)])
-def test_rates_of_the_parts(pretrained: bool, trunk: float) -> None:
+def test_rates_of_the_parts(pretrained, trunk):
     loss = pml_losses.ProxyAnchorLoss(4, 4)
     found = optimizers(network(), loss, replace(SMALL, weight_decay=0.1), pretrained=pretrained)
     groups = {name: optimizer.param_groups[0] for name, optimizer in found.items()}
@@ -188,13 +187,13 @@ def test_rates_of_the_parts(pretrained: bool, trunk: float) -> None:
     ("name", "kind"),
     [("adam", "Adam"), ("adamw", "AdamW"), ("sgd", "SGD"), ("rmsprop", "RMSprop")],
 )
-def test_optimizers_by_name(name: str, kind: str) -> None:
+def test_optimizers_by_name(name, kind):
     found = optimizers(network(), nn.Identity(), replace(SMALL, optimizer=name, momentum=0.5), pretrained=False)
     assert {type(each).__name__ for each in found.values()} == {kind}
     assert all(each.param_groups[0].get("momentum", 0.5) == 0.5 for each in found.values())
 
 
-def test_schedules() -> None:
+def test_schedules():
     cosine, steps = schedule("cosine", 4, 20), schedule("steps", 0, 20)
     assert [cosine(i) for i in range(4)] == [0.25, 0.5, 0.75, 1]
     assert cosine(4) == 1
@@ -204,7 +203,7 @@ def test_schedules() -> None:
     assert {schedule("constant", 0, 20)(i) for i in range(20)} == {1}
 
 
-def test_the_schedule_reaches_the_optimizers() -> None:
+def test_the_schedule_reaches_the_optimizers():
     one = learner(replace(SMALL, schedule="cosine", warmup=2), total=8)
     for step in (0, 1, 5):
         one.step(*batch(step), step)
@@ -212,7 +211,7 @@ def test_the_schedule_reaches_the_optimizers() -> None:
         assert rates == pytest.approx([0.003 * schedule("cosine", 2, 8)(step)] * 2)
 
 
-def test_clipping_bounds_what_sgd_moves() -> None:
+def test_clipping_bounds_what_sgd_moves():
     moved = []
     for clip in (None, 1e-3):
         one = learner(replace(SMALL, optimizer="sgd", momentum=0, learning_rate=1.0, clip=clip))
@@ -225,7 +224,7 @@ def test_clipping_bounds_what_sgd_moves() -> None:
     assert moved[1] == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_the_average_of_the_weights() -> None:
+def test_the_average_of_the_weights():
     one = learner(replace(SMALL, ema=0.5))
     expected: list[torch.Tensor] = []
     for step in range(3):
@@ -239,11 +238,11 @@ def test_the_average_of_the_weights() -> None:
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
-def test_half_precision_is_that_of_the_network_alone(amp: str) -> None:
+def test_half_precision_is_that_of_the_network_alone(amp):
     seen = []
 
     class Watching(pml_losses.ContrastiveLoss):
-        def forward(self, embeddings: torch.Tensor, *rest: Any) -> Any:
+        def forward(self, embeddings, *rest):
             seen.append((embeddings.dtype, torch.is_autocast_enabled("cpu")))
             return super().forward(embeddings, *rest)
 
@@ -260,7 +259,7 @@ def test_half_precision_is_that_of_the_network_alone(amp: str) -> None:
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_frozen_batch_norm_stays_as_it_is_bit_for_bit(frozen: bool) -> None:
+def test_frozen_batch_norm_stays_as_it_is_bit_for_bit(frozen):
     net = network(norm=True)
     net = Network(net.trunk.network, net.embedder, freeze_batch_norm=frozen)
     before = [value.clone() for value in net.buffers()]
@@ -271,7 +270,7 @@ def test_frozen_batch_norm_stays_as_it_is_bit_for_bit(frozen: bool) -> None:
     assert same(list(net.buffers()), before) == frozen
 
 
-def test_a_loss_that_is_not_finite_teaches_nothing() -> None:
+def test_a_loss_that_is_not_finite_teaches_nothing():
     one = learner(loss=pml_losses.ContrastiveLoss())
     before = weights(one.network)
     images, labels = batch()
@@ -282,7 +281,7 @@ def test_a_loss_that_is_not_finite_teaches_nothing() -> None:
 # --- selection
 
 
-def test_the_epoch_is_chosen_by_validation_classes_and_the_last_one_is_reported_too(tmp_path: Path) -> None:
+def test_the_epoch_is_chosen_by_validation_classes_and_the_last_one_is_reported_too(tmp_path):
     experiment = replace(SMALL, epochs=4, validation=0.4, out=str(tmp_path / "out"), learning_rate=0.05)
     _, one = experiment.run()
     scores = [epoch["mean_average_precision_at_r"] for epoch in one.history]
@@ -300,7 +299,7 @@ def test_the_epoch_is_chosen_by_validation_classes_and_the_last_one_is_reported_
     assert (tmp_path / "out" / "best" / "model.json").exists()
 
 
-def test_a_score_that_is_not_a_number_is_never_the_best(tmp_path: Path) -> None:
+def test_a_score_that_is_not_a_number_is_never_the_best(tmp_path):
     run = Run(SMALL, Data.of(SMALL), losses.parse("RAW"), 0, tmp_path, Progress(0))
     best = []
     for score in (math.nan, 0.3, math.nan, 0.2, 0.4, 0.4):
@@ -311,12 +310,12 @@ def test_a_score_that_is_not_a_number_is_never_the_best(tmp_path: Path) -> None:
     assert best == [1, 2, 5], "the first of equals; the first of all stands for a while"
 
 
-def made(loss: str, seed: int, validation: float, test: float) -> Result:
+def made(loss, seed, validation, test):
     metrics = {"recall_at_1": test, evaluate.CHOSEN_BY: test}
     return Result(loss, seed, metrics, [], None, {}, validation={evaluate.CHOSEN_BY: validation})
 
 
-def test_the_model_of_an_experiment_is_chosen_without_the_test() -> None:
+def test_the_model_of_an_experiment_is_chosen_without_the_test():
     runs = [made("A", 0, 0.5, 0.1), made("A", 1, 0.3, 0.9), made("B", 0, 0.6, 0.0), made("B", 1, 0.1, 0.9)]
     chosen = keep.choose(runs)
     assert chosen is not None
@@ -325,7 +324,7 @@ def test_the_model_of_an_experiment_is_chosen_without_the_test() -> None:
     assert keep.choose([made("A", 0, math.nan, 1.0)]) is None
 
 
-def test_folds_are_runs_whose_models_are_joined_too(tmp_path: Path) -> None:
+def test_folds_are_runs_whose_models_are_joined_too(tmp_path):
     out = tmp_path / "out"
     replace(SMALL, folds=2, epochs=1, steps=1, out=str(out)).run()
     results = read(out / "results.jsonl")
@@ -342,7 +341,7 @@ def test_folds_are_runs_whose_models_are_joined_too(tmp_path: Path) -> None:
     assert f"| RAW, 2 folds joined | {100 * measured['recall_at_1']:.1f} |" in table
 
 
-def test_workers_give_the_same_batches_to_every_loss(tmp_path: Path) -> None:
+def test_workers_give_the_same_batches_to_every_loss(tmp_path):
     experiment = replace(SMALL, workers=1)
     seen = []
     for name in ("RAW", "DistWeightBinDeviance"):
@@ -357,14 +356,14 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("amp", ["none", "fp16"])
-def test_everything_that_has_a_state_resumes(amp: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everything_that_has_a_state_resumes(amp, tmp_path, monkeypatch):
     experiment = replace(
         SMALL, losses=("ProxyAnchorLoss",), validation=0.4, ema=0.8, amp=amp, schedule="cosine", warmup=2, clip=1.0
     )
     whole = replace(experiment, out=str(tmp_path / "whole")).run()
     save = checkpoint.save
 
-    def save_and_die(path: Path, content: dict[str, Any]) -> None:
+    def save_and_die(path, content):
         save(path, content)
         raise Killed
 
@@ -383,7 +382,7 @@ def test_everything_that_has_a_state_resumes(amp: str, tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("clip", [None, 1.0])
-def test_a_gradient_that_overflows_moves_no_part_and_lowers_the_scale(clip: float | None) -> None:
+def test_a_gradient_that_overflows_moves_no_part_and_lowers_the_scale(clip):
     one = learner(replace(SMALL, amp="fp16", clip=clip))
     before, scale = weights(one.network), one.scaler.get_scale()
     one.network.trunk.network[0].weight.register_hook(lambda gradient: gradient * float("inf"))

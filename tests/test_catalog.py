@@ -62,7 +62,7 @@ def test_an_argument_given_under_two_names_is_refused():
 
 
 def test_a_name_is_taken_by_one_function_only():
-    def other() -> RAWLoss:
+    def other():
         return RAWLoss()
 
     with pytest.raises(ValueError, match=r"the name 'RAW' is taken, by pml_ext\.losses\.raw\.RAWLoss"):

@@ -21,7 +21,7 @@ ROOT = Path(pml_ext.__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
-def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     draw = np.random.default_rng(0)
     labels = np.arange(60) % 6
@@ -32,7 +32,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("word", commands.WORDS)
-def test_a_word_is_a_function_of_the_door_with_the_same_arguments(word: str) -> None:
+def test_a_word_is_a_function_of_the_door_with_the_same_arguments(word):
     parameters = inspect.signature(getattr(pml_ext, word)).parameters
     for flag in commands.WORDS[word].flags:
         in_keywords = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -45,14 +45,14 @@ def test_a_word_is_a_function_of_the_door_with_the_same_arguments(word: str) -> 
     assert {flag.name for flag in commands.WORDS[word].flags if flag.first or flag.needed} == needed
 
 
-def test_every_word_is_in_the_door() -> None:
+def test_every_word_is_in_the_door():
     of_python = {"train": "Experiment", "query": "load", "completion": None}
     for word in WORDS:
         name = of_python.get(word, word)
         assert name is None or callable(getattr(pml_ext, name))
 
 
-def test_evaluate_and_compare(capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_and_compare(capsys):
     good, bad = np.load("good.npy"), np.load("bad.npy")
     labels = np.load("labels.npy")
     assert main(["evaluate", "good.npy", "labels.npy", "--k", "1", "5", "--normalize"]) == 0
@@ -63,14 +63,14 @@ def test_evaluate_and_compare(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed.splitlines()[1].endswith("first")
 
 
-def test_diagnose_ends_with_1_where_something_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+def test_diagnose_ends_with_1_where_something_is_wrong(capsys):
     assert main(["diagnose", "good.npy", "labels.npy"]) == 0
     np.save("collapsed.npy", np.ones((60, 6)))
     assert main(["diagnose", "collapsed.npy", "labels.npy"]) == commands.FOUND == 1
     assert "! collapsed" in capsys.readouterr().out
 
 
-def test_laws_by_name_and_as_an_object(capsys: pytest.CaptureFixture[str]) -> None:
+def test_laws_by_name_and_as_an_object(capsys):
     only = ["--only", "it_learns", "--examples", "3"]
     assert main(["laws", "RAW(gamma=0.3)", *only]) == 0
     assert capsys.readouterr().out.startswith("RAW(gamma=0.3): 1 laws, 1 passed")
@@ -85,9 +85,9 @@ def test_laws_by_name_and_as_an_object(capsys: pytest.CaptureFixture[str]) -> No
     assert "<table>" in broken._repr_html_()
 
 
-def test_a_broken_law_ends_with_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_law_ends_with_1(monkeypatch, capsys):
     class Pushes(torch.nn.Module):
-        def forward(self, x: torch.Tensor, y: torch.Tensor, indices_tuple: object = None) -> torch.Tensor:
+        def forward(self, x, y, indices_tuple=None):
             return (x.sum() * 0 + 1).log() * float("nan")
 
     import types
@@ -114,7 +114,7 @@ def test_a_broken_law_ends_with_1(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         (["completion", "fish"], "invalid choice: 'fish'"),
     ],
 )
-def test_a_mistake_is_one_line_and_2(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_is_one_line_and_2(words, said, capsys):
     try:
         code = main(words)
     except SystemExit as end:
@@ -126,7 +126,7 @@ def test_a_mistake_is_one_line_and_2(words: list[str], said: str, capsys: pytest
     assert printed.err.count("\n") == 1
 
 
-def test_the_help_starts_without_anything_heavy() -> None:
+def test_the_help_starts_without_anything_heavy():
     for words in (["--help"], ["evaluate", "--help"], ["train", "--help"]):
         code = (
             "import sys; from pml_ext.__main__ import main\n"
@@ -139,7 +139,7 @@ def test_the_help_starts_without_anything_heavy() -> None:
         assert done.stderr == ""
 
 
-def test_exit_codes_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_exit_codes_are_told(capsys):
     assert main(["--help"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert EXIT_CODES in printed
@@ -149,7 +149,7 @@ def test_exit_codes_are_told(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
-def test_completion_knows_words_and_flags(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_completion_knows_words_and_flags(shell, capsys):
     pytest.importorskip("shtab")
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out
@@ -162,7 +162,7 @@ def test_completion_knows_words_and_flags(shell: str, capsys: pytest.CaptureFixt
         assert sorted(done.stdout.split()) == ["explain", "export"]
 
 
-def test_arrays_of_every_kind_are_the_same() -> None:
+def test_arrays_of_every_kind_are_the_same():
     embeddings, labels = torch.tensor(np.load("bad.npy")), torch.arange(60) % 6
     expected = pml_ext.evaluate(embeddings, labels, k=(1, 5))
     weights = pml_ext.pair_weights(RAWLoss(), embeddings, labels).weights
@@ -182,7 +182,7 @@ def test_arrays_of_every_kind_are_the_same() -> None:
     assert half["recall_at_1"] == pytest.approx(expected["recall_at_1"], abs=0.1)
 
 
-def test_explain_shows_itself() -> None:
+def test_explain_shows_itself():
     found = pml_ext.explain("RAW")
     assert len(repr(found).splitlines()) <= 40
     assert str(found).startswith(repr(found).splitlines()[0])
@@ -193,7 +193,7 @@ def test_explain_shows_itself() -> None:
     assert pml_ext.explain("Center").figure is None
 
 
-def test_evaluate_says_nothing_on_stderr() -> None:
+def test_evaluate_says_nothing_on_stderr():
     code = (
         "import pml_ext; print(pml_ext.evaluate([[0.0], [1.0], [5.0], [6.0]], [0, 0, 1, 1], k=(1, 5))['recall_at_1'])"
     )
@@ -233,7 +233,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("door", WRONG)
-def test_a_mistake_at_any_door_is_one_sentence_that_names_it(door: str) -> None:
+def test_a_mistake_at_any_door_is_one_sentence_that_names_it(door):
     do, said = WRONG[door]
     with pytest.raises((ValueError, TypeError), match=said) as caught:
         do(torch.tensor(np.load("good.npy")), torch.arange(60) % 6)

@@ -1,7 +1,7 @@
 """The deviance losses, the sampling and selecting miners, and the methods of DM18 and DM20 made of them."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -41,12 +41,12 @@ SIZES = {"balanced": (4, 4, 4, 4), "unbalanced": (6, 3, 2, 1, 1), "pairs": (2, 2
 
 
 @pytest.fixture
-def largest_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+def largest_weights(monkeypatch):
     """Every draw without replacement takes the largest weights, and of equal ones the first."""
     monkeypatch.setattr(sampling, "gumbel_like", lambda x, generator: -1e-9 * torch.arange(x.shape[-1]).expand_as(x))
 
 
-def batch(sizes: Sequence[int], dimension: int = 3) -> tuple[Tensor, Tensor]:
+def batch(sizes, dimension=3):
     labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(len(sizes)))
     generator = torch.Generator().manual_seed(sum(sizes))
@@ -75,7 +75,7 @@ GOLDEN: list[tuple[str, dict[str, Any], float, float | None]] = [
 
 @pytest.mark.usefixtures("largest_weights")
 @pytest.mark.parametrize(("name", "overrides", "six", "nine"), GOLDEN, ids=[f"{x[0]}{x[1] or ''}" for x in GOLDEN])
-def test_worked_values(name: str, overrides: dict[str, Any], six: float, nine: float | None) -> None:
+def test_worked_values(name, overrides, six, nine):
     recipe = build(name, **overrides)
     assert recipe(T6, LABELS[:6]).item() == pytest.approx(six, abs=1e-10)
     if nine is not None:
@@ -86,7 +86,7 @@ def test_worked_values(name: str, overrides: dict[str, Any], six: float, nine: f
     ("name", "expected"),
     [("BinDeviance2018", 1.4492095119), ("MarginDeviance", 1.6490239757), ("MarginPositive", 1.6191873583)],
 )
-def test_worked_gradients(name: str, expected: float) -> None:
+def test_worked_gradients(name, expected):
     """Of the inner product, as the worked values are."""
     recipe = build(name, distance=DotProductSimilarity(normalize_embeddings=False))
     embeddings = T6.clone().requires_grad_()
@@ -95,7 +95,7 @@ def test_worked_gradients(name: str, expected: float) -> None:
     assert embeddings.grad.norm().item() == pytest.approx(expected, abs=1e-9)
 
 
-def test_worked_levels() -> None:
+def test_worked_levels():
     sim = T6 @ T6.T
     pos, neg = pairs.label_masks(LABELS[:6], LABELS[:6])
     pos = pos & ~torch.eye(6, dtype=torch.bool)
@@ -107,74 +107,74 @@ def test_worked_levels() -> None:
 # Oracles of methods: the selection too, with the largest weights in place of a draw -----------------------------------
 
 
-def hard(p: list[float], n: list[float], epsilon: float) -> list[float]:
+def hard(p, n, epsilon):
     return [x for x in n if x > min(p) - epsilon]
 
 
-def lifted(p: list[float], n: list[float]) -> float:
+def lifted(p, n):
     return lse([-2 * x for x in p]) + 0.05 * lse([40 * x for x in n]) if p and n else 0.0
 
 
-def inverse_density_of(values: Sequence[float]) -> list[float]:
+def inverse_density_of(values):
     mu = sum(values) / len(values)
     variance = sum((x - mu) ** 2 for x in values) / len(values)
     return [math.exp((x - mu) ** 2 / (2 * variance)) if variance > 0 else 1.0 for x in values]
 
 
-def drawn(values: Sequence[float], k: int) -> list[float]:
+def drawn(values, k):
     """The k values of the largest weights, and of equal ones the first."""
     weights = inverse_density_of(values)
     order = sorted(range(len(values)), key=lambda j: -round(weights[j], 7))
     return [values[j] for j in order[:k]]
 
 
-def mined(p: list[float], n: list[float]) -> tuple[list[float], list[float]]:
+def mined(p, n):
     return [x for x in p if x < max(n) + 0.1], [x for x in n if x > min(p) - 0.1]
 
 
-def hard_mining_2020(p: list[float], n: list[float]) -> float:
+def hard_mining_2020(p, n):
     p, n = mined(p, n)
     return mean([1 - x for x in p]) + mean(n)
 
 
-def binomial_2020_mined(p: list[float], n: list[float]) -> float:
+def binomial_2020_mined(p, n):
     p, n = mined(p, n)
     return mean([sp(-2 * (x - 0.5)) for x in p]) + 0.05 * mean([sp(40 * (x - 0.5)) for x in n])
 
 
-def lifted_2020_mined(p: list[float], n: list[float]) -> float:
+def lifted_2020_mined(p, n):
     return lifted(*mined(p, n))
 
 
-def bin_deviance_2018(p: list[float], n: list[float]) -> float:
+def bin_deviance_2018(p, n):
     near = hard(p, n, 0.05)
     pull = mean([sp(-2 * (x - 0.5)) for x in p])
     return pull + 0.04 * mean([sp(50 * (x - 0.5)) for x in near]) if near else 0.0
 
 
-def dist_weight_bin_deviance(p: list[float], n: list[float]) -> float:
+def dist_weight_bin_deviance(p, n):
     push = mean([sp(50 * (x - 0.5)) for x in drawn(n, len(p))])
     return mean([sp(-2 * (x - 0.5)) for x in p]) + 0.04 * push
 
 
-def dist_weight(p: list[float], n: list[float]) -> float:
+def dist_weight(p, n):
     near = [x for x in n if x > max(p) - 0.01]
     return mean(near) - max(p) + 0.01 if near else 0.0
 
 
-def dist_weight_contrastive(p: list[float], n: list[float]) -> float:
+def dist_weight_contrastive(p, n):
     push = mean([max(1.2 - x, 0) for x in drawn(n, len(p))])
     return mean([max(x - 0.7, 0) for x in p]) + push
 
 
-def dist_weight_neighbour(p: list[float], n: list[float]) -> float:
+def dist_weight_neighbour(p, n):
     three = sorted(p)[:3]
     near = [x for x in drawn(n, len(p)) if x < three[-1] + 0.05]
     pull = 0.5 * mean([sp(2 * (x - 1)) for x in three])
     return pull + 0.05 * mean([sp(20 * (1 - x)) for x in near]) if near else 0.0
 
 
-def distance_match(p: list[float], n: list[float]) -> float:
+def distance_match(p, n):
     near = [x for x in drawn(n, 3 * (len(p) + 1)) if x < sorted(p)[:3][-1] + 0.05]
     ranked = {name: getattr(RankedPullDevianceLoss(), name) for name in RankedPullDevianceLoss()._hyperparameter_names}
     return OF_ANCHORS[RankedPullDevianceLoss](p, near, **ranked) if near else 0.0
@@ -196,7 +196,7 @@ METHODS: dict[str, Callable[[list[float], list[float]], float]] = {
 @pytest.mark.usefixtures("largest_weights")
 @pytest.mark.parametrize("sizes", [*SIZES, "T6", "T9"])
 @pytest.mark.parametrize("name", METHODS)
-def test_method(name: str, sizes: str) -> None:
+def test_method(name, sizes):
     recipe, oracle = build(name), METHODS[name]
     embeddings, labels = {"T6": (T6, LABELS[:6]), "T9": (T9, LABELS)}.get(sizes) or batch(SIZES[sizes])
     matrix, n, total = recipe.loss.distance(embeddings).tolist(), len(labels), 0.0
@@ -208,7 +208,7 @@ def test_method(name: str, sizes: str) -> None:
 
 
 @pytest.mark.usefixtures("largest_weights")
-def test_distance_match_draws_three_for_each_sample_of_the_class() -> None:
+def test_distance_match_draws_three_for_each_sample_of_the_class():
     """In classes of two among eighteen negatives: 6 of them, or all where there are fewer."""
     embeddings, labels = batch((2,) * 10)
     chain = build("DistanceMatch").miner
@@ -220,7 +220,7 @@ def test_distance_match_draws_three_for_each_sample_of_the_class() -> None:
 # Identities ----------------------------------------------------------------------------------------------------------
 
 
-def test_pair_weights_of_binomial_deviance() -> None:
+def test_pair_weights_of_binomial_deviance():
     """The closed forms of general pair weighting, for factors of 1 on both terms."""
     sim = (T6 @ T6.T).requires_grad_()
     pos, neg = pairs.label_masks(LABELS[:6], LABELS[:6])
@@ -233,7 +233,7 @@ def test_pair_weights_of_binomial_deviance() -> None:
     assert sim.grad[0].tolist() == pytest.approx(expected, abs=1e-10)
 
 
-def test_pair_weights_of_contrastive_2020() -> None:
+def test_pair_weights_of_contrastive_2020():
     """1 for every positive, 1 for every negative beyond the margin; a step changes the value alone."""
     sim = T6 @ T6.T
     pos, neg = pairs.label_masks(LABELS[:6], LABELS[:6])
@@ -246,7 +246,7 @@ def test_pair_weights_of_contrastive_2020() -> None:
         assert total.item() == pytest.approx(7.9552 + step * int((neg & (sim > 0.5)).sum()), abs=1e-10)
 
 
-def test_level_of_few_pairs() -> None:
+def test_level_of_few_pairs():
     """One of each kind: halfway. One positive and several negatives: the positive."""
     sim = torch.tensor([[0.9, 0.3, 0.1]], dtype=torch.float64)
     pos, neg = torch.tensor([[True, False, False]]), torch.tensor([[False, True, True]])
@@ -257,13 +257,13 @@ def test_level_of_few_pairs() -> None:
     assert masked.crossing(single, side, ~side).item() == pytest.approx(0.2, abs=1e-6)
 
 
-def test_adaptivity_of_zero_is_binomial_deviance() -> None:
+def test_adaptivity_of_zero_is_binomial_deviance():
     embeddings, labels = batch(SIZES["unbalanced"])
     adaptive = AdaptiveBinomialDevianceLoss(alpha=2, beta=50, adaptivity=0)
     assert adaptive(embeddings, labels).item() == pytest.approx(build("BinDeviance2018")(embeddings, labels).item())
 
 
-def test_bounded_log_sum_exp_of_one_pair_is_binomial_deviance() -> None:
+def test_bounded_log_sum_exp_of_one_pair_is_binomial_deviance():
     sim, pos = torch.tensor([[0.4, 0.7]], dtype=torch.float64), torch.tensor([[True, False]])
     bounded_loss = LogSumExpPairLoss(alpha=3, beta=9, pos_base=0.5, neg_base=0.5, scale=2, bounded=True)
     bounded_loss.distance = CosineSimilarity()
@@ -274,7 +274,7 @@ def test_bounded_log_sum_exp_of_one_pair_is_binomial_deviance() -> None:
 # Draws ---------------------------------------------------------------------------------------------------------------
 
 
-def normalized(log_weights: Sequence[float]) -> list[float]:
+def normalized(log_weights):
     weights = [math.exp(x - max(log_weights)) for x in log_weights]
     return [weight / sum(weights) for weight in weights]
 
@@ -283,7 +283,7 @@ def normalized(log_weights: Sequence[float]) -> list[float]:
     ("dimension", "expected"),
     [(4, [0.5011662003, 0.2642942885, 0.1400802115, 0.0944592997]), (128, [1, 0, 0, 0])],
 )
-def test_weights_of_distance_weighted(dimension: int, expected: list[float]) -> None:
+def test_weights_of_distance_weighted(dimension, expected):
     dist = torch.tensor([[0.4, 0.7, 1, 1.3, 1.45]], dtype=torch.float64)
     log_weights, allowed = distance_weighted_log_weights(
         dist, torch.ones_like(dist, dtype=torch.bool), dimension=dimension, cutoff=0.5, nonzero_loss_cutoff=1.4
@@ -293,7 +293,7 @@ def test_weights_of_distance_weighted(dimension: int, expected: list[float]) -> 
 
 
 @pytest.mark.parametrize("dimension", [2, 3, 4, 16])
-def test_weights_of_distance_weighted_are_those_of_pml(dimension: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_of_distance_weighted_are_those_of_pml(dimension, monkeypatch):
     given: dict[str, Tensor] = {}
     monkeypatch.setattr(pml_module.lmu, "get_random_triplet_indices", lambda *_, weights, **__: given.update(w=weights))
     embeddings, labels = batch((5, 4, 3), dimension)
@@ -310,7 +310,7 @@ def test_weights_of_distance_weighted_are_those_of_pml(dimension: int, monkeypat
     torch.testing.assert_close(ours[rows], given["w"][rows], atol=1e-12, rtol=1e-12)
 
 
-def test_distance_weighted_where_no_negative_is_near() -> None:
+def test_distance_weighted_where_no_negative_is_near():
     """Uniform over them, also for points opposite to each other."""
     embeddings = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [-0.8, 0.6, 0.0]])
     labels = torch.tensor([0, 0, 1, 2])
@@ -327,7 +327,7 @@ def test_distance_weighted_where_no_negative_is_near() -> None:
 @pytest.mark.parametrize(
     "distance", [CosineSimilarity(), DotProductSimilarity(normalize_embeddings=True), LpDistance(power=2)]
 )
-def test_distance_weighted_of_any_distance(distance: Any) -> None:
+def test_distance_weighted_of_any_distance(distance):
     embeddings, labels = batch((5, 4, 3), 8)
     expected = DistanceWeightedMiner(seed=1)(embeddings, labels)
     actual = DistanceWeightedMiner(seed=1, distance=distance)(embeddings, labels)
@@ -335,7 +335,7 @@ def test_distance_weighted_of_any_distance(distance: Any) -> None:
         assert a.tolist() == b.tolist()
 
 
-def test_an_inner_product_of_any_vectors_is_no_distance() -> None:
+def test_an_inner_product_of_any_vectors_is_no_distance():
     with pytest.raises(ValueError, match="distance must bring embeddings to the unit sphere"):
         DistanceWeightedMiner(distance=DotProductSimilarity(normalize_embeddings=False))
 
@@ -343,7 +343,7 @@ def test_an_inner_product_of_any_vectors_is_no_distance() -> None:
 DRAWS = 4000
 
 
-def draw(miner: Any, embeddings: Tensor, labels: Tensor) -> PairMasks:
+def draw(miner, embeddings, labels):
     """Many independent draws for sample 0: the anchors are copies of it."""
     anchors = embeddings[:1].expand(DRAWS, -1).contiguous()
     miner.as_masks = True
@@ -351,12 +351,12 @@ def draw(miner: Any, embeddings: Tensor, labels: Tensor) -> PairMasks:
     return mined
 
 
-def columns(mask: Tensor) -> list[frozenset[int]]:
+def columns(mask):
     return [frozenset(row.nonzero().flatten().tolist()) for row in mask]
 
 
 @pytest.mark.parametrize("anchor", [0, 2, 3])
-def test_draws_of_inverse_density(anchor: int) -> None:
+def test_draws_of_inverse_density(anchor):
     """One negative with the worked probabilities, and sets of the two that an anchor with two positives gets."""
     expected = {
         0: [0.4870078401, 0.2049459480, 0.3080462119],
@@ -378,13 +378,13 @@ def test_draws_of_inverse_density(anchor: int) -> None:
     assert_frequencies(columns(two.neg), {frozenset(others[j] for j in subset): p for subset, p in subsets.items()})
 
 
-def test_draws_of_inverse_density_of_similarities() -> None:
+def test_draws_of_inverse_density_of_similarities():
     mined = draw(InverseDensityMiner(num_negatives=1, seed=0, distance=CosineSimilarity()), T6, LABELS[:6])
     expected = {frozenset([2]): 0.4692334, frozenset([3]): 0.1984765, frozenset([4]): 0.3322901}
     assert_frequencies(columns(mined.neg), expected)
 
 
-def test_draws_of_exponential_positive() -> None:
+def test_draws_of_exponential_positive():
     """The worked probabilities of anchor 0, whose positives have similarities of 0.96 and 0.28."""
     mined = draw(ExponentialPositiveMiner(seed=0), T6, LABELS[:6])
     assert_frequencies(columns(mined.pos), {frozenset([0]): 0.96770454, frozenset([1]): 0.03229546})
@@ -393,7 +393,7 @@ def test_draws_of_exponential_positive() -> None:
     assert both.pos.all(0).tolist() == [True, True, False, False, False]
 
 
-def test_draws_of_distance_weighted() -> None:
+def test_draws_of_distance_weighted():
     """One positive, so one negative, with the declared weights in four dimensions."""
     dist = [0.4, 0.7, 1, 1.3, 1.45]
     cosines = [1 - d * d / 2 for d in dist]
@@ -405,7 +405,7 @@ def test_draws_of_distance_weighted() -> None:
     assert_frequencies(columns(mined.neg), {frozenset([j + 1]): p for j, p in enumerate(expected)})
 
 
-def test_numbers_of_negatives() -> None:
+def test_numbers_of_negatives():
     embeddings, labels = batch((4, 3, 1))
     others = torch.tensor([3 if label == 0 else 2 if label == 1 else 0 for label in labels.tolist()])
     available = 8 - others - 1
@@ -422,7 +422,7 @@ def test_numbers_of_negatives() -> None:
 # Chains --------------------------------------------------------------------------------------------------------------
 
 
-def test_chain_narrows_in_order() -> None:
+def test_chain_narrows_in_order():
     """Three negatives are drawn for three positives, of which one is then kept."""
     embeddings, labels = batch((4, 4, 4))
     masks = ChainedMiner(miners=[InverseDensityMiner(), KNearestPositiveMiner(k=1)], as_masks=True)(embeddings, labels)
@@ -432,17 +432,17 @@ def test_chain_narrows_in_order() -> None:
     assert masks.neg.sum(-1).tolist() == [1] * 12
 
 
-def test_chain_of_one_is_the_miner() -> None:
+def test_chain_of_one_is_the_miner():
     embeddings, labels = batch((4, 3, 2), 5)
     for make in (KNearestPositiveMiner, lambda: DistanceWeightedMiner(seed=3)):
         for a, b in zip(ChainedMiner(miners=[make()])(embeddings, labels), make()(embeddings, labels), strict=True):
             assert a.tolist() == b.tolist()
 
 
-def test_chain_resumes_its_streams() -> None:
+def test_chain_resumes_its_streams():
     embeddings, labels = batch((6, 6, 6))
 
-    def chain() -> ChainedMiner:
+    def chain():
         return ChainedMiner(miners=[InverseDensityMiner(seed=3, num_negatives=2)], as_masks=True)
 
     first = chain()
@@ -454,7 +454,7 @@ def test_chain_resumes_its_streams() -> None:
     assert not ChainedMiner(miners=[KNearestPositiveMiner()]).is_random
 
 
-def test_chain_has_one_distance() -> None:
+def test_chain_has_one_distance():
     with pytest.raises(ValueError, match="HardNegativePairMiner has CosineSimilarity"):
         ChainedMiner(miners=[HardNegativePairMiner()])
     with pytest.raises(TypeError, match="PairMiner"):
@@ -464,7 +464,7 @@ def test_chain_has_one_distance() -> None:
     ChainedMiner(miners=[HardNegativePairMiner()], distance=CosineSimilarity())
 
 
-def test_recipes_are_made_anew() -> None:
+def test_recipes_are_made_anew():
     first, second = build("DistanceMatch").miner, build("DistanceMatch").miner
     assert all(a is not b for a, b in zip(first.miners, second.miners, strict=True))
 
@@ -487,6 +487,6 @@ def test_recipes_are_made_anew() -> None:
         (lambda: KNearestPositiveMiner(k=1.5), TypeError, "k must be an integer"),
     ],
 )
-def test_wrong_arguments(make: Callable[[], Any], error: type[Exception], text: str) -> None:
+def test_wrong_arguments(make, error, text):
     with pytest.raises(error, match=text):
         make()

@@ -3,14 +3,13 @@
 import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def load(name: str) -> ModuleType:
+def load(name):
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -20,24 +19,24 @@ def load(name: str) -> ModuleType:
     return module
 
 
-def test_quickstart_learns() -> None:
+def test_quickstart_learns():
     before, after = load("quickstart").main(epochs=1)
     assert after > 2 * before
 
 
-def test_mix_with_pml(capsys: pytest.CaptureFixture[str]) -> None:
+def test_mix_with_pml(capsys):
     results = load("mix_with_pml").main()
     assert len(results) == 4
     assert all(value > 0 for value in results.values())
     assert "nan" not in capsys.readouterr().out
 
 
-def test_write_your_own_loss(capsys: pytest.CaptureFixture[str]) -> None:
+def test_write_your_own_loss(capsys):
     load("write_your_own_loss").main()
     assert "passes every law" in capsys.readouterr().out
 
 
-def test_hardness_aware(capsys: pytest.CaptureFixture[str]) -> None:
+def test_hardness_aware(capsys):
     results = load("hardness_aware").main(epochs=1)
     for first, last, recall in results.values():
         assert last < first == 1
@@ -45,7 +44,7 @@ def test_hardness_aware(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nan" not in capsys.readouterr().out
 
 
-def test_plot_pair_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plot_pair_weights(tmp_path, capsys):
     shares = load("plot_pair_weights").main(tmp_path / "weights.png")
     assert len(shares) == 6
     assert shares["lifted structure"] == 1 > shares["multi-similarity"] > shares["RAW"] > 0
@@ -53,14 +52,14 @@ def test_plot_pair_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "has them: True" in capsys.readouterr().out
 
 
-def test_diagnose_collapse(tmp_path: Path) -> None:
+def test_diagnose_collapse(tmp_path):
     collapsed, healthy = load("diagnose_collapse").main(tmp_path, steps=31)
     assert collapsed.startswith("collapsed")
     assert healthy == ""
     assert len(list(tmp_path.glob("*.png"))) == 2
 
 
-def test_two_modalities(capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_modalities(capsys):
     results = load("two_modalities").main(steps=60)
     assert set(results) == {"sigmoid", "softmax"}
     for recall, aligned, even in results.values():
@@ -70,35 +69,35 @@ def test_two_modalities(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nan" not in capsys.readouterr().out
 
 
-def test_frozen_trunk_with_mining(capsys: pytest.CaptureFixture[str]) -> None:
+def test_frozen_trunk_with_mining(capsys):
     results = load("frozen_trunk_with_mining").main(epochs=2)
     assert len(results) == 3
     assert all(recall > 0.3 for recall in results.values())  # five classes: chance is 0.2
     assert "nan" not in capsys.readouterr().out
 
 
-def test_sentence_pairs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_sentence_pairs(capsys):
     pytest.importorskip("sentence_transformers")
     before, after = load("sentence_pairs").main(steps=10)
     assert after < before
     assert "40 of 40 anchors" in capsys.readouterr().out
 
 
-def test_examples_are_short_and_all_are_run() -> None:
+def test_examples_are_short_and_all_are_run():
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     for path in EXAMPLES.glob("*.py"):
         assert any(path.stem in name for name in tested), f"{path.name} is not run by the tests"
         assert len(path.read_text().splitlines()) <= 60, f"{path.name} is longer than 60 lines"
 
 
-def test_is_it_better(capsys: pytest.CaptureFixture[str]) -> None:
+def test_is_it_better(capsys):
     better, same = load("is_it_better").main()
     assert better.verdict("recall_at_1") == "first"
     assert same.verdict("recall_at_1") == "not distinguishable"
     assert "3 and 3 runs" in capsys.readouterr().out
 
 
-def test_several_processes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_processes(capsys):
     """Alone; `test_distributed_processes` runs it in two."""
     values, recall = load("several_processes").main(steps=8)
     assert len(values) == 8

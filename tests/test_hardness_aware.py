@@ -4,7 +4,6 @@ import copy
 import logging
 import pickle
 import sqlite3
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,12 +39,12 @@ CLASSES, FEATURES, DIMENSION = 6, 10, 4
 NETWORKS = ("trunk", "embedder", "generator", "classifier")
 
 
-def triplet_sum() -> losses.TripletMarginLoss:
+def triplet_sum():
     distance = LpDistance(normalize_embeddings=False, power=2)
     return losses.TripletMarginLoss(margin=1, distance=distance, reducer=SumReducer())
 
 
-def networks(seed: int = 0, head: nn.Module | None = None) -> dict[str, nn.Module]:
+def networks(seed=0, head=None):
     torch.manual_seed(seed)
     return {
         "trunk": nn.Sequential(nn.Linear(8, FEATURES), nn.BatchNorm1d(FEATURES), nn.ReLU()),
@@ -55,26 +54,26 @@ def networks(seed: int = 0, head: nn.Module | None = None) -> dict[str, nn.Modul
     }
 
 
-def batch(seed: int = 1, per_class: int = 3) -> tuple[Tensor, Tensor]:
+def batch(seed=1, per_class=3):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(CLASSES).repeat_interleave(per_class)
     return torch.randn(len(labels), 8, generator=generator) + labels.unsqueeze(1) % 3, labels
 
 
-def in_the_middle(schedule: HardnessSchedule) -> HardnessSchedule:
+def in_the_middle(schedule):
     """A schedule under which real and synthetic tuples both count, and negatives are half pulled."""
     schedule.metric_average.fill_(schedule.alpha / 0.7)
     schedule.generator_average.fill_(schedule.beta / 0.7)
     return schedule
 
 
-def loss_of(models: dict[str, nn.Module], metric_loss: Any = None, **kwargs: Any) -> HardnessAwareLoss:
+def loss_of(models, metric_loss=None, **kwargs):
     kwargs = {"miner": RandomTupleMiner(seed=0)} | kwargs
     parts = (models["embedder"], models["generator"], models["classifier"])
     return HardnessAwareLoss(*parts, triplet_sum() if metric_loss is None else metric_loss, **kwargs)
 
 
-def gradients(value: Tensor, models: dict[str, nn.Module]) -> dict[str, Tensor | None]:
+def gradients(value, models):
     """The gradient by each parameter, None where there is no path to it at all."""
     named = [(f"{m}.{p}", w) for m, model in models.items() for p, w in model.named_parameters()]
     found = torch.autograd.grad(value, [w for _, w in named], retain_graph=True, allow_unused=True)
@@ -87,12 +86,12 @@ def gradients(value: Tensor, models: dict[str, nn.Module]) -> dict[str, Tensor |
 class Identity(nn.Module):
     """An identity that one can freeze."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return x
 
 
 @pytest.mark.parametrize(("j_gen", "expected"), [(1e6, 0.4117799284), (1e4, 0.4744204186), (1e3, 0.5114541717)])
-def test_worked_n_pairs(j_gen: float, expected: float) -> None:
+def test_worked_n_pairs(j_gen, expected):
     a, p = [[1.0, 0.0], [0.0, 1.0]], [[0.8, 0.6], [-0.6, 0.8]]
     embeddings, labels = torch.tensor([*a, *p], dtype=torch.float64), torch.tensor([0, 1, 0, 1])
     loss = HardnessAwareLoss(
@@ -108,7 +107,7 @@ def test_worked_n_pairs(j_gen: float, expected: float) -> None:
 
 
 @pytest.mark.parametrize(("alpha", "expected"), [(7, 7.0), (90, 7.9995062999)])
-def test_worked_triplets(alpha: float, expected: float) -> None:
+def test_worked_triplets(alpha, expected):
     z, pos, neg = [[0, 0], [1, 1], [0, 0]], [[1, 0], [1, 4], [2, 0]], [[0, 3], [3, 1], [0, 2]]
     embeddings = torch.tensor([*z, *pos, *neg], dtype=torch.float64)
     labels = torch.tensor([0, 1, 2, 0, 1, 2, 3, 4, 5])
@@ -120,7 +119,7 @@ def test_worked_triplets(alpha: float, expected: float) -> None:
     assert_close(terms.j_syn.item(), expected, rtol=0, atol=1e-9)
 
 
-def test_generator_losses_are_those_of_the_formula() -> None:
+def test_generator_losses_are_those_of_the_formula():
     models, (data, labels) = networks(), batch()
     features = models["trunk"](data)
     embeddings = models["embedder"](features)
@@ -150,7 +149,7 @@ def test_generator_losses_are_those_of_the_formula() -> None:
         assert_close(terms.j_syn, j_syn)
 
 
-def test_n_pair_loss_is_pmls_plus_the_norms() -> None:
+def test_n_pair_loss_is_pmls_plus_the_norms():
     embeddings, (_, labels) = torch.randn(18, DIMENSION), batch()
     plain = NPairTupleLoss(regularization=0)
     pml = losses.NPairsLoss(distance=plain.distance)
@@ -165,14 +164,14 @@ def test_n_pair_loss_is_pmls_plus_the_norms() -> None:
 
 
 @pytest.mark.parametrize("labels", [[], [3], [3, 3], [0, 1, 2], [2, 1, 2, 1, 1, 5], [4, 4, 0, 4, 0, 0]])
-def test_n_pair_tuples(labels: list[int]) -> None:
+def test_n_pair_tuples(labels):
     found = list(zip(*(x.tolist() for x in n_pair_tuples(torch.tensor(labels, dtype=torch.long))), strict=True))
     where = {y: [i for i, label in enumerate(labels) if label == y] for y in sorted(set(labels))}
     pairs = [indices[:2] for indices in where.values() if len(indices) > 1]
     assert found == [(a, p, q) for a, p in pairs for b, q in pairs if b != a]
 
 
-def test_random_tuples_are_uniform_and_repeat_with_their_seed() -> None:
+def test_random_tuples_are_uniform_and_repeat_with_their_seed():
     labels = torch.tensor([0, 0, 0, 1, 1, 2])
     embeddings = torch.zeros(6, 2)
     miner = RandomTupleMiner(seed=3, negatives=2)
@@ -194,7 +193,7 @@ def test_random_tuples_are_uniform_and_repeat_with_their_seed() -> None:
 @pytest.mark.parametrize(
     ("metric_loss", "miner"), [(triplet_sum(), RandomTupleMiner(seed=0)), (NPairTupleLoss(), NPairTupleMiner())]
 )
-def test_each_term_reaches_its_own_parameters_and_no_others(metric_loss: Any, miner: Any) -> None:
+def test_each_term_reaches_its_own_parameters_and_no_others(metric_loss, miner):
     models, (data, labels) = networks(), batch()
     loss = loss_of(models, metric_loss, miner=miner)
     in_the_middle(loss.schedule)
@@ -222,7 +221,7 @@ def test_each_term_reaches_its_own_parameters_and_no_others(metric_loss: Any, mi
             assert any((g != 0).any() for n, g in reached.items() if n.startswith(network)), (term, network)
 
 
-def test_one_backward_gives_each_network_the_gradient_of_its_own_loss() -> None:
+def test_one_backward_gives_each_network_the_gradient_of_its_own_loss():
     models, (data, labels) = networks(), batch()
     loss = in_the_middle_loss = loss_of(models)
     in_the_middle(in_the_middle_loss.schedule)
@@ -235,7 +234,7 @@ def test_one_backward_gives_each_network_the_gradient_of_its_own_loss() -> None:
             assert_close(total[name], gradient, rtol=0, atol=0)
 
 
-def test_synthetic_gradients_flow_through_the_generator_and_the_pull() -> None:
+def test_synthetic_gradients_flow_through_the_generator_and_the_pull():
     """The gradient of J_syn by the features equals that of the formula written out, generator included."""
     models, (data, labels) = networks(), batch()
     features = models["trunk"](data).detach().requires_grad_()
@@ -259,7 +258,7 @@ def test_synthetic_gradients_flow_through_the_generator_and_the_pull() -> None:
     assert (found != 0).any()
 
 
-def test_generator_statistics_move_once_a_step() -> None:
+def test_generator_statistics_move_once_a_step():
     models, (data, labels) = networks(), batch()
     norm = models["generator"].layers[2]
     loss = loss_of(models)
@@ -268,7 +267,7 @@ def test_generator_statistics_move_once_a_step() -> None:
     assert norm.num_batches_tracked == 1
 
 
-def test_identity_networks_without_pull_give_the_metric_loss_twice() -> None:
+def test_identity_networks_without_pull_give_the_metric_loss_twice():
     data, labels = batch()
     for metric_loss, miner in (
         (triplet_sum(), RandomTupleMiner(seed=0, negatives=3)),
@@ -287,7 +286,7 @@ def test_identity_networks_without_pull_give_the_metric_loss_twice() -> None:
 # The schedule.
 
 
-def test_schedule_refreshes_every_period() -> None:
+def test_schedule_refreshes_every_period():
     schedule = HardnessSchedule(alpha=2, beta=10, period=3)
     assert schedule.factors() == (1, 1)
     for value in (1.0, 2.0, 6.0):
@@ -303,7 +302,7 @@ def test_schedule_refreshes_every_period() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("which", [0, 1])
-def test_schedule_leaves_out_what_is_not_finite(bad: float, which: int) -> None:
+def test_schedule_leaves_out_what_is_not_finite(bad, which):
     schedule = HardnessSchedule(alpha=2, beta=10, period=3)
     for value in (1.0, bad, 2.0, 6.0):
         schedule.update(*(torch.tensor(value if i == which else min(value, 6.0)) for i in range(2)))
@@ -312,7 +311,7 @@ def test_schedule_leaves_out_what_is_not_finite(bad: float, which: int) -> None:
     assert schedule.metric_average == 3
 
 
-def test_schedule_survives_state_dict_pickle_and_copy() -> None:
+def test_schedule_survives_state_dict_pickle_and_copy():
     schedule = HardnessSchedule(period=3)
     for value in range(5):
         schedule.update(torch.tensor(float(value)), torch.tensor(2.0))
@@ -325,7 +324,7 @@ def test_schedule_survives_state_dict_pickle_and_copy() -> None:
             assert copied.metric_average == 14 / 3
 
 
-def test_averages_stand_still_out_of_training_and_without_tuples() -> None:
+def test_averages_stand_still_out_of_training_and_without_tuples():
     models, (data, labels) = networks(), batch()
     loss = loss_of(models, period=1)
     features = models["trunk"](data)
@@ -342,12 +341,12 @@ def test_averages_stand_still_out_of_training_and_without_tuples() -> None:
 
 
 @pytest.mark.parametrize("kwargs", [{"alpha": -1}, {"beta": float("nan")}, {"period": 0}, {"soft_share": 2}])
-def test_bad_arguments_are_refused(kwargs: dict[str, Any]) -> None:
+def test_bad_arguments_are_refused(kwargs):
     with pytest.raises(ValueError, match=next(iter(kwargs))):
         loss_of(networks(), **kwargs)
 
 
-def test_bad_batches_are_refused() -> None:
+def test_bad_batches_are_refused():
     models, (data, labels) = networks(), batch()
     features, loss = models["trunk"](data), loss_of(models)
     with pytest.raises(ValueError, match="needs labels"):
@@ -362,7 +361,7 @@ def test_bad_batches_are_refused() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.uint8])
-def test_labels_may_be_any_integers(dtype: torch.dtype) -> None:
+def test_labels_may_be_any_integers(dtype):
     models, (data, labels) = networks(), batch()
     features = models["trunk"](data)
     embeddings = models["embedder"](features)
@@ -372,13 +371,13 @@ def test_labels_may_be_any_integers(dtype: torch.dtype) -> None:
     assert_close(*values)
 
 
-def in_the_middle_of(loss: HardnessAwareLoss) -> HardnessAwareLoss:
+def in_the_middle_of(loss):
     in_the_middle(loss.schedule)
     return loss
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_half_precision_sums_in_single(whole: bool) -> None:
+def test_half_precision_sums_in_single(whole):
     """300 squares of 20 are 120,000, more than float16 has; as under autocast, the networks run in half precision."""
     n, size = 12, 25
     labels = torch.arange(6).repeat_interleave(2)
@@ -408,7 +407,7 @@ def test_half_precision_sums_in_single(whole: bool) -> None:
         lambda: losses.MultipleLosses([losses.ContrastiveLoss()]),
     ],
 )
-def test_a_synthetic_loss_takes_references(make: Any) -> None:
+def test_a_synthetic_loss_takes_references(make):
     with pytest.raises(TypeError, match=r"synth_loss must take references .* does not; it is the metric_loss"):
         loss_of(networks(), make())
     with pytest.raises(TypeError, match="synth_loss must take references"):
@@ -425,29 +424,29 @@ def test_a_synthetic_loss_takes_references(make: Any) -> None:
 class InOrder(torch.utils.data.Sampler[int]):
     """The same batches in every epoch."""
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length):
         self.length = length
 
     def __iter__(self):
         return iter(range(self.length))
 
-    def __len__(self) -> int:
+    def __len__(self):
         return self.length
 
 
 STEPS, PER_BATCH = 4, 18
 
 
-def dataset() -> TensorDataset:
+def dataset():
     batches = [batch(seed) for seed in range(STEPS)]
     return TensorDataset(torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches]))
 
 
-def optimizers_of(models: dict[str, nn.Module]) -> dict[str, torch.optim.Optimizer]:
+def optimizers_of(models):
     return {f"{name}_optimizer": torch.optim.Adam(model.parameters(), lr=1e-2) for name, model in models.items()}
 
 
-def trainer_of(models: dict[str, nn.Module], cls: Any = HardnessAwareTrainer, **kwargs: Any) -> Any:
+def trainer_of(models, cls=HardnessAwareTrainer, **kwargs):
     loss_funcs = {"metric_loss": triplet_sum()} | kwargs.pop("loss_funcs", {})
     mining_funcs = kwargs.pop("mining_funcs", {"tuple_miner": RandomTupleMiner(seed=0)})
     return cls(
@@ -465,12 +464,12 @@ def trainer_of(models: dict[str, nn.Module], cls: Any = HardnessAwareTrainer, **
     )
 
 
-def states(trainer: Any) -> dict[str, Any]:
+def states(trainer):
     kinds = ("models", "optimizers", "loss_funcs", "mining_funcs")
     return {f"{k}.{n}": copy.deepcopy(v.state_dict()) for k in kinds for n, v in getattr(trainer, k).items()}
 
 
-def assert_same(one: Any, other: Any, where: str = "") -> None:
+def assert_same(one, other, where=""):
     """Equal bit for bit."""
     if isinstance(one, dict):
         assert one.keys() == other.keys(), where
@@ -486,7 +485,7 @@ def assert_same(one: Any, other: Any, where: str = "") -> None:
         assert one == other, where
 
 
-def test_trainer_takes_the_step_of_the_loss_and_three_optimizers() -> None:
+def test_trainer_takes_the_step_of_the_loss_and_three_optimizers():
     trainer, models = trainer_of(networks(), period=2, alpha=30, beta=3e4), networks()
     loss = loss_of(models, period=2, alpha=30, beta=3e4)
     metric = torch.optim.Adam([*models["trunk"].parameters(), *models["embedder"].parameters()], lr=1e-2)
@@ -513,7 +512,7 @@ def test_trainer_takes_the_step_of_the_loss_and_three_optimizers() -> None:
 
 
 @pytest.mark.parametrize("variant", ["triplet", "n_pair"])
-def test_no_synthesis_is_metric_loss_only_step_for_step(variant: str) -> None:
+def test_no_synthesis_is_metric_loss_only_step_for_step(variant):
     steps: list[dict[str, list[Any]]] = []
     for cls, kwargs in ((trainers.MetricLossOnly, {}), (HardnessAwareTrainer, {"synthesis": False})):
         seen: list[Any] = []
@@ -521,7 +520,7 @@ def test_no_synthesis_is_metric_loss_only_step_for_step(variant: str) -> None:
         if cls is trainers.MetricLossOnly:
             models = {name: models[name] for name in ("trunk", "embedder")}
 
-        def note(trainer: Any, seen: list[Any] = seen) -> None:
+        def note(trainer, seen=seen):
             total = torch.as_tensor(trainer.losses["total_loss"]).detach()
             trainer.losses["total_loss"] = total
             names = ("trunk", "embedder")
@@ -542,7 +541,7 @@ def test_no_synthesis_is_metric_loss_only_step_for_step(variant: str) -> None:
     assert_same(steps[0], steps[1])
 
 
-def test_no_synthesis_leaves_generator_and_classifier_alone_and_does_not_need_them() -> None:
+def test_no_synthesis_leaves_generator_and_classifier_alone_and_does_not_need_them():
     trainer, before = trainer_of(networks(), synthesis=False), networks()
     trainer.train(1, 1)
     for name in ("generator", "classifier"):
@@ -554,7 +553,7 @@ def test_no_synthesis_leaves_generator_and_classifier_alone_and_does_not_need_th
 
 
 @pytest.mark.parametrize("epoch", [1, 2])
-def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, epoch: int) -> None:
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, epoch):
     # A period of 3 does not divide an epoch of 4 steps: the checkpoint falls into the middle of an average.
     hyperparameters = {"period": 3, "alpha": 30, "beta": 3e4}
     folder = str(tmp_path / "models")
@@ -574,7 +573,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, epoch: int) ->
     assert 0.01 < weight < 0.99
 
 
-def test_hooks_tester_and_record_keeper(tmp_path: Path) -> None:
+def test_hooks_tester_and_record_keeper(tmp_path):
     folder, models = tmp_path / "records", networks()
     keeper, _, tensorboard = logging_presets.get_record_keeper(str(folder), str(tmp_path / "tensorboard"))
     hooks = logging_presets.get_hook_container(keeper, primary_metric="recall_at_1", log_freq=1)
@@ -614,11 +613,11 @@ def test_hooks_tester_and_record_keeper(tmp_path: Path) -> None:
         assert losses_ == pytest.approx((*weighted, sum(weighted)), rel=1e-5)
 
 
-def test_loss_weights_are_the_users_times_the_schedules() -> None:
+def test_loss_weights_are_the_users_times_the_schedules():
     weights = {"metric_loss": 2, "synth_loss": 3, "recon_loss": 0, "soft_loss": 0, "classifier_loss": 0.5}
     seen = []
 
-    def note(trainer: HardnessAwareTrainer) -> None:
+    def note(trainer):
         w = float(trainer.schedule.mixing_weight)
         seen.append(w)
         assert trainer.losses["metric_loss"] == pytest.approx(2 * w * float(trainer.schedule.j_m))
@@ -644,7 +643,7 @@ def test_loss_weights_are_the_users_times_the_schedules() -> None:
         (losses.MarginLoss(learn_beta=True), None),
     ],
 )
-def test_any_loss_and_miner(metric_loss: Any, miner: Any) -> None:
+def test_any_loss_and_miner(metric_loss, miner):
     models = networks()
     trainer = trainer_of(
         models, loss_funcs={"metric_loss": metric_loss}, mining_funcs={} if miner is None else {"tuple_miner": miner}
@@ -659,7 +658,7 @@ def test_any_loss_and_miner(metric_loss: Any, miner: Any) -> None:
         assert any(not torch.equal(state[key], before[name][key]) for key in state)
 
 
-def test_a_loss_of_its_own_for_synthetic_tuples() -> None:
+def test_a_loss_of_its_own_for_synthetic_tuples():
     trainer = trainer_of(
         networks(), loss_funcs={"metric_loss": losses.NPairsLoss(), "synth_loss": NPairTupleLoss()}, mining_funcs={}
     )
@@ -667,7 +666,7 @@ def test_a_loss_of_its_own_for_synthetic_tuples() -> None:
     assert trainer.schedule.j_syn > 0
 
 
-def test_a_queue_may_be_the_metric_loss() -> None:
+def test_a_queue_may_be_the_metric_loss():
     loss_funcs = {"metric_loss": CrossBatchMemory(RAWLoss(), DIMENSION, 64), "synth_loss": RAWLoss()}
     trainer = trainer_of(networks(), loss_funcs=loss_funcs, mining_funcs={})
     trainer.train(1, 1)
@@ -676,14 +675,14 @@ def test_a_queue_may_be_the_metric_loss() -> None:
 
 
 @pytest.mark.parametrize("sampler", [None, InOrder(30)])
-def test_an_epoch_without_a_step_is_refused(sampler: Any) -> None:
+def test_an_epoch_without_a_step_is_refused(sampler):
     trainer = trainer_of(networks())
     trainer.sampler, trainer.batch_size, trainer.iterations_per_epoch = sampler, 100, None
     with pytest.raises(ValueError, match=f"batch_size must be .* got 100 and {72 if sampler is None else 30}"):
         trainer.train(1, 10)
 
 
-def test_caller_keeps_its_dictionaries() -> None:
+def test_caller_keeps_its_dictionaries():
     loss_funcs = {"metric_loss": triplet_sum()}
     trainer = trainer_of(networks(), loss_funcs=loss_funcs)
     assert list(loss_funcs) == ["metric_loss"]
@@ -694,7 +693,7 @@ def test_caller_keeps_its_dictionaries() -> None:
 
 
 @pytest.mark.parametrize(("variant", "alpha", "size"), [("triplet", 7, 120), ("n_pair", 90, 128)])
-def test_assembly_in_one_call(variant: str, alpha: float, size: int) -> None:
+def test_assembly_in_one_call(variant, alpha, size):
     models = networks()
     state = torch.get_rng_state()
     trainer = hardness_aware_trainer(
@@ -723,7 +722,7 @@ def test_assembly_in_one_call(variant: str, alpha: float, size: int) -> None:
     assert not torch.equal(state, torch.get_rng_state())
 
 
-def test_assembly_takes_parts_and_refuses_nonsense() -> None:
+def test_assembly_takes_parts_and_refuses_nonsense():
     models = networks()
     generator = FeatureGenerator(DIMENSION, FEATURES, 3)
     trainer = hardness_aware_trainer(
@@ -747,6 +746,6 @@ def test_assembly_takes_parts_and_refuses_nonsense() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _quiet() -> None:
+def _quiet():
     """PML's progress bars and advice."""
     c_f.LOGGER.setLevel(logging.ERROR)

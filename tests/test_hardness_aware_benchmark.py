@@ -2,8 +2,6 @@
 
 import copy
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +10,7 @@ from PIL import Image
 from torch.utils.data import default_collate
 
 from pml_ext import _pml
-from pml_ext.benchmark import Experiment, Result, checkpoint, curves, losses, plots, records
+from pml_ext.benchmark import Experiment, checkpoint, curves, losses, plots, records
 from pml_ext.benchmark.data import Data
 from pml_ext.benchmark.folder import run_folder
 from pml_ext.benchmark.learning import MethodLearner
@@ -27,17 +25,17 @@ class KilledError(BaseException):
     pass
 
 
-def numbers(results: list[Result]) -> list[Any]:
+def numbers(results):
     return [(r.loss, r.metrics, [{k: v for k, v in e.items() if k != "seconds"} for e in r.history]) for r in results]
 
 
-def test_names_are_known_and_do_not_hide_losses() -> None:
+def test_names_are_known_and_do_not_hide_losses():
     assert set(methods) <= set(losses.names())
     assert len(losses.names()) == len(set(losses.names()))
 
 
 @pytest.mark.parametrize("name", methods)
-def test_a_run_has_the_parts_of_the_method_on_everybodys_network_and_batches(name: str, tmp_path: Path) -> None:
+def test_a_run_has_the_parts_of_the_method_on_everybodys_network_and_batches(name, tmp_path):
     data = Data.of(SMALL)
     batches = []
     weights = []
@@ -58,7 +56,7 @@ def test_a_run_has_the_parts_of_the_method_on_everybodys_network_and_batches(nam
 
 @pytest.mark.skipif(_pml.HAS_TERMS, reason="PML 2's trainer")
 @pytest.mark.parametrize("name", ["HDML-Triplet", "HDML-NPair-balanced", "HDML-NPair-real"])
-def test_a_step_is_that_of_the_trainer_of_pml_2(name: str, tmp_path: Path) -> None:
+def test_a_step_is_that_of_the_trainer_of_pml_2(name, tmp_path):
     data = Data.of(SMALL)
     run = Run(SMALL, data, losses.parse(name), 0, tmp_path, Progress(0))
     network, example = copy.deepcopy(run.learner.network), torch.stack([data.train[0][0]] * 2)
@@ -85,10 +83,10 @@ def test_a_step_is_that_of_the_trainer_of_pml_2(name: str, tmp_path: Path) -> No
             torch.testing.assert_close(mine, other, rtol=0, atol=0)
 
 
-def test_interrupted_ends_with_the_same_numbers_and_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_ends_with_the_same_numbers_and_is_drawn(tmp_path, monkeypatch):
     save, draw = checkpoint.save, plots.draw
 
-    def save_and_die(path: Path, content: dict[str, Any]) -> None:
+    def save_and_die(path, content):
         save(path, content)
         raise KilledError
 
@@ -115,7 +113,7 @@ def test_interrupted_ends_with_the_same_numbers_and_is_drawn(tmp_path: Path, mon
         assert np.asarray(image.convert("L")).std() > 10
 
 
-def test_hardness_curves_show_the_mean_over_seeds() -> None:
+def test_hardness_curves_show_the_mean_over_seeds():
     runs = [{key: [1.0, value] for key in curves.HARDNESS} | {"step": [0, 10]} for value in (0.2, 0.4)]
     figure = curves.hardness_curves({"HDML-Triplet": runs})
     assert [len(axes.lines) for axes in figure.axes] == [1, 1, 3]

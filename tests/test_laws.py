@@ -25,18 +25,18 @@ ONCE_A_CLASS = ("compiles_as_one_graph", "it_learns")
 IN_TURN = ("with tiny thresholds", "as on a device")
 
 
-def regimes(names, name: str) -> tuple[str, ...]:
+def regimes(names, name):
     """All regimes for a class; for what shares its code, one of them, in turn."""
     number = list(names).index(name)
     return IN_TURN if THOROUGH or (names is ALL_LOSSES and "(" not in name) else IN_TURN[number % 2 :][:1]
 
 
-def examples(share: int) -> int:
+def examples(share):
     """How many cases to draw: a share of those of the profile, because so many laws see each of them, but not few."""
     return settings().max_examples if THOROUGH else max(10, settings().max_examples // share)
 
 
-def dimension(subject: nn.Module) -> int | None:
+def dimension(subject):
     return getattr(subject, "embedding_size", None)
 
 

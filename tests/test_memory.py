@@ -20,7 +20,7 @@ from pml_ext.trainers import NPairTupleMiner
 from pml_ext.wrappers import BranchLoss, CrossBatchMemory
 
 
-def batch(seed: int, n: int = 12, d: int = 6, classes: int = 4) -> tuple[Tensor, Tensor]:
+def batch(seed, n=12, d=6, classes=4):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, (n,), generator=generator)
     return torch.randn(n, d, generator=generator, dtype=torch.float64), labels
@@ -29,7 +29,7 @@ def batch(seed: int, n: int = 12, d: int = 6, classes: int = 4) -> tuple[Tensor,
 class Seen(pml.ContrastiveLoss):  # type: ignore[misc]
     """A loss that keeps what it was given."""
 
-    def forward(self, *args: Any) -> Tensor:
+    def forward(self, *args):
         self.args = args
         loss: Tensor = super().forward(*args)
         return loss
@@ -38,7 +38,7 @@ class Seen(pml.ContrastiveLoss):  # type: ignore[misc]
 class _Own(pml_miners.BaseMiner):
     """A miner of one's own, which finds its pairs itself: of each anchor the nearest positive and nearest negative."""
 
-    def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> Any:
+    def mine(self, embeddings, labels, ref_emb, ref_labels):
         matrix = self.distance(embeddings, ref_emb)
         alike = labels.unsqueeze(1) == ref_labels.unsqueeze(0)
         other = ~alike
@@ -50,7 +50,7 @@ class _Own(pml_miners.BaseMiner):
         return a, p, a, n
 
 
-def triples(indices: Any) -> set[tuple[int, ...]]:
+def triples(indices):
     """Pairs or triplets as a set: (anchor, positive, 1), (anchor, negative, -1), or (anchor, positive, negative)."""
     if len(indices) == 3:
         return set(zip(*(x.tolist() for x in indices), strict=True))
@@ -76,7 +76,7 @@ ROW_MINERS = [
 ]
 
 
-def one_by_one(miner: Any, embeddings: Tensor, labels: Tensor, refs: Tensor, ref_labels: Tensor, own: Tensor) -> Any:
+def one_by_one(miner, embeddings, labels, refs, ref_labels, own):
     """What a miner of rows finds for each anchor, by itself, among the references without it."""
     found: set[tuple[int, ...]] = set()
     for i in range(len(labels)):
@@ -87,13 +87,13 @@ def one_by_one(miner: Any, embeddings: Tensor, labels: Tensor, refs: Tensor, ref
     return found
 
 
-def miner_columns(miner: Any) -> tuple[int, ...]:
+def miner_columns(miner):
     of_triplets = (pml_miners.AngularMiner, pml_miners.BatchHardMiner, pml_miners.TripletMarginMiner)
     return (0,) if isinstance(miner, of_triplets) else (0, 2)
 
 
 @pytest.mark.parametrize("miner", ROW_MINERS, ids=lambda miner: type(miner).__name__)
-def test_a_miner_mines_as_if_self_pairs_did_not_exist(miner: Any) -> None:
+def test_a_miner_mines_as_if_self_pairs_did_not_exist(miner):
     memory = CrossBatchMemory(Seen(), 6, 30, miner)
     for seed in range(5):  # the queue fills in the third step
         embeddings, labels = batch(seed, classes=3 + seed)
@@ -115,7 +115,7 @@ def test_a_miner_mines_as_if_self_pairs_did_not_exist(miner: Any) -> None:
     ],
     ids=lambda miner: type(miner).__name__,
 )
-def test_the_first_batch_is_the_batch_alone_for_any_miner(miner: Any) -> None:
+def test_the_first_batch_is_the_batch_alone_for_any_miner(miner):
     memory = CrossBatchMemory(Seen(), 6, 30, miner)
     embeddings, labels = batch(0)
     torch.manual_seed(3)
@@ -128,7 +128,7 @@ def test_the_first_batch_is_the_batch_alone_for_any_miner(miner: Any) -> None:
     assert (own[found[0]] != found[1]).all()
 
 
-def test_percentiles_are_those_without_self_pairs() -> None:
+def test_percentiles_are_those_without_self_pairs():
     memory = CrossBatchMemory(Seen(), 6, 40, pml_miners.HDCMiner(filter_percentage=0.3))
     memory(*batch(0))
     embeddings, labels = batch(1)
@@ -142,7 +142,7 @@ def test_percentiles_are_those_without_self_pairs() -> None:
     assert triples(found) == {pair[1:] for pair in expected}
 
 
-def test_easiest_positives_are_no_copies() -> None:
+def test_easiest_positives_are_no_copies():
     labels = torch.arange(4).repeat_interleave(2)
     embeddings = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
     miner, loss = pml_miners.BatchEasyHardMiner("easy", "hard"), BatchAllTripletLoss(margin=0.5)
@@ -152,7 +152,7 @@ def test_easiest_positives_are_no_copies() -> None:
     torch.testing.assert_close(memory(embeddings, labels), alone)
 
 
-def test_miners_that_cannot_mine_here_are_refused() -> None:
+def test_miners_that_cannot_mine_here_are_refused():
     with pytest.raises(TypeError, match="EmbeddingsAlreadyPackagedAsTriplets"):
         CrossBatchMemory(RAWLoss(), 6, 30, pml_miners.EmbeddingsAlreadyPackagedAsTriplets())
     with pytest.raises(TypeError, match="miner must be a PML miner"):
@@ -160,7 +160,7 @@ def test_miners_that_cannot_mine_here_are_refused() -> None:
 
 
 @pytest.mark.parametrize("miner", [HardNegativePairMiner, pml_miners.MultiSimilarityMiner, pml_miners.PairMarginMiner])
-def test_miners_record_their_statistics(miner: Any) -> None:
+def test_miners_record_their_statistics(miner):
     memory = CrossBatchMemory(RAWLoss(), 6, 30, miner(collect_stats=True))
     embeddings, labels = batch(0)
     memory(embeddings, labels)
@@ -171,7 +171,7 @@ def test_miners_record_their_statistics(miner: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["ProxyNCALoss", "ProxyAnchorLoss", "SoftTripleLoss"])
-def test_proxies_are_no_references(name: str) -> None:
+def test_proxies_are_no_references(name):
     with pytest.raises(TypeError, match=f"{name} does not"):
         CrossBatchMemory(getattr(pml, name)(num_classes=4, embedding_size=6), 6, 30)
 
@@ -179,7 +179,7 @@ def test_proxies_are_no_references(name: str) -> None:
 # --- The queue. -------------------------------------------------------------------------------------------------------
 
 
-def test_a_narrower_batch_leaves_the_queue_as_wide_as_it_was() -> None:
+def test_a_narrower_batch_leaves_the_queue_as_wide_as_it_was():
     memory = CrossBatchMemory(RAWLoss(), 6, 30)
     embeddings, labels = batch(0)
     big = labels + 2**40
@@ -195,7 +195,7 @@ def test_a_narrower_batch_leaves_the_queue_as_wide_as_it_was() -> None:
 
 @pytest.mark.parametrize("loss", [lambda: pml.ContrastiveLoss(1, 0, distance=CosineSimilarity()), RAWLoss])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_a_narrow_batch_meets_a_wide_queue(loss: Any, dtype: torch.dtype) -> None:
+def test_a_narrow_batch_meets_a_wide_queue(loss, dtype):
     memory, wide = (CrossBatchMemory(loss(), 6, 30) for _ in range(2))
     memory(*batch(0)), wide(*batch(0))
     embeddings, labels = batch(1)
@@ -204,7 +204,7 @@ def test_a_narrow_batch_meets_a_wide_queue(loss: Any, dtype: torch.dtype) -> Non
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8, torch.float16])
-def test_labels_of_any_dtype_survive_a_file(dtype: torch.dtype) -> None:
+def test_labels_of_any_dtype_survive_a_file(dtype):
     memory, resumed = CrossBatchMemory(RAWLoss(), 6, 30), CrossBatchMemory(RAWLoss(), 6, 30)
     embeddings, labels = batch(0)
     labels = labels.to(dtype) + (0.25 if dtype.is_floating_point else 0)
@@ -222,7 +222,7 @@ def test_labels_of_any_dtype_survive_a_file(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("loss", [RAWLoss, pml.ContrastiveLoss, lambda: BranchLoss(KNNSoftmaxLoss(), 2)])
 @pytest.mark.parametrize("miner", [None, HardNegativePairMiner(), pml_miners.BatchHardMiner(), _Own()])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_what_is_not_finite_is_seen_once(loss: Any, miner: Any, bad: float) -> None:
+def test_what_is_not_finite_is_seen_once(loss, miner, bad):
     memory, clean = (CrossBatchMemory(loss(), 6, 30, miner) for _ in range(2))
     memory(*batch(0)), clean(*batch(0))
     embeddings, labels = batch(1)
@@ -235,7 +235,7 @@ def test_what_is_not_finite_is_seen_once(loss: Any, miner: Any, bad: float) -> N
     assert memory.embedding_memory.isfinite().all()
 
 
-def test_labels_that_are_not_finite_are_not_enqueued() -> None:
+def test_labels_that_are_not_finite_are_not_enqueued():
     memory = CrossBatchMemory(RAWLoss(), 6, 30)
     embeddings, labels = batch(0)
     labels = labels.double()
@@ -245,7 +245,7 @@ def test_labels_that_are_not_finite_are_not_enqueued() -> None:
 
 
 @pytest.mark.parametrize("miner", [None, HardNegativePairMiner(), pml_miners.BatchHardMiner()])
-def test_in_eval_mode_the_queue_stays_as_it_is(miner: Any) -> None:
+def test_in_eval_mode_the_queue_stays_as_it_is(miner):
     memory = CrossBatchMemory(RAWLoss(), 6, 30, miner)
     memory(*batch(0))
     before, trained = copy.deepcopy(memory.state_dict()), copy.deepcopy(memory)
@@ -257,7 +257,7 @@ def test_in_eval_mode_the_queue_stays_as_it_is(miner: Any) -> None:
     torch.testing.assert_close(value, trained(*batch(1)), rtol=0, atol=0)
 
 
-def test_inference_mode_does_not_break_the_next_step() -> None:
+def test_inference_mode_does_not_break_the_next_step():
     memory = CrossBatchMemory(RAWLoss(), 6, 30)
     with torch.inference_mode():
         memory(*batch(0))
@@ -271,7 +271,7 @@ def test_inference_mode_does_not_break_the_next_step() -> None:
 
 
 @pytest.mark.parametrize("miner", [None, HardNegativePairMiner(), pml_miners.BatchHardMiner()])
-def test_until_the_start_a_batch_is_by_itself(miner: Any) -> None:
+def test_until_the_start_a_batch_is_by_itself(miner):
     memory, cold, loss = (
         CrossBatchMemory(RAWLoss(), 6, 30, miner, start=20),
         CrossBatchMemory(RAWLoss(), 6, 30, miner),
@@ -289,7 +289,7 @@ def test_until_the_start_a_batch_is_by_itself(miner: Any) -> None:
         torch.testing.assert_close(memory(*batch(seed)), cold(*batch(seed)), rtol=0, atol=0)
 
 
-def test_the_warm_up_resumes_and_ends_with_a_queue() -> None:
+def test_the_warm_up_resumes_and_ends_with_a_queue():
     memory, resumed = (CrossBatchMemory(RAWLoss(), 6, 30, start=20) for _ in range(2))
     memory(*batch(0))
     resumed.load_state_dict(memory.state_dict())
@@ -304,7 +304,7 @@ def test_the_warm_up_resumes_and_ends_with_a_queue() -> None:
     assert resumed.eval()(*batch(1)) == older(*batch(1))
 
 
-def test_the_warm_up_knows_who_would_be_enqueued() -> None:
+def test_the_warm_up_knows_who_would_be_enqueued():
     memory, loss = CrossBatchMemory(RAWLoss(), 6, 30, start=7), RAWLoss()
     embeddings, labels = batch(0)
     mask = torch.arange(12) < 7
@@ -319,7 +319,7 @@ def test_the_warm_up_knows_who_would_be_enqueued() -> None:
 @pytest.mark.parametrize(
     ("miner", "start"), [(None, 0), (HardNegativePairMiner(), 20)], ids=["all pairs", "warm-up and miner"]
 )
-def test_compiled_it_is_the_same_step_by_step(miner: Any, start: int) -> None:
+def test_compiled_it_is_the_same_step_by_step(miner, start):
     """More steps than there may be graphs; the queue wraps around, and takes no part in what is not finite."""
     memory, other = (CrossBatchMemory(RAWLoss(), 6, 30, miner, start=start).double() for _ in range(2))
     torch._dynamo.reset()
@@ -346,7 +346,7 @@ def test_compiled_it_is_the_same_step_by_step(miner: Any, start: int) -> None:
 # --- Pairs instead of labels. -----------------------------------------------------------------------------------------
 
 
-def views(seed: int, n: int = 6) -> tuple[Tensor, Tensor]:
+def views(seed, n=6):
     """Two views of each of n samples, one after the other, and which pairs are of one sample [2n, 2n]."""
     embeddings, _ = batch(seed, n=2 * n)
     pos = torch.eye(n, dtype=torch.bool).repeat(2, 2) & ~torch.eye(2 * n, dtype=torch.bool)
@@ -356,7 +356,7 @@ def views(seed: int, n: int = 6) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("loss", [RAWLoss, pml.ContrastiveLoss, pml.NTXentLoss])
 @pytest.mark.parametrize("miner", [None, HardNegativePairMiner()])
 @pytest.mark.parametrize("as_masks", [True, False])
-def test_pairs_are_those_of_labels_that_nobody_else_has(loss: Any, miner: Any, as_masks: bool) -> None:
+def test_pairs_are_those_of_labels_that_nobody_else_has(loss, miner, as_masks):
     memory, known = (CrossBatchMemory(loss(), 6, 30, miner) for _ in range(2))
     for seed in range(5):
         embeddings, pos = views(seed)
@@ -367,7 +367,7 @@ def test_pairs_are_those_of_labels_that_nobody_else_has(loss: Any, miner: Any, a
 
 
 @pytest.mark.parametrize("loss", [RAWLoss, pml.NTXentLoss])
-def test_queries_meet_the_keys_of_the_queue(loss: Any) -> None:
+def test_queries_meet_the_keys_of_the_queue(loss):
     memory, by_hand = CrossBatchMemory(loss(), 6, 18), loss()
     keys = torch.zeros(0, 6, dtype=torch.float64)
     for seed in range(5):
@@ -383,7 +383,7 @@ def test_queries_meet_the_keys_of_the_queue(loss: Any) -> None:
         torch.testing.assert_close(value, by_hand(embeddings[:6], None, PairMasks(pos, neg).indices(), keys))
 
 
-def test_samples_without_a_label_are_negatives_of_those_with_one() -> None:
+def test_samples_without_a_label_are_negatives_of_those_with_one():
     memory = CrossBatchMemory(RAWLoss(), 6, 30)
     embeddings, pos = views(0)
     memory(embeddings, None, PairMasks(pos, torch.zeros_like(pos)))
@@ -397,7 +397,7 @@ def test_samples_without_a_label_are_negatives_of_those_with_one() -> None:
     torch.testing.assert_close(memory(more, labels), expected)
 
 
-def test_given_pairs_go_with_a_mask_of_what_is_enqueued() -> None:
+def test_given_pairs_go_with_a_mask_of_what_is_enqueued():
     embeddings, labels = batch(0)
     mask = torch.arange(12) % 3 == 0
     memory, plain = (CrossBatchMemory(BinomialDevianceLoss(), 6, 30) for _ in range(2))
@@ -415,6 +415,6 @@ def test_given_pairs_go_with_a_mask_of_what_is_enqueued() -> None:
         (lambda m, x, p: CrossBatchMemory(RAWLoss(), 6, 30, start=-1), "start must be at least 1, got -1"),
     ],
 )
-def test_mistakes_are_named(make: Any, message: str) -> None:
+def test_mistakes_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make(CrossBatchMemory(RAWLoss(), 6, 30), *views(0))

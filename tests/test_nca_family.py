@@ -1,9 +1,7 @@
 """The NCA family and the losses over all pairs of a batch: worked values, PML's own, identities."""
 
 import math
-from collections.abc import Callable
 from fractions import Fraction
-from typing import Any
 
 import pytest
 import torch
@@ -30,7 +28,7 @@ from pml_ext.pairs import PairMasks
 (T6, _), (T9, LABELS) = toy(6), toy(9)
 
 
-def plain(power: int = 1) -> LpDistance:
+def plain(power=1):
     return LpDistance(normalize_embeddings=False, power=power)
 
 
@@ -54,18 +52,18 @@ GOLDEN = [
 
 
 @pytest.mark.parametrize(("name", "loss", "six", "nine"), GOLDEN, ids=[name for name, *_ in GOLDEN])
-def test_worked_values(name: str, loss: Any, six: float, nine: float | None) -> None:
+def test_worked_values(name, loss, six, nine):
     assert loss(T6, LABELS[:6]).item() == pytest.approx(six, abs=1e-10)
     if nine is not None:
         assert loss(T9, LABELS).item() == pytest.approx(nine, abs=1e-10)
 
 
-def test_worked_gradient() -> None:
+def test_worked_gradient():
     grad_nca = DecoupledNCALoss(k=3, distance=plain())
     assert gradient_of(grad_nca, T6, LABELS[:6]).norm().item() == pytest.approx(13.5611323333, abs=1e-9)
 
 
-def test_n_pair_has_the_worked_value_of_the_paper() -> None:
+def test_n_pair_has_the_worked_value_of_the_paper():
     embeddings = torch.tensor([(1, 0), (0.8, 0.6), (0, 1), (-0.6, 0.8)], dtype=torch.float64)
     assert build("NPair")(embeddings, torch.tensor([0, 0, 1, 1])).item() == pytest.approx(0.4107781397, abs=1e-10)
 
@@ -73,14 +71,14 @@ def test_n_pair_has_the_worked_value_of_the_paper() -> None:
 # --- PML's own. -------------------------------------------------------------------------------------------------------
 
 
-def test_nca_on_all_neighbours_is_that_of_pml() -> None:
+def test_nca_on_all_neighbours_is_that_of_pml():
     embeddings, labels = random_batch((4, 4, 4), 0)
     expected = pml.NCALoss(softmax_scale=2, distance=plain(2))(embeddings, labels)
     actual = KNNSoftmaxLoss(alpha=2, k=None, distance=plain(2))(embeddings, labels)
     torch.testing.assert_close(actual, expected, atol=1e-12, rtol=0)
 
 
-def test_easy_positive_is_that_of_pml() -> None:
+def test_easy_positive_is_that_of_pml():
     embeddings, labels = random_batch((4, 4, 2, 2), 1)
     triplets = BatchEasyHardMiner(pos_strategy="easy", neg_strategy="hard")(embeddings, labels)
     expected = pml.TripletMarginLoss(margin=0.3, reducer=MeanReducer())(embeddings, labels, triplets)
@@ -89,7 +87,7 @@ def test_easy_positive_is_that_of_pml() -> None:
 
 @pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")  # PML's HistogramLoss
 @pytest.mark.parametrize("n_bins", [4, 25, 32, 100, 128])
-def test_histogram_is_that_of_pml(n_bins: int) -> None:
+def test_histogram_is_that_of_pml(n_bins):
     embeddings, labels = random_batch((4, 4, 4, 8), n_bins)
     # PML rounds its nodes to float32 in float64 too: they are exact for powers of two only.
     tolerance = 1e-12 if n_bins in (4, 32, 128) else 1e-6
@@ -100,7 +98,7 @@ def test_histogram_is_that_of_pml(n_bins: int) -> None:
     torch.testing.assert_close(actual, gradient, atol=100 * tolerance, rtol=0)
 
 
-def test_n_pair_and_soft_triple_are_those_of_pml() -> None:
+def test_n_pair_and_soft_triple_are_those_of_pml():
     embeddings, labels = random_batch((2, 2, 2), 3)
     recipe = build("NPair", embedding_reg_weight=0.0)
     expected = pml.NPairsLoss(distance=DotProductSimilarity(normalize_embeddings=False))(embeddings, labels)
@@ -114,14 +112,14 @@ def test_n_pair_and_soft_triple_are_those_of_pml() -> None:
 
 
 @pytest.mark.parametrize("k", [2, 5, None])
-def test_decoupled_nca_with_equal_steepness_has_the_gradient_of_the_softmax(k: int | None) -> None:
+def test_decoupled_nca_with_equal_steepness_has_the_gradient_of_the_softmax(k):
     embeddings, labels = random_batch((3, 5, 1, 4), 4)
     softmax = gradient_of(KNNSoftmaxLoss(alpha=7, k=k, distance=plain()), embeddings, labels)
     decoupled = gradient_of(DecoupledNCALoss(alpha=7, beta=7, k=k, distance=plain()), embeddings, labels)
     torch.testing.assert_close(decoupled, softmax, atol=1e-13, rtol=1e-12)
 
 
-def test_pull_spreads_as_beta_falls() -> None:
+def test_pull_spreads_as_beta_falls():
     sim = torch.tensor([[-0.2, -1.0, -0.5]], dtype=torch.float64)
     pos, neg = torch.tensor([[True, True, False]]), torch.tensor([[False, False, True]])
     shares = []
@@ -134,7 +132,7 @@ def test_pull_spreads_as_beta_falls() -> None:
     assert shares[-2:] == pytest.approx([0.5, 0.5], abs=1e-5)
 
 
-def test_a_weight_of_the_negatives_is_as_many_copies_of_them() -> None:
+def test_a_weight_of_the_negatives_is_as_many_copies_of_them():
     embeddings, _ = random_batch((6,), 5)
     refs, ref_labels = embeddings[[1, 2, 3]], torch.tensor([0, 1, 2])
     twice, twice_labels = embeddings[[1, 2, 3, 2, 3]], torch.tensor([0, 1, 2, 1, 2])
@@ -144,7 +142,7 @@ def test_a_weight_of_the_negatives_is_as_many_copies_of_them() -> None:
     torch.testing.assert_close(one, two)
 
 
-def test_nearest_is_never_more_than_k_among_equals() -> None:
+def test_nearest_is_never_more_than_k_among_equals():
     x = torch.tensor([[1.0, 2.0, 2.0, 2.0, 3.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
     mask = torch.tensor([[True, True, True, True, False], [True, False, False, False, False]])
     assert nearest(x, mask, 2).sum(-1).tolist() == [2, 1]
@@ -152,7 +150,7 @@ def test_nearest_is_never_more_than_k_among_equals() -> None:
     assert nearest(x, mask, 9).equal(mask)
 
 
-def test_histogram_is_a_probability() -> None:
+def test_histogram_is_a_probability():
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
         sim = torch.rand(6, 7, generator=generator, dtype=torch.float64) * 2 - 1
@@ -165,7 +163,7 @@ def test_histogram_is_a_probability() -> None:
 
 
 @pytest.mark.parametrize("n_bins", [3, 100, 101])
-def test_histogram_in_float32_loses_no_pair(n_bins: int) -> None:
+def test_histogram_in_float32_loses_no_pair(n_bins):
     generator = torch.Generator().manual_seed(1)
     embeddings = torch.randn(64, 16, generator=generator)
     labels = torch.arange(64) % 8
@@ -173,7 +171,7 @@ def test_histogram_in_float32_loses_no_pair(n_bins: int) -> None:
     torch.testing.assert_close(loss(embeddings, labels).double(), loss(embeddings.double(), labels), atol=2e-6, rtol=0)
 
 
-def test_histogram_takes_equal_opposite_and_distant_embeddings() -> None:
+def test_histogram_takes_equal_opposite_and_distant_embeddings():
     embeddings = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]])
     assert HistogramLoss()(embeddings, torch.tensor([0, 0, 1, 1])) == 0
     assert HistogramLoss()(embeddings, torch.tensor([0, 1, 1, 1])).item() == pytest.approx(7 / 9)
@@ -182,7 +180,7 @@ def test_histogram_takes_equal_opposite_and_distant_embeddings() -> None:
 
 
 @pytest.mark.parametrize("one_in", [3, 5, 7, 10])
-def test_mean_gap_keeps_the_exact_share(one_in: int) -> None:
+def test_mean_gap_keeps_the_exact_share(one_in):
     sim = torch.arange(120.0, dtype=torch.float64).view(1, 120)  # far positives above all negatives are not kept
     for count in range(1, 60):
         pos = (torch.arange(120) >= 60) & (torch.arange(120) < 60 + count)
@@ -193,7 +191,7 @@ def test_mean_gap_keeps_the_exact_share(one_in: int) -> None:
         assert loss.item() == pytest.approx(expected), count
 
 
-def test_mean_gap_is_exact_where_a_distance_equals_the_mean() -> None:
+def test_mean_gap_is_exact_where_a_distance_equals_the_mean():
     """Thirds, whose mean is one of them up to rounding: as in fractions, by autograd and in closed form."""
     generator, met = torch.Generator().manual_seed(2), 0
     pos, six = (torch.arange(12) < 6).view(1, 12), torch.full((1, 1), 6.0, dtype=torch.float64)
@@ -214,7 +212,7 @@ def test_mean_gap_is_exact_where_a_distance_equals_the_mean() -> None:
 # --- What is given, and what is wrong. --------------------------------------------------------------------------------
 
 
-def test_neighbourless_anchors_have_no_loss() -> None:
+def test_neighbourless_anchors_have_no_loss():
     angle = torch.tensor([0, 0.1, 0.25, 2, 2.1, 2.25], dtype=torch.float64)
     embeddings, labels = torch.stack((angle.cos(), angle.sin()), dim=1), LABELS[:6]
     for loss in (DecoupledNCALoss(k=1), KNNSoftmaxLoss(k=1)):
@@ -222,7 +220,7 @@ def test_neighbourless_anchors_have_no_loss() -> None:
         assert (gradient_of(loss, embeddings, labels) == 0).all()
 
 
-def test_relation_may_be_given() -> None:
+def test_relation_may_be_given():
     masks = PairMasks(torch.eye(6, dtype=torch.bool).roll(1, 1), torch.eye(6, dtype=torch.bool).roll(2, 1))
     for loss in (DecoupledNCALoss(), EasyPositiveTripletLoss(), HistogramLoss(), KNNSoftmaxLoss(), MeanGapLoss()):
         pairs = loss(T6, None, masks.indices())
@@ -241,11 +239,11 @@ def test_relation_may_be_given() -> None:
         (lambda: build("SoftTriple", num_classes=3), "SoftTriple needs embedding_size"),
     ],
 )
-def test_wrong_arguments_are_named(make: Callable[[], Any], message: str) -> None:
+def test_wrong_arguments_are_named(make, message):
     with pytest.raises((TypeError, ValueError), match=message):
         make()
 
 
-def test_distances_of_recipes() -> None:
+def test_distances_of_recipes():
     assert isinstance(build("DistWeight").loss.distance, CosineSimilarity)
     assert build("SoftmaxNeig").loss.distance.power == 1

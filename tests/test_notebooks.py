@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -61,7 +60,7 @@ CELLS = {
 }
 
 
-def executed(cells: list[str], where: Path) -> Any:
+def executed(cells, where):
     """A notebook of these cells, run in a kernel of its own."""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -73,11 +72,11 @@ def executed(cells: list[str], where: Path) -> Any:
         return client.execute()
 
 
-def said(cell: Any, stream: str) -> str:
+def said(cell, stream):
     return "".join(o.text for o in cell.outputs if o.output_type == "stream" and o.name == stream)
 
 
-def kinds(cell: Any) -> set[str]:
+def kinds(cell):
     return {kind for o in cell.outputs if o.output_type in ("execute_result", "display_data") for kind in o.data}
 
 
@@ -89,7 +88,7 @@ pytestmark = [
 ]
 
 
-def test_every_kind_of_cell_shows_something_and_only_the_bar_is_an_error_output(tmp_path: Path) -> None:
+def test_every_kind_of_cell_shows_something_and_only_the_bar_is_an_error_output(tmp_path):
     without_widgets = "import sys; sys.modules['ipywidgets'] = None"
     done = executed([without_widgets, SETUP, *CELLS], tmp_path)
     for cell, wanted in zip(done.cells[2:], CELLS.values(), strict=True):
@@ -108,7 +107,7 @@ def test_every_kind_of_cell_shows_something_and_only_the_bar_is_an_error_output(
 
 
 @pytest.mark.slow
-def test_a_bar_of_widgets(tmp_path: Path) -> None:
+def test_a_bar_of_widgets(tmp_path):
     pytest.importorskip("ipywidgets")
     done = executed([SETUP, "results = experiment.run(); results"], tmp_path)
     assert "application/vnd.jupyter.widget-view+json" in kinds(done.cells[1])
@@ -117,7 +116,7 @@ def test_a_bar_of_widgets(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_runs_and_shows_what_it_showed(path: Path, tmp_path: Path) -> None:
+def test_an_example_runs_and_shows_what_it_showed(path, tmp_path):
     built = nbformat.read(path, as_version=4)
     done = executed([cell.source for cell in built.cells if cell.cell_type == "code"], tmp_path)
     before = [kinds(cell) for cell in built.cells if cell.cell_type == "code"]
@@ -127,7 +126,7 @@ def test_an_example_runs_and_shows_what_it_showed(path: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_a_built_example_is_that_of_its_text_and_small(path: Path) -> None:
+def test_a_built_example_is_that_of_its_text_and_small(path):
     jupytext = pytest.importorskip("jupytext")
     assert path.stat().st_size < LARGEST
     built, text = nbformat.read(path, as_version=4), jupytext.read(path.with_suffix(".py"))

@@ -4,7 +4,6 @@ import importlib
 import json
 import re
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -16,17 +15,17 @@ DOCS = ROOT / "docs"
 
 
 @pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch):
+def module(monkeypatch):
     """A module of the pages by name; they are not of the package."""
     monkeypatch.syspath_prepend(str(DOCS))
 
-    def find(name: str) -> ModuleType:
+    def find(name):
         return importlib.import_module(name)
 
     return find
 
 
-def test_every_rule_of_choose_is_shown(module) -> None:
+def test_every_rule_of_choose_is_shown(module):
     choices = module("choices")
     situations = [case.choice.situation for case in choices.CASES]
     page = choices.situations()
@@ -37,7 +36,7 @@ def test_every_rule_of_choose_is_shown(module) -> None:
     assert re.findall(r"^## (.+)$", page, re.MULTILINE) == [case.name for case in choices.CASES]
 
 
-def test_stars_stand_for_what_is_recommended(module) -> None:
+def test_stars_stand_for_what_is_recommended(module):
     choices = module("choices")
     head, _, *rows = choices.at_a_glance().splitlines()
     names = re.findall(r"\[`(\w+)`\]", head)
@@ -48,7 +47,7 @@ def test_stars_stand_for_what_is_recommended(module) -> None:
         assert starred == {advice.what.partition("(")[0] for advice in case.choice.losses}
 
 
-def test_links_of_the_evidence_lead_on(module) -> None:
+def test_links_of_the_evidence_lead_on(module):
     measured, choices = module("measured"), module("choices")
     pages = {path.name for path in measured.pages()}
     text = "\n".join([choices.situations(), measured.highest("recall_at_1", 3), *measured.of_method("RAW")])
@@ -57,7 +56,7 @@ def test_links_of_the_evidence_lead_on(module) -> None:
     assert set(linked) <= pages
 
 
-def test_every_page_of_results_says_what_repeats_it(module, tmp_path: Path) -> None:
+def test_every_page_of_results_says_what_repeats_it(module, tmp_path):
     measured = module("measured")
     for path in measured.pages():
         assert measured.title(path)
@@ -70,7 +69,7 @@ def test_every_page_of_results_says_what_repeats_it(module, tmp_path: Path) -> N
         measured.command(tmp_path / "x.md")
 
 
-def test_results_of_a_method_are_those_of_the_table(module) -> None:
+def test_results_of_a_method_are_those_of_the_table(module):
     measured = module("measured")
     table = (measured.RESULTS / "frozen_cub.md").read_text(encoding="utf-8")
     methods = measured.retrieval("frozen_cub")["CUB"]
@@ -83,7 +82,7 @@ def test_results_of_a_method_are_those_of_the_table(module) -> None:
     assert measured._interval(methods["RAW"]["recall_at_1"]) == "78.4 ± 0.2"
 
 
-def test_results_of_several_data_sets(module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_results_of_several_data_sets(module, monkeypatch, tmp_path):
     measured = module("measured")
     metrics = {"recall_at_1": 0.5, "mean_average_precision_at_r": 0.25}
     lines = [
@@ -112,7 +111,7 @@ def test_results_of_several_data_sets(module, monkeypatch: pytest.MonkeyPatch, t
             cached.cache_clear()
 
 
-def test_speed_is_that_of_the_table(module) -> None:
+def test_speed_is_that_of_the_table(module):
     measured = module("measured")
     (row,) = re.findall(
         r"^\| RAW \| (.*) \|$", (measured.RESULTS / "speed.md").read_text(encoding="utf-8"), re.MULTILINE

@@ -15,7 +15,7 @@ from torch import nn
 from toy import toy
 
 from pml_ext import catalog, losses, weightings, wrappers
-from pml_ext.analysis import NoPairWeightsError, PairWeights, pair_weights
+from pml_ext.analysis import NoPairWeightsError, pair_weights
 from pml_ext.base import MatrixLoss
 from pml_ext.centers import BatchCenters
 from pml_ext.losses import PairWeightedLoss
@@ -156,7 +156,7 @@ def test_golden_weights(name):
         torch.testing.assert_close(found.weights[i], expected, rtol=0, atol=2e-10 if "RAW" in name else 1e-7)
 
 
-def reconstructed(found: PairWeights, distance, embeddings, references=None):
+def reconstructed(found, distance, embeddings, references=None):
     """The gradient by the embeddings that the weights say the loss has."""
     x = embeddings.clone().requires_grad_()
     sim = distance(x, references) * (1 if distance.is_inverted else -1)

@@ -22,12 +22,12 @@ BLOCKS = [
 ]
 
 
-def test_tables_are_fresh() -> None:
+def test_tables_are_fresh():
     page = (ROOT / "docs/catalog.md").read_text(encoding="utf-8")
     assert catalog.with_tables(page) == page, "run: python -m pml_ext.catalog docs/catalog.md"
 
 
-def test_quickstart_runs_and_is_short_and_so_does_all_other_code() -> None:
+def test_quickstart_runs_and_is_short_and_so_does_all_other_code():
     quickstart, *others = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(quickstart.strip().splitlines()) <= 10
     scope: dict[str, object] = {}
@@ -38,11 +38,11 @@ def test_quickstart_runs_and_is_short_and_so_does_all_other_code() -> None:
         assert gradient.abs().sum() > 0
 
 
-def test_the_readme_is_short() -> None:
+def test_the_readme_is_short():
     assert len(README.splitlines()) <= 100
 
 
-def test_the_two_commands() -> None:
+def test_the_two_commands():
     prefix = "python -m venv .venv && .venv/bin/pip install -c constraints.txt -e "
     commands = re.findall(r"```sh\n(.*?)\n```", README, re.DOTALL)
     assert commands == [
@@ -52,32 +52,32 @@ def test_the_two_commands() -> None:
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "EXTENDING.md", "CHANGELOG.md", "SECURITY.md"])
-def test_links_lead_to_files(name: str) -> None:
+def test_links_lead_to_files(name):
     links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / name).read_text(encoding="utf-8"))
     assert not [link for link in links if not (ROOT / link).exists()]
 
 
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")  # PML 2's trainers show losses
 @pytest.mark.parametrize("code", BLOCKS)
-def test_code_of_the_pages_runs(code: str) -> None:
+def test_code_of_the_pages_runs(code):
     exec(compile(code, "a page", "exec"), {"__name__": "a page"})
 
 
 @pytest.mark.parametrize("code", BLOCKS)
-def test_pages_import_public_names_only(code: str) -> None:
+def test_pages_import_public_names_only(code):
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith("pml_ext"):
             module = __import__(str(node.module), fromlist=["__all__"])
             assert {alias.name for alias in node.names} <= set(module.__all__), node.module
 
 
-def test_every_public_module_has_a_page() -> None:
+def test_every_public_module_has_a_page():
     pages = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs/api").glob("*.md"))
     modules = {name for name in pml_ext.__all__ if inspect.ismodule(getattr(pml_ext, name))}
     assert modules == set(re.findall(r"^::: pml_ext\.(\w+)$", pages, re.MULTILINE))
 
 
-def test_the_pages_of_methods_and_laws(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pages_of_methods_and_laws(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     contents = importlib.import_module("contents")
     methods, laws = contents.methods(), contents.laws()
@@ -91,14 +91,14 @@ def test_the_pages_of_methods_and_laws(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not [link for link in re.findall(r"\]\(([^)#:]+)\)", text) if not (ROOT / "docs" / link).exists()]
 
 
-def test_one_version_everywhere() -> None:
+def test_one_version_everywhere():
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.findall(r"^version: (\S+)$", citation, re.MULTILINE) == [pml_ext.__version__]
     assert re.findall(r"^## (\d\S*)", changes, re.MULTILINE)[0] == pml_ext.__version__
 
 
-def test_the_workflow_tries_every_python_of_the_package() -> None:
+def test_the_workflow_tries_every_python_of_the_package():
     declared = re.findall(r"Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     workflow = (ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8")
     (tried,) = re.findall(r"python: \[(.*)\]", workflow)

@@ -1,8 +1,6 @@
 """What an experiment gives back from Python: it shows itself, goes on where it was, and knows its objects."""
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,7 @@ from pytorch_metric_learning.distances import LpDistance
 from torch.utils.data import TensorDataset
 
 from pml_ext import catalog
-from pml_ext.benchmark import BenchmarkError, Experiment, Results, losses, plots, runs, training
+from pml_ext.benchmark import BenchmarkError, Experiment, losses, plots, runs, training
 from pml_ext.benchmark.events import EpochEnded, Event, RunEnded, RunStarted
 from pml_ext.benchmark.fingerprint import fingerprint
 from pml_ext.losses import BinomialDevianceLoss, RAWLoss
@@ -23,7 +21,7 @@ BUDGET: dict[str, Any] = {"epochs": 2, "steps": 2, "batch_size": 12, "embedding_
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def in_a_folder_of_its_own(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plots, "draw", lambda *_: [])
     before = torch.get_num_threads()
@@ -32,20 +30,20 @@ def in_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> I
     torch.set_num_threads(before)
 
 
-def vectors(classes: int = 16, seed: int = 0) -> TensorDataset:
+def vectors(classes=16, seed=0):
     labels = torch.arange(classes).repeat_interleave(5)
     draw = torch.Generator().manual_seed(seed)
     centers = torch.randn(classes, 6, generator=draw)
     return TensorDataset(centers[labels] + 0.5 * torch.randn(len(labels), 6, generator=draw), labels)
 
 
-def my_loss(embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def my_loss(embeddings, labels):
     scores, same = embeddings @ embeddings.T, labels[:, None] == labels[None]
     return scores[~same].relu().mean() - scores[same].mean()
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+def results(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "draw", lambda *_: [])
         out = tmp_path_factory.mktemp("results") / "out"
@@ -53,7 +51,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> Path:
+def photos(tmp_path):
     """12 classes of 3 pictures, each of one color, and a name that is no harmless one."""
     draw = np.random.default_rng(0)
     for label in range(12):
@@ -66,7 +64,7 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def test_a_table_on_a_screen_and_in_html(results: Results) -> None:
+def test_a_table_on_a_screen_and_in_html(results):
     shown = repr(results).splitlines()
     assert len(shown) <= 40
     assert [line.split()[0] for line in shown[2:6]] == ["frozen", "untrained", "RAW", "my_loss"]
@@ -80,7 +78,7 @@ def test_a_table_on_a_screen_and_in_html(results: Results) -> None:
         results["RAV"]
 
 
-def test_a_table_of_many_losses_is_cut(results: Results) -> None:
+def test_a_table_of_many_losses_is_cut(results):
     many = [replace(one, loss=f"{one.loss} {i}") for one in results["RAW"] for i in range(60)]
     cut = replace(results, runs=tuple(many))
     assert len(repr(cut).splitlines()) <= 40
@@ -88,7 +86,7 @@ def test_a_table_of_many_losses_is_cut(results: Results) -> None:
     assert cut._repr_html_().count("<tr>") == 21
 
 
-def test_one_result(results: Results) -> None:
+def test_one_result(results):
     assert repr(results[-1]).startswith("my_loss, seed 1\n  recall_at_1 ")
     assert len(repr(results[-1]).splitlines()) <= 40
     assert "<table>" in results[-1]._repr_html_()
@@ -98,7 +96,7 @@ def test_one_result(results: Results) -> None:
     assert "&lt;b&gt;" in failed._repr_html_()
 
 
-def test_pictures_need_no_pyplot_and_can_be_composed(results: Results) -> None:
+def test_pictures_need_no_pyplot_and_can_be_composed(results):
     import sys
 
     from matplotlib.figure import Figure
@@ -117,7 +115,7 @@ def test_pictures_need_no_pyplot_and_can_be_composed(results: Results) -> None:
         results.gallery()
 
 
-def test_mistakes_are_those_that_a_loop_finds(results: Results) -> None:
+def test_mistakes_are_those_that_a_loop_finds(results):
     found = results.mistakes(1000, loss="RAW")
     test = results.data[0].test
     one = results["RAW"][0]
@@ -142,14 +140,14 @@ def test_mistakes_are_those_that_a_loop_finds(results: Results) -> None:
         results.mistakes(0)
 
 
-def test_to_frame(results: Results) -> None:
+def test_to_frame(results):
     pytest.importorskip("pandas")
     frame = results.to_frame()
     assert len(frame) == len(results)
     assert frame[frame.loss == "RAW"].recall_at_1.tolist() == [one.metrics["recall_at_1"] for one in results["RAW"]]
 
 
-def test_the_best_model_is_asked_for_what_looks_alike(photos: Path) -> None:
+def test_the_best_model_is_asked_for_what_looks_alike(photos):
     experiment = Experiment(data=photos, losses="RAW", image_size=16, **BUDGET)
     results = experiment.run()
     model = results.best()
@@ -166,10 +164,8 @@ def test_the_best_model_is_asked_for_what_looks_alike(photos: Path) -> None:
     assert worst._repr_html_().count("<img") == 3 * len(worst)
 
 
-def test_the_same_cell_goes_on_and_another_has_a_folder_of_its_own(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def cell(**changes: Any) -> Results:
+def test_the_same_cell_goes_on_and_another_has_a_folder_of_its_own(capsys, monkeypatch):
+    def cell(**changes):
         given: dict[str, Any] = {"data": vectors(), "losses": ["RAW", RAWLoss(gamma=0.3), my_loss]}
         return Experiment(**(given | BUDGET | {"epochs": 1, "steps": 1} | changes)).run()
 
@@ -187,11 +183,11 @@ def test_the_same_cell_goes_on_and_another_has_a_folder_of_its_own(
     assert len({first.out, *others}) == 5
 
 
-def test_an_object_that_is_another_one_is_not_continued() -> None:
+def test_an_object_that_is_another_one_is_not_continued():
     class Mine:
         factor = 1.0
 
-        def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        def __call__(self, x, y):
             return self.factor * my_loss(x, y)
 
     experiment = Experiment(data=vectors(), losses=[Mine()], out="out", **BUDGET)
@@ -203,11 +199,11 @@ def test_an_object_that_is_another_one_is_not_continued() -> None:
         experiment.run()
 
 
-def test_interrupted_it_returns_what_there_is_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_it_returns_what_there_is_and_goes_on(monkeypatch):
     experiment = Experiment(data=vectors(), losses=["RAW", "NCA"], **BUDGET)
     epoch, calls = training.Run._epoch, []
 
-    def interrupted(self: Any, *args: Any) -> None:
+    def interrupted(self, *args):
         calls.append(self.name)
         if len(calls) == 4:
             raise KeyboardInterrupt
@@ -225,7 +221,7 @@ def test_interrupted_it_returns_what_there_is_and_goes_on(monkeypatch: pytest.Mo
     assert calls == ["RAW", "RAW", "NCA", "NCA"]
 
 
-def test_whatever_stands_for_a_loss() -> None:
+def test_whatever_stands_for_a_loss():
     pair = (BinomialDevianceLoss(), pml_miners.MultiSimilarityMiner())
     assert Experiment(losses=RAWLoss()).losses[0].gamma == RAWLoss().gamma
     assert Experiment(losses=pair).losses == (pair,)
@@ -247,10 +243,10 @@ def test_whatever_stands_for_a_loss() -> None:
     )
 
 
-def test_events_reach_every_callback_and_one_that_fails_ends_nothing() -> None:
+def test_events_reach_every_callback_and_one_that_fails_ends_nothing():
     heard: list[Event] = []
 
-    def bad(event: Event) -> None:
+    def bad(event):
         raise OSError("no tracker")
 
     experiment = Experiment(data=vectors(), losses="RAW", **BUDGET)
@@ -266,8 +262,8 @@ def test_events_reach_every_callback_and_one_that_fails_ends_nothing() -> None:
         experiment.run(callbacks=[3])  # type: ignore[list-item]
 
 
-def test_a_fingerprint_tells_code_and_values_apart() -> None:
-    def made(factor: float) -> Any:
+def test_a_fingerprint_tells_code_and_values_apart():
+    def made(factor):
         return lambda x: factor * x
 
     assert fingerprint(made(1.0)) == fingerprint(made(1.0))
@@ -286,7 +282,7 @@ def test_a_fingerprint_tells_code_and_values_apart() -> None:
     assert fingerprint(layer) != before
 
 
-def test_an_experiment_shows_what_was_asked_for() -> None:
+def test_an_experiment_shows_what_was_asked_for():
     experiment = Experiment(data=vectors(), losses=[RAWLoss(), "NCA"], seeds=2, learning_rate=0.01)
     assert repr(experiment) == (
         "Experiment(data='TensorDataset', losses=['RAWLoss', 'NCA'], seeds=[0, 1], learning_rate=0.01)"

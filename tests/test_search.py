@@ -267,7 +267,7 @@ def test_suggested_values_lie_in_their_ranges(low, factor, log, whole, seed):
 class OwnRate:
     """A loss that has a learning rate itself."""
 
-    def __init__(self, learning_rate: float = 0.5) -> None:
+    def __init__(self, learning_rate=0.5):
         self.learning_rate = learning_rate
 
     def __call__(self, embeddings, labels, indices_tuple=None):

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity, DotProductSimilarity, LpDistance
-from torch import Tensor
+from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity, LpDistance
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from pml_ext import sampling, thresholds
@@ -30,7 +29,7 @@ from pml_ext.testing.sampling import assert_frequencies, subset_probabilities
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("m", [1, 5, 300])
-def test_kth_largest_is_that_of_a_sort(dtype: torch.dtype, m: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kth_largest_is_that_of_a_sort(dtype, m, monkeypatch):
     monkeypatch.setattr(thresholds, "SORTED_LENGTH", 0)
     generator = torch.Generator().manual_seed(m)
     exponents = torch.randint(-30, 30, (60, 1), generator=generator)
@@ -42,7 +41,7 @@ def test_kth_largest_is_that_of_a_sort(dtype: torch.dtype, m: int, monkeypatch: 
     assert torch.equal(kth_largest(x, k), expected)
 
 
-def test_top_mask_has_as_many_as_there_are() -> None:
+def test_top_mask_has_as_many_as_there_are():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(40, 200, generator=generator)
     mask = torch.rand(40, 200, generator=generator) < torch.linspace(0, 0.1, 40).unsqueeze(1)
@@ -55,7 +54,7 @@ def test_top_mask_has_as_many_as_there_are() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_noise_has_the_distribution_of_gumbel(dtype: torch.dtype) -> None:
+def test_noise_has_the_distribution_of_gumbel(dtype):
     """Its cumulative distribution is exp(-exp(-x)); also far out, where the draws are decided."""
     noise = gumbel_like(torch.empty(1000, 1000, dtype=dtype), torch.Generator().manual_seed(0))
     assert noise.isfinite().all()
@@ -69,7 +68,7 @@ def test_noise_has_the_distribution_of_gumbel(dtype: torch.dtype) -> None:
 
 
 @pytest.fixture(params=["looking", "not looking"])
-def looks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def looks(request, monkeypatch):
     """What is drawn from may be looked at, or not."""
     if request.param == "not looking":
         monkeypatch.setattr(sampling, "looks_are_free", lambda numbers: False)
@@ -80,7 +79,7 @@ WIDTHS = [6, 40, 600]
 PLACES = {6: [0, 1, 2, 4, 5], 40: [0, 7, 8, 30, 39], 600: [0, 23, 24, 300, 599]}
 
 
-def drawn_sets(weights: list[float], k: int, m: int, dtype: torch.dtype, draws: int = 4000) -> list[frozenset[int]]:
+def drawn_sets(weights, k, m, dtype, draws=4000):
     """Sets of k of five items among m columns, whose other columns would outweigh them."""
     log_weights, mask = torch.full((draws, m), 50.0, dtype=dtype), torch.zeros(draws, m, dtype=torch.bool)
     log_weights[:, PLACES[m]], mask[:, PLACES[m]] = torch.tensor(weights, dtype=dtype).log() - 3, True
@@ -94,14 +93,14 @@ def drawn_sets(weights: list[float], k: int, m: int, dtype: torch.dtype, draws: 
 @pytest.mark.parametrize("weights", [[1, 2, 3, 1, 2], [9, 1, 1, 2, 1]], ids=["even", "one outweighs"])
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
 @pytest.mark.parametrize("m", WIDTHS)
-def test_draws_are_one_after_another(m: int, k: int, weights: list[float]) -> None:
+def test_draws_are_one_after_another(m, k, weights):
     """One item is likely to be drawn again and again."""
     for dtype in (torch.float32, torch.float64):
         assert_frequencies(drawn_sets(weights, k, m, dtype), subset_probabilities(weights, k))
 
 
 @pytest.mark.parametrize("m", [40, 512, 600, 1001])
-def test_any_column_is_drawn_as_often_as_its_weight_says(m: int) -> None:
+def test_any_column_is_drawn_as_often_as_its_weight_says(m):
     weights = torch.rand(m, generator=torch.Generator().manual_seed(m)).add_(0.3)
     rows = 30 * m
     log_weights, everywhere = weights.log().expand(rows, m), torch.ones(rows, m, dtype=torch.bool)
@@ -114,7 +113,7 @@ def test_any_column_is_drawn_as_often_as_its_weight_says(m: int) -> None:
 @pytest.mark.usefixtures("looks")
 @pytest.mark.parametrize("m", [20, 200, 700])
 @pytest.mark.parametrize("most", [1, 4, 40, 800])
-def test_as_many_are_drawn_as_there_are(m: int, most: int) -> None:
+def test_as_many_are_drawn_as_there_are(m, most):
     """Any k and any number of candidates, in one call; also none and all but one; whatever the leading dimensions."""
     generator = torch.Generator().manual_seed(most)
     mask = torch.rand(300, m, generator=generator) < torch.rand(300, 1, generator=generator) ** 3
@@ -133,7 +132,7 @@ def test_as_many_are_drawn_as_there_are(m: int, most: int) -> None:
 @pytest.mark.usefixtures("looks")
 @pytest.mark.parametrize("m", [20, 200, 700])
 @pytest.mark.parametrize("k", [1, 3, 30])
-def test_what_has_no_weight_is_never_drawn(m: int, k: int) -> None:
+def test_what_has_no_weight_is_never_drawn(m, k):
     generator = torch.Generator().manual_seed(0)
     log_weights = torch.randn(200, m, generator=generator)
     log_weights[torch.rand(200, m, generator=generator) < torch.linspace(0.5, 1, 200).unsqueeze(1)] = -torch.inf
@@ -147,7 +146,7 @@ def test_what_has_no_weight_is_never_drawn(m: int, k: int) -> None:
 
 @pytest.mark.usefixtures("looks")
 @pytest.mark.parametrize("m", [20, 200, 700])
-def test_weights_may_differ_by_any_factor(m: int) -> None:
+def test_weights_may_differ_by_any_factor(m):
     """So that each has all of what is left: the draws are the largest in their order."""
     generator = torch.Generator().manual_seed(0)
     log_weights = 500.0 * torch.stack([torch.randperm(m, generator=generator) for _ in range(200)])
@@ -157,14 +156,14 @@ def test_weights_may_differ_by_any_factor(m: int) -> None:
         assert torch.equal(sample(log_weights - 1e5, mask, wanted, generator), top_mask(log_weights, mask, wanted))
 
 
-def test_nothing_is_drawn_from_nothing() -> None:
+def test_nothing_is_drawn_from_nothing():
     for shape in ((0, 40), (3, 0), (0, 0), (2, 0, 40)):
         empty = torch.zeros(shape)
         drawn = sample(empty, empty.bool(), torch.ones(*shape[:-1], 1, dtype=torch.long), None)
         assert drawn.shape == empty.shape
 
 
-def test_a_sequence_goes_on_with_what_is_left() -> None:
+def test_a_sequence_goes_on_with_what_is_left():
     """Of draws with replacement nearly all are the first item; the second still has the odds of the others."""
     sets = drawn_sets([1e6, 1, 2, 3, 4], 2, 40, torch.float32)
     others = [next(iter(drawn - {0})) for drawn in sets]
@@ -172,7 +171,7 @@ def test_a_sequence_goes_on_with_what_is_left() -> None:
     assert_frequencies(others, {1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4})
 
 
-def test_draws_need_no_look() -> None:
+def test_draws_need_no_look():
     """What may not be looked at, here because there are no numbers, is drawn by noise and order."""
     with FakeTensorMode():
         mask = torch.zeros(30, 50, dtype=torch.bool)
@@ -186,7 +185,7 @@ def test_draws_need_no_look() -> None:
 
 @pytest.mark.usefixtures("looks")
 @pytest.mark.parametrize("k", [1, 3, 30, 299, 300])
-def test_nearest_are_the_largest(k: int) -> None:
+def test_nearest_are_the_largest(k):
     generator = torch.Generator().manual_seed(k)
     x = torch.randn(60, 300, generator=generator)
     mask = torch.rand(60, 300, generator=generator) < torch.linspace(0, 1, 60).unsqueeze(1)
@@ -198,7 +197,7 @@ def test_nearest_are_the_largest(k: int) -> None:
 
 
 @pytest.mark.parametrize("offset", [0, -(1 << 20), (1 << 24) - 3, 1 << 60])
-def test_labels_of_any_size_are_told_apart(offset: int) -> None:
+def test_labels_of_any_size_are_told_apart(offset):
     labels = torch.arange(250).repeat(2) + offset
     for given in (labels, labels.int() if abs(offset) < 1 << 30 else labels, labels.double()):
         pos, neg = label_masks(given[100:], given)
@@ -206,7 +205,7 @@ def test_labels_of_any_size_are_told_apart(offset: int) -> None:
         assert torch.equal(neg, ~pos)
 
 
-def test_not_self_is_the_negated_identity() -> None:
+def test_not_self_is_the_negated_identity():
     for start, stop, m in ((0, 5, 5), (2, 4, 5), (0, 3, 8), (4, 5, 5), (3, 3, 5)):
         assert torch.equal(not_self(start, stop, m, torch.device("cpu")), ~torch.eye(m, dtype=torch.bool)[start:stop])
 
@@ -214,7 +213,7 @@ def test_not_self_is_the_negated_identity() -> None:
 # Blocks of rows, and scores ------------------------------------------------------------------------------------------
 
 
-def batch(n: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+def batch(n, dtype=torch.float32):
     generator = torch.Generator().manual_seed(n)
     labels = torch.randint(0, max(1, n // 5), (n,), generator=generator)
     x = torch.randn(n, 8, generator=generator, dtype=torch.float64) + 2 * torch.eye(8, dtype=torch.float64)[labels % 8]
@@ -230,12 +229,12 @@ DETERMINISTIC = [
 DRAWING = [AmbiguousNegativeMiner, DistanceWeightedMiner, ExponentialPositiveMiner, InverseDensityMiner]
 
 
-def test_every_miner_is_here() -> None:
+def test_every_miner_is_here():
     assert {*map(type, DETERMINISTIC), *DRAWING, CappedMiner, ChainedMiner, GuidedMiner} == set(all_miners())
 
 
 @pytest.mark.parametrize("miner", DETERMINISTIC, ids=lambda miner: type(miner).__name__)
-def test_blocks_of_rows_keep_what_all_rows_do(miner: PairMiner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_of_rows_keep_what_all_rows_do(miner, monkeypatch):
     x, labels = batch(90)
     whole = miner.masks(x, labels, x, labels)
     monkeypatch.setattr(thresholds, "SELECTION_BLOCK", 90 * 40)
@@ -245,7 +244,7 @@ def test_blocks_of_rows_keep_what_all_rows_do(miner: PairMiner, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("cls", DRAWING)
-def test_blocks_of_rows_draw_from_one_stream(cls: type[PairMiner], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_of_rows_draw_from_one_stream(cls, monkeypatch):
     """As many as all rows at once, the same for the same seed, others in equal blocks; a call counts once."""
     x, labels = batch(40)
     x, labels = x.repeat(2, 1), labels.repeat(2)
@@ -262,11 +261,11 @@ def test_blocks_of_rows_draw_from_one_stream(cls: type[PairMiner], monkeypatch: 
     assert first._calls == 2
 
 
-def test_blocks_have_the_rows_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_have_the_rows_in_their_order(monkeypatch):
     monkeypatch.setattr(thresholds, "SELECTION_BLOCK", 40)
     sizes: list[int] = []
 
-    def select(sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
+    def select(sim, pos, neg):
         sizes.append(len(sim))
         return pos, sim > 0
 
@@ -289,7 +288,7 @@ DISTANCES = [
 
 @pytest.mark.parametrize("distance", DISTANCES, ids=lambda d: f"{type(d).__name__}{d.power}{d.normalize_embeddings}")
 @pytest.mark.parametrize("n", [7, 600])
-def test_scores_are_those_of_the_distance(n: int, distance: BaseDistance) -> None:
+def test_scores_are_those_of_the_distance(n, distance):
     """A large batch with itself computes the half of them, here with bands of different heights."""
     miner, sign = KNearestPositiveMiner(distance=distance), 1 if distance.is_inverted else -1
     x, _ = batch(n, torch.float64)
@@ -311,21 +310,21 @@ def test_scores_are_those_of_the_distance(n: int, distance: BaseDistance) -> Non
 class BySum(PairMiner):
     """Has scores of its own."""
 
-    def similarity(self, embeddings: Tensor, ref_emb: Tensor | None) -> Tensor:
+    def similarity(self, embeddings, ref_emb):
         return embeddings.sum(1, keepdim=True) + (embeddings if ref_emb is None else ref_emb).sum(1)
 
-    def select(self, sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
+    def select(self, sim, pos, neg):
         return pos, neg & (sim > 0)
 
 
-def test_scores_of_ones_own_are_kept() -> None:
+def test_scores_of_ones_own_are_kept():
     x, labels = batch(20)
     sums = x.sum(1)
     mined = BySum(as_masks=True)(x, labels)
     assert torch.equal(mined.neg, (labels[:, None] != labels) & (sums[:, None] + sums > 0))
 
 
-def test_a_distance_that_is_listened_to_is_called() -> None:
+def test_a_distance_that_is_listened_to_is_called():
     x, labels = batch(20)
     miner, calls = KNearestPositiveMiner(), []
     miner.distance.register_forward_hook(lambda *_: calls.append(1))
@@ -335,7 +334,7 @@ def test_a_distance_that_is_listened_to_is_called() -> None:
 
 @pytest.mark.parametrize("m", [1, 7, 8, 9, 63, 257])
 @pytest.mark.parametrize("k", [1, 2, 5])
-def test_the_largest_by_groups_are_those_of_a_sort(m: int, k: int) -> None:
+def test_the_largest_by_groups_are_those_of_a_sort(m, k):
     x = torch.randn(40, m, generator=torch.Generator().manual_seed(m))
     x[0, -1] = 9  # the columns after the last group are of none
     k = min(k, m)

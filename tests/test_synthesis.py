@@ -6,7 +6,6 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given
-from torch import Tensor
 from torch.testing import assert_close
 
 from pml_ext.synthesis import hardness_schedule, mixing_weight, pull_negatives
@@ -19,12 +18,12 @@ rates = st.floats(0, 1e3)
 averages = st.one_of(st.just(0.0), st.just(math.inf), st.floats(1e-3, 1e6))
 
 
-def points(*rows: list[float]) -> Tensor:
+def points(*rows):
     return torch.tensor(rows, dtype=torch.float64)
 
 
 @st.composite
-def triples(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
+def triples(draw):
     """Anchors, positives and negatives [n, d]; on a grid, so that points coincide and distances tie."""
     n, d = draw(st.integers(1, 5)), draw(st.integers(1, 4))
     step = draw(st.sampled_from([1.0, 0.125, 1e-3]))
@@ -32,7 +31,7 @@ def triples(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
     return tuple((step * torch.tensor(numbers, dtype=torch.float64)).view(3, n, d).unbind())
 
 
-def distance(x: Tensor, y: Tensor) -> Tensor:
+def distance(x, y):
     return (x - y).norm(dim=-1)
 
 
@@ -45,7 +44,7 @@ Z, POS, NEG = points([0, 0], [1, 1], [0, 0]), points([1, 0], [1, 4], [2, 0]), po
     ("alpha", "lam", "pulled", "loss"),
     [(7, 0.4965853038, 1.9931706076, 7.0), (90, 0.0001234098, 1.0002468196, 7.9995062999)],
 )
-def test_worked_triplets(alpha: float, lam: float, pulled: float, loss: float) -> None:
+def test_worked_triplets(alpha, lam, pulled, loss):
     factor = hardness_schedule(alpha, 10.0)
     assert_close(factor.item(), lam, rtol=0, atol=1e-10)
     synthetic = pull_negatives(Z, POS, NEG, factor)
@@ -53,21 +52,21 @@ def test_worked_triplets(alpha: float, lam: float, pulled: float, loss: float) -
     # The other two negatives are not farther than the positives: exactly unchanged.
     assert torch.equal(synthetic[1:], NEG[1:])
 
-    def triplet_sum(negatives: Tensor) -> float:
+    def triplet_sum(negatives):
         return (distance(Z, POS) ** 2 - distance(Z, negatives) ** 2 + 1).clamp(min=0).sum().item()
 
     assert triplet_sum(NEG) == 7
     assert_close(triplet_sum(synthetic), loss, rtol=0, atol=1e-9)
 
 
-def test_worked_n_pairs() -> None:
+def test_worked_n_pairs():
     a, p = points([1, 0], [0, 1]), points([0.8, 0.6], [-0.6, 0.8])
     pulled = pull_negatives(a, p, p.flip(0), hardness_schedule(1, 1.0))
     expected = points([0.0538115072, 0.4730942464], [0.6518849399, 0.6740575301])
     assert_close(pulled, expected, rtol=0, atol=1e-10)
 
 
-def test_worked_mixing_weight() -> None:
+def test_worked_mixing_weight():
     for j_gen, expected in ((1e6, 0.4117799284), (1e4, 0.4744204186), (1e3, 0.5114541717)):
         w = mixing_weight(1e4, j_gen).item()
         assert_close(w * 0.4107781397 + (1 - w) * 0.5114587426, expected, rtol=0, atol=2e-10)
@@ -77,7 +76,7 @@ def test_worked_mixing_weight() -> None:
 
 
 @pytest.mark.parametrize("function", [hardness_schedule, mixing_weight])
-def test_schedule_at_its_ends(function) -> None:
+def test_schedule_at_its_ends(function):
     assert function(7, math.inf).item() == 1
     assert function(7, 0.0).item() == 0
     assert function(7, -3.0).item() == 0
@@ -91,18 +90,18 @@ def test_schedule_at_its_ends(function) -> None:
 
 @pytest.mark.parametrize("function", [hardness_schedule, mixing_weight])
 @pytest.mark.parametrize("rate", [-1, math.inf, math.nan])
-def test_schedule_refuses_a_rate(function, rate: float) -> None:
+def test_schedule_refuses_a_rate(function, rate):
     with pytest.raises(ValueError, match=str(rate)):
         function(rate, 1.0)
 
 
-def test_pull_refuses_a_number_outside_the_unit_interval() -> None:
+def test_pull_refuses_a_number_outside_the_unit_interval():
     with pytest.raises(ValueError, match=r"lam must be in 0\.\.1, got 1\.5"):
         pull_negatives(Z, POS, NEG, 1.5)
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.5, 1.0])
-def test_gradients_are_finite_where_points_coincide(lam: float) -> None:
+def test_gradients_are_finite_where_points_coincide(lam):
     same = torch.zeros(3, 2)
     far = torch.ones(3, 2)
     for anchor, positive, negative in ((same, same, same), (same, far, same), (same, same, far), (same, far, far)):
@@ -111,7 +110,7 @@ def test_gradients_are_finite_where_points_coincide(lam: float) -> None:
         assert all(x.grad.isfinite().all() for x in inputs)
 
 
-def test_gradients_reach_all_three_points_through_the_distances() -> None:
+def test_gradients_reach_all_three_points_through_the_distances():
     generator = torch.Generator().manual_seed(0)
     anchor, positive, offset = torch.randn(3, 4, 3, dtype=torch.float64, generator=generator).unbind()
     inputs = [x.requires_grad_() for x in (anchor.clone(), anchor + 0.1 * positive, anchor + offset + offset.sign())]
@@ -120,7 +119,7 @@ def test_gradients_reach_all_three_points_through_the_distances() -> None:
     assert all((x.grad != 0).any() for x in inputs)
 
 
-def test_lam_may_differ_from_row_to_row() -> None:
+def test_lam_may_differ_from_row_to_row():
     lam = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
     anchors, positives, negatives = Z[:1].expand(3, 2), POS[:1].expand(3, 2), NEG[:1].expand(3, 2)
     rows = [pull_negatives(Z[0], POS[0], NEG[0], float(x)) for x in lam]
@@ -128,7 +127,7 @@ def test_lam_may_differ_from_row_to_row() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_dtype_is_that_of_the_negatives(dtype: torch.dtype) -> None:
+def test_dtype_is_that_of_the_negatives(dtype):
     large = (300 * NEG[:1]).to(dtype)  # its square is beyond float16
     pulled = pull_negatives(Z[:1].to(dtype), POS[:1].to(dtype), large, torch.tensor(0.5, dtype=torch.float64))
     assert pulled.dtype == dtype
@@ -139,7 +138,7 @@ def test_dtype_is_that_of_the_negatives(dtype: torch.dtype) -> None:
 
 
 @given(triples(), lams)
-def test_pulled_negatives_lie_on_the_segment_between_positive_and_negative_distance(points_, lam: float) -> None:
+def test_pulled_negatives_lie_on_the_segment_between_positive_and_negative_distance(points_, lam):
     anchor, positive, negative = points_
     pulled = pull_negatives(anchor, positive, negative, lam)
     d_pos, d_neg, d = distance(anchor, positive), distance(anchor, negative), distance(anchor, pulled)
@@ -154,7 +153,7 @@ def test_pulled_negatives_lie_on_the_segment_between_positive_and_negative_dista
 
 
 @given(triples(), rates, averages, averages)
-def test_distance_does_not_fall_with_the_loss(points_, alpha: float, one: float, other: float) -> None:
+def test_distance_does_not_fall_with_the_loss(points_, alpha, one, other):
     anchor, positive, negative = points_
     low, high = sorted((one, other))
     near, far = (
@@ -165,7 +164,7 @@ def test_distance_does_not_fall_with_the_loss(points_, alpha: float, one: float,
 
 
 @given(triples(), rates, rates, averages)
-def test_distance_does_not_grow_with_alpha(points_, one: float, other: float, average: float) -> None:
+def test_distance_does_not_grow_with_alpha(points_, one, other, average):
     anchor, positive, negative = points_
     low, high = sorted((one, other))
     far, near = (
@@ -176,13 +175,13 @@ def test_distance_does_not_grow_with_alpha(points_, one: float, other: float, av
 
 
 @given(triples(), lams, st.integers(0, 99), st.floats(1e-2, 1e2))
-def test_pull_moves_turns_and_scales_with_its_points(points_, lam: float, seed: int, scale: float) -> None:
+def test_pull_moves_turns_and_scales_with_its_points(points_, lam, seed, scale):
     d = points_[0].shape[-1]
     generator = torch.Generator().manual_seed(seed)
     rotation, _ = torch.linalg.qr(torch.randn(d, d, dtype=torch.float64, generator=generator))
     shift = torch.randn(d, dtype=torch.float64, generator=generator)
 
-    def moved(x: Tensor) -> Tensor:
+    def moved(x):
         return scale * x @ rotation + shift
 
     anchor, positive, negative = points_
@@ -192,10 +191,10 @@ def test_pull_moves_turns_and_scales_with_its_points(points_, lam: float, seed: 
 
 
 @given(triples(), lams)
-def test_triplet_loss_does_not_fall(points_, lam: float) -> None:
+def test_triplet_loss_does_not_fall(points_, lam):
     anchor, positive, negative = points_
 
-    def triplet(negatives: Tensor) -> Tensor:
+    def triplet(negatives):
         return (distance(anchor, positive) ** 2 - distance(anchor, negatives) ** 2 + 1).clamp(min=0)
 
     pulled = pull_negatives(anchor, positive, negative, lam)
@@ -203,7 +202,7 @@ def test_triplet_loss_does_not_fall(points_, lam: float) -> None:
 
 
 @given(rates, averages, st.floats(-1e3, 1e3), st.floats(-1e3, 1e3))
-def test_mixing_is_a_convex_combination(beta: float, j_gen: float, real: float, synthetic: float) -> None:
+def test_mixing_is_a_convex_combination(beta, j_gen, real, synthetic):
     w = mixing_weight(beta, j_gen).item()
     assert 0 <= w <= 1
     mixed = w * real + (1 - w) * synthetic
@@ -211,7 +210,7 @@ def test_mixing_is_a_convex_combination(beta: float, j_gen: float, real: float, 
 
 
 @given(rates, averages, averages)
-def test_factors_grow_with_the_average(rate: float, one: float, other: float) -> None:
+def test_factors_grow_with_the_average(rate, one, other):
     low, high = sorted((one, other))
     assert mixing_weight(rate, low) <= mixing_weight(rate, high)
     assert hardness_schedule(rate, low) <= hardness_schedule(rate, high)

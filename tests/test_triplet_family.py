@@ -5,7 +5,6 @@ a step along the imaginary axis gives the derivative to the last digit: f(x + ih
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -43,7 +42,7 @@ from pml_ext.wrappers import AnchorWeightedLoss
 RAW_DISTANCE = LpDistance(normalize_embeddings=False)
 
 
-def soft(threshold: float, normalization: Any) -> SoftTripletLoss:
+def soft(threshold, normalization):
     return SoftTripletLoss(threshold=threshold, normalization=normalization)
 
 
@@ -70,7 +69,7 @@ GOLDEN = [
 
 
 @pytest.mark.parametrize(("name", "loss", "six", "nine"), GOLDEN, ids=[name for name, *_ in GOLDEN])
-def test_worked_values(name: str, loss: Any, six: float, nine: float | None) -> None:
+def test_worked_values(name, loss, six, nine):
     assert loss(T6, LABELS[:6]).item() == pytest.approx(six, abs=1e-10)
     if nine is not None:
         assert loss(T9, LABELS).item() == pytest.approx(nine, abs=1e-10)
@@ -92,7 +91,7 @@ RECIPES = {
 
 
 @pytest.mark.parametrize(("name", "value"), RECIPES.items(), ids=list(RECIPES))
-def test_recipes_have_the_worked_values(name: str, value: float) -> None:
+def test_recipes_have_the_worked_values(name, value):
     assert build(name)(T6, LABELS[:6]).item() == pytest.approx(value, abs=1e-10)
 
 
@@ -104,14 +103,14 @@ GRADIENTS = [
 
 
 @pytest.mark.parametrize(("loss", "norm", "first"), GRADIENTS, ids=["ABatchAll", "AHardPair", "ATriplet"])
-def test_worked_gradients(loss: Any, norm: float, first: tuple[float, float] | None) -> None:
+def test_worked_gradients(loss, norm, first):
     gradient = gradient_of(AnchorWeightedLoss(loss), T6, LABELS[:6])
     assert gradient.norm().item() == pytest.approx(norm, abs=1e-9)
     if first is not None:
         assert gradient[0].tolist() == pytest.approx(first, abs=1e-9)
 
 
-def test_worked_weights() -> None:
+def test_worked_weights():
     entries = AnchorWeightedLoss(BatchAllTripletLoss()).compute_loss(T6, LABELS[:6], None, T6, LABELS[:6])
     inner = BatchAllTripletLoss().compute_loss(T6, LABELS[:6], None, T6, LABELS[:6])
     weights = entries["loss"]["losses"] / inner["loss"]["losses"]
@@ -121,7 +120,7 @@ def test_worked_weights() -> None:
 
 
 @pytest.mark.parametrize("threshold", [0.65, 0.7])
-def test_worked_counts(threshold: float) -> None:
+def test_worked_counts(threshold):
     embeddings, labels = T6, LABELS[:6]
     for loss in (BatchAllTripletLoss(), soft(threshold, "triplet")):
         sim = loss.similarity(embeddings, None)
@@ -132,7 +131,7 @@ def test_worked_counts(threshold: float) -> None:
 
 
 @pytest.mark.parametrize("cls", [BatchHardTripletLoss, SemiHardTripletLoss, SoftTripletLoss])
-def test_equal_scores_have_the_value_of_the_oracle(cls: Any) -> None:
+def test_equal_scores_have_the_value_of_the_oracle(cls):
     loss: Any = cls()
     hyper = {name: getattr(loss, name) for name in loss._hyperparameter_names}
     generator = torch.Generator().manual_seed(1)
@@ -167,7 +166,7 @@ PML = [
 
 @pytest.mark.parametrize("sizes", [(3, 3, 3), (4, 2, 5), (2, 6)], ids=str)
 @pytest.mark.parametrize(("ours", "theirs"), PML, ids=lambda x: type(x).__name__)
-def test_equal_to_pml(ours: Any, theirs: Any, sizes: tuple[int, ...]) -> None:
+def test_equal_to_pml(ours, theirs, sizes):
     embeddings, labels = batch(sizes)
     torch.testing.assert_close(ours(embeddings, labels), theirs(embeddings, labels), rtol=1e-12, atol=1e-12)
     expected = gradient_of(theirs, embeddings, labels)
@@ -175,7 +174,7 @@ def test_equal_to_pml(ours: Any, theirs: Any, sizes: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(("ours", "theirs"), PML, ids=lambda x: type(x).__name__)
-def test_equal_to_pml_with_a_class_of_one_sample(ours: Any, theirs: Any) -> None:
+def test_equal_to_pml_with_a_class_of_one_sample(ours, theirs):
     embeddings, labels = batch((1, 2, 5))
     expected = theirs(embeddings, labels)
     if isinstance(ours, GeneralizedLiftedStructureLoss):
@@ -187,7 +186,7 @@ def test_equal_to_pml_with_a_class_of_one_sample(ours: Any, theirs: Any) -> None
 
 
 @pytest.mark.parametrize("sizes", [(3, 3, 3), (1, 2, 5)], ids=str)
-def test_batch_hard_is_pmls_miner_with_its_triplet_loss(sizes: tuple[int, ...]) -> None:
+def test_batch_hard_is_pmls_miner_with_its_triplet_loss(sizes):
     embeddings, labels = batch(sizes)
     theirs = pml.TripletMarginLoss(margin=0.2, reducer=MeanReducer())
     mined = BatchHardMiner()(embeddings, labels)
@@ -199,14 +198,14 @@ def test_batch_hard_is_pmls_miner_with_its_triplet_loss(sizes: tuple[int, ...]) 
 # --- What the formulas say of each other. -----------------------------------------------------------------------------
 
 
-def test_the_hardest_negative_may_be_a_duplicate() -> None:
+def test_the_hardest_negative_may_be_a_duplicate():
     embeddings = torch.tensor([(0, 0), (3, 0), (0, 0), (0, 2)], dtype=torch.float64)
     loss = BatchHardTripletLoss(margin=1, distance=RAW_DISTANCE, reducer=SumReducer())
     assert loss(embeddings, LABELS[[0, 0, 3, 3]]).item() == pytest.approx(9.0)
     assert gradient_of(loss, embeddings, LABELS[[0, 0, 3, 3]]).isfinite().all()
 
 
-def test_legacy_is_the_anchor_mean_over_the_number_of_triplets() -> None:
+def test_legacy_is_the_anchor_mean_over_the_number_of_triplets():
     embeddings, labels = batch((3, 2, 4))
     anchors, triplets, legacy = (
         soft(0.7, kind).compute_loss(embeddings, labels, None, embeddings, labels)["loss"]
@@ -218,7 +217,7 @@ def test_legacy_is_the_anchor_mean_over_the_number_of_triplets() -> None:
     torch.testing.assert_close(value, anchors["losses"].sum())
 
 
-def test_log_sum_exp_pairs_are_what_they_are_called_elsewhere() -> None:
+def test_log_sum_exp_pairs_are_what_they_are_called_elsewhere():
     embeddings, labels = batch((3, 3, 3))
     bounded = LogSumExpPairLoss(
         alpha=2, beta=50, pos_base=0.5, neg_base=0.5, scale=1, bounded=True, distance=CosineSimilarity()
@@ -229,7 +228,7 @@ def test_log_sum_exp_pairs_are_what_they_are_called_elsewhere() -> None:
     torch.testing.assert_close(values.relu().mean(), GeneralizedLiftedStructureLoss()(embeddings, labels))
 
 
-def test_soft_triplets_do_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_soft_triplets_do_not_depend_on_the_blocks(monkeypatch):
     embeddings, labels = batch((3, 2, 4, 1))
     value, gradient = SoftTripletLoss()(embeddings, labels), gradient_of(SoftTripletLoss(), embeddings, labels)
     for numbers in (1, 300):
@@ -238,7 +237,7 @@ def test_soft_triplets_do_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPat
         torch.testing.assert_close(gradient_of(SoftTripletLoss(), embeddings, labels), gradient)
 
 
-def test_soft_triplet_operators_keep_the_rules_of_torch() -> None:
+def test_soft_triplet_operators_keep_the_rules_of_torch():
     same, other = _masks(batch((3, 2, 4))[1])
     sim = torch.randn(9, 9, dtype=torch.float64, requires_grad=True)
     for operator in (torch.ops.pml_ext.soft_triplet_sums, torch.ops.pml_ext.soft_triplet_slopes):
@@ -252,7 +251,7 @@ def test_no_triplet_is_kept_for_the_backward_pass(recipe: str) -> None:
     embeddings.requires_grad_()
     kept = 0
 
-    def pack(x: Tensor) -> Tensor:
+    def pack(x):
         nonlocal kept
         kept += x.numel()
         return x
@@ -263,7 +262,7 @@ def test_no_triplet_is_kept_for_the_backward_pass(recipe: str) -> None:
 
 
 @pytest.mark.parametrize("make", [LiftedStructureLoss, SoftTripletLoss, partial(SoftTripletLoss, chunk_size=2)])
-def test_second_derivatives(make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_derivatives(make, monkeypatch):
     monkeypatch.setattr(thresholds, "SOFT_TRIPLETS", 100)
     loss = make(distance=CosineSimilarity())  # torch has no second derivative of the Euclidean distance
     embeddings, labels = batch((2, 3))
@@ -272,7 +271,7 @@ def test_second_derivatives(make: Callable[..., Any], monkeypatch: pytest.Monkey
     assert torch.autograd.gradgradcheck(lambda x: loss(x, labels), embeddings)
 
 
-def test_lifted_structure_compares_with_the_negatives_of_both_ends() -> None:
+def test_lifted_structure_compares_with_the_negatives_of_both_ends():
     embeddings, labels = batch((3, 3))
     refs, ref_labels = batch((2, 3, 1), seed=1)
     d = LpDistance()(embeddings, refs).tolist()
@@ -292,7 +291,7 @@ def test_lifted_structure_compares_with_the_negatives_of_both_ends() -> None:
     )
 
 
-def _masks(labels: Tensor) -> tuple[Tensor, Tensor]:
+def _masks(labels):
     same = labels[:, None] == labels
     return same, ~same
 
@@ -300,7 +299,7 @@ def _masks(labels: Tensor) -> tuple[Tensor, Tensor]:
 # --- The anchor weight. -----------------------------------------------------------------------------------------------
 
 
-def weights_by_hand(d: Tensor, pos: Tensor, neg: Tensor, alpha: float) -> Tensor:
+def weights_by_hand(d, pos, neg, alpha):
     weights = []
     for row, p, n in zip(d.tolist(), pos.tolist(), neg.tolist(), strict=True):
         near = sum(math.exp(-alpha * x) for x, is_neg in zip(row, n, strict=True) if is_neg)
@@ -323,7 +322,7 @@ INNER = [
 
 @pytest.mark.parametrize("inner", INNER, ids=lambda x: type(x).__name__)
 @pytest.mark.parametrize("given", ["labels", "pairs", "triplets", "references"])
-def test_anchor_weight_takes_any_loss(inner: Any, given: str) -> None:
+def test_anchor_weight_takes_any_loss(inner, given):
     """Each loss of the dict is multiplied by the weight of its anchor, computed by hand, and the reducer is kept."""
     embeddings, labels = batch((3, 2, 4, 1))
     refs, ref_labels = batch((2, 2, 2, 2), seed=1) if given == "references" else (embeddings, labels)
@@ -355,7 +354,7 @@ def test_anchor_weight_takes_any_loss(inner: Any, given: str) -> None:
     torch.testing.assert_close(value, inner.reducer(expected, embeddings, labels), rtol=1e-10, atol=1e-12)
 
 
-def test_anchor_weight_is_a_constant() -> None:
+def test_anchor_weight_is_a_constant():
     embeddings, labels = batch((3, 2, 4))
     loss = AnchorWeightedLoss(LogSumExpPairLoss(), alpha=2)
     d = LpDistance()(embeddings)
@@ -367,12 +366,12 @@ def test_anchor_weight_is_a_constant() -> None:
     torch.testing.assert_close(gradient_of(loss, embeddings, labels), expected, rtol=1e-11, atol=1e-11)
 
 
-def test_flat_anchor_weights_are_the_share_of_negatives() -> None:
+def test_flat_anchor_weights_are_the_share_of_negatives():
     value = AnchorWeightedLoss(BatchAllTripletLoss(), alpha=1e-12)(T6, LABELS[:6])
     torch.testing.assert_close(value, 3 / 5 * BatchAllTripletLoss()(T6, LABELS[:6]))
 
 
-def test_anchor_weight_takes_relations_and_chunks() -> None:
+def test_anchor_weight_takes_relations_and_chunks():
     embeddings, labels = batch((3, 2, 4, 1))
     same, other = _masks(labels)
     expected = AnchorWeightedLoss(BatchAllTripletLoss())(embeddings, labels)
@@ -384,14 +383,14 @@ def test_anchor_weight_takes_relations_and_chunks() -> None:
         torch.testing.assert_close(gradient_of(loss, embeddings, labels), expected_gradient)
 
 
-def test_anchor_weight_of_pmls_triplet_loss_is_that_of_ours() -> None:
+def test_anchor_weight_of_pmls_triplet_loss_is_that_of_ours():
     ours = AnchorWeightedLoss(BatchAllTripletLoss())
     theirs = AnchorWeightedLoss(pml.TripletMarginLoss(margin=0.02, reducer=AvgNonZeroReducer()))
     torch.testing.assert_close(ours(T6, LABELS[:6]), theirs(T6, LABELS[:6]), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("on", ["inner", "wrapper"])
-def test_anchor_weight_keeps_regularizers_whole(on: str) -> None:
+def test_anchor_weight_keeps_regularizers_whole(on):
     embeddings, labels = batch((3, 2, 4))
     regularizer = {"embedding_regularizer": LpRegularizer(), "embedding_reg_weight": 3}
     inner = BatchAllTripletLoss(**regularizer if on == "inner" else {})
@@ -402,7 +401,7 @@ def test_anchor_weight_keeps_regularizers_whole(on: str) -> None:
     torch.testing.assert_close(loss(embeddings, labels), expected)
 
 
-def test_anchor_weight_says_what_it_cannot_do() -> None:
+def test_anchor_weight_says_what_it_cannot_do():
     embeddings, labels = batch((3, 3))
     with pytest.raises(TypeError, match="in which an anchor can be weighted: LiftedStructureLoss does not"):
         AnchorWeightedLoss(LiftedStructureLoss())(embeddings, labels)
@@ -427,13 +426,13 @@ def test_anchor_weight_says_what_it_cannot_do() -> None:
         (lambda: AnchorContrastiveLoss(pos_margin=math.inf), "pos_margin must be finite"),
     ],
 )
-def test_wrong_hyperparameters_are_named(make: Callable[[], Any], text: str) -> None:
+def test_wrong_hyperparameters_are_named(make, text):
     with pytest.raises((ValueError, TypeError), match=text):
         make()
 
 
 @pytest.mark.parametrize("cls", [BatchHardTripletLoss, EasyPositiveTripletLoss])
-def test_positives_equally_near_share_the_pull(cls: type[BatchHardTripletLoss | EasyPositiveTripletLoss]) -> None:
+def test_positives_equally_near_share_the_pull(cls):
     """Of three samples of a class two are at one place: the third is pulled to each by a half."""
     x = torch.randn(15, 4, dtype=torch.float64)
     x[2] = x[1]

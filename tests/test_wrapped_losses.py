@@ -11,7 +11,6 @@ from pytorch_metric_learning import miners as pml_miners
 from pytorch_metric_learning import regularizers
 from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
 from pytorch_metric_learning.reducers import SumReducer
-from torch import Tensor
 from torch.nn.functional import normalize
 
 from pml_ext.centers import BatchCenters
@@ -38,7 +37,7 @@ from pml_ext.wrappers import (
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2, 0, 1, 2])
 
 
-def embeddings(seed: int, n: int = 9, d: int = 6) -> Tensor:
+def embeddings(seed, n=9, d=6):
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
@@ -55,7 +54,7 @@ KNOWN = {
 }
 
 
-def pml_losses() -> dict[str, Any]:
+def pml_losses():
     """All losses of PML that take labels, each as it is made with the least arguments."""
     made: dict[str, Any] = {}
     for name, cls in inspect.getmembers(pml, inspect.isclass):
@@ -88,7 +87,7 @@ ORDERED = {"InstanceLoss", "NPairsLoss"}
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:pytorch_metric_learning")
 @pytest.mark.parametrize("name", sorted(set(PML) - ORDERED))
-def test_an_anchor_is_weighted_wherever_it_stands_in_the_batch(name: str) -> None:
+def test_an_anchor_is_weighted_wherever_it_stands_in_the_batch(name):
     cls, arguments = PML[name]
     torch.manual_seed(0)
     if name in REFUSED:
@@ -108,7 +107,7 @@ def test_an_anchor_is_weighted_wherever_it_stands_in_the_batch(name: str) -> Non
         torch.testing.assert_close(*values, equal_nan=True)
 
 
-def test_nca_of_proxies_may_leave_samples_out() -> None:
+def test_nca_of_proxies_may_leave_samples_out():
     loss = pml.ProxyNCALoss(3, 6, softmax_scale=1e4).double()
     x = loss.proxies.detach()[LABELS]
     x[:2] = -x[:2]
@@ -127,14 +126,14 @@ def test_nca_of_proxies_may_leave_samples_out() -> None:
         lambda: MinedLoss(RAWLoss(), HardNegativePairMiner()),
     ],
 )
-def test_losses_of_no_anchor_are_refused(loss: Any) -> None:
+def test_losses_of_no_anchor_are_refused(loss):
     with pytest.raises(TypeError, match="loss must give a loss for each anchor"):
         AnchorWeightedLoss(loss())
 
 
-def test_losses_of_proxies_are_seen_in_a_call() -> None:
+def test_losses_of_proxies_are_seen_in_a_call():
     class Other(pml.NormalizedSoftmaxLoss):  # type: ignore[misc]
-        def compute_loss(self, *batch: Any) -> Any:
+        def compute_loss(self, *batch):
             found = super().compute_loss(*batch)
             found["loss"]["losses"] = self.W.sum(0)
             return found
@@ -167,12 +166,12 @@ def test_losses_of_proxies_are_seen_in_a_call() -> None:
         lambda: AnchorWeightedLoss(RAWLoss(), distance=LpDistance()),
     ],
 )
-def test_what_would_not_be_used_is_refused(make: Any) -> None:
+def test_what_would_not_be_used_is_refused(make):
     with pytest.raises(TypeError, match=r"does not|must be True or False|is that of its loss"):
         make()
 
 
-def test_the_reducer_of_weighted_anchors_is_used() -> None:
+def test_the_reducer_of_weighted_anchors_is_used():
     weighted, summed = (AnchorWeightedLoss(RAWLoss(), reducer=reducer) for reducer in (None, SumReducer()))
     torch.testing.assert_close(9 * weighted(embeddings(0), LABELS), summed(embeddings(0), LABELS))
 
@@ -185,7 +184,7 @@ def test_the_reducer_of_weighted_anchors_is_used() -> None:
     "wrap", [lambda loss: BranchLoss(loss, 2), AnchorWeightedLoss, lambda loss: RandomSliceLoss(loss, 2, seed=0)]
 )
 @pytest.mark.parametrize("with_references", [False, True])
-def test_foreign_losses_take_masks(inner: Any, wrap: Any, with_references: bool) -> None:
+def test_foreign_losses_take_masks(inner, wrap, with_references):
     x, refs = embeddings(0), (embeddings(1), LABELS) if with_references else (None, None)
     pos, neg = label_masks(LABELS, LABELS)
     pos[:, 4:], neg[3:] = False, False
@@ -202,7 +201,7 @@ def test_foreign_losses_take_masks(inner: Any, wrap: Any, with_references: bool)
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("inner", [RAWLoss, pml.NTXentLoss, pml.TripletMarginLoss, lambda: BranchLoss(RAWLoss(), 2)])
-def test_more_than_two_views(symmetric: bool, inner: Any) -> None:
+def test_more_than_two_views(symmetric, inner):
     views, samples = [embeddings(seed, 5) for seed in range(4)], torch.arange(5)
     value = SelfSupervisedLoss(inner(), symmetric)(*views)
     if symmetric:
@@ -215,7 +214,7 @@ def test_more_than_two_views(symmetric: bool, inner: Any) -> None:
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("number", [2, 3])
 @pytest.mark.parametrize("inner", [KNNSoftmaxLoss, lambda: pml.NTXentLoss(temperature=0.5)])
-def test_false_negatives_are_no_negatives(symmetric: bool, number: int, inner: Any) -> None:
+def test_false_negatives_are_no_negatives(symmetric, number, inner):
     n, generator = 5, torch.Generator().manual_seed(0)
     views, false = [embeddings(seed, n) for seed in range(number)], torch.rand(n, n, generator=generator) < 0.4
     value = SelfSupervisedLoss(inner(), symmetric)(*views, false_negatives=false)
@@ -240,7 +239,7 @@ def test_false_negatives_are_no_negatives(symmetric: bool, number: int, inner: A
     torch.testing.assert_close(loss(*views, false_negatives=nothing), loss(*views))
 
 
-def test_mistakes_about_views_are_named() -> None:
+def test_mistakes_about_views_are_named():
     x, loss = embeddings(0), SelfSupervisedLoss(RAWLoss())
     with pytest.raises(ValueError, match="view 3 must be another view of each of 9 embeddings, got 8"):
         loss(x, x, x[:8])
@@ -263,7 +262,7 @@ def test_mistakes_about_views_are_named() -> None:
         (CentersAsReferences(RAWLoss(), BatchCenters()), {"leave_one_out": False, "normalize_embeddings": None}),
     ],
 )
-def test_wrappers_record_their_hyperparameters(loss: Any, expected: dict[str, Any]) -> None:
+def test_wrappers_record_their_hyperparameters(loss, expected):
     recorded = loss._record_these  # what PML's record-keeper reads
     assert {name: getattr(loss, name) for name in expected} == expected
     # It stumbles over a tuple.
@@ -271,7 +270,7 @@ def test_wrappers_record_their_hyperparameters(loss: Any, expected: dict[str, An
     assert all(f"{name}={value}" in loss.extra_repr() for name, value in expected.items())
 
 
-def test_a_steepness_that_is_set_later_is_used_and_checked() -> None:
+def test_a_steepness_that_is_set_later_is_used_and_checked():
     loss = AnchorWeightedLoss(RAWLoss(), alpha=3)
     loss.alpha = 7
     assert loss(embeddings(0), LABELS) == AnchorWeightedLoss(RAWLoss(), alpha=7)(embeddings(0), LABELS)
@@ -287,7 +286,7 @@ PAIRS = torch.tensor([0, 0, 1, 1])
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("wrapper", [BranchLoss, RandomSliceLoss])
-def test_a_slice_of_zeros_has_no_direction(wrapper: Any, dtype: torch.dtype) -> None:
+def test_a_slice_of_zeros_has_no_direction(wrapper, dtype):
     x = SLICED.to(dtype).clone().requires_grad_()
     loss = BranchLoss(BinomialDevianceLoss(), 2)
     value = loss(x, PAIRS)
@@ -310,7 +309,7 @@ def test_a_slice_of_zeros_has_no_direction(wrapper: Any, dtype: torch.dtype) -> 
         lambda loss: RandomSliceLoss(loss, 2, seed=0),
     ],
 )
-def test_a_zero_vector_has_no_gradient(inner: Any, wrap: Any) -> None:
+def test_a_zero_vector_has_no_gradient(inner, wrap):
     x = embeddings(0).float()
     x[2] = 0
     x.requires_grad_()
@@ -332,7 +331,7 @@ def test_a_zero_vector_has_no_gradient(inner: Any, wrap: Any) -> None:
         lambda: BranchLoss(RAWLoss(distance=LpDistance(normalize_embeddings=False)), 1, normalize=False),
     ],
 )
-def test_slices_are_normalized_for_every_part_of_the_loss(inner: Any) -> None:
+def test_slices_are_normalized_for_every_part_of_the_loss(inner):
     x = embeddings(0)
     slices = [normalize(part, dim=1) for part in x.split(3, 1)]
     expected = sum(inner()(part, LABELS) for part in slices) / 2
@@ -343,7 +342,7 @@ def test_slices_are_normalized_for_every_part_of_the_loss(inner: Any) -> None:
         torch.testing.assert_close(wrapped(x, LABELS), wrapped(math.pi * unit, LABELS))
 
 
-def test_nothing_is_normalized_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_normalized_twice(monkeypatch):
     from pml_ext.wrappers import branch
 
     monkeypatch.setattr(branch, "unit", lambda _: pytest.fail("the distance normalizes the slices"))
@@ -354,14 +353,14 @@ def test_nothing_is_normalized_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- Chance. ----------------------------------------------------------------------------------------------------------
 
 
-def _mined_at_random(seed: Any) -> MinedLoss:
+def _mined_at_random(seed):
     return MinedLoss(RAWLoss(), InverseDensityMiner(seed=seed))
 
 
 @pytest.mark.parametrize("seed", [3, None])
 @pytest.mark.parametrize("make", [lambda seed: RandomSliceLoss(RAWLoss(), 2, seed=seed), _mined_at_random])
-def test_in_eval_mode_a_stream_of_draws_stands_still(make: Any, seed: int | None) -> None:
-    def generator() -> Any:
+def test_in_eval_mode_a_stream_of_draws_stands_still(make, seed):
+    def generator():
         return torch.Generator().manual_seed(5) if seed is None else seed
 
     x, run, loss = embeddings(0), make(generator()), make(generator())

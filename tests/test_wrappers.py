@@ -43,18 +43,18 @@ PERMUTED = T6[[3, 0, 4, 1, 5, 2]]
 T6X4 = torch.cat((T6, PERMUTED), dim=1) / math.sqrt(2)
 
 
-def batch(seed: int, n: int = 12, d: int = 6, classes: int = 4) -> tuple[Tensor, Tensor]:
+def batch(seed, n=12, d=6, classes=4):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, (n,), generator=generator)
     return torch.randn(n, d, generator=generator, dtype=torch.float64), labels
 
 
-def gradient_of(loss: Any, embeddings: Tensor, *args: Any) -> Tensor:
+def gradient_of(loss, embeddings, *args):
     embeddings = embeddings.clone().requires_grad_()
     return torch.autograd.grad(loss(embeddings, *args), embeddings)[0]
 
 
-def assert_same_loss(first: Any, second: Any, *args: Any) -> None:
+def assert_same_loss(first, second, *args):
     torch.testing.assert_close(first(*args), second(*args), atol=1e-12, rtol=0)
     torch.testing.assert_close(gradient_of(first, *args), gradient_of(second, *args), atol=1e-12, rtol=0)
 
@@ -62,7 +62,7 @@ def assert_same_loss(first: Any, second: Any, *args: Any) -> None:
 # --- Slices. ----------------------------------------------------------------------------------------------------------
 
 
-def test_worked_values_of_slices() -> None:
+def test_worked_values_of_slices():
     dot = {"distance": DotProductSimilarity(normalize_embeddings=False)}
     as_coded = MinedLoss(BinomialDevianceLoss(**dot), HardNegativePairMiner(**dot))
     value = BranchLoss(as_coded, (2, 2), normalize=False)(T6X4, LABELS)
@@ -72,13 +72,13 @@ def test_worked_values_of_slices() -> None:
 
 @pytest.mark.parametrize("loss", [RAWLoss(), HistogramLoss(), pml.ContrastiveLoss(), pml.MultiSimilarityLoss()])
 @pytest.mark.parametrize("sizes", [(1, 2, 3), (6,), 1, 2, 4])
-def test_slices_are_means_of_losses(loss: Any, sizes: Any) -> None:
+def test_slices_are_means_of_losses(loss, sizes):
     embeddings, labels = batch(0)
     refs, ref_labels = batch(1, n=9)
     bounds = {1: [6], 2: [3, 3], 4: [1, 2, 1, 2]}.get(sizes, sizes) if isinstance(sizes, int) else list(sizes)
     branches = BranchLoss(loss, sizes)
 
-    def by_hand(x: Tensor, y: Tensor, pairs: Any = None, r: Tensor | None = None, ry: Tensor | None = None) -> Tensor:
+    def by_hand(x, y, pairs=None, r=None, ry=None):
         slices = [F.normalize(part, dim=1) for part in x.split(bounds, dim=1)]
         others = [None] * len(bounds) if r is None else [F.normalize(part, dim=1) for part in r.split(bounds, dim=1)]
         losses = [loss(part, y, pairs, other, ry) for part, other in zip(slices, others, strict=True)]
@@ -91,18 +91,18 @@ def test_slices_are_means_of_losses(loss: Any, sizes: Any) -> None:
     assert_same_loss(branches, by_hand, embeddings, labels, None, refs, ref_labels)
 
 
-def test_bounds_of_slices_are_those_of_dm18() -> None:
+def test_bounds_of_slices_are_those_of_dm18():
     widths = [x.shape[1] for x in BranchLoss(RAWLoss(), 3).slices(torch.ones(2, 512))]
     assert widths == [170, 171, 171]
 
 
-def test_a_slice_of_zeros_is_a_zero_vector() -> None:
+def test_a_slice_of_zeros_is_a_zero_vector():
     embeddings, labels = batch(2)
     embeddings[:, :3] = 0
     assert gradient_of(BranchLoss(RAWLoss(), 2), embeddings, labels).isfinite().all()
 
 
-def test_slices_may_mix_within_but_not_between() -> None:
+def test_slices_may_mix_within_but_not_between():
     embeddings, labels = batch(3)
     turn = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))[0]
     loss = BranchLoss(KNNSoftmaxLoss(), 2)
@@ -115,7 +115,7 @@ def test_slices_may_mix_within_but_not_between() -> None:
 # --- Random slices. ---------------------------------------------------------------------------------------------------
 
 
-def test_random_slices_are_slices_of_shuffled_columns() -> None:
+def test_random_slices_are_slices_of_shuffled_columns():
     embeddings, labels = batch(4)
     loss = RandomSliceLoss(RAWLoss(), (2, 4), seed=7)
     order = torch.randperm(6, generator=copy.deepcopy(loss).generator(embeddings.device))
@@ -123,7 +123,7 @@ def test_random_slices_are_slices_of_shuffled_columns() -> None:
     torch.testing.assert_close(loss(embeddings, labels), expected)
 
 
-def test_random_slices_are_drawn_anew_and_uniformly() -> None:
+def test_random_slices_are_drawn_anew_and_uniformly():
     loss, counts = RandomSliceLoss(RAWLoss(), 2, seed=0), torch.zeros(6)
     parts = loss.loss
     seen: list[Tensor] = []
@@ -138,7 +138,7 @@ def test_random_slices_are_drawn_anew_and_uniformly() -> None:
     assert (counts - 300).abs().max() < 62
 
 
-def test_random_slices_resume_where_they_stood() -> None:
+def test_random_slices_resume_where_they_stood():
     embeddings, labels = batch(5)
     loss = RandomSliceLoss(RAWLoss(), 2, seed=3)
     run = [loss(embeddings, labels) for _ in range(4)]
@@ -150,7 +150,7 @@ def test_random_slices_resume_where_they_stood() -> None:
     assert [*first, *(resumed(embeddings, labels) for _ in range(2))] == run
 
 
-def test_random_slices_cut_references_alike() -> None:
+def test_random_slices_cut_references_alike():
     embeddings, labels = batch(6)
     loss = RandomSliceLoss(KNNSoftmaxLoss(k=None), 2, seed=1)
     refs, ref_labels = embeddings + 1e-9, labels
@@ -162,12 +162,12 @@ def test_random_slices_cut_references_alike() -> None:
 # --- The diversity of slices. -----------------------------------------------------------------------------------------
 
 
-def diversity_by_hand(slices: list[Tensor], beta: float) -> float:
-    def js(a: list[float], b: list[float]) -> float:
+def diversity_by_hand(slices, beta):
+    def js(a, b):
         half = [(x + y) / 2 for x, y in zip(a, b, strict=True)]
         return sum(x * math.log(x / m) for x, m in (*zip(a, half, strict=True), *zip(b, half, strict=True)) if x) / 2
 
-    def others(points: list[list[float]], i: int) -> list[float]:
+    def others(points, i):
         mass = [math.exp(-beta * math.dist(points[i], p)) for j, p in enumerate(points) if j != i]
         return [x / sum(mass) for x in mass]
 
@@ -177,13 +177,13 @@ def diversity_by_hand(slices: list[Tensor], beta: float) -> float:
 
 
 @pytest.mark.parametrize(("beta", "divergence"), [(4, 0.3442112724), (40, 0.6757962725)])
-def test_worked_values_of_the_diversity(beta: float, divergence: float) -> None:
+def test_worked_values_of_the_diversity(beta, divergence):
     value = BranchDiversityRegularizer(2, beta=beta)(torch.cat((T6, PERMUTED), dim=1))
     assert math.log(2) - value.item() == pytest.approx(divergence, abs=1e-10)
 
 
 @pytest.mark.parametrize("sizes", [(1, 5), (2, 2, 2), (1, 2, 1, 2)])
-def test_diversity_is_its_formula(sizes: tuple[int, ...]) -> None:
+def test_diversity_is_its_formula(sizes):
     embeddings, _ = batch(7, n=7)
     regularizer = BranchDiversityRegularizer(sizes, beta=3)
     expected = diversity_by_hand(list(embeddings.split(sizes, dim=1)), 3)
@@ -191,7 +191,7 @@ def test_diversity_is_its_formula(sizes: tuple[int, ...]) -> None:
     assert torch.autograd.gradcheck(regularizer, embeddings.requires_grad_())
 
 
-def test_divergence_is_symmetric_and_bounded() -> None:
+def test_divergence_is_symmetric_and_bounded():
     generator = torch.Generator().manual_seed(0)
     a, b = (40 * torch.randn(2, 50, 9, generator=generator, dtype=torch.float64)).log_softmax(-1)
     value = jensen_shannon(a, b)
@@ -201,7 +201,7 @@ def test_divergence_is_symmetric_and_bounded() -> None:
     assert jensen_shannon(a, a).abs().max() < 1e-15
 
 
-def test_equal_branches_have_the_largest_cost_and_few_samples_none() -> None:
+def test_equal_branches_have_the_largest_cost_and_few_samples_none():
     embeddings, _ = batch(8)
     regularizer = BranchDiversityRegularizer(2)
     twice = torch.cat((embeddings, embeddings), dim=1)
@@ -211,7 +211,7 @@ def test_equal_branches_have_the_largest_cost_and_few_samples_none() -> None:
     assert gradient_of(regularizer, torch.ones(5, 4)).isfinite().all()
 
 
-def test_recipe_of_diverse_branches() -> None:
+def test_recipe_of_diverse_branches():
     embeddings, labels = batch(9, n=16, d=8)
     slices = [F.normalize(x, dim=1) for x in embeddings.split(2, dim=1)]
     softmax = sum(KNNSoftmaxLoss(alpha=40, k=100, distance=LpDistance())(x, labels) for x in slices) / 4
@@ -236,10 +236,10 @@ PAIRS_OF_PARTS = [
 
 
 @pytest.mark.parametrize(("loss", "miner"), PAIRS_OF_PARTS)
-def test_mined_loss_is_miner_then_loss(loss: Any, miner: Any) -> None:
+def test_mined_loss_is_miner_then_loss(loss, miner):
     (embeddings, labels), (refs, ref_labels) = batch(10, classes=3), batch(11, n=9, classes=3)
 
-    def by_hand(x: Tensor, *others: Any) -> Tensor:
+    def by_hand(x, *others):
         pairs = miner(x, *others)
         pairs = pairs.indices() if isinstance(pairs, PairMasks) else pairs
         return loss(x, others[0], pairs, *others[1:])
@@ -250,20 +250,20 @@ def test_mined_loss_is_miner_then_loss(loss: Any, miner: Any) -> None:
     torch.testing.assert_close(value, expected)
 
 
-def test_mined_loss_makes_no_index_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mined_loss_makes_no_index_tensor(monkeypatch):
     monkeypatch.setattr(PairMasks, "indices", lambda _: pytest.fail("an index tensor was made"))
     embeddings, labels = batch(12)
     MinedLoss(BranchLoss(AnchorWeightedLoss(RAWLoss()), 2), InverseDensityMiner())(embeddings, labels)
 
 
-def test_mined_loss_mines_in_every_slice() -> None:
+def test_mined_loss_mines_in_every_slice():
     embeddings, labels = batch(13)
     inside = BranchLoss(MinedLoss(RAWLoss(), HardNegativePairMiner()), 2)(embeddings, labels)
     outside = MinedLoss(BranchLoss(RAWLoss(), 2), HardNegativePairMiner())(embeddings, labels)
     assert (inside - outside).abs() > 1e-6
 
 
-def test_mined_loss_draws_anew_for_every_slice() -> None:
+def test_mined_loss_draws_anew_for_every_slice():
     embeddings, labels = batch(14)
     miner = InverseDensityMiner(seed=0)
     BranchLoss(MinedLoss(RAWLoss(), miner), 3)(embeddings, labels)
@@ -273,7 +273,7 @@ def test_mined_loss_draws_anew_for_every_slice() -> None:
 # --- Memories. --------------------------------------------------------------------------------------------------------
 
 
-def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
+def through_a_file(state):
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
@@ -290,7 +290,7 @@ MEMORIES = [
 
 @pytest.mark.parametrize("make", MEMORIES)
 @pytest.mark.parametrize("miner", [None, HardNegativePairMiner(), pml_miners.MultiSimilarityMiner()])
-def test_memory_is_that_of_pml(make: Any, miner: Any) -> None:
+def test_memory_is_that_of_pml(make, miner):
     ours, theirs = CrossBatchMemory(make(), 6, 30, miner), _Admitting(make(), 6, 30, miner)
     for seed in range(5):  # the queue fills in the third step
         embeddings, labels = batch(seed)
@@ -306,16 +306,16 @@ class _Admitting(pml.CrossBatchMemory):
     """PML's memory for any loss."""
 
     @classmethod
-    def check_loss_support(cls, loss_name: str) -> None:
+    def check_loss_support(cls, loss_name):
         pass
 
 
-def test_memory_is_an_instance_of_that_of_pml() -> None:
+def test_memory_is_an_instance_of_that_of_pml():
     assert isinstance(CrossBatchMemory(RAWLoss(), 4), pml.CrossBatchMemory)
     assert isinstance(build("XBM", embedding_size=8).loss.loss, pml.ContrastiveLoss)
 
 
-def test_memory_equals_references_by_hand() -> None:
+def test_memory_equals_references_by_hand():
     memory, loss = CrossBatchMemory(KNNSoftmaxLoss(), 6, 100), KNNSoftmaxLoss()
     (first, first_labels), (second, second_labels) = batch(0), batch(1)
     torch.testing.assert_close(memory(first, first_labels), loss(first, first_labels))
@@ -327,7 +327,7 @@ def test_memory_equals_references_by_hand() -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
 @pytest.mark.parametrize("make", MEMORIES)
-def test_memory_resumes_as_if_it_had_not_stopped(make: Any, steps: int) -> None:
+def test_memory_resumes_as_if_it_had_not_stopped(make, steps):
     whole, first = CrossBatchMemory(make(), 6, 30), CrossBatchMemory(make(), 6, 30)
     for seed in range(steps):
         whole(*batch(seed)), first(*batch(seed))
@@ -338,7 +338,7 @@ def test_memory_resumes_as_if_it_had_not_stopped(make: Any, steps: int) -> None:
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 5])
-def test_memory_loads_the_state_of_that_of_pml(steps: int) -> None:
+def test_memory_loads_the_state_of_that_of_pml(steps):
     theirs, ours = pml.CrossBatchMemory(pml.ContrastiveLoss(), 6, 30), CrossBatchMemory(pml.ContrastiveLoss(), 6, 30)
     for seed in range(steps):
         theirs(*batch(seed))
@@ -351,7 +351,7 @@ def test_memory_loads_the_state_of_that_of_pml(steps: int) -> None:
     assert holder["memory"].queue_idx == ours.queue_idx
 
 
-def test_memory_shifts_given_pairs_to_their_places_in_the_queue() -> None:
+def test_memory_shifts_given_pairs_to_their_places_in_the_queue():
     nothing = _Nothing()
     seen: list[Any] = []
     for outer in ("triplets", "pairs", "masks"):
@@ -375,11 +375,11 @@ def test_memory_shifts_given_pairs_to_their_places_in_the_queue() -> None:
 class _Nothing(pml_miners.BaseMiner):
     """A miner that leaves no pair."""
 
-    def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> Any:
+    def mine(self, embeddings, labels, ref_emb, ref_labels):
         return (torch.zeros(0, dtype=torch.long),) * 4
 
 
-def test_memory_adds_given_pairs_to_its_own() -> None:
+def test_memory_adds_given_pairs_to_its_own():
     given = CrossBatchMemory(RAWLoss(), 6, 30), CrossBatchMemory(RAWLoss(), 6, 30)
     for seed in range(4):  # all pairs are in already
         embeddings, labels = batch(seed)
@@ -392,7 +392,7 @@ def test_memory_adds_given_pairs_to_its_own() -> None:
         assert triplets(embeddings, labels, lmu.get_all_pairs_indices(labels)).isfinite()
 
 
-def test_own_miners_never_see_a_sample_as_its_own_positive() -> None:
+def test_own_miners_never_see_a_sample_as_its_own_positive():
     memory = CrossBatchMemory(EasyPositiveTripletLoss(), 6, 40, KNearestPositiveMiner(k=1))
     memory(*batch(0))
     embeddings, labels = batch(1)
@@ -406,7 +406,7 @@ def test_own_miners_never_see_a_sample_as_its_own_positive() -> None:
     torch.testing.assert_close(memory(embeddings, labels), expected)
 
 
-def test_a_batch_of_one_is_not_compared_with_itself() -> None:
+def test_a_batch_of_one_is_not_compared_with_itself():
     memory = CrossBatchMemory(pml.ContrastiveLoss(pos_margin=0, neg_margin=0), 2, 4)
     one, label = torch.tensor([[1.0, 0.0]], requires_grad=True), torch.tensor([0])
     assert memory(one, label) == 0
@@ -417,7 +417,7 @@ def test_a_batch_of_one_is_not_compared_with_itself() -> None:
     assert [len(x) for x in seen[0]] == [0, 0, 0, 0]
 
 
-def test_an_empty_batch_does_not_fill_the_queue() -> None:
+def test_an_empty_batch_does_not_fill_the_queue():
     memory = CrossBatchMemory(RAWLoss(), 6, 30)
     memory(*batch(0))
     embeddings, labels = batch(1)
@@ -426,7 +426,7 @@ def test_an_empty_batch_does_not_fill_the_queue() -> None:
     assert (memory.queue_idx, memory.has_been_filled) == (12, False)
 
 
-def test_one_backward_pass_may_follow_two_batches() -> None:
+def test_one_backward_pass_may_follow_two_batches():
     memory = CrossBatchMemory(RAWLoss(distance=DotProductSimilarity(normalize_embeddings=False)), 6, 30)
     embeddings, labels = batch(0)
     embeddings.requires_grad_()
@@ -440,7 +440,7 @@ def test_one_backward_pass_may_follow_two_batches() -> None:
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("loss", [RAWLoss(), BranchLoss(KNNSoftmaxLoss(), 2), pml.NTXentLoss()])
-def test_views_are_classes_of_their_own(loss: Any, symmetric: bool) -> None:
+def test_views_are_classes_of_their_own(loss, symmetric):
     (first, _), (second, _) = batch(0), batch(1)
     labels = torch.arange(12)
     value = SelfSupervisedLoss(loss, symmetric=symmetric)(first, second)
@@ -451,7 +451,7 @@ def test_views_are_classes_of_their_own(loss: Any, symmetric: bool) -> None:
     torch.testing.assert_close(value, expected)
 
 
-def test_views_take_a_loss_with_its_own_miner() -> None:
+def test_views_take_a_loss_with_its_own_miner():
     (first, _), (second, _) = batch(0), batch(1)
     assert SelfSupervisedLoss(MinedLoss(RAWLoss(), HardNegativePairMiner()))(first, second).isfinite()
 
@@ -497,12 +497,12 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("make", "error", "message"), MISTAKES, ids=[message for *_, message in MISTAKES])
-def test_mistakes_are_named(make: Any, error: type[Exception], message: str) -> None:
+def test_mistakes_are_named(make, error, message):
     with pytest.raises(error, match=message):
         make()
 
 
-def test_everything_that_pml_admits_is_admitted() -> None:
+def test_everything_that_pml_admits_is_admitted():
     known = {"MarginLoss": {}, "ContrastiveLoss": {}}
     for name in pml.CrossBatchMemory.supported_losses():
         CrossBatchMemory(getattr(pml, name)(**known.get(name, {})), 4)
@@ -510,7 +510,7 @@ def test_everything_that_pml_admits_is_admitted() -> None:
         SelfSupervisedLoss(getattr(pml, name)())
 
 
-def test_recipes_of_slices_have_their_parts() -> None:
+def test_recipes_of_slices_have_their_parts():
     neighbour = build("BDWNeighbour").loss
     assert (neighbour.loss.loss.base, neighbour.sizes, len(neighbour.loss.miner.miners)) == (0.7, 3, 3)
     assert isinstance(build("DevBranch").loss.loss.miner.distance, CosineSimilarity)
@@ -518,7 +518,7 @@ def test_recipes_of_slices_have_their_parts() -> None:
     assert (ensemble.seed, ensemble.loss.loss.loss.base, ensemble.loss.sizes) == (1, 0.9, 2)
 
 
-def test_wrappers_are_exported_by_name() -> None:
+def test_wrappers_are_exported_by_name():
     assert all(getattr(wrappers, name).__name__ == name for name in wrappers.__all__)
 
 

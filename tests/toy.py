@@ -1,10 +1,6 @@
 """Two small batches of points on the unit circle, on which the values of the specification were computed; others."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
-from torch import Tensor
 
 _POINTS = (
     ((1, 0), 0),
@@ -19,13 +15,13 @@ _POINTS = (
 )
 
 
-def toy(n: int) -> tuple[Tensor, Tensor]:
+def toy(n):
     """The first n points with their labels; 6 of two classes (T6) or 9 of three (T9)."""
     embeddings = torch.tensor([point for point, _ in _POINTS[:n]], dtype=torch.float64)
     return embeddings, torch.tensor([label for _, label in _POINTS[:n]])
 
 
-def random_batch(sizes: Sequence[int], seed: int = 0) -> tuple[Tensor, Tensor]:
+def random_batch(sizes, seed=0):
     """Points [n, 3] in any order of their classes, so many of each."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
@@ -33,7 +29,7 @@ def random_batch(sizes: Sequence[int], seed: int = 0) -> tuple[Tensor, Tensor]:
     return torch.randn(len(labels), 3, generator=generator, dtype=torch.float64), labels
 
 
-def gradient_of(loss: Any, embeddings: Tensor, labels: Tensor, *args: Any) -> Tensor:
+def gradient_of(loss, embeddings, labels, *args):
     """The gradient of a loss by the embeddings."""
     embeddings = embeddings.clone().requires_grad_()
     return torch.autograd.grad(loss(embeddings, labels, *args), embeddings)[0]
