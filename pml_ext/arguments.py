@@ -119,18 +119,16 @@ def batch(embeddings: Any, labels: Any, ref_emb: Any, ref_labels: Any, *, any_sh
 
     With `any_shape` embeddings may be [n, ..]: their distance checks that itself.
     """
-    _embeddings("embeddings", embeddings, any_shape)
-    _labels("labels", labels, embeddings)
+    _samples("embeddings", embeddings, "labels", labels, any_shape)
     if ref_emb is None:
         if ref_labels is not None:
             raise ValueError("ref_labels was given without ref_emb")
         return
-    _embeddings("ref_emb", ref_emb, any_shape)
+    _samples("ref_emb", ref_emb, "ref_labels", ref_labels, any_shape)
     if not any_shape and ref_emb.shape[1] != embeddings.shape[1]:
         raise ValueError(
             f"ref_emb must have the dimension of the embeddings, got {ref_emb.shape[1]} and {embeddings.shape[1]}"
         )
-    _labels("ref_labels", ref_labels, ref_emb)
 
 
 def batch_to_mine(embeddings: Any, labels: Any, ref_emb: Any, ref_labels: Any, *, any_shape: bool = False) -> None:
@@ -154,23 +152,22 @@ def without_references(what: str, embeddings: Any, labels: Any, ref_emb: Any, re
         raise ValueError(f"{what} takes no ref_emb, got {_described(ref_emb)}")
 
 
-def _embeddings(name: str, value: Any, any_shape: bool) -> None:
+def _samples(name: str, value: Any, name_of_labels: str, labels: Any, any_shape: bool) -> None:
+    """Check one set of embeddings, and their labels if there are any."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor of shape (batch size, dimension), got {_described(value)}")
     if not value.is_floating_point():
         raise TypeError(f"{name} must be floating point, got {value.dtype}")
     if value.ndim < 2 or (value.ndim > 2 and not any_shape):
         raise ValueError(f"{name} must have shape (batch size, dimension), got {tuple(value.shape)}")
-
-
-def _labels(name: str, value: Any, embeddings: Tensor) -> None:
-    if value is None:
+    if labels is None:
         return
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, one label for each embedding, got {_described(value)}")
-    if value.shape != embeddings.shape[:1]:
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{name_of_labels} must be a tensor, one label for each embedding, got {_described(labels)}")
+    if labels.shape != value.shape[:1]:
         raise ValueError(
-            f"{name} must be one label for each of {embeddings.shape[0]} embeddings, got shape {tuple(value.shape)}"
+            f"{name_of_labels} must be one label for each of {value.shape[0]} embeddings, "
+            f"got shape {tuple(labels.shape)}"
         )
 
 

@@ -6,6 +6,7 @@ once: with the pairs that were given (`Pairs.of`) and scores that are larger for
 """
 
 from abc import abstractmethod
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, ClassVar
 
@@ -66,16 +67,12 @@ class MatrixLoss(PairModule, _pml.Loss):
         """
         any_shape = getattr(embeddings, "ndim", 2) > 2 and has_own_shapes(self.distance)
         arguments.batch(embeddings, labels, ref_emb, ref_labels, any_shape=any_shape)
-        if ref_emb is not None:
-            ref_emb = own_set(embeddings, labels, ref_emb, ref_labels)
-        embeddings, ref_emb = in_full(embeddings, ref_emb)
-        if mat is not None:
-            self._given = self.scores_of_matrix(mat, len(embeddings), len(embeddings if ref_emb is None else ref_emb))
-        try:
+        if ref_emb is None:
+            embeddings = at_least_single(embeddings)
+        else:
+            embeddings, ref_emb = in_full(embeddings, own_set(embeddings, labels, ref_emb, ref_labels))
+        with nullcontext() if mat is None else self.given(mat, embeddings, ref_emb):
             loss: Tensor = super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        finally:
-            if mat is not None:
-                self._given = None
         return loss
 
     def loss_dict(self, embeddings: Tensor, labels: Any, indices_tuple: Any, ref_emb: Any, ref_labels: Any) -> Any:
@@ -117,31 +114,24 @@ class RowLoss(MatrixLoss):
     def per_anchor(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor | Counted:
         """One loss per anchor: sim, pos, neg [..., n, m] -> [..., n]; `Counted` to set the divisor too."""
 
-    @property
-    def rows_at_a_time(self) -> int | None:
-        """The chunk size, None for all, as where all scores are there."""
-        return self.chunk_size if self._given is None else None
-
-    def of_pairs(self, pairs: Pairs, x: Tensor, ref: Tensor | None) -> LossDict:
-        """PML's loss dict, one loss per anchor."""
-        return self.of_anchors(pairs, x, ref, self.per_anchor, self.form())
-
-    def of_anchors(self, pairs: Pairs, x: Tensor, ref: Tensor | None, *made: Any) -> LossDict:
-        """The same of what somebody makes of this loss anchor by anchor, as for `counted`."""
+    def of_pairs(self, pairs: Pairs, x: Tensor, ref: Tensor | None, *made: Any) -> LossDict:
+        """PML's loss dict, one loss per anchor: its own, or what somebody makes of it, as for `counted`."""
         if self.lacks_pairs(min(len(x), 1), x, ref):
             return dict(self.zero_losses())
-        return by_element(*self.counted(pairs, x, ref, *made))
+        return by_element(*self.counted(pairs, x, ref, *(made or (self.per_anchor, self.form()))))
 
     def counted(
         self, pairs: Pairs, x: Tensor, ref: Tensor | None, per_anchor: PerAnchor, form: Form | None
     ) -> tuple[Tensor, Tensor | int]:
         """Losses [n], and what each adds to the divisor, [n] or one number."""
-        plain = partial(plain_rows, self.similarity, pairs, per_anchor, self.needs, self.rows_at_a_time)
+        # Scores that are given are all there.
+        chunk_size = self.chunk_size if self._given is None else None
+        plain = partial(plain_rows, self.similarity, pairs, per_anchor, self.needs, chunk_size)
         similarity = self.known_similarity()
         if similarity is None:
             return plain(x, ref)
         weigh = partial(rows_weighed, pairs=pairs, form=form, per_anchor=per_anchor, needs=self.needs)
-        return row_losses(x, ref, similarity, weigh, plain, self.chunk_size, pairs.private)
+        return row_losses(x, ref, similarity, weigh, plain, chunk_size, pairs.private)
 
 
 class BatchLoss(MatrixLoss):

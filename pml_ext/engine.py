@@ -22,7 +22,7 @@ from torch import Tensor
 from pml_ext import thresholds
 from pml_ext.closed_form import Sides, SideWeights
 from pml_ext.kept import Kept, Sparse, scattered
-from pml_ext.masked import Counted, Needs, defined_rows, look
+from pml_ext.masked import Counted, Needs, are_numbers, defined_rows, looks_are_free
 from pml_ext.pairs import Pairs
 from pml_ext.plain import PerAnchor, PerBatch, defined_loss, defined_losses
 from pml_ext.similarity import Similarity
@@ -90,7 +90,7 @@ def rows_weighed(
         needs: which pairs define an anchor.
     """
     if form is not None and known is not False:
-        sides = pairs.sides(sim, start)
+        sides = pairs.sides(sim, start, known is not None)
         # Where nobody looks, 0 for rows of numbers and not a number for others.
         doubt = None if known else (sides.pos.sum(1, keepdim=True) + sides.neg.sum(1, keepdim=True)) * 0
         found = form(sides)
@@ -122,7 +122,7 @@ def batch_weighed(
     The closed form is asked where a batch is compared with itself by its labels.
     """
     if form is not None and pairs.mirrored and known:
-        sides = pairs.sides(sim, start)
+        sides = pairs.sides(sim, start, True)
         found = form(sides) if sides.columns is not None else None
         if found is not None and sides.columns is not None:
             return _parts(found.losses, len(sim)), found.neg.scatter_add_(1, sides.columns, found.pos), 1
@@ -171,7 +171,7 @@ def _of_sides(sides: Sides, found: SideWeights, doubt: Tensor | None, needs: Nee
 
 def all_scores(embeddings: Tensor, references: Tensor | None, similarity: Similarity) -> Tensor:
     """Scores of all pairs, without a gradient: embeddings [n, d], references [m, d] or None for the batch -> [n, m]."""
-    space = Space(similarity, embeddings, references, private=False)
+    space = Space(similarity, embeddings, references, False, looks_are_free(embeddings))
     return space.symmetric_scores() if space.is_symmetric else space.scores(0, len(embeddings))
 
 
@@ -189,14 +189,14 @@ class _RowLosses(torch.autograd.Function):
         together: bool,
         learns: bool,
     ) -> tuple[Tensor, Tensor | int]:
-        space = Space(similarity, x, ref, private)
+        space = Space(similarity, x, ref, private, looks_are_free(x))
         keep = chunk_size is None and learns and any(ctx.needs_input_grad[:2])
         scores = space.symmetric_scores() if keep and space.is_symmetric else None
         kept: tuple[Tensor, ...] = ()
         blocks = space.blocks(chunk_size, together)
         if len(blocks) == 1:
             sim = space.scores(0, len(x)) if scores is None else scores
-            is_known = look(sim)
+            is_known = are_numbers(sim) if space.looks else None
             losses, v, counts = weigh(sim, 0, is_known)
             if keep:
                 v = space.by_products(v, sim)
@@ -207,7 +207,7 @@ class _RowLosses(torch.autograd.Function):
             whole, is_known = Kept(scores), True
             for start, stop in blocks:
                 sim = space.scores(start, stop) if scores is None else scores[start:stop]
-                known = look(sim)
+                known = are_numbers(sim) if space.looks else None
                 losses[start:stop], v, counts[start:stop] = weigh(sim, start, known)
                 is_known = is_known and known is True
                 if keep:
@@ -215,11 +215,11 @@ class _RowLosses(torch.autograd.Function):
                 del v, sim
             kept = whole.tensors() if keep else ()
         # Saved, not put into ctx: so the backward pass frees them, however long the loss itself is kept.
-        ctx.save_for_backward(x, ref, *((*space.tensors(), *kept) if keep else ()))
+        ctx.save_for_backward(x, ref, *((*space.tensors, *kept) if keep else ()))
         ctx.plain, ctx.is_precise, ctx.keeps = plain, space.is_precise, keep
         # Vectors all of whose scores are numbers are so themselves.
         ctx.is_known = is_known is True
-        ctx.space = partial(Space, similarity, private=private)
+        ctx.space = partial(Space, similarity, private=private, looks=space.looks)
         ctx.weigh, ctx.blocks = weigh, blocks
         if isinstance(counts, Tensor):
             ctx.mark_non_differentiable(counts)
@@ -238,32 +238,41 @@ class _RowLosses(torch.autograd.Function):
         else:
             with without_autocast(x):
                 space = ctx.space(x, ref, tensors=done[:6] or None)
-                space.has_numbers = ctx.is_known
+                is_precise = ctx.is_precise and grad.dtype == torch.float32
+                back = space.doubled if is_precise else space
+                back = back if ctx.is_known else back.known()
+                grad = (grad.to(back.shared.dtype) * space.factor).unsqueeze(1)
                 if ctx.keeps:
-                    gradients = space.gradients(done[6:], grad, needed, ctx.is_precise)
+                    gradients = back.gradients(done[6:], grad, needed)
                 else:
-                    gradients = _recomputed(space, ctx.weigh, ctx.blocks, grad, needed, ctx.is_precise)
+                    gradients = _recomputed(space, back, ctx.weigh, ctx.blocks, grad, needed)
+                gradients = single(gradients) if is_precise else gradients
         return *gradients, *(None,) * 7
 
 
 def _recomputed(
     space: Space,
+    back: Space,
     weigh: Weigh,
     blocks: Sequence[tuple[int, int]],
     grad: Tensor,
     needed: Sequence[bool],
-    is_precise: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients with V computed again block by block: memory grows with a block, not with n * m."""
-    is_precise = is_precise and grad.dtype == torch.float32
-    back = (space.doubled if is_precise else space).known()
+    """The gradients, with V computed again block by block: memory grows with a block, not with n * m.
+
+    Args:
+        space: the vectors, from which scores are computed.
+        back: the same for the way back.
+        weigh: losses, pair weights and counts of some rows from their scores.
+        blocks: the ranges of rows.
+        grad: by each loss, with the `factor` of the space [n, 1].
+        needed: whether the gradients by embeddings and by references are.
+    """
     ga, gr = back.empty((True, True) if space.r is None else needed)
-    grad = (grad * space.factor).unsqueeze(1)
     for start, stop in blocks:
         sim = space.scores(start, stop)
-        v = space.by_products(weigh(sim, start, look(sim))[1], sim)
+        v = space.by_products(weigh(sim, start, are_numbers(sim) if space.looks else None)[1], sim)
         if isinstance(v, Sparse):
             v = scattered(v, torch.empty_like(sim))
-        v = v * grad[start:stop]
-        back.add(v.double() if is_precise else v, start, ga, gr)
-    return single(back.back(ga, gr)) if is_precise else back.back(ga, gr)
+        back.add(v * grad[start:stop], start, ga, gr)
+    return back.back(ga, gr)

@@ -96,14 +96,14 @@ def substitute(sim: Tensor, pos: Tensor, neg: Tensor, needs: Needs) -> tuple[Ten
     )
 
 
-def look(sim: Tensor) -> bool | None:
-    """Whether all scores are numbers, by a look at their sum, which cannot overflow; None where a look would wait."""
-    return math.isfinite(sim.detach().sum().item()) if looks_are_free(sim) else None
+def are_numbers(sim: Tensor) -> bool:
+    """Whether all scores are numbers, by a look at their sum, which cannot overflow."""
+    return math.isfinite(sim.detach().sum().item())
 
 
 def all_known(sim: Tensor) -> bool:
     """Whether all scores are known to be numbers."""
-    return look(sim) is True
+    return looks_are_free(sim) and are_numbers(sim)
 
 
 def unknown(sim: Tensor) -> Tensor:

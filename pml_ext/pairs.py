@@ -14,7 +14,7 @@ from torch import Tensor
 from pml_ext import arguments, thresholds
 from pml_ext.closed_form import ABSENT, Sides
 from pml_ext.gathered import Gathered, numbered
-from pml_ext.masked import all_known, count, is_eager, looks_are_free, not_self, only
+from pml_ext.masked import all_known, count, not_self, only
 from pml_ext.relation import PairMasks as PairMasks
 from pml_ext.relation import both, check_masks, index_masks, without_self
 from pml_ext.relation import label_masks as label_masks
@@ -41,8 +41,8 @@ class Pairs(ABC):
         """
 
     @abstractmethod
-    def sides(self, sim: Tensor, start: int) -> Sides:
-        """The two sides of the block of scores [b, m] that begins at a row."""
+    def sides(self, sim: Tensor, start: int, looks: bool) -> Sides:
+        """The two sides of the block of scores [b, m] that begins at a row; `looks`: looking at numbers is free."""
 
     @staticmethod
     def of(
@@ -107,10 +107,10 @@ class ByLabels(Pairs):
         other = self.own[start : start + len(sim), None] != torch.arange(pos.shape[1], device=pos.device)
         return PairMasks(pos & other, neg & other)
 
-    def sides(self, sim: Tensor, start: int) -> Sides:
+    def sides(self, sim: Tensor, start: int, looks: bool) -> Sides:
         """Without a boolean matrix; labels are looked at once."""
         if self.gathered is None and self.ids is None:
-            if looks_are_free(self.labels) and (self.same or looks_are_free(self.ref_labels)):
+            if looks:
                 self.gathered = Gathered.by_labels(self.labels, self.ref_labels, self.same, self.own)
             if self.gathered is None:
                 self.ids = numbered(self.labels, None if self.same else self.ref_labels)
@@ -164,11 +164,11 @@ class ByMasks(Pairs):
             return self._wide(pos, neg, start)
         return PairMasks(pos, neg)
 
-    def sides(self, sim: Tensor, start: int) -> Sides:
+    def sides(self, sim: Tensor, start: int, looks: bool) -> Sides:
         """The masks are looked at once."""
         if not self.was_looked_at:
             self.was_looked_at = True
-            if looks_are_free(self.given.pos):
+            if looks:
                 self.gathered = Gathered.by_masks(*self.given)
             self.complete = self.gathered is not None and self.gathered.complete
         pos, neg = self.masks(sim, start)
@@ -216,7 +216,7 @@ class ByIndices(Pairs):
         check_versions((*self.pos, *self.neg), self.versions)
         return self.rows(start, start + len(sim))
 
-    def sides(self, sim: Tensor, start: int) -> Sides:
+    def sides(self, sim: Tensor, start: int, looks: bool) -> Sides:
         """By the masks."""
         return sides_of(sim, *self.masks(sim, start))
 
@@ -256,7 +256,7 @@ class Narrowed(Pairs):
         with torch.no_grad():
             return PairMasks(*self.select(sim.detach(), *pairs))
 
-    def sides(self, sim: Tensor, start: int) -> Sides:
+    def sides(self, sim: Tensor, start: int, looks: bool) -> Sides:
         """By the selection."""
         return sides_of(sim, *self.masks(sim, start))
 
@@ -276,7 +276,7 @@ def versions(*tensors: Tensor) -> tuple[int, ...]:
 
     What pairs are made of is looked at again in the backward pass of chunks, and for a second derivative.
     """
-    return tuple(x._version for x in tensors if not x.is_inference()) if is_eager() else ()
+    return () if torch.compiler.is_compiling() else tuple(x._version for x in tensors if not x.is_inference())
 
 
 def check_versions(tensors: Iterable[Tensor], before: tuple[int, ...]) -> None:

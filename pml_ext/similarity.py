@@ -214,6 +214,15 @@ class PairModule(Configured, ABC):
 
     _given: Tensor | None = None  # the scores, for the time of a call
 
+    @contextmanager
+    def given(self, mat: Any, embeddings: Tensor, ref_emb: Tensor | None) -> Iterator[None]:
+        """Until the end of the block, the scores are those of a matrix that the distance has made."""
+        self._given = self.scores_of_matrix(mat, len(embeddings), len(embeddings if ref_emb is None else ref_emb))
+        try:
+            yield
+        finally:
+            self._given = None
+
     def scores_of_matrix(self, mat: Any, n: int, m: int) -> Tensor:
         """Scores [n, m], larger is closer, of a matrix that the distance has made."""
         if not isinstance(mat, Tensor) or not mat.is_floating_point() or mat.shape != (n, m):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pml_ext import thresholds
 from pml_ext.kept import Sparse
-from pml_ext.masked import all_known, looks_are_free
+from pml_ext.masked import all_known
 from pml_ext.similarity import Similarity
 from pml_ext.vectors import NOTHING, Vectors, differences, half_squares, origin_of
 
@@ -19,18 +19,21 @@ class Space:
     """Vectors in the form in which they are multiplied, their scores, and the way back from V to a gradient.
 
     Attributes:
+        looks: whether to look at numbers is free.
+        finds_near: whether pairs that are near are looked for.
         is_precise: whether scores were computed of pairs so near that single precision loses them also in the gradient.
         is_known: whether the scores that were computed are known to be numbers, all of them.
         is_symmetric: whether the scores are those of the batch with itself, of which half are to be computed.
-        has_numbers: whether all vectors are known to consist of numbers.
+        tensors: what it consists of, six for the constructor.
+        factor: what V lacks: d(-D^2) / d<a, r> = 2;  d(-D) / d<a, r> = 1 / D, of which it has 1 / -D.
 
     Args:
         similarity: how scores come from them.
         x: the embeddings as they are given.
         ref: the references as they are given, None for the embeddings.
         private: whether the last n references belong to one row each.
-        tensors: what `tensors` returned for the same, to spare computing it again.
-        looks: whether to look for pairs that are near.
+        looks: whether to look at numbers is free.
+        tensors: those of the same, to spare computing it again.
     """
 
     def __init__(
@@ -39,8 +42,8 @@ class Space:
         x: Tensor,
         ref: Tensor | None,
         private: bool,
+        looks: bool,
         tensors: Sequence[Any] | None = None,
-        looks: bool = True,
     ) -> None:
         self.similarity, self.given = similarity, (x, ref)
         self.centered = similarity.euclidean and similarity.is_centered
@@ -60,31 +63,30 @@ class Space:
         points = self.references.points
         m = len(points) - len(a.points) if private else len(points)
         self.shared, self.private = points[:m], points[m:] if private else None
-        self.looks = looks and self.centered and looks_are_free(self.shared)
-        self.is_precise, self.is_known, self.has_numbers = False, self.looks, False
-        # Half of the scores are to be computed then: not on a GPU, where many small products take longer.
-        self.is_symmetric = r is None and points.device.type == "cpu"
-
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """What it consists of, six for the constructor."""
-        return (*self.a, *((None, None, None) if self.r is None else self.r))
+        self.tensors = (*a, *((None, None, None) if r is None else r))
+        self.factor = 1.0 if not similarity.euclidean else 2.0 if similarity.power == 2 else -1.0
+        self.looks, self.finds_near = looks, looks and self.centered
+        self.is_precise, self.is_known = False, self.finds_near
+        # Not on a GPU, where many small products take longer, nor for fewer than three blocks.
+        is_large = len(points) >= 3 * thresholds.SYMMETRIC_ROWS
+        self.is_symmetric = r is None and is_large and points.device.type == "cpu"
 
     @cached_property
     def doubled(self) -> "Space":
         """The same in double precision, in which products lose nothing that single precision can tell apart."""
         x, ref = self.given
         private = self.private is not None
-        return Space(self.similarity, x.double(), None if ref is None else ref.double(), private, looks=False)
+        return Space(self.similarity, x.double(), None if ref is None else ref.double(), private, False)
 
     def known(self) -> "Space":
         """The same for the way back, with 0 for what is no number: its pairs have weights that are none, or none."""
         if all(all_known(vectors.points) for vectors in (self.a, self.r) if vectors is not None):
             return self
-        tensors = [None if x is None else x.nan_to_num(0.0, 0.0, 0.0) for x in self.tensors()]
+        tensors = [None if x is None else x.nan_to_num(0.0, 0.0, 0.0) for x in self.tensors]
         for place, vectors in ((2, self.a), (5, self.r)):
             if vectors is not None and vectors.norm is not None:
                 tensors[place] = vectors.norm.nan_to_num(torch.inf, torch.inf)
-        return Space(self.similarity, *self.given, self.private is not None, tensors)
+        return Space(self.similarity, *self.given, self.private is not None, self.looks, tensors)
 
     @cached_property
     def half_squares(self) -> tuple[Tensor, Tensor]:
@@ -116,15 +118,15 @@ class Space:
         # Both squares at once: so a pair and its mirror image are rounded alike.
         squares = of_columns + of_a[start:stop]
         scores.sub_(squares)  # -D^2 / 2
-        if self.similarity.power == 2 and not self.looks:
+        if self.similarity.power == 2 and not self.finds_near:
             return scores.mul_(2).clamp_max_(0)
-        if self.looks and self._are_all_far(scores, start, first):
+        if self.finds_near and self._are_all_far(scores, start, first):
             return scores.mul_(2) if self.similarity.power == 2 else scores.mul_(-2).sqrt_().neg_()
         self.is_known = False
-        roundings = thresholds.NEAR_ROUNDINGS if self.looks else NOTHING
+        roundings = thresholds.NEAR_ROUNDINGS if self.finds_near else NOTHING
         # Compared into numbers: a product with booleans is thirty times slower.
         is_some = torch.lt(scores, squares.mul_(-roundings * torch.finfo(squares.dtype).eps), out=squares)
-        near = self._near(scores, is_some, start, first) if self.looks else None
+        near = self._near(scores, is_some, start, first) if self.finds_near else None
         if near is not None and len(near[0]) > thresholds.NEAR_SHARE * scores.numel() and scores.dtype == torch.float32:
             self.is_precise = True
             return self.doubled.scores(start, stop, first).float()
@@ -178,8 +180,6 @@ class Space:
     def symmetric_scores(self) -> Tensor:
         """Scores of the batch with itself [n, n]: blocks of rows from the diagonal on, mirrored."""
         n, size = len(self.shared), thresholds.SYMMETRIC_ROWS
-        if n < 3 * size:
-            return self.scores(0, n)
         scores = self.shared.new_empty(n, n)
         for start in range(0, n, size):
             stop = min(start + size, n)
@@ -202,29 +202,13 @@ class Space:
         inverse = torch.div(scores, square, out=square)
         return inverse if self.is_known or all_known(scores) else inverse.nan_to_num_(0.0)
 
-    @property
-    def factor(self) -> float:
-        """What V lacks: d(-D^2) / d<a, r> = 2;  d(-D) / d<a, r> = 1 / D, of which it has 1 / -D."""
-        if not self.similarity.euclidean:
-            return 1.0
-        return 2.0 if self.similarity.power == 2 else -1.0
-
     def gradients(
-        self, kept: Sequence[Tensor], grad: Tensor, needed: Sequence[bool], is_precise: bool
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Of sum_i grad_i L_i, by embeddings and references; from V as it was kept."""
-        if is_precise and grad.dtype == torch.float32:
-            kept = [x.double() if x.is_floating_point() else x for x in kept]
-            return single(self.doubled.gradients(kept, grad.double(), needed, True))
-        known = self if self.has_numbers else self.known()
-        return known._of_kept(kept, (grad * self.factor).unsqueeze(1), needed)
-
-    def _of_kept(
         self, kept: Sequence[Tensor], grad: Tensor, needed: Sequence[bool]
     ) -> tuple[Tensor | None, Tensor | None]:
+        """Of sum_i grad_i L_i, by embeddings and references; from V as it was kept, and grad [n, 1] with `factor`."""
         if len(kept) == 2:
             return self._of_few(kept[0], kept[1] * grad)
-        (dense,) = kept
+        dense = kept[0].to(grad.dtype)
         if self.r is None:
             both = torch.empty_like(dense).copy_(dense.t()).mul_(grad.t()).addcmul_(dense, grad)
             of_batch = both @ self.shared

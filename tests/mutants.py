@@ -278,7 +278,7 @@ class LastRowOfALongBlockLost(Sound):
 @breaks("chunk_size_changes_nothing")
 class DividedByTheRows(Sound):
     def of_pairs(self, *batch):
-        return self.of_anchors(*batch, lambda sim, *masks: self.per_anchor(sim, *masks) / len(sim), None)
+        return super().of_pairs(*batch, lambda sim, *masks: self.per_anchor(sim, *masks) / len(sim), None)
 
 
 @breaks("any_batch_has_a_finite_loss", "degenerate_batches_have_a_finite_loss", "every_distance_is_welcome")

@@ -47,7 +47,7 @@ MUTATIONS = [
         (*ENGINE, "tests/test_thresholds.py", MANY),
         ("scores[start:stop, start:] = upper", "scores[start:stop, start:] = upper.clone().mul_(1.01)"),
         ("scores[stop:, start:stop] = upper[:, stop - start :].t()", "scores[stop:, start:stop] = 0"),
-        ("return 2.0 if self.similarity.power == 2 else -1.0", "return 1.0 if self.similarity.power == 2 else -1.0"),
+        ("else 2.0 if similarity.power == 2 else -1.0", "else 1.0 if similarity.power == 2 else -1.0"),
         ("square = scores.square().clamp_min_(torch.finfo(scores.dtype).tiny)", "square = scores.square()"),
         ("gr[:m].addmm_(of_shared.t(), a)", "gr[:m].addmm_(of_shared.t(), a, alpha=0.5)"),
         ("ga[rows].addcmul_(of_private, self.private[rows])", "pass"),

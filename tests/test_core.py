@@ -28,7 +28,7 @@ def tree(path):
 @pytest.mark.parametrize("name", [*CORE, "miners/base", "seeded", "extend"])
 def test_files_of_the_core_are_small(name):
     lines = len((ROOT / f"{name}.py").read_text(encoding="utf-8").splitlines())
-    assert lines <= (210 if name == "base" else 300)
+    assert lines <= (200 if name == "base" else 300)
 
 
 def test_the_core_has_few_types():
@@ -79,7 +79,7 @@ def inside(frame):
 GIVEN = {"labels": lambda _: None, "masks": lambda masks: masks, "indices": as_pairs}
 
 
-@pytest.mark.parametrize(("given", "most"), [("labels", 61), ("masks", 72), ("indices", 77)])
+@pytest.mark.parametrize(("given", "most"), [("labels", 50), ("masks", 58), ("indices", 62)])
 def test_a_batch_on_its_way_to_a_gradient(given, most):
     """It goes down, through at most five files at once, and no file that it has left is called from below."""
     loss, x = losses.RAWLoss(), torch.randn(32, 8, requires_grad=True)

@@ -254,8 +254,8 @@ def test_sides_are_the_same_however_pairs_are_given(selves, dtype):
                 with thresholds.replaced(GATHERED_SHARE=share):
                     for start in range(0, n, 16):
                         rows = slice(start, start + 16)
-                        part = type(pairs.sides(sim, 0))(*(side[rows] for side in wanted))
-                        assert_same_sides(pairs.sides(sim[rows], start), part)
+                        part = type(pairs.sides(sim, 0, thresholds.LOOKS))(*(side[rows] for side in wanted))
+                        assert_same_sides(pairs.sides(sim[rows], start, thresholds.LOOKS), part)
                         for found, mask in zip(pairs.masks(sim[rows], start), masks, strict=True):
                             assert torch.equal(found, mask[rows])
                 if pairs.complete:

@@ -117,13 +117,13 @@ class SigmoidPairLoss(RowLoss):
         offset = torch.where(self.is_known, self.offset, self.prior)
         return scores * log_slope.exp().to(scores.dtype) + offset.to(scores.dtype)
 
-    def of_pairs(self, pairs: Pairs, x: Tensor, ref: Tensor | None) -> LossDict:
+    def of_pairs(self, pairs: Pairs, x: Tensor, ref: Tensor | None, *made: Any) -> LossDict:
         """PML's loss dict."""
         # Where nobody may look, the pairs are counted in every call.
         may_look = looks_are_free(x) and looks_are_free(self.is_known)
         if not (may_look and bool(self.is_known)):
             self._take_prior(pairs, len(x), len(x if ref is None else ref))
-        return super().of_pairs(pairs, x, ref)
+        return super().of_pairs(pairs, x, ref, *made)
 
     def _take_prior(self, pairs: Pairs, n: int, m: int) -> None:
         """The level at which as many pairs are expected to be positive as are, unless it is known already."""

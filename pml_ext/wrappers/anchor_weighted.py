@@ -175,9 +175,7 @@ class AnchorWeightedLoss(LossWrapper):
         if runs_by_rows(self.loss):
             # From the same scores: they are computed once.
             ref = None if ref_emb is embeddings else ref_emb
-            loss_dict: dict[str, Any] = self.loss.of_anchors(
-                Pairs.of(*batch), embeddings, ref, *self.of_rows(self.loss)
-            )
+            loss_dict: dict[str, Any] = self.loss.of_pairs(Pairs.of(*batch), embeddings, ref, *self.of_rows(self.loss))
             _pml.add_penalties(self.loss, loss_dict, embeddings)
             return loss_dict
         with torch.no_grad():
