@@ -257,8 +257,10 @@ class Narrowed(Pairs):
             return PairMasks(*self.select(sim.detach(), *pairs))
 
     def sides(self, sim: Tensor, start: int, looks: bool) -> Sides:
-        """By the selection."""
-        return sides_of(sim, *self.masks(sim, start))
+        """By the selection, which is looked at."""
+        pos, neg = self.masks(sim, start)
+        gathered = Gathered.by_masks(pos, neg) if looks else None
+        return sides_of(sim, pos, neg) if gathered is None else gathered.sides(sim, 0, neg)
 
 
 def own_set(

@@ -159,11 +159,12 @@ class Space:
     def _near(self, scores: Tensor, is_some: Tensor, start: int, first: int) -> tuple[Tensor, Tensor] | None:
         """The pairs of a block of which nothing is left, less those of a vector with itself."""
         own = len(is_some) if self.r is None else 0
-        # Numbers in single precision are counted up to 2^24.
-        if is_some.numel() < 1 << 24 and is_some.sum().item() == is_some.numel() - own:
-            return None
         rows = (is_some.sum(1) != is_some.shape[1] - bool(own)).nonzero().squeeze(1)
-        nothing = (is_some[rows] == 0) & ~scores[rows].isnan()
+        if not len(rows):
+            return None
+        # Of a queue that holds the batch these are all rows.
+        each = slice(None) if len(rows) == len(is_some) else rows
+        nothing = (is_some[each] == 0) & ~scores[each].isnan()
         if own:
             nothing[torch.arange(len(rows), device=rows.device), rows + (start - first)] = False
         i, columns = nothing.nonzero(as_tuple=True)
@@ -207,7 +208,7 @@ class Space:
     ) -> tuple[Tensor | None, Tensor | None]:
         """Of sum_i grad_i L_i, by embeddings and references; from V as it was kept, and grad [n, 1] with `factor`."""
         if len(kept) == 2:
-            return self._of_few(kept[0], kept[1] * grad)
+            return self._of_few(kept[0], kept[1] * grad, needed)
         dense = kept[0].to(grad.dtype)
         if self.r is None:
             both = torch.empty_like(dense).copy_(dense.t()).mul_(grad.t()).addcmul_(dense, grad)
@@ -244,16 +245,19 @@ class Space:
             if self.private is not None:
                 gr[m:][rows].addcmul_(of_private, a - self.private[rows] if self.centered else a)
 
-    def _of_few(self, columns: Tensor, v: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def _of_few(self, columns: Tensor, v: Tensor, needed: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
         a, r, m, k = self.a.points, self.shared, len(self.shared), v.shape[1]
         ga = F.embedding_bag(columns, r, per_sample_weights=v, mode="sum")
+        if self.centered:
+            ga.addcmul_(v.sum(1, keepdim=True), a, value=-1)
+        if self.r is not None and not needed[1]:
+            return self.back(ga, None)
         # The same from the other end: the entries of each column one after another.
         of_column, order = columns.flatten().sort(stable=True)
         begins = torch.searchsorted(of_column, torch.arange(m, device=v.device))
         rows, flat = order.div(k, rounding_mode="floor"), v.flatten()
         gr = F.embedding_bag(rows, a, begins, per_sample_weights=flat[order], mode="sum")
         if self.centered:
-            ga.addcmul_(v.sum(1, keepdim=True), a, value=-1)
             gr.addcmul_(v.new_zeros(m).index_add_(0, columns.flatten(), flat).unsqueeze(1), r, value=-1)
         return self.back(ga, gr)
 
