@@ -7,6 +7,7 @@ from pytorch_metric_learning import distances
 from torch import Tensor, nn
 
 from pml_ext import thresholds
+from pml_ext.masked import looks_are_free
 from pml_ext.similarity import Similarity
 from pml_ext.space import Space
 
@@ -213,13 +214,14 @@ class _Signal:
         self.rows, self.columns = self.centered[0].detach(), self.centered[-1].detach()
         self.power = self.rows.square().sum(1, keepdim=True)
         squares = Similarity(normalize=False, euclidean=True, power=2)
-        self.space = Space(squares, self.rows, None if of.is_batch else self.columns, private=False)
+        looks = looks_are_free(self.rows)
+        self.space = Space(squares, self.rows, None if of.is_batch else self.columns, False, looks)
         self.found = [
             torch.zeros_like(each) if need else None for each, need in zip(self.centered, of.needed, strict=False)
         ]
 
     def scores(self, start: int, stop: int) -> Tensor:
-        whole = self.of.is_batch and stop - start == len(self.rows)
+        whole = self.space.is_symmetric and stop - start == len(self.rows)
         found = self.space.symmetric_scores() if whole else self.space.scores(start, stop)
         return found.neg_().div_(self.power[start:stop])
 
