@@ -51,6 +51,7 @@ def stock(k: int | str | None) -> Callable[[Tensor, Tensor], object]:
 JOBS: dict[str, Callable[[Tensor, Tensor], object]] = {
     "product alone": product,
     "recall@1..1000": ours(RECALL_NAMES),
+    "P@1, MAP@R, R-precision, MRR": ours(PML_NAMES),
     "recall@1..1000, P@1, MAP@R, R-precision, MRR": ours((*RECALL_NAMES, *PML_NAMES), k=None),
     "recall@1..1000 by TorchKNN": ours(RECALL_NAMES, knn_func=TorchKNN()),
     "PML: P@1, MAP@R, R-precision, MRR, k=max_bin_count": stock("max_bin_count"),

@@ -62,9 +62,9 @@ POINTS_PER_CENTER = 8
 # Classes come together if the largest is less than so many times as large as the smallest.
 CLASS_SIZE_RATIO = 4
 
-# Evaluation: rows and columns of a tile of distances: 1 MB of float32 stays in the cache of a core; a GPU wants longer
-# kernels.
-TILE_CPU = 512
+# Evaluation: rows and columns of a tile of distances: two of them, 800 KB of float32, stay in the second cache of a
+# core, which is what makes comparisons cheap beside the product; a GPU wants longer kernels.
+TILE_CPU = 320
 TILE_GPU = 4096
 # So many distances are held at once: 64 MB of float32.
 DISTANCES = 1 << 24
@@ -80,8 +80,12 @@ NEAR_FEW = 16  # such pairs of a row, up to which that is not put off
 NEAR_DISTANCES = 1 << 18
 # The k smallest distances are looked for in groups of so many columns first.
 COLUMNS_FOR_EACH = 16
-# From so many matches on, more for many dimensions, the search for neighbors is faster than counting.
-COUNTED_MATCHES = 8
+# From so many matches on, more for many dimensions, selecting the nearest others is faster than counting.
+COUNTED_MATCHES = 4
+# So many distances are selected from at a time, but not of fewer rows than these: in the cache, long enough for the
+# product.
+SELECTED = 1 << 20
+SELECTED_ROWS = 64
 # So many draws of a bootstrap at a time: 64 MB.
 DRAWS = 1 << 23
 
@@ -134,6 +138,8 @@ TINY: dict[str, float] = {
     "NEAR_DISTANCES": 4,
     "COLUMNS_FOR_EACH": 2,
     "COUNTED_MATCHES": 2,
+    "SELECTED": 32,
+    "SELECTED_ROWS": 2,
     "DRAWS": 32,
 }
 

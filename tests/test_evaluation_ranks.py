@@ -12,6 +12,7 @@ from pml_ext.evaluation import RetrievalAccuracyCalculator, TorchKNN, scores
 from pml_ext.evaluation.knn import shifted
 from pml_ext.evaluation.ranks import counted_ranks
 from pml_ext.evaluation.scores import retrieval_scores
+from pml_ext.evaluation.selected import selected_ranks, smallest_values
 
 # Drawn references can begin with the queries by chance.
 pytestmark = pytest.mark.filterwarnings("ignore:the references begin with")
@@ -95,6 +96,88 @@ def test_counted_ranks_equal_sorting(search, tile_size, all_matches):
                 assert ranked[: len(matches)] == [rank for rank, _ in matches]
             assert all(rank == len(reference) for rank in ranked[len(expected[rows[place]]) :])
     assert sorted(seen) == list(range(len(rows)))
+
+
+@given(search=searches(), depth=st.integers(1, 30), length=st.integers(1, 200), threads=st.sampled_from([1, 1, 3]))
+def test_selected_ranks_equal_sorting(search, depth, length, threads):
+    """As far as the depth; beyond it a match is not found."""
+    query, query_labels, reference, reference_labels, ref_includes_query = tensors(search)
+    rows = torch.tensor([i for i, matches in enumerate(brute_force(*search)) if matches], dtype=torch.long)
+    own = torch.arange(len(query)) if ref_includes_query else None
+    queries, references = shifted(query, reference)
+    m, seen = len(reference), []
+    with thresholds.replaced(SELECTED=length, SELECTED_ROWS=1), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: threads)
+        found = list(
+            selected_ranks(
+                queries,
+                query_labels,
+                references,
+                reference_labels,
+                own,
+                rows[torch.randperm(len(rows))],
+                torch.full((len(query),), depth),
+            )
+        )
+    for group in found:
+        for row, ranked, tied in zip(group.rows.tolist(), group.ranks.tolist(), group.tied.tolist(), strict=True):
+            seen.append(row)
+            distances = (reference - query[row]).square().sum(dim=1).tolist()
+            own_class = [label == query_labels[row] for label in reference_labels]
+            others = [x for x, match in zip(distances, own_class, strict=True) if not match]
+            levels = sorted(
+                x
+                for j, (x, match) in enumerate(zip(distances, own_class, strict=True))
+                if match and not (ref_includes_query and j == row)
+            )
+            closer = [sum(x < level for x in others) for level in levels]
+            inside = [slot + count for slot, count in enumerate(closer) if count < depth]
+            assert tied == any(level in others for level in levels[: len(inside)])
+            if not tied:
+                assert ranked == inside + [m] * (len(ranked) - len(inside))
+    assert sorted(seen) == rows.tolist()
+
+
+@pytest.mark.parametrize("k", [1, 5, 39, 40])
+@pytest.mark.parametrize("threads", [1, 3, 64])
+def test_smallest_values(k, threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    x = torch.randn(7, 40, generator=torch.Generator().manual_seed(0))
+    x[2, 5:20], x[3] = torch.inf, x[3].round()
+    expected = x.sort(dim=1).values[:, :k]
+    assert torch.equal(smallest_values(x, k), expected)
+
+
+@pytest.mark.parametrize("avg", [{}, {"avg_of_avgs": True}, {"return_per_class": True}])
+def test_a_thousand_recalls_are_one_histogram(avg):
+    """They take as many operations as one, and each is what it is alone."""
+    embeddings, labels = long_tail()
+    counts, values = [], []
+    for ks in ((3,), tuple(range(1, 1001))):
+        calculator = RetrievalAccuracyCalculator(ks, include=tuple(f"recall_at_{k}" for k in ks), device=CPU, **avg)
+        with Operations() as watch:
+            values.append(calculator.get_accuracy(embeddings, labels))
+        counts.append(watch.count)
+    assert counts[0] == counts[1]
+    assert list(values[1]) == [f"recall_at_{k}" for k in range(1, 1001)]
+    for k in (1, 2, 3, 17, 200, 1000):
+        (alone,) = (
+            RetrievalAccuracyCalculator((k,), include=(f"recall_at_{k}",), device=CPU, knn_func=TorchKNN(), **avg)
+            .get_accuracy(embeddings, labels)
+            .values()
+        )
+        assert values[1][f"recall_at_{k}"] == pytest.approx(alone, abs=1e-15)
+    assert values[0]["recall_at_3"] == values[1]["recall_at_3"]
+
+
+class Operations(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts operations."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
 
 
 def accuracies(search, knn_func, **kwargs):

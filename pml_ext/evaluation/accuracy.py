@@ -11,12 +11,12 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
-from pml_ext import arguments
+from pml_ext import arguments, thresholds
 from pml_ext.inputs import Array, Strings, checked_embeddings, checked_labels, class_ids, warn_of_own
 
 from .clustering import scikit_kmeans
 from .knn import TorchKNN
-from .scores import reciprocal_rank, retrieval_scores
+from .scores import reciprocal_rank, retrieval_scores, shares_below
 
 EQUALITY = torch.eq
 LOGGER = logging.getLogger("pml_ext")
@@ -145,7 +145,7 @@ class RetrievalAccuracyCalculator:
         self, include: Sequence[str] = (), exclude: Sequence[str] = ()
     ) -> dict[str, Callable[..., Any]]:
         """The functions of the metrics, of those chosen at construction."""
-        chosen = include or tuple(self.original_function_dict)
+        chosen = set(include or self.original_function_dict)
         return {
             name: function
             for name, function in self.original_function_dict.items()
@@ -240,8 +240,9 @@ class RetrievalAccuracyCalculator:
         elif reference_labels is None:
             raise ValueError("reference is given without reference_labels")
 
+        is_query = reference is query
         query = checked_embeddings("query", query, self.device)
-        reference = checked_embeddings("reference", reference, self.device)
+        reference = query if is_query else checked_embeddings("reference", reference, self.device)
         all_labels = (
             checked_labels("query_labels", query_labels, len(query)),
             checked_labels("reference_labels", reference_labels, len(reference)),
@@ -256,7 +257,8 @@ class RetrievalAccuracyCalculator:
         encode = class_ids if self.label_comparison_fn is EQUALITY else _float32_labels
         query_labels, reference_labels = (x.to(self.device) for x in encode(*all_labels))
         if ref_includes_query:
-            _check_begins_with("reference", reference, query, torch.allclose)
+            if not is_query:
+                _check_begins_with("reference", reference, query, torch.allclose)
             _check_begins_with("reference_labels", reference_labels, query_labels, torch.equal)
         else:
             warn_of_own(query, query_labels, reference, reference_labels)
@@ -294,12 +296,14 @@ class RetrievalAccuracyCalculator:
 
     def _matches(self, query_labels: Tensor, reference_labels: Tensor, ref_includes_query: bool) -> dict[str, Any]:
         """Count the matching references of each label of a query, and find the queries without any."""
-        labels, which = query_labels.unique(dim=0, return_inverse=True)
-        own = torch.zeros_like(which[: len(labels)])
         if self.label_comparison_fn is EQUALITY:
-            counts = torch.bincount(reference_labels, minlength=int(labels[-1]) + 1)[labels]
-            own = own + int(ref_includes_query)
+            has_query = torch.bincount(query_labels) > 0
+            labels, which = has_query.nonzero()[:, 0], (has_query.cumsum(0) - 1)[query_labels]
+            counts = torch.bincount(reference_labels, minlength=len(has_query))[labels]
+            own = torch.full_like(labels, int(ref_includes_query))
         else:
+            labels, which = query_labels.unique(dim=0, return_inverse=True)
+            own = torch.zeros_like(which[: len(labels)])
             matches = [self.label_comparison_fn(label, reference_labels).sum() for label in labels.split(1)]
             counts = torch.stack(matches).long()
             if ref_includes_query:  # a label need not match itself
@@ -341,20 +345,37 @@ class RetrievalAccuracyCalculator:
             at_k="mean_average_precision" in names,
         )
         first = scores.first_match_rank
-        # Functions, since a list of a thousand k would make as many tensors.
-        per_query: dict[str, Callable[[], Tensor | None]] = {
-            "precision_at_1": lambda: first < 1,
-            "mean_reciprocal_rank": lambda: reciprocal_rank(first, k),
-            "r_precision": lambda: scores.r_precision,
-            "mean_average_precision_at_r": lambda: scores.average_precision_at_r,
-            "mean_average_precision": lambda: scores.average_precision,
-            **{_metric_name(recall_k): partial(torch.lt, first, recall_k) for recall_k in self.recall_at},
+        averages = self._recalls(names, first, query_labels, not_lone_query_mask)
+        per_query: dict[str, Tensor | None] = {
+            "precision_at_1": first < 1,
+            "mean_reciprocal_rank": reciprocal_rank(first, k),
+            "r_precision": scores.r_precision,
+            "mean_average_precision_at_r": scores.average_precision_at_r,
+            "mean_average_precision": scores.average_precision,
         }
-        averages = {}
-        for name in names:
-            values = per_query[name]()
+        for name in names - averages.keys():
+            values = per_query[name]
             assert values is not None
             averages[name] = self._average(values, query_labels, not_lone_query_mask, label_counts)
+        return averages
+
+    def _recalls(
+        self, names: set[str], first: Tensor, query_labels: Tensor, not_lone_query_mask: Tensor
+    ) -> dict[str, float | list[float]]:
+        """Recall at every k that is asked for, from one histogram of the ranks of the first matches."""
+        wanted = sorted(k for k in self.recall_at if _metric_name(k) in names)
+        first = first[not_lone_query_mask]
+        if self.avg_of_avgs or self.return_per_class:
+            groups = query_labels[not_lone_query_mask].unique(return_inverse=True)[1]
+        else:
+            groups = torch.zeros_like(first)
+        sizes = torch.bincount(groups)
+        averages: dict[str, float | list[float]] = {}
+        # [g, k] numbers at a time.
+        for ks in torch.tensor(wanted, dtype=first.dtype).split(max(1, thresholds.DISTANCES // 64 // len(sizes))):
+            shares = shares_below(first, ks.to(first.device), groups, sizes)
+            values = shares.T if self.return_per_class else shares.mean(dim=0)
+            averages |= zip(map(_metric_name, ks.tolist()), values.tolist(), strict=True)
         return averages
 
     def _neighbours(

@@ -1,5 +1,6 @@
 """Exact nearest neighbours in plain torch."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -143,6 +144,11 @@ class Points:
         """Some of the points."""
         return Points(self.given[index], self.moved[index], self.squares[index], self.copies, self.places[index])
 
+    def all_at(self, index: Tensor) -> "Points":
+        """Some of the points, without a copy if they are all of them in their order."""
+        is_whole = len(index) == len(self.places) and torch.equal(self.places[index], self.places)
+        return self if is_whole else self.at(index)
+
     def distinct(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Some of the points without copies [k, d], and which of these each one is [len(index)]."""
         found, which = self.copies.ids[self.places[index]].unique(return_inverse=True)
@@ -152,16 +158,24 @@ class Points:
 
 def shifted(query: Tensor, reference: Tensor) -> tuple[Points, Points]:
     """Return both in float32 about the reference nearest to the mean; refuse distances that overflow."""
-    query, reference = query.float(), reference.float()
-    _check_distances_finite("query", query)
-    _check_distances_finite("reference", reference)
-    origin = reference[(reference - reference.mean(dim=0)).square().sum(dim=1).argmin()]
-    moved = query - origin, reference - origin
-    first, second = (
-        Points(x, y, y.square().sum(dim=1), Copies(x), torch.arange(len(x), device=x.device))
-        for x, y in zip((query, reference), moved, strict=True)
-    )
-    return first, second
+    _check_distances_finite("query", query.float())
+    if reference is not query:
+        _check_distances_finite("reference", reference.float())
+    origin = _nearest_to_the_mean(reference.float())
+    first = _about(origin, query.float())
+    return first, first if reference is query else _about(origin, reference.float())
+
+
+def _nearest_to_the_mean(x: Tensor) -> Tensor:
+    """The one of some vectors [m, d] that is nearest to their mean [d]."""
+    mean = x.mean(dim=0)
+    return x[torch.cat([(some - mean).square_().sum(dim=1) for some in _blocks(x)]).argmin()]
+
+
+def _about(origin: Tensor, x: Tensor) -> Points:
+    moved = x - origin
+    squares = torch.cat([some.square().sum(dim=1) for some in _blocks(moved)])
+    return Points(x, moved, squares, Copies(x), torch.arange(len(x), device=x.device))
 
 
 def squared_distances(query: Points, reference: Points, buffer: Tensor, own: Tensor | None = None) -> Tensor:
@@ -179,7 +193,8 @@ def squared_distances(query: Points, reference: Points, buffer: Tensor, own: Ten
         distances.scatter_(1, own[:, None], torch.inf)
     if n:
         rows = (distances.amin(dim=1) < thresholds.NEAR * (query.squares + reference.squares.max())).nonzero()[:, 0]
-        for some in rows.split(max(1, thresholds.NEAR_DISTANCES // m)):
+        # Nothing is split into one part that is nothing, and computing that takes as many calls as anything.
+        for some in rows.split(max(1, thresholds.NEAR_DISTANCES // m)) if len(rows) else ():
             distances[some] = recompute_near(distances[some], query.at(some), reference)
     return distances
 
@@ -263,9 +278,10 @@ def smallest(distances: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _topk(distances: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the k smallest of each row [r, m], sorted, and their columns; faster than ``topk`` where k is small."""
     m = distances.shape[1]
-    size = thresholds.COLUMNS_FOR_EACH
-    width = m // size
-    if k * size > width:
+    # As many groups as candidates, if that makes them smaller.
+    size = min(thresholds.COLUMNS_FOR_EACH, math.isqrt(m // k))
+    width = m // max(1, size)
+    if size < 2 or k * size > width:
         values, columns = distances.topk(k, largest=False)
         return values, columns
     # Column c is in group c % width: the k smallest are in the k groups with the smallest minima, or in the remainder.
@@ -289,9 +305,15 @@ def _unpack(keys: Tensor) -> tuple[Tensor, Tensor]:
     return (keys >> 32).int().view(torch.float32), keys & 0xFFFFFFFF
 
 
+def _blocks(x: Tensor) -> tuple[Tensor, ...]:
+    """The rows [m, d] in blocks whose squares are no more memory than distances."""
+    blocks: tuple[Tensor, ...] = x.split(max(1, thresholds.DISTANCES // max(1, x.shape[1])))
+    return blocks
+
+
 def _check_distances_finite(name: str, embeddings: Tensor) -> None:
     # |q - r|^2 <= 2 |q|^2 + 2 |r|^2, and with the shift of the origin four times that.
-    bad = ~torch.isfinite(16 * embeddings.square().sum(dim=1))
+    bad = ~torch.isfinite(torch.cat([16 * some.square().sum(dim=1) for some in _blocks(embeddings)]))
     if bad.any():
         row = int(bad.nonzero()[0])
         raise ValueError(f"{name} has {int(bad.sum())} rows with NaN, infinite or too large values; the first is {row}")

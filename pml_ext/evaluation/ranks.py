@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +10,10 @@ from torch import Tensor
 from pml_ext import thresholds
 
 from .knn import Points, recompute_near
+
+# More than four times what a distance can be; and less than any.
+FAR: Final = torch.finfo(torch.float32).max
+NO_MATCH: Final = -torch.inf
 
 
 class CountedRanks(NamedTuple):
@@ -59,8 +63,12 @@ def counted_ranks(
     # Sorted by slots and class, the matches lie in few tiles, and the rows of a tile have about equally many slots.
     classes = 1 + int(torch.cat([query_classes, reference_classes]).max())
     slots_of_class = slots.new_zeros(classes).index_copy_(0, query_classes, slots)
-    query_keys, rows = (slots_of_class[query_classes] * classes + query_classes).sort(stable=True)
-    reference_keys = slots_of_class[reference_classes] * classes + reference_classes
+    order = slots_of_class.argsort(stable=True)
+    # As floats, which are compared several times faster, with floats as the result.
+    keys = torch.arange(classes, device=slots.device, dtype=_exact_float(classes))
+    key_of_class = torch.empty_like(keys).index_copy_(0, order, keys)
+    query_keys, rows = key_of_class[query_classes].sort(stable=True)
+    reference_keys = key_of_class[reference_classes]
     shared = 0 if own is None else len(query_classes)
     columns = reference_keys.argsort(stable=True)
     if own is not None:
@@ -82,7 +90,7 @@ def counted_ranks(
     closer, not_farther = tiles.count_other_classes(levels)
     for i, where in enumerate(tiles.rows):
         before = torch.arange(len(levels[i]), device=slots.device)[:, None]
-        ranks = (closer[i].long() + before).masked_fill_(levels[i] == -torch.inf, len(reference_classes))
+        ranks = (closer[i].long() + before).masked_fill_(levels[i] == NO_MATCH, len(reference_classes))
         yield CountedRanks(rows[where], ranks.T, (closer[i] != not_farther[i]).any(dim=0))
 
 
@@ -103,8 +111,8 @@ class _Tiles:
         query_squares, reference_squares = query.squares[query_order], reference.squares[reference_order]
         # With the squares as the first two factors, D[i, j] of two queries rounds like D[j, i].
         ones, more_ones = (torch.ones_like(x)[:, None] for x in (query_squares, reference_squares))
-        self.left = torch.cat([query_squares[:, None], ones, -2 * query.moved[query_order]], dim=1)
-        self.right = torch.cat([more_ones, reference_squares[:, None], reference.moved[reference_order]], dim=1)
+        left = torch.cat([query_squares[:, None], ones, query.moved[query_order].mul_(-2)], dim=1)
+        right = torch.cat([more_ones, reference_squares[:, None], reference.moved[reference_order]], dim=1)
         self.query, self.query_order = query, query_order
         self.reference, self.reference_order = reference, reference_order
         self.query_keys, self.reference_keys, self.shared = query_keys, reference_keys, shared
@@ -112,8 +120,14 @@ class _Tiles:
         self.columns = (self.rows if shared else []) + _slices(reference_keys, shared, size)
         self.row_ranges = _first_and_last(query_keys, self.rows)
         self.column_ranges = _first_and_last(reference_keys, self.columns)
+        # A view costs as much as a comparison of a small tile: each is made once.
+        self.left = [left[where] for where in self.rows]
+        self.right = [right[where].T for where in self.columns]
         largest = max(where.stop - where.start for where in self.rows + self.columns)
-        self.buffers = self.left.new_empty(2, largest**2)
+        self.memory = left.new_empty(2, largest**2)
+        self.buffers: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        # Tiles with matches are computed for the levels; as many as are held are not computed again.
+        self.kept: dict[tuple[int, int], Tensor] = {}
         self.near_rows, self.near_columns = (
             [thresholds.NEAR * squares[where].max().item() for where in slices]
             for squares, slices in ((query_squares, self.rows), (reference_squares, self.columns))
@@ -122,61 +136,91 @@ class _Tiles:
     def distances(self, i: int, j: int) -> Tensor:
         """Compute one tile [r, c], infinite for a query and itself; the next call overwrites it."""
         rows, columns = self.rows[i], self.columns[j]
-        left, right = self.left[rows], self.right[columns]
-        distances = torch.mm(left, right.T, out=self._buffer(0, len(left), len(right)))
+        distances = torch.mm(self.left[i], self.right[j], out=self._two_buffers(i, j)[0])
         if columns.start < self.shared and i == j:
             distances.fill_diagonal_(torch.inf)
-        if distances.min() < self.near_rows[i] + self.near_columns[j]:
+        if distances.amin().item() < self.near_rows[i] + self.near_columns[j]:
             near = self.query.at(self.query_order[rows]), self.reference.at(self.reference_order[columns])
             recompute_near(distances, *near)
         return distances
 
     def matches(self, i: int, j: int) -> Tensor | None:
-        """Return where a tile has pairs of one class [r, c], a query and itself among them; None if nowhere."""
+        """Return 1 where a tile has pairs of one class [r, c], a query and itself among them, 0 elsewhere.
+
+        None if it has none; the next call overwrites it.
+        """
         (first_row, last_row), (first_column, last_column) = self.row_ranges[i], self.column_ranges[j]
         if last_row < first_column or last_column < first_row:
             return None
-        return self.query_keys[self.rows[i], None] == self.reference_keys[self.columns[j]]
+        rows, columns = self.query_keys[self.rows[i], None], self.reference_keys[self.columns[j]]
+        return torch.eq(rows, columns, out=self._two_buffers(i, j)[1])
 
     def nearest_matches(self, i: int, slots: int) -> Tensor:
-        """Return the distances of the nearest matches [slots, r] of one tile's rows; -inf where there are fewer."""
+        """Return the distances of the nearest matches [slots, r] of one tile's rows, ascending, then NO_MATCH."""
         where = self.rows[i]
-        nearest = self.left.new_full((where.stop - where.start, slots), torch.inf)
+        nearest = self.memory.new_full((where.stop - where.start, slots), FAR)
         for j in range(len(self.columns)):
             matches = self.matches(i, j)
             if matches is None:
                 continue
-            found = self.distances(i, j).masked_fill_(~matches, torch.inf)
-            nearest = torch.cat([nearest, found], dim=1).topk(slots, largest=False).values
-        return nearest.masked_fill_(nearest == torch.inf, -torch.inf).T.contiguous()
+            distances = self.distances(i, j)
+            if not self._is_mirrored(i, j) and (len(self.kept) + 1) * distances.numel() <= thresholds.DISTANCES:
+                self.kept[i, j] = distances.add(matches, alpha=FAR)
+            found = distances.add_(matches.neg_().add_(1), alpha=FAR)
+            if slots == 1:
+                nearest = torch.minimum(nearest, found.amin(dim=1, keepdim=True))
+            else:
+                nearest = torch.cat([nearest, found], dim=1).topk(slots, largest=False).values
+        return nearest.masked_fill_(nearest >= FAR, NO_MATCH).T.contiguous()
 
     def count_other_classes(self, levels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Count the references of other classes that are closer than each level, and those that are not farther."""
-        closer = [torch.zeros_like(level, dtype=torch.float64) for level in levels]
-        not_farther = [torch.zeros_like(level, dtype=torch.float64) for level in levels]
+        # To numbers of another type they would be added several times slower.
+        dtype = _exact_float(len(self.reference_keys))
+        closer = [torch.zeros_like(level, dtype=dtype) for level in levels]
+        not_farther = [torch.zeros_like(level, dtype=dtype) for level in levels]
+        counts = [list(zip(*pair, strict=True)) for pair in zip(closer, not_farther, strict=True)]
+        # [r, 1] and [1, r] of each slot.
+        sides = [[level.unsqueeze(1 + along).unbind() for level in levels] for along in (0, 1)]
 
-        def count(i: int, distances: Tensor, along: int) -> None:
+        def count(i: int, distances: Tensor, result: Tensor, along: int) -> None:
             # A comparison is several times faster with floats as its result than with booleans.
-            result = self._buffer(1, *distances.shape)
-            for slot, level in enumerate(levels[i].unsqueeze(1 + along)):  # [r, 1] or [1, r]
-                closer[i][slot] += torch.lt(distances, level, out=result).sum(dim=along)
-                not_farther[i][slot] += torch.le(distances, level, out=result).sum(dim=along)
+            for level, (less, not_more) in zip(sides[along][i], counts[i], strict=True):
+                less.add_(torch.lt(distances, level, out=result).sum(dim=along))
+                not_more.add_(torch.le(distances, level, out=result).sum(dim=along))
 
         for i in range(len(self.rows)):
             for j, columns in enumerate(self.columns):
-                both_are_queries = columns.start < self.shared
-                if both_are_queries and j < i:
+                if self._is_mirrored(i, j):
                     continue
-                distances, matches = self.distances(i, j), self.matches(i, j)
-                if matches is not None:
-                    distances.masked_fill_(matches, torch.inf)
-                count(i, distances, along=1)
-                if both_are_queries and j > i:
-                    count(j, distances, along=0)
+                distances, result = self._of_other_classes(i, j), self._two_buffers(i, j)[1]
+                count(i, distances, result, along=1)
+                if columns.start < self.shared and j > i:
+                    count(j, distances, result, along=0)
         return closer, not_farther
 
-    def _buffer(self, which: int, rows: int, columns: int) -> Tensor:
-        return self.buffers[which, : rows * columns].view(rows, columns)
+    def _is_mirrored(self, i: int, j: int) -> bool:
+        """Whether a tile of queries with queries is the transpose of another one before it."""
+        return j < i and self.columns[j].start < self.shared
+
+    def _of_other_classes(self, i: int, j: int) -> Tensor:
+        """One tile of distances, FAR or more between a query and its matches."""
+        if (i, j) in self.kept:
+            return self.kept[i, j]
+        distances, matches = self.distances(i, j), self.matches(i, j)
+        return distances if matches is None else distances.add_(matches, alpha=FAR)
+
+    def _two_buffers(self, i: int, j: int) -> tuple[Tensor, Tensor]:
+        shape = len(self.left[i]), self.right[j].shape[1]
+        if shape not in self.buffers:
+            first, second = self.memory[:, : shape[0] * shape[1]].view(2, *shape)
+            self.buffers[shape] = first, second
+        return self.buffers[shape]
+
+
+def _exact_float(numbers: int) -> torch.dtype:
+    """The type of which so many whole numbers are all different."""
+    return torch.float32 if numbers <= 1 << 24 else torch.float64
 
 
 def _slices(sorted_keys: Tensor, start: int, size: int) -> list[slice]:

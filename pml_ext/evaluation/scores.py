@@ -9,7 +9,8 @@ from torch import Tensor
 from pml_ext import thresholds
 
 from .knn import Points, full_float32, shifted, smallest, squared_distances
-from .ranks import counted_ranks
+from .ranks import CountedRanks, counted_ranks
+from .selected import selected_ranks
 
 # Which references [r, m] are to be passed over by the queries of these indices [r].
 Ignored = Callable[[Tensor], Tensor]
@@ -60,9 +61,10 @@ def retrieval_scores(
         \text{average\_precision\_at\_r} &= \frac{1}{R} \sum_{j \le \min(R, k)} \frac{h_j}{j} \sum_{i \le j} h_i \\
         \text{average\_precision} &= \frac{1}{R} \sum_{j \le k} \frac{h_j}{j} \sum_{i \le j} h_i
 
-    Of small classes the rank of every match is counted; of large ones, and where a match and another reference are
-    equally close, the nearest references are searched, equal ones ordered by index. The first match's rank is exact
-    in both cases. At no time are there more than some 2**24 distances.
+    Of small classes the rank of every match is counted; of large ones the nearest references of other classes are
+    selected, with which matches are compared; where a match and another reference are equally close, the nearest
+    references are searched, equal ones ordered by index. The first match's rank is exact in all cases. At no time are
+    there more than some 2**24 distances.
 
     Args:
         query: [n, d].
@@ -123,6 +125,21 @@ def retrieval_scores(
 def reciprocal_rank(rank: Tensor, k: int) -> Tensor:
     """Return 1 / (rank + 1) in float64, 0 for ranks from k on."""
     return torch.where(rank < k, 1 / (rank.double() + 1), 0)
+
+
+def shares_below(ranks: Tensor, ks: Tensor, groups: Tensor, sizes: Tensor) -> Tensor:
+    """The share of the ranks of each group that are below each k, by one histogram: [g, len(ks)] in float64.
+
+    Args:
+        ranks: [n].
+        ks: ascending.
+        groups: [n], integers from 0.
+        sizes: [g], how many ranks of each group there are.
+    """
+    bins = len(ks) + 1
+    places = torch.bucketize(ranks, ks, right=True).add_(groups, alpha=bins)
+    counts = torch.bincount(places, minlength=bins * len(sizes)).view(-1, bins)
+    return counts[:, :-1].cumsum(dim=1).double() / sizes[:, None]
 
 
 def vote_is_right(
@@ -200,27 +217,29 @@ def _count_matches(data: _Data) -> Tensor:
 
 
 def _matches(data: _Data, rows: Tensor, matches: Tensor, depths: Tensor, tile_size: int | None) -> Iterator[_Matches]:
-    """Find the matches of the given queries, at least those nearer than the depth, by the faster of two ways.
+    """Find the matches of the given queries, at least those nearer than the depth, by the fastest way.
 
     The first match of every query is found; a query can be in two results, of which the second has it.
     """
     m, d = data.reference.moved.shape
     some = min(16, m - int(data.own is not None))
     if data.ignored is not None:
-        yield from _searched(data, rows, depths.clamp(min=some), settle_first=True)
+        yield from _searched(data, rows, depths.clamp(min=some))
         return
     all_ranks = int(depths.sum()) > 0
-    is_small = (matches <= _counting_limit(d, depths, m)) | (depths == 0)
-    counted = [rows[is_small[rows]]]
-    for found in _searched(data, rows[~is_small[rows]], depths):
+    is_small = (matches <= _counting_limit(d, depths, m, data.own is not None)) | (depths == 0)
+    counted, tied = [rows[is_small[rows]]], [rows[:0]]
+    points = data.query, data.query_classes, data.reference, data.reference_classes, data.own
+    for group in selected_ranks(*points, rows[~is_small[rows]], depths):
+        found = _clear(group)
         yield found
         counted.append(found.rows[found.first == m])
+        tied.append(group.rows[group.tied])
 
     counted_rows = torch.cat(counted)
-    tied = [counted_rows[:0]]
     if len(counted_rows):
         for group in counted_ranks(
-            data.query.at(counted_rows),
+            data.query.all_at(counted_rows),
             data.query_classes[counted_rows],
             data.reference,
             data.reference_classes,
@@ -228,19 +247,28 @@ def _matches(data: _Data, rows: Tensor, matches: Tensor, depths: Tensor, tile_si
             torch.where(is_small & all_ranks, matches, 1)[counted_rows],
             tile_size,
         ):
-            clear = ~group.tied
-            ranks = group.ranks[clear]
-            orders = torch.arange(1, 1 + ranks.shape[1], device=ranks.device)
-            yield _Matches(counted_rows[group.rows[clear]], ranks[:, 0], ranks, orders)
-            tied.append(counted_rows[group.rows[group.tied]])
+            group = group._replace(rows=counted_rows[group.rows])
+            yield _clear(group)
+            tied.append(group.rows[group.tied])
 
     # Most have a match among a few neighbours, and then need no further look at ties.
-    yield from _searched(data, torch.cat(tied), depths.clamp(min=some), settle_first=True)
+    yield from _searched(data, torch.cat(tied), depths.clamp(min=some))
 
 
-def _counting_limit(d: int, depths: Tensor, m: int) -> Tensor:
-    """Estimate up to how many matches counting, with half of the products, is faster than the product and a search."""
-    return thresholds.COUNTED_MATCHES + d // 64 + 256 * depths // m
+def _clear(group: CountedRanks) -> _Matches:
+    """The matches of the queries that have no tied one."""
+    ranks = group.ranks[~group.tied]
+    return _Matches(
+        group.rows[~group.tied], ranks[:, 0], ranks, torch.arange(1, 1 + ranks.shape[1], device=ranks.device)
+    )
+
+
+def _counting_limit(d: int, depths: Tensor, m: int, is_symmetric: bool) -> Tensor:
+    """Estimate up to how many matches counting is faster than the product of all pairs and a selection.
+
+    Counting saves half of the product where queries are references.
+    """
+    return thresholds.COUNTED_MATCHES + (d // 64 if is_symmetric else 0) + 4 * depths // m
 
 
 class _Neighbors(NamedTuple):
@@ -269,15 +297,15 @@ def _nearest(data: _Data, rows: Tensor, depths: Tensor) -> Iterator[_Neighbors]:
         yield _Neighbors(chunk, *smallest(distances, int(depths[chunk[-1]])), distances)
 
 
-def _searched(data: _Data, rows: Tensor, depths: Tensor, *, settle_first: bool = False) -> Iterator[_Matches]:
-    """Find the matches among the nearest references of the given queries, if asked also the first one wherever."""
+def _searched(data: _Data, rows: Tensor, depths: Tensor) -> Iterator[_Matches]:
+    """Find the matches among the nearest references of the given queries, and the first one wherever it is."""
     m = len(data.reference.squares)
     for found in _nearest(data, rows, depths):
         classes = data.query_classes[found.rows, None]
         hits = (data.reference_classes[found.indices] == classes) & (found.distances < torch.inf)  # [r, depth]
         ranks = torch.where(hits, torch.arange(hits.shape[1], device=hits.device), m)
         first = ranks.amin(dim=1)
-        if settle_first and (missed := first == m).any():
+        if (missed := first == m).any():
             first[missed] = _closer_than_any_match(found.everything[missed], data.reference_classes == classes[missed])
         yield _Matches(found.rows, first, ranks, hits.cumsum(dim=1))
 
