@@ -1,5 +1,6 @@
 """What the pages show of the package itself, as Markdown: its methods, its laws, and files of the top level."""
 
+import ast
 import inspect
 import posixpath
 import re
@@ -8,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from markdown.extensions.toc import slugify
+from measured import of_method
 from torch import nn
 
 from pml_ext import catalog
@@ -53,6 +55,10 @@ def _method(name: str, shown: dict[type, str]) -> Iterator[str]:
     yield f'`pml_ext.catalog.build("{name}"{needs})`'
     made = list(dict.fromkeys(signature(part) for _, part in parts(recipe)))
     yield "\n".join(f"- `{call}`" for call in made)
+    if weights := picture(name):
+        yield weights
+    if measured := "\n".join(of_method(name)):
+        yield measured
     searched = ", ".join(f"`{keyword}` {values}" for keyword, values in entry.space.items())
     if searched:
         yield f"A search changes {searched}."
@@ -62,6 +68,12 @@ def _method(name: str, shown: dict[type, str]) -> Iterator[str]:
             yield from _part(kind, type(part))
         else:
             yield f"{kind} `{type(part).__name__}`: see [{first}](#{slugify(first, '-')})."
+
+
+def picture(name: str) -> str:
+    """The pair weights of a method as they were drawn by `docs/pictures.py`; "" for one that has none."""
+    path = TOP / "docs" / "assets" / "weights" / f"{name}.svg"
+    return f"<figure>\n{path.read_text(encoding='utf-8')}</figure>" if path.exists() else ""
 
 
 def _part(kind: str, cls: type[nn.Module]) -> Iterator[str]:
@@ -111,6 +123,15 @@ def included(name: str) -> str:
     text = path.read_text(encoding="utf-8")
     text = re.sub(r"\A# .*\n", "", text)
     return re.sub(r"\[([^\]]+)\]\(([^)#:]+)\)", _link, text)
+
+
+def example(name: str) -> str:
+    """A file of `examples/` as a block of code, below what its docstring says."""
+    source = (TOP / "examples" / name).read_text(encoding="utf-8")
+    tree = ast.parse(source)
+    told = ast.get_docstring(tree) or ""
+    code = "\n".join(source.splitlines()[tree.body[0].end_lineno :]).strip()
+    return f'{told}\n\n```python title="examples/{name}"\n{code}\n```'
 
 
 def _link(found: re.Match[str]) -> str:

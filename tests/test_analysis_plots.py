@@ -16,12 +16,12 @@ from pytorch_metric_learning.reducers import AvgNonZeroReducer
 from pml_ext import catalog, losses, wrappers
 from pml_ext.__main__ import main
 from pml_ext.analysis import EmbeddingHealth, NoPairWeightsError, pair_weights
+from pml_ext.analysis.curves import compares_samples
 from pml_ext.analysis.explain import explain, sections
 from pml_ext.analysis.plots import (
     PULL,
     PUSH,
     budget,
-    compares_samples,
     weight_curves,
     weight_matrix,
     weight_scatter,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pml_ext import catalog
+from pml_ext.analysis import NoPairWeightsError
 from pml_ext.benchmark.advice import LOSSES, WARNINGS
 
 ROOT = Path(__file__).parent.parent
@@ -121,3 +122,35 @@ def test_speed_is_that_of_the_table(module):
     assert told.startswith(f"**{ms} ms** and {megabytes} MB")
     assert f"{ratio} of the matrix products" in told
     assert f"PML takes {stock.split(' ')[0]} times as long" in told
+
+
+def coordinates(picture: str) -> list[float]:
+    written = re.findall(r"(?:points|d)=\"([^\"]+)\"", picture)
+    return [float(number) for found in written for number in re.findall(r"[\d.]+", found)]
+
+
+def test_pictures_are_those_of_the_losses(module) -> None:
+    """Of a few; the rest is drawn anew by `python docs/pictures.py`."""
+    pictures, contents = module("pictures"), module("contents")
+    drawn = {path.stem for path in pictures.WEIGHTS.glob("*.svg")}
+    assert drawn <= set(catalog.recipes), "run: python docs/pictures.py"
+    for name in set(catalog.recipes) - drawn:
+        with pytest.raises(NoPairWeightsError):
+            pictures.weights(name)
+    for name in ("RAW", "CenterNCA"):
+        there = (pictures.WEIGHTS / f"{name}.svg").read_text(encoding="utf-8")
+        assert coordinates(pictures.weights(name)) == pytest.approx(coordinates(there), abs=0.2), "docs/pictures.py"
+        assert there in contents.picture(name)
+    assert contents.picture("Center") == ""
+
+
+def test_examples_are_shown_whole(module) -> None:
+    contents = module("contents")
+    page = (DOCS / "trainer.md").read_text(encoding="utf-8")
+    names = re.findall(r"^<!-- example: (\S+) -->$", page, re.MULTILINE)
+    assert {path.name for path in (ROOT / "examples/trainers").glob("*.py")} <= {Path(name).name for name in names}
+    for name in names:
+        shown = contents.example(name)
+        source = (ROOT / "examples" / name).read_text(encoding="utf-8")
+        told, code = re.fullmatch(r'(.*?)\n\n```python title="examples/\S+"\n(.*)\n```', shown, re.DOTALL).groups()
+        assert source.replace('"', "").split() == f"{told} {code}".replace('"', "").split()

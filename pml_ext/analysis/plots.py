@@ -1,30 +1,21 @@
 """Pictures of pair weights. Every function returns a matplotlib `Figure` that a notebook shows and `savefig` writes."""
 
-import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pytorch_metric_learning.losses import BaseMetricLossFunction
-from pytorch_metric_learning.reducers import SumReducer
 from torch import Tensor, nn
 
-from pml_ext import _pml, palette
+from pml_ext import palette
+from pml_ext.analysis.curves import CASES, MOVING, SPAN, weight_lines
 from pml_ext.analysis.health import COLLAPSED_SPREAD, Health
-from pml_ext.analysis.pair_weights import PairWeights, pair_weights
+from pml_ext.analysis.pair_weights import PairWeights
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Of Okabe and Ito's colours, which colour-blind readers can tell apart; line styles and markers repeat the difference.
 PULL, PUSH, PAIRS, RANK = palette.HUES[:4]
-
-# The batch behind the curves: an anchor, and the cosine similarities of its positives and of its negatives to it. The
-# first of each is the pair whose weight is drawn.
-_POSITIVES = (0.5, 0.7)
-_NEGATIVES = (0.6, 0.5, 0.4)
-_CASES = ("self", "positive-relative", "negative-relative")
-_MOVING = ("the pair itself", "the other positives", "the other negatives")
 
 
 def _figure(width: float, height: float) -> "Figure":
@@ -36,65 +27,6 @@ def _figure(width: float, height: float) -> "Figure":
 def _plain(axis: Any) -> None:
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
-
-
-def _row(positives: Tensor, negatives: Tensor, dimension: int) -> tuple[Tensor, Tensor]:
-    """Unit vectors whose first one has these cosine similarities to the others, and labels."""
-    scores = torch.cat((positives, negatives)).double().clamp(-1, 1)
-    number = len(scores)
-    embeddings = torch.zeros(1 + number, max(dimension, 1 + number), dtype=torch.float64)
-    embeddings[0, 0] = 1
-    embeddings[1:, 0] = scores
-    embeddings[1:, 1 : 1 + number] = torch.diag((1 - scores.square()).sqrt())
-    return embeddings, torch.cat((torch.zeros(1 + len(positives)), torch.ones(len(negatives)))).long()
-
-
-def _moved(kind: str, case: int, score: float) -> tuple[Tensor, Tensor]:
-    """The similarities of positives and negatives when in a case (self, positives, negatives) one thing moves."""
-    positives, negatives = torch.tensor(_POSITIVES), torch.tensor(_NEGATIVES)
-    drawn, same = (positives, 1) if kind == "positive" else (negatives, 2)
-    if case == 0:
-        drawn[0] = score
-    else:
-        moving = positives if case == 1 else negatives
-        moving[1 if case == same else 0 :] = score
-    return positives, negatives
-
-
-def _summed(loss: nn.Module) -> nn.Module:
-    """A copy of the loss in float64 that adds its anchors up, so that no weight depends on how many are active."""
-    loss = copy.deepcopy(loss).double()
-    for module in loss.modules():
-        if isinstance(module, BaseMetricLossFunction):
-            _pml.set_reducer(module, SumReducer())
-    return loss
-
-
-def _weight(loss: nn.Module, positives: Tensor, negatives: Tensor, dimension: int, column: int) -> float:
-    weights = pair_weights(loss, *_row(positives, negatives, dimension)).weights
-    return float(weights[0, column])
-
-
-def compares_samples(loss: nn.Module, *, dimension: int = 8) -> bool:
-    """Whether the loss compares the samples of a batch as they are, so that its weights have curves.
-
-    One that compares slices, class centers or proxies has not, but a `weight_scatter`.
-
-    Args:
-        loss: any loss.
-        dimension: of the embeddings to try it on, at least 6.
-
-    Raises:
-        NoPairWeightsError: the loss has no pair weights.
-    """
-    distance = getattr(loss, "distance", None) or getattr(getattr(loss, "loss", None), "distance", None)
-    embeddings, labels = _row(*_moved("positive", 0, 0.5), dimension)
-    found = pair_weights(_summed(loss), embeddings, labels)
-    if distance is None or not found.given:
-        return False
-    with torch.no_grad():
-        expected = distance(embeddings) * _pml.sign(distance)
-    return found.similarity.shape == expected.shape and torch.allclose(found.similarity, expected)
 
 
 def weight_curves(losses: Mapping[str, nn.Module] | nn.Module, *, points: int = 61, dimension: int = 8) -> "Figure":
@@ -119,26 +51,21 @@ def weight_curves(losses: Mapping[str, nn.Module] | nn.Module, *, points: int = 
     named = losses if isinstance(losses, Mapping) else {type(losses).__name__: losses}
     figure = _figure(9, 1.3 + 1.35 * len(named))
     panels = figure.subplots(len(named), 3, sharex=True, sharey=True, squeeze=False)
-    grid = torch.linspace(-0.2, 0.99, points)
-    kinds = (("positive", 1, PULL, "-"), ("negative", 1 + len(_POSITIVES), PUSH, "--"))
+    grid = torch.linspace(*SPAN, points)
+    styles = {"positive": (PULL, "-"), "negative": (PUSH, "--")}
     for axes, (name, loss) in zip(panels, named.items(), strict=True):
-        summed = _summed(loss)
-        for kind, column, colour, style in kinds:
-            lines = [
-                [_weight(summed, *_moved(kind, case, float(score)), dimension, column) for score in grid]
-                for case in range(3)
-            ]
-            top = max(map(max, lines)) or 1.0
+        for kind, lines in weight_lines(loss, grid, dimension=dimension).items():
+            colour, style = styles[kind]
             for axis, line in zip(axes, lines, strict=True):
-                axis.plot(grid, [w / top for w in line], style, color=colour, linewidth=2, label=f"{kind} pair")
+                axis.plot(grid, line, style, color=colour, linewidth=2, label=f"{kind} pair")
         axes[0].set_ylabel(name, rotation=0, ha="right", va="center")
         for axis in axes:
             _plain(axis)
             axis.set_yticks([0, 1])
             axis.set_ylim(-0.08, 1.08)
     for case in range(3):
-        panels[0, case].set_title(_CASES[case], fontsize="medium")
-        panels[-1, case].set_xlabel(f"similarity of {_MOVING[case]}", fontsize="small")
+        panels[0, case].set_title(CASES[case], fontsize="medium")
+        panels[-1, case].set_xlabel(f"similarity of {MOVING[case]}", fontsize="small")
     figure.suptitle("Weight of a pair, as a share of its largest", x=0.01, ha="left")
     handles, labels = panels[0, 0].get_legend_handles_labels()
     where = "positives at 0.5 and 0.7, negatives at 0.6, 0.5 and 0.4, unless they move"

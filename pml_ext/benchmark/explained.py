@@ -111,7 +111,8 @@ def drawn(found: Explanation, out: Path | None) -> Path:
 
 def _picture(recipe: Recipe) -> Figure:
     """Curves of the loss if it compares samples, else its weights on a batch drawn at random."""
-    from pml_ext.analysis.plots import compares_samples, weight_curves, weight_scatter
+    from pml_ext.analysis.curves import compares_samples
+    from pml_ext.analysis.plots import weight_curves, weight_scatter
 
     if compares_samples(recipe.loss, dimension=DIMENSION):
         name = recipe.name if recipe.miner is None else f"{recipe.name}\n(without\nits miner)"

@@ -1,0 +1,60 @@
+"""The files of examples/trainers run and learn; those of packages that are not installed are skipped."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples" / "trainers"
+# What each needs beside the extra `test`.
+NEEDS = {
+    "accelerate_loop": ("accelerate",),
+    "compiled": (),
+    "large_batches": (),
+    "lightning_module": ("lightning",),
+    "mixed_precision": (),
+    "plain_loop": (),
+    "pml_trainer": (),
+    "sentence_transformers_trainer": ("sentence_transformers", "datasets", "accelerate"),
+}
+of_loops = [name for name in NEEDS if name != "large_batches"]
+
+
+def load(name: str) -> ModuleType:
+    for package in NEEDS[name]:
+        pytest.importorskip(package)
+    spec = importlib.util.spec_from_file_location(f"trainers_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+# What these packages themselves warn of is no matter of ours.
+@pytest.mark.filterwarnings("ignore::Warning:(?!pml_ext)")
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")  # PML 2's trainers show losses
+@pytest.mark.parametrize("name", of_loops)
+def test_the_loss_falls(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    # Inductor needs a C++ compiler and half a minute; the graph that it is given is captured the same for any backend.
+    values = load(name).main(**({"backend": "eager"} if name == "compiled" else {}))
+    assert len(values) >= 6
+    third = len(values) // 3
+    assert sum(values[-third:]) < 0.97 * sum(values[:third])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cached_gradients_are_those_of_the_whole_batch_and_accumulated_ones_are_not() -> None:
+    off = load("large_batches").main(samples=256)
+    assert off["cached"] < 1e-5
+    assert off["accumulated"] > 0.05
+
+
+def test_every_file_is_run_and_short() -> None:
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(NEEDS)
+    for path in EXAMPLES.glob("*.py"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 60, path.name
