@@ -41,7 +41,8 @@ def at_a_glance() -> str:
     rows += ["|---" * (len(names) + 2) + "|"]
     for case, recommended in zip(CASES, found, strict=True):
         stars = " | ".join("★" if name in recommended else "" for name in names)
-        rows.append(f"| [{case.name}](#{slugify(case.name, '-')}) | {stars} | {_batch(case.choice)} |")
+        batch = _batch(case.choice) if recommended else "no positive pair"
+        rows.append(f"| [{case.name}](#{slugify(case.name, '-')}) | {stars} | {batch} |")
     return "\n".join(rows)
 
 

@@ -77,8 +77,8 @@ def _speed(name: str) -> str:
     n, d, per_class = _BATCH
     text = f"**{1000 * line['seconds']:.1f} ms** and {line['peak_mb']:.0f} MB forward and backward"
     text += f" (n = {n}, d = {d}, {per_class} per class, one thread), {line['ratio']:.2f} of the matrix products alone"
-    stock = speed().get(f"{name}, stock")
-    return text if stock is None else f"{text}; PML takes {stock['ratio'] / line['ratio']:.1f} times as long"
+    stock = speed().get(f"{name}, stock", {})  # without a ratio where PML took too long
+    return f"{text}; PML takes {stock['ratio'] / line['ratio']:.1f} times as long" if "ratio" in stock else text
 
 
 def highest(metric: str, count: int) -> str:

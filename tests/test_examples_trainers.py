@@ -43,8 +43,7 @@ def test_the_loss_falls(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     # Inductor needs a C++ compiler and half a minute; the graph that it is given is captured the same for any backend.
     values = load(name).main(**({"backend": "eager"} if name == "compiled" else {}))
     assert len(values) >= 6
-    third = len(values) // 3
-    assert sum(values[-third:]) < 0.97 * sum(values[:third])
+    assert sum(values[-3:]) < 0.97 * sum(values[:3])
     assert list(tmp_path.iterdir()) == []
 
 
