@@ -1,4 +1,4 @@
-"""What an installed wheel must do: `.ci/wheel` runs this with the Python of an empty environment, from another folder."""
+"""What an installed wheel must do: `.ci/wheel` runs this by the Python of an empty environment, in another folder."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ from pml_ext.losses import RAWLoss
 HERE = Path(pml_ext.__file__).parent
 
 
-def of_the_wheel() -> None:
+def of_the_wheel():
     """Nothing of a checkout, the version that was built, and no files but those of the package."""
     assert HERE.is_relative_to(sys.prefix), f"{HERE} is not of {sys.prefix}"
     assert metadata.version("pml_ext") == pml_ext.__version__
@@ -24,7 +24,7 @@ def of_the_wheel() -> None:
     assert tops == {"pml_ext", f"pml_ext-{pml_ext.__version__}.dist-info"}, tops
 
 
-def with_its_data() -> None:
+def with_its_data():
     """What is no code came along: types, protocols."""
     assert (HERE / "py.typed").exists()
     protocols = sorted((HERE / "benchmark" / "protocols").glob("*.json"))
@@ -33,7 +33,7 @@ def with_its_data() -> None:
         json.loads(path.read_text(encoding="utf-8"))
 
 
-def losses() -> None:
+def losses():
     """A loss and a recipe with its miner, forward and backward."""
     for loss in (RAWLoss(), catalog.build("BinDeviance2018")):
         embeddings, labels = torch.randn(32, 16, requires_grad=True), torch.arange(32) // 4
@@ -43,7 +43,7 @@ def losses() -> None:
         assert embeddings.grad.abs().sum() > 0
 
 
-def the_command() -> None:
+def the_command():
     """`pml-ext` is there, and its words."""
     command = str(Path(sysconfig.get_path("scripts")) / "pml-ext")
     for words, said in (

@@ -3,7 +3,6 @@
 import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -22,7 +21,7 @@ NEEDS = {
 of_loops = [name for name in NEEDS if name != "large_batches"]
 
 
-def load(name: str) -> ModuleType:
+def load(name):
     for package in NEEDS[name]:
         pytest.importorskip(package)
     spec = importlib.util.spec_from_file_location(f"trainers_{name}", EXAMPLES / f"{name}.py")
@@ -38,7 +37,7 @@ def load(name: str) -> ModuleType:
 @pytest.mark.filterwarnings("ignore::Warning:(?!pml_ext)")
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")  # PML 2's trainers show losses
 @pytest.mark.parametrize("name", of_loops)
-def test_the_loss_falls(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loss_falls(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # Inductor needs a C++ compiler and half a minute; the graph that it is given is captured the same for any backend.
     values = load(name).main(**({"backend": "eager"} if name == "compiled" else {}))
@@ -47,13 +46,13 @@ def test_the_loss_falls(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_cached_gradients_are_those_of_the_whole_batch_and_accumulated_ones_are_not() -> None:
+def test_cached_gradients_are_those_of_the_whole_batch_and_accumulated_ones_are_not():
     off = load("large_batches").main(samples=256)
     assert off["cached"] < 1e-5
     assert off["accumulated"] > 0.05
 
 
-def test_every_file_is_run_and_short() -> None:
+def test_every_file_is_run_and_short():
     assert {path.stem for path in EXAMPLES.glob("*.py")} == set(NEEDS)
     for path in EXAMPLES.glob("*.py"):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 60, path.name

@@ -124,12 +124,12 @@ def test_speed_is_that_of_the_table(module):
     assert f"PML takes {stock.split(' ')[0]} times as long" in told
 
 
-def coordinates(picture: str) -> list[float]:
+def coordinates(picture):
     written = re.findall(r"(?:points|d)=\"([^\"]+)\"", picture)
     return [float(number) for found in written for number in re.findall(r"[\d.]+", found)]
 
 
-def test_pictures_are_those_of_the_losses(module) -> None:
+def test_pictures_are_those_of_the_losses(module):
     """Of a few; the rest is drawn anew by `python docs/pictures.py`."""
     pictures, contents = module("pictures"), module("contents")
     drawn = {path.stem for path in pictures.WEIGHTS.glob("*.svg")}
@@ -144,7 +144,7 @@ def test_pictures_are_those_of_the_losses(module) -> None:
     assert contents.picture("Center") == ""
 
 
-def test_examples_are_shown_whole(module) -> None:
+def test_examples_are_shown_whole(module):
     contents = module("contents")
     page = (DOCS / "trainer.md").read_text(encoding="utf-8")
     names = re.findall(r"^<!-- example: (\S+) -->$", page, re.MULTILINE)
