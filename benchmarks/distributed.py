@@ -171,7 +171,7 @@ def network() -> nn.Module:
 
 def wrapped(how: str, loss: Any, miner: Any) -> Made:
     """The loss and the miner for several processes."""
-    from pytorch_metric_learning.utils.distributed import DistributedLossWrapper, DistributedMinerWrapper
+    from pml_ext._pml import DistributedLossWrapper, DistributedMinerWrapper
 
     if how == "ours":
         return DistributedLoss(loss), miner and DistributedMiner(miner)
@@ -241,7 +241,7 @@ def _status(key: str) -> int:
 
 def jobs() -> dict[str, tuple[Callable[[], nn.Module], int]]:
     """What is measured, up to which size of the whole batch."""
-    from pytorch_metric_learning.utils.distributed import DistributedLossWrapper as Wrapper
+    from pml_ext._pml import DistributedLossWrapper as Wrapper
 
     multi, triplets = losses.MultiSimilarityLoss, losses.BatchAllTripletLoss
     return {

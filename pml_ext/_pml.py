@@ -227,6 +227,14 @@ class Miner(Defaults, _Miner):
     elif HAS_TERMS:
         collect_stats = False
 
+        def __init__(self, *, tuples_per_anchor: int | None = None, **options: Any) -> None:
+            if tuples_per_anchor is not None:
+                raise TypeError(
+                    f"{type(self).__name__} has no argument 'tuples_per_anchor': CappedMiner(miner, "
+                    f"{tuples_per_anchor}) keeps so many pairs of an anchor"
+                )
+            super().__init__(**options)
+
         def __call__(self, embeddings: Tensor, labels: Tensor, *args: Any, **kwargs: Any) -> Any:
             """Call `forward`, with the arguments that have no name by the names that they have in PML 3."""
             names: tuple[str, ...] = ("indices_tuple", "ref_emb", "ref_labels")
@@ -472,12 +480,23 @@ def record_stat(module: Any, name: str) -> None:
 
 
 def mine(
-    miner: Any, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
+    miner: Any,
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    **more: Any,
 ) -> Any:
-    """What a PML miner of any kind finds in a batch and, if there are any, its references."""
-    if ref_emb is None:
-        return miner(embeddings, labels)
-    return miner(embeddings, labels, ref_emb=ref_emb, ref_labels=ref_labels)
+    """What a PML miner of any kind finds in a batch and, if there are any, its references.
+
+    Candidates and a matrix, `indices_tuple` and `mat`, are for those of this package and of PML 3.
+    """
+    more = {name: value for name, value in more.items() if value is not None}
+    if more and not (HAS_TERMS or isinstance(miner, Miner)):
+        raise ValueError(f"{type(miner).__name__} of PML 2 takes no {' and no '.join(more)}")
+    if ref_emb is not None:
+        more |= {"ref_emb": ref_emb, "ref_labels": ref_labels}
+    return miner(embeddings, labels, **more)
 
 
 def count_mined(miner: Any, found: tuple[Tensor, ...]) -> None:

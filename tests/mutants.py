@@ -383,9 +383,11 @@ def pml_multi_similarity():
     return pml_losses.MultiSimilarityLoss()
 
 
-@breaks("loss_dict_is_well_formed")
-def pml_smooth_ap():
-    return pml_losses.SmoothAPLoss()
+if hasattr(pml_losses, "SmoothAPLoss"):  # from PML 2.9 on
+
+    @breaks("loss_dict_is_well_formed")
+    def pml_smooth_ap():
+        return pml_losses.SmoothAPLoss()
 
 
 LOSS_MUTANTS["TiesNotShared"] = TiesNotShared, ("equal_scores_share_the_gradient_of_autograd",)

@@ -1,10 +1,13 @@
 """The package stands on what PML exports: without its trainers, testers, data sets, records and private paths."""
 
 import ast
+import re
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+
+import pytest
 
 import pml_ext
 
@@ -15,6 +18,13 @@ PUBLIC = ("distances", "distributed", "evaluation", "losses", "miners", "reducer
 INTEGRATIONS = {
     "_pml.py": ("losses.mixins", "utils.distributed"),
     "trainers/hardness_aware.py": ("trainers",),  # PML 2's
+}
+
+
+# What is shown and measured outside of the package, and what PML 2 alone has of it.
+AROUND = {
+    "benchmarks/evaluation.py": ("utils.accuracy_calculator",),  # what ours is measured against
+    "docs/trainer.md": ("trainers",),
 }
 
 
@@ -47,6 +57,35 @@ def test_one_module_knows_what_pml_does_not_export():
         if private(name, INTEGRATIONS.get(path.relative_to(ROOT).as_posix(), ()))
     }
     assert wrong == set()
+
+
+def blocks(path):
+    """The Python of a script, or of a page."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        return [text]
+    return [textwrap.dedent(block) for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
+
+
+def test_examples_benchmarks_and_pages_need_no_more():
+    root = ROOT.parent
+    if not (root / "docs").exists():
+        pytest.skip("there is the package only")
+    paths = [
+        *(path for folder in ("examples", "benchmarks", "docs") for path in sorted((root / folder).rglob("*"))),
+        *root.glob("*.md"),
+    ]
+    found = {
+        (name, private_name)
+        for path in paths
+        if path.suffix in (".py", ".md")
+        for name in [path.relative_to(root).as_posix()]
+        for block in blocks(path)
+        for private_name in of_pml(ast.parse(block))
+        if private(private_name, AROUND.get(name, ()))
+    }
+    assert found == set()
+    assert sum(len(blocks(path)) for path in paths if path.suffix in (".py", ".md")) > 50
 
 
 def test_a_private_path_is_seen():

@@ -209,6 +209,7 @@ OF_PML = {
     "TupletMarginLoss": "pairs",
     "VICRegLoss": "it compares sample i with its second view only, by itself",
 }
+OF_PML = {name: compared for name, compared in OF_PML.items() if hasattr(pml, name)}  # SmoothAPLoss is of PML 2.9
 ABSTRACT = {"BaseMetricLossFunction", "GenericPairLoss", "BaseLossWrapper"}
 OF_LOSSES = {"CrossBatchMemory", "MultipleLosses", "SelfSupervisedLoss"}
 

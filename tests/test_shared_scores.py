@@ -1,12 +1,23 @@
 """One matrix for a miner and several losses, candidates for a miner, samples with several labels."""
 
+import copy
+
 import pytest
 import torch
+from pytorch_metric_learning import losses, miners
 from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
 
 from pml_ext.losses import BinomialDevianceLoss, HistogramLoss, KNNSoftmaxLoss, RAWLoss
-from pml_ext.miners import ChainedMiner, HardNegativePairMiner, InverseDensityMiner, KNearestNegativeMiner
+from pml_ext.miners import (
+    CappedMiner,
+    ChainedMiner,
+    GuidedMiner,
+    HardNegativePairMiner,
+    InverseDensityMiner,
+    KNearestNegativeMiner,
+)
 from pml_ext.relation import PairMasks, label_masks
+from pml_ext.wrappers import AnchorWeightedLoss, MinedLoss
 
 LABELS = torch.arange(12) // 3
 MINERS = (HardNegativePairMiner, KNearestNegativeMiner, lambda **kwargs: InverseDensityMiner(seed=0, **kwargs))
@@ -36,6 +47,49 @@ def test_a_given_matrix_is_the_loss_of_it(make, distance, references, x):
     torch.testing.assert_close(a, b)
     # Nothing of it is left.
     torch.testing.assert_close(loss(x, LABELS, None, *given), expected)
+
+
+@pytest.mark.parametrize("references", [False, True])
+def test_a_loss_with_its_miner_takes_the_matrix_for_both(references, x):
+    given = (torch.randn(7, 5, dtype=torch.float64), torch.arange(7) % 4) if references else (None, None)
+    for miner in (HardNegativePairMiner(), CappedMiner(HardNegativePairMiner(), 2, seed=0)):
+        for loss in (RAWLoss(), HistogramLoss()):
+            mined = MinedLoss(loss, miner)
+            expected = MinedLoss(loss, copy.deepcopy(miner))(x, LABELS, None, *given)
+            mat = loss.distance(x, given[0]) if references else loss.distance(x)
+            nothing = torch.zeros_like(x)
+            actual = mined(nothing, LABELS, None, *(given if references else (None, None)), mat=mat)
+            torch.testing.assert_close(actual, expected)
+            (a,), (b,) = (torch.autograd.grad(value, x) for value in (actual, expected))
+            torch.testing.assert_close(a, b)
+            assert mined._mat is None
+    stock = losses.ContrastiveLoss()
+    with pytest.raises(ValueError, match="not ContrastiveLoss"):
+        MinedLoss(stock, HardNegativePairMiner())(x, LABELS, mat=mat)
+    with pytest.raises(ValueError, match="MultiSimilarityMiner of PML 2 takes no mat"):
+        MinedLoss(RAWLoss(), miners.MultiSimilarityMiner())(x, LABELS, mat=mat)
+    with pytest.raises(ValueError, match="not AnchorWeightedLoss"):
+        MinedLoss(AnchorWeightedLoss(RAWLoss()), HardNegativePairMiner())(x, LABELS, mat=mat)
+
+
+def test_candidates_and_matrix_of_miners_with_a_miner(x):
+    masks = label_masks(LABELS, LABELS)
+    some = torch.rand(12, 12, generator=torch.Generator().manual_seed(3)) < 0.6
+    candidates = PairMasks(masks.pos & some, masks.neg & some)
+    inner = HardNegativePairMiner()
+    mat, nothing = inner.distance(x), torch.zeros(12, 5, dtype=torch.float64)
+    for miner in (lambda: CappedMiner(inner, 2, seed=0), lambda: GuidedMiner(miner=inner, absolute_margin=0.2)):
+        found = miner()(x, LABELS, indices_tuple=candidates)
+        assert bool(candidates.pos[found[0], found[1]].all())
+        assert bool(candidates.neg[found[2], found[3]].all())
+        assert 0 < len(found[2]) < len(miner()(x, LABELS)[2])
+        more = {"guide": x} if isinstance(miner(), GuidedMiner) else {}
+        by_matrix = miner()(nothing, LABELS, indices_tuple=candidates, mat=mat, **more)
+        assert all(map(torch.equal, found, by_matrix))
+    with pytest.raises(ValueError, match="of which there is none"):
+        GuidedMiner()(x, LABELS, mat=mat)
+    with pytest.raises(ValueError, match="MultiSimilarityMiner of PML 2 takes no indices_tuple"):
+        CappedMiner(miners.MultiSimilarityMiner(), 2)(x, LABELS, indices_tuple=candidates.indices())
 
 
 def test_the_matrix_decides_not_the_embeddings(x):

@@ -69,19 +69,28 @@ class CappedMiner(Seeded, Configured, _pml.Miner):
         self.record_hyperparameters(per_anchor=arguments.count("per_anchor", per_anchor))
 
     def forward(
-        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        indices_tuple: IndicesTuple | None = None,
+        mat: Tensor | None = None,
     ) -> IndicesTuple:
-        """Some of the pairs, or triplets, that the miner finds; the arguments are those of every PML miner."""
+        """Some of the pairs, or triplets, that the miner finds; the arguments are those of the miner."""
         arguments.batch_to_mine(embeddings, labels, ref_emb, ref_labels)
         ref_emb = own_set(embeddings, labels, ref_emb, ref_labels)
-        mined: IndicesTuple = self.mined(embeddings, labels, ref_emb, ref_labels)
+        mined: IndicesTuple = self.mined(embeddings, labels, ref_emb, ref_labels, indices_tuple=indices_tuple, mat=mat)
         return mined
 
-    def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> IndicesTuple:
+    def mine(
+        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor, **more: Any
+    ) -> IndicesTuple:
         """Some of the pairs, or triplets, that the miner finds."""
         # PML knows the batch by the references not being given.
         references = (None, None) if ref_emb is embeddings else (ref_emb, ref_labels)
-        found = _pml.mine(self.miner, embeddings, labels, *references)
+        found = _pml.mine(self.miner, embeddings, labels, *references, **more)
         generator = self.generator(embeddings.device)
         if isinstance(found, PairMasks):
             # Of equal weight.

@@ -92,10 +92,24 @@ class GuidedMiner(Configured, _pml.Miner):
         *,
         guide: Tensor | None = None,
         guide_refs: Tensor | None = None,
+        indices_tuple: IndicesTuple | None = None,
+        mat: Tensor | None = None,
     ) -> IndicesTuple:
-        """The pairs that the guide allows; the first arguments are those of every PML miner."""
+        """The pairs that the guide allows; the other arguments are those of every miner, `mat` that of the inner one's.
+
+        Args:
+            embeddings: [n, d].
+            labels: [n].
+            ref_emb: [m, d]. By default the batch, without self-pairs.
+            ref_labels: [m].
+            guide: [n, e], other embeddings of the same samples. By default the embeddings.
+            guide_refs: [m, e], of the references.
+            indices_tuple: the candidates among which to mine, PML's or `PairMasks`. None: all pairs.
+            mat: [n, m], what the distance of the inner miner makes of embeddings and references. None: it is computed.
+        """
         self.reset_stats()
-        pairs = self.masks(embeddings, labels, ref_emb, ref_labels, guide=guide, guide_refs=guide_refs)
+        more: dict[str, Any] = {"guide": guide, "guide_refs": guide_refs, "indices_tuple": indices_tuple, "mat": mat}
+        pairs = self.masks(embeddings, labels, ref_emb, ref_labels, **more)
         mined: IndicesTuple = pairs if self.as_masks else _pml.named(pairs.indices())
         self.output_assertion(mined)
         return mined
@@ -114,6 +128,8 @@ class GuidedMiner(Configured, _pml.Miner):
         *,
         guide: Tensor | None = None,
         guide_refs: Tensor | None = None,
+        indices_tuple: IndicesTuple | None = None,
+        mat: Tensor | None = None,
     ) -> PairMasks:
         """The pairs that the guide allows, as masks."""
         arguments.batch_to_mine(embeddings, labels, ref_emb, ref_labels)
@@ -135,8 +151,12 @@ class GuidedMiner(Configured, _pml.Miner):
         else:
             own, refs, of_refs = ref_emb, guide_refs, ref_labels if ref_labels is not None else labels
         rule = PositiveAwareMiner(**self.hyperparameters(), distance=self.distance)
-        allowed = rule.masks(guide, labels, refs, of_refs)
-        return allowed if self.miner is None else self.miner.masks(embeddings, labels, own, of_refs, allowed)
+        allowed = rule.masks(guide, labels, refs, of_refs, indices_tuple)
+        if self.miner is None:
+            if mat is not None:
+                raise ValueError("mat is for the inner miner, of which there is none")
+            return allowed
+        return self.miner.masks(embeddings, labels, own, of_refs, allowed, mat=mat)
 
     def output_assertion(self, output: IndicesTuple) -> None:
         """PML's check of what was mined, with the number of pairs as a statistic for `PairMasks` too."""

@@ -1,11 +1,26 @@
-"""Stock losses and miners of pytorch-metric-learning without tuples: the same numbers at a fraction of the cost."""
+"""Stock losses and miners of pytorch-metric-learning without tuples: the same numbers at a fraction of the cost.
+
+Those of PML 2: beside PML 3, whose losses compute other numbers, `accelerate` says so.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from pml_ext import _pml
 
-if _pml.HAS_TERMS:
-    raise ImportError("pml_ext.stock computes what the losses and miners of PML 2 compute, and those of PML 3 differ")
+if TYPE_CHECKING or not _pml.HAS_TERMS:
+    from pml_ext.stock.loss import NotAcceleratedError
+    from pml_ext.stock.twins import accelerate
+else:
 
-from pml_ext.stock.loss import NotAcceleratedError
-from pml_ext.stock.twins import accelerate
+    class NotAcceleratedError(ValueError):
+        """What would run as PML's own."""
+
+    def accelerate(*items: Any, **options: Any) -> Any:
+        """Refuse."""
+        raise NotAcceleratedError(
+            "accelerate computes what the losses and miners of PML 2 compute, and those of PML 3 differ: "
+            "pml_ext.losses has losses without tuples"
+        )
+
 
 __all__ = ["NotAcceleratedError", "accelerate"]

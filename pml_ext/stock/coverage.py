@@ -7,6 +7,7 @@ from types import ModuleType
 
 from pytorch_metric_learning import losses, miners
 
+from pml_ext import _pml
 from pml_ext.stock.forms import FORMS
 from pml_ext.stock.miners import MINERS
 
@@ -14,11 +15,14 @@ CONTAINERS = (losses.CrossBatchMemory, losses.MultipleLosses, losses.SelfSupervi
 
 # PML's own result is not what its documentation says: a faster way to it would serve nobody.
 REFUSED: dict[type, str] = {
-    losses.SmoothAPLoss: "it takes consecutive rows for a class, right only for a sorted batch with as many classes as"
-    " samples of each; use pml_ext.losses.SmoothAPLoss",
     losses.ThresholdConsistentMarginLoss: "it looks references up among the anchors; as a term beside another loss it"
     " stays PML's own",
 }
+for _kind in _pml.losses_named("SmoothAPLoss"):  # from PML 2.9 on
+    REFUSED[_kind] = (
+        "it takes consecutive rows for a class, right only for a sorted batch with as many classes as samples of each; "
+        "use pml_ext.losses.SmoothAPLoss"
+    )
 _COMPARES_CENTERS = "it compares samples with proxies or class weights and forms no tuples"
 _FORMS_NONE = "it forms no tuples"
 PASSED_THROUGH: dict[type, str] = {

@@ -6,6 +6,7 @@ the same beside either; `HardnessAwareLoss` is the same method for any loop.
 
 from typing import TYPE_CHECKING, Any
 
+from pml_ext import _pml
 from pml_ext.trainers.cached import Cached
 from pml_ext.trainers.generator import FeatureGenerator
 from pml_ext.trainers.hardness_aware_loss import HardnessAwareLoss, HardnessAwareTerms
@@ -29,9 +30,13 @@ __all__ = [
     "hardness_aware_trainer",
 ]
 
+_OF_PML_2 = ("HardnessAwareTrainer", "hardness_aware_trainer")
+if _pml.HAS_TERMS:
+    __all__ = [name for name in __all__ if name not in _OF_PML_2]
+
 
 def __getattr__(name: str) -> Any:
-    if name in ("HardnessAwareTrainer", "hardness_aware_trainer"):
+    if name in _OF_PML_2:
         from pml_ext.trainers import hardness_aware
 
         return getattr(hardness_aware, name)

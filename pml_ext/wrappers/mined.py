@@ -7,6 +7,7 @@ from pytorch_metric_learning.miners import BaseMiner
 from torch import Tensor
 
 from pml_ext import _pml, arguments
+from pml_ext.base import MatrixLoss
 from pml_ext.miners.base import PairMiner
 from pml_ext.pairs import IndicesTuple, Narrowed, Pairs
 from pml_ext.similarity import has_own_shapes
@@ -59,6 +60,40 @@ class MinedLoss(LossWrapper):
         if not isinstance(miner, BaseMiner):
             raise TypeError(f"miner must be a PML miner (a BaseMiner), got {type(miner).__name__}")
         self.miner = miner
+        self._mat: Tensor | None = None
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None = None,
+        indices_tuple: IndicesTuple | None = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        mat: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of a batch; the arguments are those of every PML loss.
+
+        Args:
+            embeddings: [n, d].
+            labels: [n].
+            indices_tuple: None: the miner finds the pairs.
+            ref_emb: [m, d], what the embeddings are compared with. By default the batch, without self-pairs.
+            ref_labels: [m].
+            mat: [n, m], what the distance makes of embeddings and references, for the miner and the loss, which are of
+                this package or of PML 3. None: it is computed.
+        """
+        if mat is None:
+            return super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        if not isinstance(self.loss, MatrixLoss) and not (_pml.HAS_TERMS and not isinstance(self.loss, LossWrapper)):
+            raise ValueError(
+                f"mat is for losses of pairs of this package, and of PML 3: not {type(self.loss).__name__}"
+            )
+        self._mat = mat
+        try:
+            return super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        finally:
+            self._mat = None
 
     def loss_dict(
         self,
@@ -75,6 +110,9 @@ class MinedLoss(LossWrapper):
         # PML knows self-pairs by the references not being given.
         references = (None, None) if ref_emb is embeddings else (ref_emb, ref_labels)
         pairs: Any
+        if self._mat is not None:
+            pairs = mined_pairs(self.miner, self.loss, embeddings, labels, *references, self._mat)
+            return self.reduced(self.loss(embeddings, labels, pairs, *references, mat=self._mat))
         if isinstance(self.miner, PairMiner) and shares_scores(self.miner, self.loss):
             self.miner.embedding_size = embeddings.shape[1]
             pairs = Narrowed(Pairs.of(embeddings, labels, None, ref_emb, ref_labels), self.miner.narrow)
@@ -98,12 +136,13 @@ def mined_pairs(
     labels: Tensor,
     ref_emb: Tensor | None = None,
     ref_labels: Tensor | None = None,
+    mat: Tensor | None = None,
 ) -> Any:
     """What a miner finds, in the form that suits the loss: masks between a miner and a loss of ours."""
     arguments.batch(embeddings, labels, ref_emb, ref_labels, any_shape=has_own_shapes(miner.distance))
     if not isinstance(miner, PairMiner):
-        return _pml.mine(miner, embeddings, labels, ref_emb, ref_labels)
+        return _pml.mine(miner, embeddings, labels, ref_emb, ref_labels, mat=mat)
     refs = (embeddings, labels) if ref_emb is None else (ref_emb, ref_labels)
-    pairs = miner.masks(embeddings, labels, *refs)
+    pairs = miner.masks(embeddings, labels, *refs, mat=mat)
     miner.output_assertion(pairs)
     return handed_on(pairs, loss)

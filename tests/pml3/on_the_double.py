@@ -17,7 +17,7 @@ from pytorch_metric_learning.switches import FLIPPED, SWITCHES
 from registry import LOSSES, MINERS, RECIPES, STATEFUL, WRAPPERS, exceptions
 from test_laws import STATE, Method, dimension_of
 
-from pml_ext import _pml, catalog, mine, pair_weights
+from pml_ext import _pml, accelerate, catalog, mine, pair_weights
 from pml_ext.analysis import EmbeddingHealth
 from pml_ext.analysis.plots import compares_samples
 from pml_ext.benchmark import Experiment, plots, run
@@ -60,6 +60,7 @@ FEW = {
     "GuidedMiner",
 }
 THOROUGH = os.environ.get("PML3_LAWS") == "all"
+EXAMPLES = 2  # of each law and regime, the first of which is the smallest
 # What has nothing to do with PML, or takes long.
 ELSEWHERE = ("compiles_as_one_graph", "it_learns", "large_batches_agree_with_autograd")
 LAWS_OF_FEW = (
@@ -105,13 +106,13 @@ def test_loss_keeps_the_laws(name):
     loss = ALL_LOSSES[name]()
     laws = [law for law in LOSS_LAWS if law not in ELSEWHERE and (THOROUGH or law in LAWS_OF_FEW)]
     known = {law: reason for law, reason in exceptions(loss, name).items() if law in laws}
-    check_loss(loss, only=laws, expected_failures=known, examples=4 if THOROUGH else 2)
+    check_loss(loss, only=laws, expected_failures=known, examples=EXAMPLES)
 
 
 @pytest.mark.parametrize("name", chosen(MINERS))
 def test_miner_keeps_the_laws(name):
     miner = MINERS[name]()
-    check_miner(miner, only=MINER_LAWS, expected_failures=exceptions(miner, name), examples=4 if THOROUGH else 2)
+    check_miner(miner, only=MINER_LAWS, expected_failures=exceptions(miner, name), examples=EXAMPLES)
 
 
 @pytest.mark.parametrize("name", STATEFUL)
@@ -387,8 +388,14 @@ def test_a_distance_with_weights_cannot_be_asked_for_everything(batch):
 def test_what_version_3_has_no_more_is_refused():
     with pytest.raises(TypeError, match="no argument 'collect_stats'"):
         BinomialDevianceLoss(collect_stats=True)
+    with pytest.raises(TypeError, match=r"CappedMiner\(miner, 3\) keeps so many"):
+        HardNegativePairMiner(tuples_per_anchor=3)
     with pytest.raises(ImportError, match="HardnessAwareLoss is the same method"):
         from pml_ext.trainers import HardnessAwareTrainer  # noqa: F401
+    with pytest.raises(ValueError, match="those of PML 3 differ"):
+        accelerate(losses.ContrastiveLoss())
+    for package in ("pml_ext", "pml_ext.trainers", "pml_ext.wrappers", "pml_ext.evaluation"):
+        exec(f"from {package} import *", {})
 
 
 def test_a_loss_that_raises_leaves_no_trace(batch):
