@@ -25,6 +25,7 @@ INTEGRATIONS = {
 AROUND = {
     "benchmarks/evaluation.py": ("utils.accuracy_calculator",),  # what ours is measured against
     "docs/trainer.md": ("trainers",),
+    "examples/trainers/pml_trainer.py": ("trainers",),
 }
 
 

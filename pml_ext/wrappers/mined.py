@@ -111,7 +111,8 @@ class MinedLoss(LossWrapper):
         references = (None, None) if ref_emb is embeddings else (ref_emb, ref_labels)
         pairs: Any
         if self._mat is not None:
-            pairs = mined_pairs(self.miner, self.loss, embeddings, labels, *references, self._mat)
+            refs, their_labels = references
+            pairs = mined_pairs(self.miner, self.loss, embeddings, labels, refs, their_labels, self._mat)
             return self.reduced(self.loss(embeddings, labels, pairs, *references, mat=self._mat))
         if isinstance(self.miner, PairMiner) and shares_scores(self.miner, self.loss):
             self.miner.embedding_size = embeddings.shape[1]

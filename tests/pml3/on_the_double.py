@@ -19,7 +19,7 @@ from test_laws import STATE, Method, dimension_of
 
 from pml_ext import _pml, accelerate, catalog, mine, pair_weights
 from pml_ext.analysis import EmbeddingHealth
-from pml_ext.analysis.plots import compares_samples
+from pml_ext.analysis.curves import compares_samples
 from pml_ext.benchmark import Experiment, plots, run
 from pml_ext.benchmark.losses import build
 from pml_ext.centers import BatchCenters
