@@ -17,7 +17,9 @@ if find_spec("pytorch_metric_learning.switches") is None:
 settings.register_profile("dev", max_examples=10, deadline=None, print_blob=True)
 settings.register_profile("ci", max_examples=50, deadline=None, print_blob=True, derandomize=True)
 settings.register_profile("nightly", max_examples=1000, deadline=None, print_blob=True)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+settings.register_profile("few", max_examples=10, deadline=None, print_blob=True, derandomize=True)
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
+settings.load_profile(PROFILE)
 
 # The workers share the cores, and the tensors of the tests are too small for several threads.
 torch.set_num_threads(1)
@@ -26,6 +28,14 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _random_state():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def _few_examples():
+    """What is shown to a reader draws a few cases only; the laws themselves are tried elsewhere."""
+    settings.load_profile("few")
+    yield
+    settings.load_profile(PROFILE)
 
 
 @pytest.fixture(scope="session")

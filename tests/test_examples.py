@@ -31,6 +31,7 @@ def test_mix_with_pml(capsys):
     assert "nan" not in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("_few_examples")
 def test_write_your_own_loss(capsys):
     load("write_your_own_loss").main()
     assert "passes every law" in capsys.readouterr().out

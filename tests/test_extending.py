@@ -6,12 +6,15 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 from pml_ext.catalog import registry
 
 TEXT = (Path(__file__).parent.parent / "EXTENDING.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
+@pytest.mark.usefixtures("_few_examples")
 def test_the_code_of_the_page_runs(monkeypatch, capsys):
     monkeypatch.setattr(registry, "entries", registry.entries.copy())
     module = ModuleType("extending")  # what is pickled must be found again
