@@ -18,9 +18,45 @@ from torch import Tensor, nn
 
 LossDict: TypeAlias = dict[str, dict[str, Any]]
 
-_Loss: Any = losses.BaseMetricLossFunction
-_Miner: Any = miners.BaseMiner
-_Regularizer: Any = regularizers.BaseRegularizer
+if TYPE_CHECKING:  # what a type checker is to know of PML's classes, which say nothing themselves
+
+    class _Base(nn.Module):
+        distance: Any
+        collect_stats: bool
+
+        def __init__(self, **kwargs: Any) -> None: ...
+        def reset_stats(self) -> None: ...
+
+    class _Loss(_Base):
+        reducer: Any
+        embedding_regularizer: Any
+        embedding_reg_weight: float
+
+        def forward(
+            self,
+            embeddings: Tensor,
+            labels: Any = None,
+            indices_tuple: Any = None,
+            ref_emb: Any = None,
+            ref_labels: Any = None,
+        ) -> Any: ...
+        def zero_losses(self) -> dict[str, Any]: ...
+        def set_reducer(self, reducer: Any) -> None: ...
+        def sub_loss_names(self) -> list[str]: ...
+        def all_regularization_loss_names(self) -> list[str]: ...
+        def add_embedding_regularization_to_loss_dict(self, loss_dict: Any, embeddings: Tensor) -> None: ...
+
+    class _Miner(_Base):
+        def mine(self, *given: Any, **more: Any) -> Any: ...
+        def output_assertion(self, output: Any) -> None: ...
+
+    class _Regularizer(_Base):
+        reducer: Any
+
+        def compute_loss(self, *given: Any, **more: Any) -> Any: ...
+
+else:
+    _Loss, _Miner, _Regularizer = losses.BaseMetricLossFunction, miners.BaseMiner, regularizers.BaseRegularizer
 
 # A loss of PML 3 hands over terms, for which the references of a batch by itself are None and a divisor is one of
 # DivisorReducer only; one of PML 2 a loss dict, in which they are the batch and everything has a divisor.
@@ -201,7 +237,7 @@ class Loss(Defaults, _Loss):
         if not HAS_TERMS:
             super().set_reducer(reducer)
         else:
-            self.reducer = self.default_reducer() if reducer is None else copy.deepcopy(reducer)
+            self.reducer: Any = self.default_reducer() if reducer is None else copy.deepcopy(reducer)
 
     def reset_stats(self) -> None:
         """Forget the statistics of the last call, if there are any."""
@@ -288,7 +324,7 @@ else:
 
         def __init__(self, *, distance: Any = None) -> None:
             super().__init__()
-            self.distance = self.default_distance() if distance is None else distance
+            self.distance: Any = self.default_distance() if distance is None else distance
 
         def forward(self, embeddings: Tensor) -> Tensor:
             """The penalty of embeddings [n, d]."""
@@ -299,11 +335,13 @@ else:
             return penalty
 
 
-if HAS_TERMS:
-    Memory: Any = nn.Module
+if TYPE_CHECKING:
+    Memory = _Base
+elif HAS_TERMS:
+    Memory = nn.Module
 else:
 
-    class Memory(losses.CrossBatchMemory):  # type: ignore[no-redef]
+    class Memory(losses.CrossBatchMemory):
         """Nothing of PML 2's queue but its name, which `DistributedLossWrapper` asks for."""
 
         def __init__(self) -> None:

@@ -108,7 +108,7 @@ class RowLoss(MatrixLoss):
 
     def __init__(self, *, chunk_size: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.chunk_size = arguments.count("chunk_size", chunk_size, optional=True)
+        self.chunk_size: int | None = arguments.count("chunk_size", chunk_size, optional=True)
 
     @abstractmethod
     def per_anchor(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor | Counted:

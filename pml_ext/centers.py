@@ -95,7 +95,7 @@ class GroupCenters(CenterSource):
 
     def __init__(self, *, detach: bool = False) -> None:
         super().__init__()
-        self.detach = arguments.flag("detach", detach)
+        self.detach: bool = arguments.flag("detach", detach)
 
     @abstractmethod
     def groups(self, embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -165,11 +165,11 @@ class KMeansCenters(GroupCenters):
         max_iterations: int = 10,
     ) -> None:
         super().__init__(detach=detach)
-        self.n_clusters = arguments.count("n_clusters", n_clusters)
-        self.label_weight = arguments.non_negative("label_weight", label_weight)
-        self.per_class = arguments.flag("per_class", per_class)
-        self.seed = arguments.seed("seed", seed)
-        self.max_iterations = arguments.count("max_iterations", max_iterations)
+        self.n_clusters: int = arguments.count("n_clusters", n_clusters)
+        self.label_weight: float = arguments.non_negative("label_weight", label_weight)
+        self.per_class: bool = arguments.flag("per_class", per_class)
+        self.seed: int = arguments.seed("seed", seed)
+        self.max_iterations: int = arguments.count("max_iterations", max_iterations)
 
     def groups(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """The cluster of each sample."""
@@ -264,10 +264,10 @@ class RunningCenters(CenterSource):
         super().__init__()
         num_classes = arguments.count("num_classes", num_classes)
         embedding_size = arguments.count("embedding_size", embedding_size)
-        self.alpha = arguments.positive("alpha", alpha)
+        self.alpha: float = arguments.positive("alpha", alpha)
         if self.alpha > 1:
             raise ValueError(f"alpha must be at most 1, got {alpha!r}")
-        self.all_reduce = all_reduce if all_reduce is None else arguments.flag("all_reduce", all_reduce)
+        self.all_reduce: bool | None = all_reduce if all_reduce is None else arguments.flag("all_reduce", all_reduce)
         self.register_buffer("centers", torch.zeros(num_classes, embedding_size))
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Centers:
@@ -336,12 +336,14 @@ class LearnedCenters(CenterSource):
         self, num_classes: int, embedding_size: int, *, centers_per_class: int = 1, normalize: bool = True
     ) -> None:
         super().__init__()
-        self.num_classes = num_classes = arguments.count("num_classes", num_classes)
+        self.num_classes: int = arguments.count("num_classes", num_classes)
         embedding_size = arguments.count("embedding_size", embedding_size)
-        self.centers_per_class = centers_per_class = arguments.count("centers_per_class", centers_per_class)
-        self.normalize = arguments.flag("normalize", normalize)
+        self.centers_per_class: int = arguments.count("centers_per_class", centers_per_class)
+        self.normalize: bool = arguments.flag("normalize", normalize)
         # Directions are uniformly distributed: not in the positive orthant only, as uniform coordinates are.
-        self.centers = nn.Parameter(F.normalize(torch.randn(num_classes * centers_per_class, embedding_size)))
+        self.centers: nn.Parameter = nn.Parameter(
+            F.normalize(torch.randn(self.num_classes * self.centers_per_class, embedding_size))
+        )
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Centers:
         """The centers of all classes, class by class."""

@@ -7,7 +7,7 @@ import inspect
 import math
 import warnings
 from functools import cache
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pytorch_metric_learning.distances import (
@@ -49,6 +49,10 @@ class Configured:
         if not torch.compiler.is_compiling():  # a loss may be made within another one's forward pass
             self._check(kwargs)
         super().__init__(**kwargs)
+
+    if TYPE_CHECKING:  # hyperparameters, as `record_hyperparameters` makes attributes of them
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def _check(self, given: dict[str, Any]) -> None:
         """Refuse what PML's class does not take, or would take without a look."""

@@ -24,7 +24,7 @@ class Seeded:
     def __init__(self, *, seed: int | torch.Generator | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         given = seed is None or isinstance(seed, torch.Generator)
-        self.seed = seed if given else arguments.seed("seed", seed)
+        self.seed: int | torch.Generator | None = seed if given else arguments.seed("seed", seed)
         self._calls = 0
 
     def generator(self, device: torch.device) -> torch.Generator | None:

@@ -295,7 +295,8 @@ class EmbeddingHealth:
         if not isinstance(loss, nn.Module):
             raise TypeError(f"loss must be a PML loss, got {type(loss).__name__}")
         arguments.count("every", every)
-        self.every, self.last = every, last
+        self.every: int = every
+        self.last: int | None = last
         self.record_keeper = record_keeper
         self.history: dict[int, Health] = {}
         self._due = True

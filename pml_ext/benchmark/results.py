@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import torch
 from torch import Tensor
@@ -74,7 +74,7 @@ class Results(Sequence[Result]):
     def __eq__(self, other: object) -> bool:
         return list(self) == list(other) if isinstance(other, (Results, list, tuple)) else NotImplemented
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
     def _part(self, runs: Sequence[Result]) -> Results:
         return Results(tuple(runs), self.experiment, self.data, self.interrupted)

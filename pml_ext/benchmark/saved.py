@@ -194,8 +194,10 @@ class EmbeddingModel(nn.Module):
 
     def __init__(self, network: Network, description: Description) -> None:
         super().__init__()
-        self.network, self.description = network, description
-        self.classes, self.metrics = description.classes, dict(description.metrics or {})
+        self.network: Network = network
+        self.description: Description = description
+        self.classes: tuple[str, ...] = description.classes
+        self.metrics: dict[str, float] = dict(description.metrics or {})
         self.gallery: Any = None
         self._index: Index | None = None
 

@@ -62,7 +62,7 @@ def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
-recipes = Recipes()
+recipes: Recipes = Recipes()
 
 
 def described(part: nn.Module, without: Sequence[str] = ()) -> str:

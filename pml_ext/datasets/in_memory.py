@@ -47,7 +47,7 @@ class InMemoryDataset(Dataset[tuple[Any, Any]]):
         self._images = images
         self._warp = warp
         self.labels = labels
-        self.classes = dict(classes)
+        self.classes: dict[int, str] = dict(classes)
         self.image_shape: tuple[int, ...] = tuple(images.shape[1:])
         self.transform = transform
         self.target_transform = target_transform

@@ -73,14 +73,16 @@ class InShop(Dataset[tuple[Any, Any]]):
     ) -> None:
         check_split(split, tuple(STATUSES))
         require_pillow("InShop")
-        self.root, self.split = root, split
-        self.transform, self.target_transform = transform, target_transform
+        self.root: str | Path = root
+        self.split: str = split
+        self.transform: Callable[[Image.Image], Any] | None = transform
+        self.target_transform: Callable[[int], Any] | None = target_transform
         rows = _rows(Path(root))
         label_of = {item: label for label, item in enumerate(_items(rows))}
         mine = [row for row in rows if row.status in STATUSES[split]]
-        self.paths = [row.path for row in mine]
-        self.labels = [label_of[row.item] for row in mine]
-        self.classes = {label_of[item]: item for item in _items(mine)}
+        self.paths: list[str] = [row.path for row in mine]
+        self.labels: list[int] = [label_of[row.item] for row in mine]
+        self.classes: dict[int, str] = {label_of[item]: item for item in _items(mine)}
         self._images = ImageFiles(tuple(self.paths))
 
     def __len__(self) -> int:

@@ -116,24 +116,32 @@ class RetrievalAccuracyCalculator:
         knn_func: KNN | None = None,
         kmeans_func: Callable[[Tensor, int], Tensor] | None = None,
     ) -> None:
-        self.recall_at = arguments.counts("recall_at", recall_at)
+        self.recall_at: tuple[int, ...] = arguments.counts("recall_at", recall_at)
         k = k if k == "max_bin_count" else arguments.count("k", k, optional=True)
         # PML finds its metrics as the attributes called calculate_<name>.
         for recall_k in self.recall_at:
             setattr(self, f"calculate_{_metric_name(recall_k)}", partial(self._recall, recall_k))
         names = [name.removeprefix("calculate_") for name in dir(self) if name.startswith("calculate_")]
         ordered = sorted(names, key=lambda name: (_recall_k(name), name))
-        self.original_function_dict = {name: getattr(self, f"calculate_{name}") for name in ordered}
+        self.original_function_dict: dict[str, Callable[..., Any]] = {
+            name: getattr(self, f"calculate_{name}") for name in ordered
+        }
         self.check_primary_metrics(include, exclude)
         self.original_function_dict = self.get_function_dict(include, exclude)
-        self.curr_function_dict = self.get_function_dict()
+        self.curr_function_dict: dict[str, Callable[..., Any]] = self.get_function_dict()
         if avg_of_avgs and return_per_class:
             raise ValueError("avg_of_avgs and return_per_class are mutually exclusive")
-        self.avg_of_avgs, self.return_per_class, self.k = avg_of_avgs, return_per_class, k
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
+        self.avg_of_avgs: bool = avg_of_avgs
+        self.return_per_class: bool = return_per_class
+        self.k = k
+        self.device: torch.device = torch.device(
+            ("cuda" if torch.cuda.is_available() else "cpu") if device is None else device
+        )
         self.knn_func: KNN = TorchKNN() if knn_func is None else knn_func
-        self.kmeans_func = scikit_kmeans if kmeans_func is None else kmeans_func
-        self.label_comparison_fn = EQUALITY if label_comparison_fn is None else label_comparison_fn
+        self.kmeans_func: Callable[..., Tensor] = scikit_kmeans if kmeans_func is None else kmeans_func
+        self.label_comparison_fn: Callable[..., Tensor] = (
+            EQUALITY if label_comparison_fn is None else label_comparison_fn
+        )
         if label_comparison_fn is not None and any(
             name in self.requires_clustering() for name in self.get_curr_metrics()
         ):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import Sides, SideWeights, above, crossing_of
+from pml_ext.closed_form import ClosedForm, Sides, SideWeights, above, crossing_of
 from pml_ext.masked import crossing, masked_mean, masked_min, softplus
 
 
@@ -95,7 +95,7 @@ class AdaptiveBinomialDevianceLoss(RowLoss):
         tensor(0.1929)
     """
 
-    closed_form = staticmethod(adaptive_binomial_deviance_weights)
+    closed_form: ClassVar[ClosedForm | None] = staticmethod(adaptive_binomial_deviance_weights)
     levels: ClassVar[tuple[str, ...]] = ("base",)
 
     def __init__(
@@ -119,7 +119,7 @@ class AdaptiveBinomialDevianceLoss(RowLoss):
             scale=arguments.positive("scale", scale),
         )
 
-    def get_default_distance(self) -> CosineSimilarity:
+    def get_default_distance(self) -> Any:
         """Cosine similarity."""
         return CosineSimilarity()
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import Sides, SideWeights, above
+from pml_ext.closed_form import ClosedForm, Sides, SideWeights, above
 from pml_ext.masked import Needs, masked_mean, masked_sum
 
 
@@ -76,7 +76,7 @@ class AnchorContrastiveLoss(RowLoss):
         tensor(0.3053)
     """
 
-    closed_form = staticmethod(anchor_contrastive_weights)
+    closed_form: ClassVar[ClosedForm | None] = staticmethod(anchor_contrastive_weights)
     needs: ClassVar[Needs] = "either"
     levels: ClassVar[tuple[str, ...]] = ("pos_margin", "neg_margin")
 
@@ -97,7 +97,7 @@ class AnchorContrastiveLoss(RowLoss):
             step=arguments.non_negative("step", step),
         )
 
-    def get_default_distance(self) -> LpDistance:
+    def get_default_distance(self) -> Any:
         """Euclidean distance of normalized embeddings."""
         return LpDistance()
 

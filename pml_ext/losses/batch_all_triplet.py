@@ -89,11 +89,11 @@ class BatchAllTripletLoss(RowLoss):
         super().__init__(**kwargs)
         self.record_hyperparameters(margin=arguments.non_negative("margin", margin))
 
-    def get_default_distance(self) -> LpDistance:
+    def get_default_distance(self) -> Any:
         """Euclidean distance of normalized embeddings."""
         return LpDistance()
 
-    def get_default_reducer(self) -> StaticDivisorReducer:
+    def get_default_reducer(self) -> Any:
         """Sum over the batch, divided by its number of active triplets."""
         return StaticDivisorReducer()
 

@@ -1,6 +1,6 @@
 """The batch-hard triplet loss: each anchor's farthest positive against its nearest negative."""
 
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from pytorch_metric_learning.distances import LpDistance
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss, StaticDivisorReducer
-from pml_ext.closed_form import Sides, SideWeights, above
+from pml_ext.closed_form import ClosedForm, Sides, SideWeights, above
 from pml_ext.masked import masked_max, masked_min, softplus
 
 
@@ -74,17 +74,17 @@ class BatchHardTripletLoss(RowLoss):
         tensor(0.1655)
     """
 
-    closed_form = staticmethod(batch_hard_triplet_weights)
+    closed_form: ClassVar[ClosedForm | None] = staticmethod(batch_hard_triplet_weights)
 
     def __init__(self, *, margin: float | None = 0.2, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(margin=None if margin is None else arguments.non_negative("margin", margin))
 
-    def get_default_distance(self) -> LpDistance:
+    def get_default_distance(self) -> Any:
         """Euclidean distance of normalized embeddings."""
         return LpDistance()
 
-    def get_default_reducer(self) -> StaticDivisorReducer:
+    def get_default_reducer(self) -> Any:
         """Sum over the batch, divided by its number of defined anchors."""
         return StaticDivisorReducer()
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import Sides, SideWeights
+from pml_ext.closed_form import ClosedForm, Sides, SideWeights
 from pml_ext.masked import Needs, masked_mean, softplus
 
 
@@ -72,7 +72,7 @@ class BinomialDevianceLoss(RowLoss):
         tensor(0.6678)
     """
 
-    closed_form = staticmethod(binomial_deviance_weights)
+    closed_form: ClassVar[ClosedForm | None] = staticmethod(binomial_deviance_weights)
     needs: ClassVar[Needs] = "either"
     levels: ClassVar[tuple[str, ...]] = ("base",)
 
@@ -95,7 +95,7 @@ class BinomialDevianceLoss(RowLoss):
             balance=arguments.positive("balance", balance),
         )
 
-    def get_default_distance(self) -> CosineSimilarity:
+    def get_default_distance(self) -> Any:
         """Cosine similarity."""
         return CosineSimilarity()
 

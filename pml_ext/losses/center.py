@@ -1,6 +1,6 @@
 """The center loss: samples are pulled to the center of their class."""
 
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from pytorch_metric_learning.distances import LpDistance
@@ -64,7 +64,7 @@ class CenterLoss(SampleLoss):
         (tensor(0.5000), tensor(0.2639))
     """
 
-    fixed = ("num_classes", "embedding_size", "alpha")
+    fixed: ClassVar[tuple[str, ...]] = ("num_classes", "embedding_size", "alpha")
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class CenterLoss(SampleLoss):
             alpha=arguments.positive("alpha", alpha),
         )
 
-    def get_default_distance(self) -> LpDistance:
+    def get_default_distance(self) -> Any:
         """Squared Euclidean distance."""
         return LpDistance(power=2, normalize_embeddings=False)
 

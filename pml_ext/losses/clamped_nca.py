@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import Sides, SideWeights, absent, exponential_sum, hidden
+from pml_ext.closed_form import ClosedForm, Sides, SideWeights, absent, exponential_sum, hidden
 from pml_ext.masked import Needs, masked_logsumexp
 
 
@@ -71,7 +71,7 @@ class ClampedNCALoss(RowLoss):
         tensor(0.8566)
     """
 
-    closed_form = staticmethod(clamped_nca_weights)
+    closed_form: ClassVar[ClosedForm | None] = staticmethod(clamped_nca_weights)
     needs: ClassVar[Needs] = "both"
     levels: ClassVar[tuple[str, ...]] = ("pos_base", "neg_base")
 
@@ -81,7 +81,7 @@ class ClampedNCALoss(RowLoss):
             pos_base=arguments.finite("pos_base", pos_base), neg_base=arguments.finite("neg_base", neg_base)
         )
 
-    def get_default_distance(self) -> LpDistance:
+    def get_default_distance(self) -> Any:
         """Euclidean distance of normalized embeddings."""
         return LpDistance()
 

@@ -74,11 +74,11 @@ class ClassCenterMarginLoss(SampleLoss):
             sample_margin=arguments.finite("sample_margin", sample_margin),
         )
 
-    def get_default_distance(self) -> LpDistance:
+    def get_default_distance(self) -> Any:
         """Euclidean distance of normalized embeddings."""
         return LpDistance()
 
-    def get_default_reducer(self) -> SumReducer:
+    def get_default_reducer(self) -> Any:
         """Sum over the classes."""
         return SumReducer()
 

@@ -1,13 +1,13 @@
 """The decoupled contrastive loss: InfoNCE without the positive in its denominator."""
 
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import Sides, SideWeights, exponential_sum, there
+from pml_ext.closed_form import ClosedForm, Sides, SideWeights, exponential_sum, there
 from pml_ext.masked import masked_logsumexp, masked_mean
 
 
@@ -65,13 +65,13 @@ class DecoupledContrastiveLoss(RowLoss):
         tensor(-2.2979)
     """
 
-    closed_form = staticmethod(decoupled_contrastive_weights)
+    closed_form: ClassVar[ClosedForm | None] = staticmethod(decoupled_contrastive_weights)
 
     def __init__(self, *, temperature: float = 0.1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(temperature=arguments.positive("temperature", temperature))
 
-    def get_default_distance(self) -> CosineSimilarity:
+    def get_default_distance(self) -> Any:
         """Cosine similarity."""
         return CosineSimilarity()
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import Sides, SideWeights, exponential_sum, keep_nearest
+from pml_ext.closed_form import ClosedForm, Sides, SideWeights, exponential_sum, keep_nearest
 from pml_ext.masked import Needs, masked_logsumexp, masked_mean, neighbors
 
 
@@ -78,7 +78,7 @@ class DecoupledNCALoss(RowLoss):
         tensor(2.6196)
     """
 
-    closed_form = staticmethod(decoupled_nca_weights)
+    closed_form: ClassVar[ClosedForm | None] = staticmethod(decoupled_nca_weights)
     needs: ClassVar[Needs] = "both"
 
     def __init__(self, *, alpha: float = 40, beta: float = 10, k: int | None = 64, **kwargs: Any) -> None:
@@ -89,7 +89,7 @@ class DecoupledNCALoss(RowLoss):
             k=arguments.count("k", k, optional=True),
         )
 
-    def get_default_distance(self) -> LpDistance:
+    def get_default_distance(self) -> Any:
         """Euclidean distance of normalized embeddings."""
         return LpDistance()
 

@@ -1,6 +1,6 @@
 """The triplet loss on the easiest positive and the hardest negative."""
 
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from pytorch_metric_learning.distances import LpDistance
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import Sides, SideWeights, above
+from pml_ext.closed_form import ClosedForm, Sides, SideWeights, above
 from pml_ext.masked import masked_max
 
 
@@ -68,13 +68,13 @@ class EasyPositiveTripletLoss(RowLoss):
         tensor(0.0905)
     """
 
-    closed_form = staticmethod(easy_positive_triplet_weights)
+    closed_form: ClassVar[ClosedForm | None] = staticmethod(easy_positive_triplet_weights)
 
     def __init__(self, *, margin: float = 0.05, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(margin=arguments.non_negative("margin", margin))
 
-    def get_default_distance(self) -> LpDistance:
+    def get_default_distance(self) -> Any:
         """Euclidean distance of normalized embeddings."""
         return LpDistance()
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import Sides, SideWeights, above, exponential_sum
+from pml_ext.closed_form import ClosedForm, Sides, SideWeights, above, exponential_sum
 from pml_ext.masked import masked_logsumexp
 
 
@@ -67,7 +67,7 @@ class GeneralizedLiftedStructureLoss(RowLoss):
         tensor(1.2413)
     """
 
-    closed_form = staticmethod(generalized_lifted_structure_weights)
+    closed_form: ClassVar[ClosedForm | None] = staticmethod(generalized_lifted_structure_weights)
     levels: ClassVar[tuple[str, ...]] = ("neg_margin", "pos_margin")
 
     def __init__(self, *, neg_margin: float = 1, pos_margin: float = 0, **kwargs: Any) -> None:
@@ -77,7 +77,7 @@ class GeneralizedLiftedStructureLoss(RowLoss):
             pos_margin=arguments.finite("pos_margin", pos_margin),
         )
 
-    def get_default_distance(self) -> LpDistance:
+    def get_default_distance(self) -> Any:
         """Euclidean distance of normalized embeddings."""
         return LpDistance()
 

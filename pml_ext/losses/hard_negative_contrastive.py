@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import Sides, SideWeights, exponential_sum
+from pml_ext.closed_form import ClosedForm, Sides, SideWeights, exponential_sum
 from pml_ext.info_nce import info_nce, info_nce_sides
 from pml_ext.masked import masked_logsumexp
 
@@ -145,7 +145,7 @@ class HardNegativeContrastiveLoss(RowLoss):
         tensor(0.7859)
     """
 
-    closed_form = staticmethod(hard_negative_contrastive_weights)
+    closed_form: ClassVar[ClosedForm | None] = staticmethod(hard_negative_contrastive_weights)
     levels: ClassVar[tuple[str, ...]] = ("farthest",)
 
     def __init__(
@@ -169,7 +169,7 @@ class HardNegativeContrastiveLoss(RowLoss):
             farthest=arguments.finite("farthest", farthest),
         )
 
-    def get_default_distance(self) -> CosineSimilarity:
+    def get_default_distance(self) -> Any:
         """Cosine similarity."""
         return CosineSimilarity()
 

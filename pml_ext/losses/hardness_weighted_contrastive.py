@@ -1,13 +1,13 @@
 """The hardness-weighted contrastive loss: InfoNCE whose negatives count more the nearer they are."""
 
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import Sides, SideWeights, exponential_sum
+from pml_ext.closed_form import ClosedForm, Sides, SideWeights, exponential_sum
 from pml_ext.info_nce import info_nce, info_nce_sides
 from pml_ext.masked import masked_logsumexp
 
@@ -63,7 +63,7 @@ class HardnessWeightedContrastiveLoss(RowLoss):
         tensor(6.1002)
     """
 
-    closed_form = staticmethod(hardness_weighted_contrastive_weights)
+    closed_form: ClassVar[ClosedForm | None] = staticmethod(hardness_weighted_contrastive_weights)
 
     def __init__(self, *, temperature: float = 0.02, alpha: float = 9, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -71,7 +71,7 @@ class HardnessWeightedContrastiveLoss(RowLoss):
             temperature=arguments.positive("temperature", temperature), alpha=arguments.non_negative("alpha", alpha)
         )
 
-    def get_default_distance(self) -> CosineSimilarity:
+    def get_default_distance(self) -> Any:
         """Cosine similarity."""
         return CosineSimilarity()
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import Sides, SideWeights, exponential_sum, keep_nearest
+from pml_ext.closed_form import ClosedForm, Sides, SideWeights, exponential_sum, keep_nearest
 from pml_ext.masked import Needs, masked_logsumexp, neighbors, softplus
 
 
@@ -76,7 +76,7 @@ class KNNSoftmaxLoss(RowLoss):
         tensor(1.7737)
     """
 
-    closed_form = staticmethod(knn_softmax_weights)
+    closed_form: ClassVar[ClosedForm | None] = staticmethod(knn_softmax_weights)
     needs: ClassVar[Needs] = "both"
 
     def __init__(self, *, alpha: float = 16, k: int | None = 32, negative_weight: float = 1, **kwargs: Any) -> None:
@@ -87,7 +87,7 @@ class KNNSoftmaxLoss(RowLoss):
             negative_weight=arguments.positive("negative_weight", negative_weight),
         )
 
-    def get_default_distance(self) -> LpDistance:
+    def get_default_distance(self) -> Any:
         """Squared Euclidean distance of normalized embeddings."""
         return LpDistance(power=2)
 

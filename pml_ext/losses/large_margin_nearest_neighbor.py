@@ -1,6 +1,6 @@
 """The online form of the large margin nearest neighbour loss."""
 
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from pytorch_metric_learning.distances import LpDistance
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import Sides, SideWeights, above, farthest, only_nearest, there
+from pml_ext.closed_form import ClosedForm, Sides, SideWeights, above, farthest, only_nearest, there
 from pml_ext.masked import masked_mean, masked_min, nearest
 
 
@@ -83,7 +83,7 @@ class LargeMarginNearestNeighborLoss(RowLoss):
         tensor(0.1155)
     """
 
-    closed_form = staticmethod(large_margin_nearest_neighbor_weights)
+    closed_form: ClassVar[ClosedForm | None] = staticmethod(large_margin_nearest_neighbor_weights)
 
     def __init__(self, *, k: int | None = 1, margin: float = 0.1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -92,7 +92,7 @@ class LargeMarginNearestNeighborLoss(RowLoss):
             margin=arguments.non_negative("margin", margin),
         )
 
-    def get_default_distance(self) -> LpDistance:
+    def get_default_distance(self) -> Any:
         """Euclidean distance of normalized embeddings."""
         return LpDistance()
 

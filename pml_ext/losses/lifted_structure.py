@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import BatchLoss
-from pml_ext.closed_form import Sides, SideWeights, exponential_sum
+from pml_ext.closed_form import ClosedForm, Sides, SideWeights, exponential_sum
 from pml_ext.masked import masked_logsumexp, masked_mean
 
 
@@ -80,7 +80,7 @@ class LiftedStructureLoss(BatchLoss):
         tensor(1.9703)
     """
 
-    closed_form = staticmethod(lifted_structure_weights)
+    closed_form: ClassVar[ClosedForm | None] = staticmethod(lifted_structure_weights)
     levels: ClassVar[tuple[str, ...]] = ("neg_margin", "pos_margin")
 
     def __init__(self, *, neg_margin: float = 1, pos_margin: float = 0, **kwargs: Any) -> None:
@@ -90,7 +90,7 @@ class LiftedStructureLoss(BatchLoss):
             pos_margin=arguments.finite("pos_margin", pos_margin),
         )
 
-    def get_default_distance(self) -> LpDistance:
+    def get_default_distance(self) -> Any:
         """Euclidean distance of normalized embeddings."""
         return LpDistance()
 

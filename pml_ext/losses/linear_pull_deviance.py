@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import Sides, SideWeights, above, below, crossing_of
+from pml_ext.closed_form import ClosedForm, Sides, SideWeights, above, below, crossing_of
 from pml_ext.masked import crossing, masked_max, masked_mean, masked_min, softplus
 
 
@@ -96,7 +96,7 @@ class LinearPullDevianceLoss(RowLoss):
         tensor(0.1211)
     """
 
-    closed_form = staticmethod(linear_pull_deviance_weights)
+    closed_form: ClassVar[ClosedForm | None] = staticmethod(linear_pull_deviance_weights)
     levels: ClassVar[tuple[str, ...]] = ("base",)
 
     def __init__(
@@ -118,7 +118,7 @@ class LinearPullDevianceLoss(RowLoss):
             balance=arguments.positive("balance", balance),
         )
 
-    def get_default_distance(self) -> CosineSimilarity:
+    def get_default_distance(self) -> Any:
         """Cosine similarity."""
         return CosineSimilarity()
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import Sides, SideWeights, exponential_sum
+from pml_ext.closed_form import ClosedForm, Sides, SideWeights, exponential_sum
 from pml_ext.masked import masked_logsumexp, softplus
 
 
@@ -98,7 +98,7 @@ class LogSumExpPairLoss(RowLoss):
         tensor(1.8733)
     """
 
-    closed_form = staticmethod(log_sum_exp_pair_weights)
+    closed_form: ClassVar[ClosedForm | None] = staticmethod(log_sum_exp_pair_weights)
     levels: ClassVar[tuple[str, ...]] = ("pos_base", "neg_base")
 
     def __init__(
@@ -122,7 +122,7 @@ class LogSumExpPairLoss(RowLoss):
             bounded=arguments.flag("bounded", bounded),
         )
 
-    def get_default_distance(self) -> LpDistance:
+    def get_default_distance(self) -> Any:
         """Euclidean distance of normalized embeddings."""
         return LpDistance()
 

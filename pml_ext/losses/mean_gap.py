@@ -1,6 +1,6 @@
 """The gap between the mean distances of the closest positive and the closest negative pairs of a batch."""
 
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from pytorch_metric_learning.distances import LpDistance
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import BatchLoss
-from pml_ext.closed_form import Sides, SideWeights, above, below
+from pml_ext.closed_form import ClosedForm, Sides, SideWeights, above, below
 from pml_ext.masked import kth_largest, largest, masked_max
 
 
@@ -128,7 +128,7 @@ class MeanGapLoss(BatchLoss):
         tensor(-0.6325)
     """
 
-    closed_form = staticmethod(mean_gap_weights)
+    closed_form: ClassVar[ClosedForm | None] = staticmethod(mean_gap_weights)
 
     def __init__(self, *, fraction: float = 0.2, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -137,7 +137,7 @@ class MeanGapLoss(BatchLoss):
             raise ValueError(f"fraction must be at most 1, got {fraction!r}")
         self.record_hyperparameters(fraction=share)
 
-    def get_default_distance(self) -> LpDistance:
+    def get_default_distance(self) -> Any:
         """Euclidean distance of normalized embeddings."""
         return LpDistance()
 

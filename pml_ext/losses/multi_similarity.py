@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import Sides, SideWeights, soft_side
+from pml_ext.closed_form import ClosedForm, Sides, SideWeights, soft_side
 from pml_ext.masked import Needs, masked_logsumexp, softplus
 
 
@@ -65,7 +65,7 @@ class MultiSimilarityLoss(RowLoss):
     """
 
     needs: ClassVar[Needs] = "either"
-    closed_form = staticmethod(multi_similarity_weights)
+    closed_form: ClassVar[ClosedForm | None] = staticmethod(multi_similarity_weights)
     levels: ClassVar[tuple[str, ...]] = ("base",)
 
     def __init__(self, *, alpha: float = 2, beta: float = 50, base: float = 0.5, **kwargs: Any) -> None:
@@ -76,7 +76,7 @@ class MultiSimilarityLoss(RowLoss):
             base=arguments.finite("base", base),
         )
 
-    def get_default_distance(self) -> CosineSimilarity:
+    def get_default_distance(self) -> Any:
         """Cosine similarity."""
         return CosineSimilarity()
 

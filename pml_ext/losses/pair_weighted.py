@@ -95,7 +95,7 @@ class PairWeightedLoss(RowLoss):
             return arguments.non_negative(name, value)
         return arguments.finite(name, value) if isinstance(value, float) or name in self.levels else value
 
-    def get_default_distance(self) -> CosineSimilarity:
+    def get_default_distance(self) -> Any:
         """Cosine similarity."""
         return CosineSimilarity()
 

@@ -1,14 +1,14 @@
 """The PNP losses: what the negatives before each positive cost, and nothing else."""
 
 from functools import partial
-from typing import Any, Literal, final, get_args
+from typing import Any, ClassVar, Literal, final, get_args
 
 from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import Sides, SideWeights
+from pml_ext.closed_form import ClosedForm, Sides, SideWeights
 from pml_ext.masked import masked_mean
 from pml_ext.rank_counts import Step, rank_losses, rank_weights
 
@@ -91,7 +91,7 @@ class PNPLoss(RowLoss):
         tensor(0.3750)
     """
 
-    closed_form = staticmethod(pnp_weights)
+    closed_form: ClassVar[ClosedForm | None] = staticmethod(pnp_weights)
 
     def __init__(
         self, *, b: float = 2, alpha: float = 1, temperature: float = 0.01, variant: Variant = "O", **kwargs: Any
@@ -106,7 +106,7 @@ class PNPLoss(RowLoss):
             variant=variant,
         )
 
-    def get_default_distance(self) -> CosineSimilarity:
+    def get_default_distance(self) -> Any:
         """Cosine similarity."""
         return CosineSimilarity()
 

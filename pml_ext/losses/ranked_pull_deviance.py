@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import Sides, SideWeights, absent, there
+from pml_ext.closed_form import ClosedForm, Sides, SideWeights, absent, there
 from pml_ext.masked import masked_mean, softplus
 
 
@@ -102,7 +102,7 @@ class RankedPullDevianceLoss(RowLoss):
         tensor(0.2435)
     """
 
-    closed_form = staticmethod(ranked_pull_deviance_weights)
+    closed_form: ClassVar[ClosedForm | None] = staticmethod(ranked_pull_deviance_weights)
     levels: ClassVar[tuple[str, ...]] = ("base",)
 
     def __init__(
@@ -127,7 +127,7 @@ class RankedPullDevianceLoss(RowLoss):
             sharp=arguments.flag("sharp", sharp),
         )
 
-    def get_default_distance(self) -> LpDistance:
+    def get_default_distance(self) -> Any:
         """Euclidean distance of normalized embeddings."""
         return LpDistance()
 

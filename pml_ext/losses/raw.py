@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import Sides, SideWeights, above, below, soft_side
+from pml_ext.closed_form import ClosedForm, Sides, SideWeights, above, below, soft_side
 from pml_ext.masked import informative, masked_logsumexp, softplus
 
 
@@ -77,7 +77,7 @@ class RAWLoss(RowLoss):
         tensor(0.2795)
     """
 
-    closed_form = staticmethod(raw_weights)
+    closed_form: ClassVar[ClosedForm | None] = staticmethod(raw_weights)
     levels: ClassVar[tuple[str, ...]] = ("gamma",)
 
     def __init__(
@@ -91,7 +91,7 @@ class RAWLoss(RowLoss):
             epsilon=arguments.non_negative("epsilon", epsilon),
         )
 
-    def get_default_distance(self) -> CosineSimilarity:
+    def get_default_distance(self) -> Any:
         """Cosine similarity."""
         return CosineSimilarity()
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from pytorch_metric_learning.distances import CosineSimilarity
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import Sides, SideWeights
+from pml_ext.closed_form import ClosedForm, Sides, SideWeights
 from pml_ext.rank_counts import Step, rank_losses, rank_weights
 
 Ranks = Literal["smooth", "upper"]
@@ -101,7 +101,7 @@ class RecallAtKLoss(RowLoss):
         tensor(0.2032)
     """
 
-    closed_form = staticmethod(recall_at_k_weights)
+    closed_form: ClassVar[ClosedForm | None] = staticmethod(recall_at_k_weights)
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class RecallAtKLoss(RowLoss):
             ranks=ranks,
         )
 
-    def get_default_distance(self) -> CosineSimilarity:
+    def get_default_distance(self) -> Any:
         """Cosine similarity."""
         return CosineSimilarity()
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import Sides, SideWeights
+from pml_ext.closed_form import ClosedForm, Sides, SideWeights
 from pml_ext.masked import masked_max, softplus
 
 
@@ -91,7 +91,7 @@ class SelectivelyContrastiveTripletLoss(RowLoss):
         tensor(0.4020)
     """
 
-    closed_form = staticmethod(selectively_contrastive_triplet_weights)
+    closed_form: ClassVar[ClosedForm | None] = staticmethod(selectively_contrastive_triplet_weights)
     levels: ClassVar[tuple[str, ...]] = ("level",)
 
     def __init__(self, *, temperature: float = 0.1, lam: float = 1, level: float | None = 0.8, **kwargs: Any) -> None:
@@ -102,7 +102,7 @@ class SelectivelyContrastiveTripletLoss(RowLoss):
             level=None if level is None else arguments.finite("level", level),
         )
 
-    def get_default_distance(self) -> CosineSimilarity:
+    def get_default_distance(self) -> Any:
         """Cosine similarity."""
         return CosineSimilarity()
 

@@ -97,11 +97,11 @@ class SemiHardTripletLoss(RowLoss):
         super().__init__(**kwargs)
         self.record_hyperparameters(margin=arguments.non_negative("margin", margin))
 
-    def get_default_distance(self) -> LpDistance:
+    def get_default_distance(self) -> Any:
         """Squared Euclidean distance of normalized embeddings."""
         return LpDistance(power=2)
 
-    def get_default_reducer(self) -> StaticDivisorReducer:
+    def get_default_reducer(self) -> Any:
         """Sum over the batch, divided by its number of positive pairs."""
         return StaticDivisorReducer()
 

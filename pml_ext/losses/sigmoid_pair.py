@@ -98,12 +98,12 @@ class SigmoidPairLoss(RowLoss):
             max_temperature=None if max_temperature is None else arguments.positive("max_temperature", max_temperature),
             reduction=reduction,
         )
-        self.log_slope = nn.Parameter(torch.tensor(math.log(self.temperature)))
-        self.offset = nn.Parameter(torch.tensor(0.0 if bias == "prior" else float(self.bias)))
+        self.log_slope: nn.Parameter = nn.Parameter(torch.tensor(math.log(self.temperature)))
+        self.offset: nn.Parameter = nn.Parameter(torch.tensor(0.0 if bias == "prior" else float(self.bias)))
         self.register_buffer("is_known", torch.tensor(bias != "prior"))
         self.register_buffer("prior", torch.tensor(0.0), persistent=False)
 
-    def get_default_distance(self) -> CosineSimilarity:
+    def get_default_distance(self) -> Any:
         """Cosine similarity."""
         return CosineSimilarity()
 

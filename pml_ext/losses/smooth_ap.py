@@ -1,13 +1,13 @@
 """The Smooth-AP loss: one minus the average precision, with soft ranks."""
 
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import Sides, SideWeights
+from pml_ext.closed_form import ClosedForm, Sides, SideWeights
 from pml_ext.rank_counts import Step, average_precision, rank_losses, rank_weights
 
 
@@ -62,13 +62,13 @@ class SmoothAPLoss(RowLoss):
         tensor(0.2083)
     """
 
-    closed_form = staticmethod(smooth_ap_weights)
+    closed_form: ClassVar[ClosedForm | None] = staticmethod(smooth_ap_weights)
 
     def __init__(self, *, temperature: float = 0.01, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(temperature=arguments.positive("temperature", temperature))
 
-    def get_default_distance(self) -> CosineSimilarity:
+    def get_default_distance(self) -> Any:
         """Cosine similarity."""
         return CosineSimilarity()
 

@@ -208,11 +208,11 @@ class SoftTripletLoss(RowLoss):
             normalization=normalization,
         )
 
-    def get_default_distance(self) -> LpDistance:
+    def get_default_distance(self) -> Any:
         """Euclidean distance of normalized embeddings."""
         return LpDistance()
 
-    def get_default_reducer(self) -> StaticDivisorReducer:
+    def get_default_reducer(self) -> Any:
         """Sum over the batch, divided by the number of anchors or triplets that count."""
         return StaticDivisorReducer()
 

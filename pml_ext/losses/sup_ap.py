@@ -1,13 +1,13 @@
 """The SupAP loss: an upper bound of one minus the average precision, whose slope does not fade."""
 
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import Sides, SideWeights
+from pml_ext.closed_form import ClosedForm, Sides, SideWeights
 from pml_ext.rank_counts import Step, average_precision, rank_losses, rank_weights
 
 
@@ -79,7 +79,7 @@ class SupAPLoss(RowLoss):
         tensor(0.3190)
     """
 
-    closed_form = staticmethod(sup_ap_weights)
+    closed_form: ClassVar[ClosedForm | None] = staticmethod(sup_ap_weights)
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class SupAPLoss(RowLoss):
             offset=None if offset is None else arguments.non_negative("offset", offset),
         )
 
-    def get_default_distance(self) -> CosineSimilarity:
+    def get_default_distance(self) -> Any:
         """Cosine similarity."""
         return CosineSimilarity()
 

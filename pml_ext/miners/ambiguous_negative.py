@@ -85,7 +85,7 @@ class AmbiguousNegativeMiner(Seeded, PairMiner):
             reference=reference,
         )
 
-    def get_default_distance(self) -> CosineSimilarity:
+    def get_default_distance(self) -> Any:
         """Cosine similarity."""
         return CosineSimilarity()
 

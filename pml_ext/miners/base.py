@@ -52,7 +52,7 @@ class PairMiner(PairModule, _pml.Miner):
 
     def __init__(self, *, as_masks: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.as_masks = arguments.flag("as_masks", as_masks)
+        self.as_masks: bool = arguments.flag("as_masks", as_masks)
 
     @abstractmethod
     def select(self, sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,4 +153,5 @@ class PairMiner(PairModule, _pml.Miner):
         if not isinstance(output, PairMasks):
             super().output_assertion(output)
         elif self.collect_stats:
-            self.num_pos_pairs, self.num_neg_pairs = int(output.pos.sum()), int(output.neg.sum())
+            self.num_pos_pairs: int = int(output.pos.sum())
+            self.num_neg_pairs: int = int(output.neg.sum())

@@ -4,7 +4,7 @@ from typing import Any, ClassVar, final
 
 import torch
 from pytorch_metric_learning.miners import BaseMiner
-from torch import Tensor
+from torch import Tensor, nn
 
 from pml_ext import _pml, arguments
 from pml_ext.hyperparameters import Configured
@@ -61,11 +61,11 @@ class CappedMiner(Seeded, Configured, _pml.Miner):
 
     has_own_distance: ClassVar[bool] = False
 
-    def __init__(self, miner: BaseMiner, per_anchor: int, **kwargs: Any) -> None:
+    def __init__(self, miner: nn.Module, per_anchor: int, **kwargs: Any) -> None:
         if not isinstance(miner, BaseMiner):
             raise TypeError(f"miner must be a PML miner (a BaseMiner), got {type(miner).__name__}")
         super().__init__(distance=miner.distance, **kwargs)
-        self.miner = miner
+        self.miner: Any = miner
         self.record_hyperparameters(per_anchor=arguments.count("per_anchor", per_anchor))
 
     def forward(

@@ -62,15 +62,15 @@ class ChainedMiner(PairMiner):
         # By name: of a ModuleList record-keeper would make tables called "0_...", which SQLite refuses.
         for place, miner in enumerate(miners):
             self.add_module(f"miner{place}", miner)
-        self.is_random = any(miner.is_random for miner in miners)
-        self.is_row_function = all(miner.is_row_function for miner in miners)
+        self.is_random: bool = any(miner.is_random for miner in miners)
+        self.is_row_function: bool = all(miner.is_row_function for miner in miners)
 
     @property
     def miners(self) -> tuple[PairMiner, ...]:
         """The miners in their order."""
         return tuple(part for part in self._modules.values() if isinstance(part, PairMiner))
 
-    def get_default_distance(self) -> LpDistance:
+    def get_default_distance(self) -> Any:
         """Euclidean distance of normalized embeddings."""
         return LpDistance()
 

@@ -130,7 +130,7 @@ class DistanceWeightedMiner(Seeded, PairMiner):
             dimension=arguments.count("dimension", dimension, optional=True),
         )
 
-    def get_default_distance(self) -> LpDistance:
+    def get_default_distance(self) -> Any:
         """Euclidean distance of normalized embeddings."""
         return LpDistance()
 

@@ -65,7 +65,7 @@ class ExponentialPositiveMiner(Seeded, PairMiner):
             scale=arguments.finite("scale", scale),
         )
 
-    def get_default_distance(self) -> CosineSimilarity:
+    def get_default_distance(self) -> Any:
         """Cosine similarity."""
         return CosineSimilarity()
 

@@ -80,7 +80,7 @@ class GuidedMiner(Configured, _pml.Miner):
         rule = PositiveAwareMiner(**margins, distance=kwargs.get("distance"))
         super().__init__(**kwargs | {"distance": rule.distance})
         self.miner = miner
-        self.as_masks = arguments.flag("as_masks", as_masks)
+        self.as_masks: bool = arguments.flag("as_masks", as_masks)
         self.record_hyperparameters(**{name: getattr(rule, name) for name in margins})
 
     def forward(

@@ -60,7 +60,7 @@ class HardNegativePairMiner(PairMiner):
         super().__init__(**kwargs)
         self.record_hyperparameters(epsilon=arguments.non_negative("epsilon", epsilon))
 
-    def get_default_distance(self) -> CosineSimilarity:
+    def get_default_distance(self) -> Any:
         """Cosine similarity."""
         return CosineSimilarity()
 

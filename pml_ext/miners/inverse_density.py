@@ -103,7 +103,7 @@ class InverseDensityMiner(Seeded, PairMiner):
             max_z=None if max_z is None else arguments.positive("max_z", max_z),
         )
 
-    def get_default_distance(self) -> LpDistance:
+    def get_default_distance(self) -> Any:
         """Euclidean distance of normalized embeddings."""
         return LpDistance()
 

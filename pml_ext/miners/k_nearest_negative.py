@@ -54,7 +54,7 @@ class KNearestNegativeMiner(PairMiner):
         super().__init__(**kwargs)
         self.record_hyperparameters(k=arguments.count("k", k))
 
-    def get_default_distance(self) -> LpDistance:
+    def get_default_distance(self) -> Any:
         """Euclidean distance of normalized embeddings."""
         return LpDistance()
 

@@ -162,10 +162,10 @@ class PositiveAwareMiner(PairMiner):
         )
         if range_max is not None and range_max <= range_min:
             raise ValueError(f"range_max must be above range_min = {range_min}, got {range_max}")
-        self.share_dropped = 0.0
+        self.share_dropped: float = 0.0
         _pml.record_stat(self, "share_dropped")
 
-    def get_default_distance(self) -> CosineSimilarity:
+    def get_default_distance(self) -> Any:
         """Cosine similarity."""
         return CosineSimilarity()
 

@@ -54,8 +54,8 @@ class BalancedBatchSampler(EpochBatches):
         rank: int = 0,
     ) -> None:
         super().__init__(seed=seed, num_replicas=num_replicas, rank=rank)
-        self.classes_per_batch = int(arguments.count("classes_per_batch", classes_per_batch))
-        self.samples_per_class = int(arguments.count("samples_per_class", samples_per_class))
+        self.classes_per_batch: int = int(arguments.count("classes_per_batch", classes_per_batch))
+        self.samples_per_class: int = int(arguments.count("samples_per_class", samples_per_class))
         (ids,) = class_ids(checked_labels("labels", labels, len(labels)))
         self._members = members_of(ids.tolist())
         if self._classes_per_step > len(self._members):

@@ -75,17 +75,17 @@ class ClassBatchSampler(EpochBatches):
         self._size = len(ids)
         every = members_of(ids.tolist())
         members = [each for each in every if len(each) >= least]
-        self.dropped = len(every) - len(members)
+        self.dropped: int = len(every) - len(members)
         if len(members) < 2:
             raise ValueError(f"labels must have at least 2 classes of {least} samples or more, got {len(members)}")
         p = arguments.count("classes_per_batch", classes_per_batch, optional=True) or len(members)
         if p > len(members):
             raise ValueError(f"classes_per_batch must be at most the {len(members)} classes that there are, got {p}")
-        self.classes = Classes(members, int(p), k)
-        self.rule = Uniform() if rule is None else rule
+        self.classes: Classes = Classes(members, int(p), k)
+        self.rule: Uniform | ClassRule = Uniform() if rule is None else rule
         self.rule.check(self.classes)
         given = arguments.count("batches_per_epoch", batches_per_epoch, optional=True)
-        self.batches_per_epoch = int(given or self.rule.usual(self.classes))
+        self.batches_per_epoch: int = int(given or self.rule.usual(self.classes))
 
     def __len__(self) -> int:
         """How many batches the next pass gives to this process; nothing is drawn for it."""

@@ -22,12 +22,12 @@ class EpochBatches(Sampler[list[int]], ABC):
     """
 
     def __init__(self, *, seed: int, num_replicas: int, rank: int) -> None:
-        self.seed = arguments.seed("seed", seed)
-        self.num_replicas = int(arguments.count("num_replicas", num_replicas))
-        self.rank = 0 if rank == 0 else int(arguments.count("rank", rank))
+        self.seed: int = arguments.seed("seed", seed)
+        self.num_replicas: int = int(arguments.count("num_replicas", num_replicas))
+        self.rank: int = 0 if rank == 0 else int(arguments.count("rank", rank))
         if self.rank >= self.num_replicas:
             raise ValueError(f"rank must be below num_replicas = {self.num_replicas}, got {rank}")
-        self.epoch = 0
+        self.epoch: int = 0
         # Batches of all processes: where the next pass begins, where the last one began, and how far it came.
         self._start = self._begun = self._given = 0
         self._made: tuple[int, list[list[int]]] | None = None

@@ -59,11 +59,11 @@ class MinedBatchSampler(EpochBatches):
         super().__init__(seed=seed, num_replicas=num_replicas, rank=rank)
         if not isinstance(mined, MinedTuples):
             raise TypeError(f"mined must be MinedTuples, got {type(mined).__name__}")
-        self.batch_size = int(arguments.count("batch_size", batch_size))
-        self.negatives = int(arguments.count("negatives", negatives))
-        self.partners = arguments.flag("partners", partners)
-        self.fill = arguments.flag("fill", fill)
-        self.shuffle = arguments.flag("shuffle", shuffle)
+        self.batch_size: int = int(arguments.count("batch_size", batch_size))
+        self.negatives: int = int(arguments.count("negatives", negatives))
+        self.partners: bool = arguments.flag("partners", partners)
+        self.fill: bool = arguments.flag("fill", fill)
+        self.shuffle: bool = arguments.flag("shuffle", shuffle)
         self.refresh(mined)
 
     def refresh(self, mined: MinedTuples) -> None:

@@ -87,7 +87,7 @@ class _WithGraph(ClassRule):
     """A rule that follows a graph of classes."""
 
     def __init__(self, graph: Tensor | None = None) -> None:
-        self.graph = graph
+        self.graph: Tensor | None = graph
 
     def check(self, classes: Classes) -> None:
         """Check the graph that was given."""
@@ -157,7 +157,7 @@ class Neighbors(_WithGraph):
     def refresh(self, classes: Classes, embeddings: Tensor, representative: Representative, seed: int) -> None:
         """Make the graph anew."""
         k = max(classes.per_batch - 1, 1)
-        self.graph = _graph_of(classes, embeddings, k, representative, seed)
+        self.graph: Tensor | None = _graph_of(classes, embeddings, k, representative, seed)
 
 
 @final
@@ -174,7 +174,7 @@ class Doubles(_WithGraph):
 
     def __init__(self, graph: Tensor | None = None, *, k: int = 5) -> None:
         super().__init__(graph)
-        self.k = int(arguments.count("k", k))
+        self.k: int = int(arguments.count("k", k))
 
     def check(self, classes: Classes) -> None:
         """Batches of pairs have an even number of classes."""
@@ -205,7 +205,7 @@ class Doubles(_WithGraph):
 
     def refresh(self, classes: Classes, embeddings: Tensor, representative: Representative, seed: int) -> None:
         """Make the graph anew."""
-        self.graph = _graph_of(classes, embeddings, self.k, representative, seed)
+        self.graph: Tensor | None = _graph_of(classes, embeddings, self.k, representative, seed)
 
 
 def _graph_of(classes: Classes, embeddings: Tensor, k: int, representative: Representative, seed: int) -> Tensor:
@@ -231,7 +231,7 @@ class Greedy(ClassRule):
     """
 
     def __init__(self, *, pool: int = 1000) -> None:
-        self.pool = int(arguments.count("pool", pool))
+        self.pool: int = int(arguments.count("pool", pool))
         self.anchors: Tensor | None = None
         self.positives: Tensor | None = None
 
@@ -314,8 +314,8 @@ class Groups(ClassRule):
     def __init__(self, groups: Array, *, per_batch: int = 2, batches_per_tuple: int = 4) -> None:
         (ids,) = class_ids(checked_labels("groups", groups, len(groups)))
         self.groups: list[int] = ids.tolist()
-        self.per_batch = int(arguments.count("per_batch", per_batch))
-        self.batches_per_tuple = int(arguments.count("batches_per_tuple", batches_per_tuple))
+        self.per_batch: int = int(arguments.count("per_batch", per_batch))
+        self.batches_per_tuple: int = int(arguments.count("batches_per_tuple", batches_per_tuple))
 
     def check(self, classes: Classes) -> None:
         """Every class belongs to one super-class, and there are enough of these."""
@@ -378,7 +378,7 @@ class Mixed(ClassRule):
         if not isinstance(rule, ClassRule):
             raise TypeError(f"rule must be a ClassRule, got {type(rule).__name__}")
         self.rule = rule
-        self.share = arguments.fraction("share", share)
+        self.share: float = arguments.fraction("share", share)
 
     def check(self, classes: Classes) -> None:
         """Whatever the other rule checks."""

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity
-from torch import Tensor
+from torch import Tensor, nn
 
 from pml_ext import _pml, arguments
 from pml_ext.evaluation.knn import full_float32
@@ -46,7 +46,7 @@ def mine(
     per: Per = "anchor",
     one_per_class: bool = False,
     groups: Array | None = None,
-    distance: BaseDistance | None = None,
+    distance: nn.Module | None = None,
     chunk_size: int | None = None,
     candidates: Array | None = None,
     generator: torch.Generator | None = None,

@@ -36,7 +36,8 @@ class LawBroken(AssertionError):  # noqa: N818 - it reads as the sentence it sta
 
     def __init__(self, law: str, text: str, case: Any = None) -> None:
         super().__init__(text)
-        self.law, self.case = law, case
+        self.law: str = law
+        self.case: Any = case
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class FeatureGenerator(nn.Module):
         arguments.count("embedding_size", embedding_size)
         arguments.count("feature_size", feature_size)
         arguments.count("hidden_size", hidden_size)
-        self.layers = nn.Sequential(
+        self.layers: nn.Sequential = nn.Sequential(
             nn.Linear(embedding_size, hidden_size),
             nn.ReLU(),
             nn.BatchNorm1d(hidden_size),

@@ -71,21 +71,21 @@ class HardnessAwareTrainer(BaseTrainer):
         **kwargs: Any,
     ) -> None:
         # PML's constructor calls the methods below, so these come first.
-        self.soft_factor = arguments.non_negative("soft_factor", soft_factor)
-        self.soft_share = arguments.fraction("soft_share", soft_share)
-        self.separate_anchors = arguments.flag("separate_anchors", separate_anchors)
-        self.synthesis = arguments.flag("synthesis", synthesis)
+        self.soft_factor: float = arguments.non_negative("soft_factor", soft_factor)
+        self.soft_share: float = arguments.fraction("soft_share", soft_share)
+        self.separate_anchors: bool = arguments.flag("separate_anchors", separate_anchors)
+        self.synthesis: bool = arguments.flag("synthesis", synthesis)
         self._schedule = HardnessSchedule(alpha, beta, period)
         self.loss_funcs: dict[str, Any]
         self.loss_weights: dict[str, float]
         super().__init__(*args, **kwargs)
-        self.original_loss_weights = dict(self.loss_weights)
+        self.original_loss_weights: dict[str, float] = dict(self.loss_weights)
         self.hardness_aware_loss()  # which checks its parts
 
     def custom_setup(self) -> None:
         """Name the losses, before PML checks the names."""
         self.loss_funcs = {"hardness": self._schedule, **self.loss_funcs}
-        self.loss_names = list(LOSSES)
+        self.loss_names: list[str] = list(LOSSES)
 
     def modify_schema(self) -> None:
         """What this trainer has more than PML's base."""

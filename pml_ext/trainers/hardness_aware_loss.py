@@ -183,9 +183,11 @@ class HardnessAwareLoss(nn.Module):
         synthesis: bool = True,
     ) -> None:
         super().__init__()
-        self.embedder, self.generator, self.classifier = embedder, generator, classifier
+        self.embedder: nn.Module = embedder
+        self.generator: nn.Module = generator
+        self.classifier: nn.Module = classifier
         self.metric_loss = metric_loss
-        self.synth_loss = metric_loss if synth_loss is None else synth_loss
+        self.synth_loss: Any = metric_loss if synth_loss is None else synth_loss
         if synthesis and refuses_references(self.synth_loss):
             kind = type(self.synth_loss).__name__
             raise TypeError(
@@ -193,11 +195,11 @@ class HardnessAwareLoss(nn.Module):
                 + ("; it is the metric_loss, give a synth_loss beside it" if synth_loss is None else "")
             )
         self.miner = miner
-        self.soft_factor = arguments.non_negative("soft_factor", soft_factor)
-        self.soft_share = arguments.fraction("soft_share", soft_share)
-        self.separate_anchors = arguments.flag("separate_anchors", separate_anchors)
-        self.schedule = HardnessSchedule(alpha, beta, period) if schedule is None else schedule
-        self.synthesis = arguments.flag("synthesis", synthesis)
+        self.soft_factor: float = arguments.non_negative("soft_factor", soft_factor)
+        self.soft_share: float = arguments.fraction("soft_share", soft_share)
+        self.separate_anchors: bool = arguments.flag("separate_anchors", separate_anchors)
+        self.schedule: HardnessSchedule = HardnessSchedule(alpha, beta, period) if schedule is None else schedule
+        self.synthesis: bool = arguments.flag("synthesis", synthesis)
 
     def forward(
         self,

@@ -53,10 +53,10 @@ class NPairTupleLoss(_pml.Loss):
 
     def __init__(self, *, regularization: float = 3e-3, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.regularization = arguments.non_negative("regularization", regularization)
+        self.regularization: float = arguments.non_negative("regularization", regularization)
         _pml.record(self, ["regularization"])
 
-    def get_default_distance(self) -> DotProductSimilarity:
+    def get_default_distance(self) -> Any:
         """Inner product of the embeddings as they are."""
         return DotProductSimilarity(normalize_embeddings=False)
 

@@ -66,8 +66,8 @@ class HardnessSchedule(nn.Module):
 
     def __init__(self, alpha: float = 7, beta: float = 1e4, period: int = 64) -> None:
         super().__init__()
-        self.alpha = arguments.non_negative("alpha", alpha)
-        self.beta = arguments.non_negative("beta", beta)
+        self.alpha: float = arguments.non_negative("alpha", alpha)
+        self.beta: float = arguments.non_negative("beta", beta)
         arguments.count("period", period)
         self.period = period
         self.register_buffer("metric_average", torch.tensor(torch.inf))

@@ -72,7 +72,7 @@ class NPairTupleMiner(_pml.Miner):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
 
-    def get_default_distance(self) -> LpDistance:
+    def get_default_distance(self) -> Any:
         """Euclidean distance; the pairs do not depend on it."""
         return LpDistance()
 
@@ -131,7 +131,7 @@ class RandomTupleMiner(Seeded, PairMiner):
         super().__init__(**kwargs)
         self.record_hyperparameters(negatives=arguments.count("negatives", negatives))
 
-    def get_default_distance(self) -> LpDistance:
+    def get_default_distance(self) -> Any:
         """Euclidean distance; the draw does not look at it."""
         return LpDistance()
 

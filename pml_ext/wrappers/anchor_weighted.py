@@ -5,9 +5,7 @@ from functools import partial
 from typing import Any, final
 
 import torch
-from pytorch_metric_learning.losses import BaseMetricLossFunction
-from pytorch_metric_learning.reducers import BaseReducer
-from torch import Tensor
+from torch import Tensor, nn
 
 from pml_ext import _pml, arguments
 from pml_ext.base import BatchLoss, RowLoss
@@ -54,7 +52,7 @@ def weighted_anchors(
     return Counted(losses * weight, counts)
 
 
-def gives_no_loss_of_anchors(loss: BaseMetricLossFunction) -> bool:
+def gives_no_loss_of_anchors(loss: nn.Module) -> bool:
     """Whether a loss is known to reduce its anchors itself, or to give the losses of classes."""
     reduces = isinstance(loss, LossWrapper) and not isinstance(loss, AnchorWeightedLoss)
     return reduces or isinstance(loss, (BatchLoss, ClassCenterMarginLoss, *_OF_CLASSES_OR_BATCH))
@@ -126,10 +124,10 @@ class AnchorWeightedLoss(LossWrapper):
 
     def __init__(
         self,
-        loss: BaseMetricLossFunction,
+        loss: nn.Module,
         *,
         alpha: float = 40,
-        reducer: BaseReducer | None = None,
+        reducer: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(loss, **kwargs)
@@ -141,7 +139,7 @@ class AnchorWeightedLoss(LossWrapper):
         if self.embedding_regularizer is not None and loss.embedding_regularizer is not None:
             raise ValueError("embedding_regularizer was given to the wrapper, but the inner loss has one already")
         chunk_size = getattr(loss, "chunk_size", None)
-        self.weights = _AnchorWeights(alpha=alpha, distance=loss.distance, chunk_size=chunk_size)
+        self.weights: _AnchorWeights = _AnchorWeights(alpha=alpha, distance=loss.distance, chunk_size=chunk_size)
         self.set_reducer(getattr(loss, "reducer", None) if reducer is None else reducer)
         self.record_hyperparameters(alpha=self.weights.alpha)
 

@@ -36,7 +36,7 @@ class LossWrapper(Configured, _pml.Loss):
     takes_references: ClassVar[bool] = True
     takes_indices: ClassVar[bool] = True
 
-    def __init__(self, loss: BaseMetricLossFunction, **kwargs: Any) -> None:
+    def __init__(self, loss: nn.Module, **kwargs: Any) -> None:
         if not isinstance(loss, BaseMetricLossFunction):
             raise TypeError(f"loss must be a PML loss (a BaseMetricLossFunction), got {type(loss).__name__}")
         for name in ("distance", "reducer"):
@@ -45,7 +45,7 @@ class LossWrapper(Configured, _pml.Loss):
                     f"{name} of {type(self).__name__} is that of its loss: give it to {type(loss).__name__}"
                 )
         super().__init__(distance=loss.distance, **kwargs)
-        self.loss = loss
+        self.loss: Any = loss
 
     def forward(
         self,
@@ -70,7 +70,7 @@ class LossWrapper(Configured, _pml.Loss):
         return already_reduced(loss)
 
 
-def runs_by_rows(loss: BaseMetricLossFunction) -> bool:
+def runs_by_rows(loss: nn.Module) -> bool:
     """Whether the loss is one of rows as the shell computes them: not with scores, say, of its own making."""
     return isinstance(loss, RowLoss) and _inherits(loss, RowLoss, "compute_loss", "loss_dict", "similarity")
 

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from typing import Any, final
 
 import torch
-from pytorch_metric_learning.losses import BaseMetricLossFunction
-from torch import Tensor
+from torch import Tensor, nn
 
 from pml_ext import arguments
 from pml_ext.pairs import IndicesTuple
@@ -55,9 +54,7 @@ class BranchLoss(LossWrapper):
         tensor(1.0633)
     """
 
-    def __init__(
-        self, loss: BaseMetricLossFunction, sizes: int | Sequence[int], *, normalize: bool = True, **kwargs: Any
-    ) -> None:
+    def __init__(self, loss: nn.Module, sizes: int | Sequence[int], *, normalize: bool = True, **kwargs: Any) -> None:
         super().__init__(loss, **kwargs)
         self.record_hyperparameters(sizes=checked_sizes(sizes), normalize=arguments.flag("normalize", normalize))
 

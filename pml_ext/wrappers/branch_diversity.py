@@ -71,12 +71,12 @@ class BranchDiversityRegularizer(PairModule, _pml.Regularizer):
 
     def __init__(self, sizes: int | Sequence[int], *, beta: float = 40, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.sizes = checked_sizes(sizes)
+        self.sizes: int | tuple[int, ...] = checked_sizes(sizes)
         if self.sizes == 1 or (isinstance(self.sizes, tuple) and len(self.sizes) < 2):
             raise ValueError(f"sizes must be those of at least two slices, got {sizes!r}")
         self.record_hyperparameters(beta=arguments.positive("beta", beta))
 
-    def get_default_distance(self) -> LpDistance:
+    def get_default_distance(self) -> Any:
         """Euclidean distance of normalized slices."""
         return LpDistance()
 

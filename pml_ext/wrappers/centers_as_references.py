@@ -3,8 +3,7 @@
 from typing import Any, ClassVar, final
 
 import torch
-from pytorch_metric_learning.losses import BaseMetricLossFunction
-from torch import Tensor
+from torch import Tensor, nn
 
 from pml_ext import arguments
 from pml_ext.centers import Centers, CenterSource, leave_one_out
@@ -94,7 +93,7 @@ class CentersAsReferences(LossWrapper):
 
     def __init__(
         self,
-        loss: BaseMetricLossFunction,
+        loss: nn.Module,
         centers: CenterSource,
         *,
         leave_one_out: bool = False,

@@ -74,7 +74,7 @@ class CodingRateRegularizer(PairModule, _pml.Regularizer):
         super().__init__(**kwargs)
         self.record_hyperparameters(distortion=arguments.positive("distortion", distortion))
 
-    def get_default_distance(self) -> CosineSimilarity:
+    def get_default_distance(self) -> Any:
         """Embeddings of unit length."""
         return CosineSimilarity()
 

@@ -113,8 +113,11 @@ class CrossBatchMemory(_pml.Memory):  # type: ignore[misc, unused-ignore]
         if start != 0:
             arguments.count("start", start)
         super().__init__()
-        self.loss, self.miner = loss, miner
-        self.embedding_size, self.memory_size, self.start = embedding_size, memory_size, start
+        self.loss: Any = loss
+        self.miner: Any = miner
+        self.embedding_size: int = embedding_size
+        self.memory_size: int = memory_size
+        self.start: int = start
         self.reset_queue()
         _pml.record(self, ("embedding_size", "memory_size", "queue_idx", "start"))
 

@@ -86,7 +86,7 @@ class DistributedLoss(nn.Module):
     def __init__(
         self,
         loss: nn.Module,
-        miner: BaseMiner | None = None,
+        miner: nn.Module | None = None,
         *,
         group: Any = None,
         gradients: Gradients = "averaged",
@@ -101,10 +101,11 @@ class DistributedLoss(nn.Module):
             raise TypeError(f"loss must take an indices_tuple to have a miner, {type(loss).__name__} does not")
         if gradients not in ("averaged", "summed"):
             raise ValueError(f"gradients must be 'averaged' or 'summed', got {gradients!r}")
-        self.loss, self.miner = loss, miner
+        self.loss: Any = loss
+        self.miner: Any = miner
         self.group = group
         self.gradients: Gradients = gradients
-        self.equal_sizes = arguments.flag("equal_sizes", equal_sizes)
+        self.equal_sizes: bool = arguments.flag("equal_sizes", equal_sizes)
         self._is_alike = False
 
     def extra_repr(self) -> str:
@@ -126,7 +127,8 @@ class DistributedLoss(nn.Module):
         if isinstance(self.loss, VIEWS):
             given: list[Any] = [x for x in (labels, indices_tuple, ref_emb, ref_labels, *views) if x is not None]
             if group is None:
-                value: Tensor = self.loss(embeddings, *given, **more)
+                of_views: Any = self.loss
+                value: Tensor = of_views(embeddings, *given, **more)
                 return value
             return self._of_views(group, [embeddings, *given], more)
         if group is None:
@@ -248,11 +250,12 @@ class DistributedMiner(nn.Module):
         [[[1, 2]], []]
     """
 
-    def __init__(self, miner: BaseMiner, *, group: Any = None) -> None:
+    def __init__(self, miner: nn.Module, *, group: Any = None) -> None:
         super().__init__()
         if not isinstance(miner, BaseMiner):
             raise TypeError(f"miner must be a PML miner (a BaseMiner), got {type(miner).__name__}")
-        self.miner, self.group = miner, group
+        self.miner: Any = miner
+        self.group: Any = group
 
     @torch.no_grad()
     def forward(

@@ -3,8 +3,7 @@
 from typing import Any, ClassVar, final
 
 import torch
-from pytorch_metric_learning.losses import BaseMetricLossFunction
-from torch import Tensor
+from torch import Tensor, nn
 
 from pml_ext import arguments
 from pml_ext.masked import looks_are_free, not_self
@@ -67,7 +66,7 @@ class ExpandedReferences(LossWrapper):
 
     takes_indices: ClassVar[bool] = False
 
-    def __init__(self, loss: BaseMetricLossFunction, *, n: int = 2, **kwargs: Any) -> None:
+    def __init__(self, loss: nn.Module, *, n: int = 2, **kwargs: Any) -> None:
         super().__init__(loss, **kwargs)
         for refuses, what in ((refuses_references, "references (ref_emb)"), (refuses_indices, "pairs")):
             if refuses(loss):

@@ -1,6 +1,6 @@
 """Any loss on the pairs that a guide allows."""
 
-from typing import final
+from typing import Any, final
 
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ class GuidedLoss(nn.Module):
         tensor(0.6678)
     """
 
-    def __init__(self, loss: BaseMetricLossFunction, *, miner: GuidedMiner | None = None) -> None:
+    def __init__(self, loss: nn.Module, *, miner: GuidedMiner | None = None) -> None:
         super().__init__()
         if not isinstance(loss, BaseMetricLossFunction):
             raise TypeError(f"loss must be a PML loss (a BaseMetricLossFunction), got {type(loss).__name__}")
@@ -55,8 +55,8 @@ class GuidedLoss(nn.Module):
             raise TypeError(f"loss must take an indices_tuple, {type(loss).__name__} does not")
         if miner is not None and not isinstance(miner, GuidedMiner):
             raise TypeError(f"miner must be a GuidedMiner, got {type(miner).__name__}")
-        self.loss = loss
-        self.miner = GuidedMiner() if miner is None else miner
+        self.loss: Any = loss
+        self.miner: GuidedMiner = GuidedMiner() if miner is None else miner
 
     def forward(
         self,

@@ -2,9 +2,8 @@
 
 from typing import Any, ClassVar, final
 
-from pytorch_metric_learning.losses import BaseMetricLossFunction
 from pytorch_metric_learning.miners import BaseMiner
-from torch import Tensor
+from torch import Tensor, nn
 
 from pml_ext import _pml, arguments
 from pml_ext.base import MatrixLoss
@@ -53,13 +52,13 @@ class MinedLoss(LossWrapper):
 
     takes_indices: ClassVar[bool] = False
 
-    def __init__(self, loss: BaseMetricLossFunction, miner: BaseMiner, **kwargs: Any) -> None:
+    def __init__(self, loss: nn.Module, miner: nn.Module, **kwargs: Any) -> None:
         super().__init__(loss, **kwargs)
         if refuses_indices(loss):
             raise TypeError(f"loss must take an indices_tuple, {type(loss).__name__} does not")
         if not isinstance(miner, BaseMiner):
             raise TypeError(f"miner must be a PML miner (a BaseMiner), got {type(miner).__name__}")
-        self.miner = miner
+        self.miner: Any = miner
         self._mat: Tensor | None = None
 
     def forward(
@@ -122,17 +121,18 @@ class MinedLoss(LossWrapper):
         return self.reduced(self.loss(embeddings, labels, pairs, *references))
 
 
-def shares_scores(miner: PairMiner, loss: BaseMetricLossFunction) -> bool:
+def shares_scores(miner: PairMiner, loss: nn.Module) -> bool:
     """Whether a loss can make a miner's selection among its own scores: they are the same, and may be cut into rows."""
     if not miner.is_row_function or miner.collect_stats or not runs_by_rows(loss):
         return False
-    similarity = loss.known_similarity()
+    rows: Any = loss
+    similarity = rows.known_similarity()
     return similarity is not None and similarity == miner.known_similarity()
 
 
 def mined_pairs(
-    miner: BaseMiner,
-    loss: BaseMetricLossFunction,
+    miner: nn.Module,
+    loss: nn.Module,
     embeddings: Tensor,
     labels: Tensor,
     ref_emb: Tensor | None = None,

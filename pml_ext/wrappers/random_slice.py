@@ -1,11 +1,10 @@
 """A loss on each of several random slices of the embedding."""
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
-from pytorch_metric_learning.losses import BaseMetricLossFunction
-from torch import Tensor
+from torch import Tensor, nn
 
 from pml_ext.pairs import IndicesTuple
 from pml_ext.seeded import Seeded
@@ -49,11 +48,9 @@ class RandomSliceLoss(Seeded, LossWrapper):
         tensor(1.0633)
     """
 
-    fixed = ("sizes", "normalize")
+    fixed: ClassVar[tuple[str, ...]] = ("sizes", "normalize")
 
-    def __init__(
-        self, loss: BaseMetricLossFunction, sizes: int | Sequence[int], *, normalize: bool = True, **kwargs: Any
-    ) -> None:
+    def __init__(self, loss: nn.Module, sizes: int | Sequence[int], *, normalize: bool = True, **kwargs: Any) -> None:
         super().__init__(loss=BranchLoss(loss, sizes, normalize=normalize), **kwargs)
         self.record_hyperparameters(sizes=self.loss.sizes, normalize=self.loss.normalize)
 

@@ -1,6 +1,6 @@
 """PML's self-supervised loss, for the losses and wrappers of this package too."""
 
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -51,8 +51,8 @@ class SelfSupervisedLoss(nn.Module):
         if not takes_references(loss, with_indices=False):
             raise TypeError(f"loss must take references, {type(loss).__name__} does not")
         super().__init__()
-        self.loss = loss
-        self.symmetric = arguments.flag("symmetric", symmetric)
+        self.loss: Any = loss
+        self.symmetric: bool = arguments.flag("symmetric", symmetric)
 
     def forward(
         self, embeddings: Tensor, ref_emb: Tensor, *more: Tensor, false_negatives: Tensor | None = None
