@@ -176,6 +176,16 @@ def test_flags_of_training_images_without_effect_are_named(photos, arguments, li
     ]
 
 
+def test_chance_is_said_of_each_set_of_classes(photos):
+    data = Data.of(Experiment(data=photos))
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [12, 6, 18]
+    # Two of the five others, or of the seventeen, are of the same class.
+    assert data.chance() == (
+        "by chance: recall@1 40.0 %, MAP@R 32.5 % on the validation classes; "
+        "recall@1 11.8 %, MAP@R 9.0 % on the test classes"
+    )
+
+
 def test_features_of_a_frozen_trunk_are_computed_once(photos, tmp_path):
     trunk = Trunk()
     experiment = Experiment(

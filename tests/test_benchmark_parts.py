@@ -163,6 +163,8 @@ def test_table():
     assert lines[2].split() == ["untrained", *["5.0"] * 7, "-"]
     assert lines[3].split() == ["RAW", *["50.0"] * 7, "1.50"]
     assert len({len(line) for line in lines[:4]}) == 1, "the columns are aligned"
+    for form in (table.text, table.markdown):
+        assert form([made("RAW", 0, 0.5)], notes=["by chance: 1 %"]).rstrip().endswith("by chance: 1 %")
 
 
 def test_table_of_several_seeds():

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -290,6 +291,13 @@ def test_an_experiment_that_came_and_went_meanwhile_is_not_run_over(tmp_path, mo
     with pytest.raises(BenchmarkError, match="holds an experiment already"):
         replace(TINY, out=str(out)).run()
     assert not (out / "results.jsonl").exists()
+
+
+def test_chance_stands_below_the_table(finished):
+    # 180 images each of five digits: 179 of the 899 others are of the same class (some digits have a few more).
+    assert re.search(
+        r"^by chance: recall@1 (19|20)\.\d %, MAP@R .* on the test classes$", (finished / "table.md").read_text(), re.M
+    )
 
 
 def test_a_long_training_is_announced_after_its_first_steps(tmp_path, monkeypatch):

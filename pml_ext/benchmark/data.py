@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pml_ext.benchmark import trunks
+from pml_ext.benchmark import evaluate, trunks
 from pml_ext.benchmark.config import Experiment, flags
 from pml_ext.benchmark.errors import BenchmarkError
 from pml_ext.benchmark.preprocessing import IMAGENET, Preprocessing
@@ -223,6 +223,13 @@ class Data:
         return (
             f"{self.name}: {words[0]} on {size(self.train, 'classes')}, {chosen}, "
             f"{words[2]} on {size(self.test, 'other classes')}"
+        )
+
+    def chance(self) -> str:
+        """One line for people: what embeddings that know nothing would get, more of it where classes are fewer."""
+        parts = [("validation", self.validation)] if self.validation is not None else []
+        return "by chance: " + "; ".join(
+            f"{evaluate.by_chance(part)} on the {name} classes" for name, part in [*parts, ("test", self.test)]
         )
 
     @property

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from pml_ext.benchmark.learning import AMP
 from pml_ext.benchmark.progress import Progress
-from pml_ext.evaluation import Evaluation, evaluate
+from pml_ext.evaluation import Evaluation, chance_level, evaluate
 
 RETRIEVAL = ("mean_average_precision_at_r", "r_precision")
 CHOSEN_BY = "mean_average_precision_at_r"
@@ -83,6 +83,22 @@ def measure(
         gallery=getattr(dataset, "gallery", None),
         groups=getattr(dataset, "sequences", None),
     )
+
+
+def by_chance(dataset: Any) -> str:
+    """The recall@1 and MAP@R of embeddings of a dataset that know nothing, for people."""
+    found = chance_level(
+        dataset.labels,
+        k=1,
+        query=getattr(dataset, "query", None),
+        gallery=getattr(dataset, "gallery", None),
+        groups=getattr(dataset, "sequences", None),
+    )
+    return f"recall@1 {_percent(found['recall_at_1'])}, MAP@R {_percent(found[CHOSEN_BY])}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if share >= 0.001 else f"{100 * share:.2g} %"
 
 
 def per_query(evaluation: Evaluation) -> bytes:

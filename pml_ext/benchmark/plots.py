@@ -37,7 +37,7 @@ def draw(experiment: Experiment, data: Data, out: Path, results: Sequence[Result
     contents = Contents(
         f"{data.name}: {', '.join(name for name in by_loss(everything) if name not in BASELINES)}",
         everything,
-        lines=(data.describe(done=True), *data.notes),
+        lines=(data.describe(done=True), *data.notes, data.chance()),
         queries=difference.of_losses(out, everything),
         test=data.test,
         embeddings=shown,

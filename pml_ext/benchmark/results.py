@@ -92,7 +92,9 @@ class Results(Sequence[Result]):
     def __repr__(self) -> str:
         rows, left_out = self._rows()
         lines = [
-            table.text(rows, difference.standing(self.out, self.runs)) if rows else f"no run of {self.out} has ended",
+            table.text(rows, difference.standing(self.out, self.runs), self._chance)
+            if rows
+            else f"no run of {self.out} has ended",
             f"{left_out} more losses, of a lower recall@1: to_frame() has all" if left_out else "",
             self._ending(),
         ]
@@ -108,7 +110,7 @@ class Results(Sequence[Result]):
         contents = Contents("", self.runs, queries=difference.of_losses(self.out, self.runs))
         body = results_table(contents, [row for row in self._summary if row.loss in names])
         more = [f"{left_out} more losses: to_frame() has all"] if left_out else []
-        lines = [*more, *self._ending().splitlines()]
+        lines = [*self._chance, *more, *self._ending().splitlines()]
         return shown.framed(body + "".join(f"<p>{shown.text(line)}</p>" for line in lines))
 
     def _rows(self) -> tuple[list[Result], int]:
@@ -118,6 +120,10 @@ class Results(Sequence[Result]):
             return [*self.runs, *self.joined], 0
         kept = set(trained[:LOSSES])
         return [one for one in self.runs if not one.trained or one.loss in kept], len(trained) - LOSSES
+
+    @cached_property
+    def _chance(self) -> list[str]:
+        return [self.data[0].chance()] if self.data else []
 
     def _ending(self) -> str:
         return "interrupted: run it again and it goes on where it was" if self.interrupted else ""

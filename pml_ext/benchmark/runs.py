@@ -406,7 +406,8 @@ def _report(experiment: Experiment, data: list[Data], out: Path, results: Sequen
     joined = _concatenated(experiment, data, out, results)
     rows = [*results, *joined]
     standing = difference.standing(out, results)
-    files.write(out / TABLE, table.markdown(rows, standing).encode())
+    notes = [data[0].chance()]
+    files.write(out / TABLE, table.markdown(rows, standing, notes).encode())
     chosen = keep.choose(results)
     try:
         if chosen is not None:
@@ -422,7 +423,7 @@ def _report(experiment: Experiment, data: list[Data], out: Path, results: Sequen
     except OSError as error:
         shown = {"plots": f"none: {explain(error)}"}
     say("")
-    say(table.text(rows, standing))
+    say(table.text(rows, standing, notes))
     say("")
     say(f"results: {out / RESULTS}")
     say(f"table:   {out / TABLE}")

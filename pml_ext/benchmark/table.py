@@ -34,22 +34,22 @@ def columns(results: Sequence[Result]) -> list[tuple[str, str]]:
     return found
 
 
-def text(results: Sequence[Result], standing: Mapping[str, Standing] = NONE) -> str:
-    """Aligned columns. With several runs of a loss: the mean and its 95 % t-interval."""
+def text(results: Sequence[Result], standing: Mapping[str, Standing] = NONE, notes: Sequence[str] = ()) -> str:
+    """Aligned columns, with notes below. With several runs of a loss: the mean and its 95 % t-interval."""
     rows = _rows(results, standing)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
     lines.insert(1, "-" * len(lines[0]))
-    return "\n".join(line.rstrip() for line in [*lines, *_notes(results, standing)])
+    return "\n".join(line.rstrip() for line in [*lines, *_notes(results, standing), *notes])
 
 
-def markdown(results: Sequence[Result], standing: Mapping[str, Standing] = NONE) -> str:
+def markdown(results: Sequence[Result], standing: Mapping[str, Standing] = NONE, notes: Sequence[str] = ()) -> str:
     """The same as a Markdown table."""
     head, *body = [[cell.replace("|", "\\|") for cell in row] for row in _rows(results, standing)]
     rule = [":--", *["--:"] * (len(head) - 1)]
     rows = "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
-    notes = "\n\n".join(_notes(results, standing))
-    return f"{rows}\n\n{notes}\n"
+    below = "\n\n".join([*_notes(results, standing), *notes])
+    return f"{rows}\n\n{below}\n"
 
 
 def _rows(results: Sequence[Result], standing: Mapping[str, Standing]) -> list[list[str]]:

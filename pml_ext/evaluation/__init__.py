@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from .chance import chance_level
 from .comparison import Comparison, compare
 from .consistency import ThresholdConsistency, threshold_consistency
 from .intervals import (
@@ -35,6 +36,7 @@ __all__ = [
     "alignment",
     "bootstrap_interval",
     "bootstrap_intervals",
+    "chance_level",
     "compare",
     "evaluate",
     "mean_interval",

@@ -182,7 +182,7 @@ def evaluate(
     classes = classes.to(device)
     if normalize:
         x = torch.nn.functional.normalize(x, dim=1)
-    queries, references = _places("query", query, len(x), device), _places("gallery", gallery, len(x), device)
+    queries, references = positions("query", query, len(x), device), positions("gallery", gallery, len(x), device)
     passed_over = _passed_over(groups, ignore, queries, references, len(x))
 
     place = torch.full((len(x),), -1, device=device)
@@ -305,7 +305,7 @@ def _of_some(passed_over: Ignored, some: Tensor, rows: Tensor) -> Tensor:
     return passed_over(some[rows])
 
 
-def _places(name: str, chosen: Array | None, n: int, device: torch.device) -> Tensor:
+def positions(name: str, chosen: Array | None, n: int, device: torch.device) -> Tensor:
     """Return the indices [q] that booleans [n] or indices choose."""
     if chosen is None:
         places = torch.arange(n, device=device)
