@@ -300,6 +300,28 @@ def test_chance_stands_below_the_table(finished):
     )
 
 
+def test_weights_of_a_loss_are_named_with_their_rate(tmp_path):
+    said: list[str] = []
+    chosen = ("RAW", "ProxyNCALoss", "SoftTripleLoss(loss_learning_rate=0.5, centers_per_class=2)")
+    with pytest.raises(KeyboardInterrupt):
+        replace(TINY, losses=chosen, out=str(tmp_path / "out")).run(say=until("losses with weights", said))
+    assert said[-1] == (
+        "losses with weights of their own, and their learning rate: ProxyNCALoss (320 at 0.03), "
+        "SoftTripleLoss(loss_learning_rate=0.5, centers_per_class=2) (640 at 0.5)"
+    )
+
+
+def until(start, said):
+    """Listen, and interrupt at the line that starts so."""
+
+    def say(line: str) -> None:
+        said.append(line)
+        if line.startswith(start):
+            raise KeyboardInterrupt
+
+    return say
+
+
 def test_a_long_training_is_announced_after_its_first_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "LONG", 0.0)
     monkeypatch.setattr(pace, "BLOCK", 1)

@@ -433,24 +433,29 @@ def _of_object(spec: Any) -> LossSpec:
     )
 
 
-def rehearse(spec: Any, *, classes: int, embedding_size: int, images_per_class: int) -> None:
+def rehearse(spec: Any, *, classes: int, embedding_size: int, images_per_class: int) -> int:
     """Build a loss and take two steps on random embeddings, so that an unusable one is known before the first epoch.
 
     Two, because some losses keep a graph from one call to the next and fail on the second. A method with a trainer of
     its own takes any labels, and an object has a state that is not ours to change: there is nothing to find out.
+
+    Returns:
+        How many weights the loss has that are trained, those of proxies and the like; 0 of a method.
     """
     spec = parse(spec)
     if spec.method is not None:
-        return
+        return 0
     try:
         recipe = spec.build(classes=classes, embedding_size=embedding_size)
+        weights = sum(weight.numel() for weight in recipe.loss.parameters() if weight.requires_grad)
         if spec.in_memory:
-            return
+            return weights
         labels = torch.arange(min(classes, 8)).repeat_interleave(images_per_class)
         for _ in range(2):
             embeddings = torch.randn(len(labels), embedding_size, requires_grad=True)
             indices = None if recipe.miner is None else recipe.miner(embeddings, labels)
             recipe.loss(embeddings, labels, indices).backward()
+        return weights
     except BenchmarkError:
         raise
     except Exception as error:

@@ -95,9 +95,10 @@ def run(
         experiment = folder.named(experiment)
         out = folder.check_new(experiment)
     data = data or _data(experiment)
+    weights: dict[str, int] = {}
     for spec in specs:
         _check_method(spec, experiment)
-        losses.rehearse(
+        weights[spec.name] = losses.rehearse(
             spec,
             classes=data[0].train_classes,
             embedding_size=experiment.embedding_size,
@@ -112,7 +113,7 @@ def run(
         jobs = Jobs(experiment, {spec.name: spec for spec in specs}, out, say, tell)
         before = jobs.read()
         folder.start(out, experiment, list(jobs.specs), objects)
-        for line in _plan(jobs, data[0]):
+        for line in [*_plan(jobs, data[0]), *_trained_with(jobs, weights)]:
             say(line)
         if from_python and objects:
             warn(_in_memory(objects))
@@ -347,6 +348,17 @@ def _plan(jobs: Jobs, data: Data) -> list[str]:
         *records.missing(),
         f"writing to {jobs.out}",
     ]
+
+
+def _trained_with(jobs: Jobs, weights: Mapping[str, int]) -> list[str]:
+    """A line for the losses that have weights of their own, which are trained too."""
+    rates = {
+        name: dict(spec.rates).get("loss_learning_rate", jobs.experiment.loss_learning_rate)
+        for name, spec in jobs.specs.items()
+    }
+    some = [f"{name} ({count:,} at {rates[name]:g})" for name, count in weights.items() if count]
+    named = ", ".join(some[:NAMED]) + (", ..." if len(some) > NAMED else "")
+    return [f"losses with weights of their own, and their learning rate: {named}"] if some else []
 
 
 def _number(count: int, thing: str) -> str:
