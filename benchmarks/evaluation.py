@@ -1,7 +1,8 @@
 """Time and memory of exact evaluation, against the matrix product alone, a k-NN search and PML's calculator.
 
 ``python benchmarks/evaluation.py`` writes ``benchmarks/results/evaluation.jsonl`` and prints a Markdown table.
-Protocol: one thread; embeddings are a class center + 3 x noise, normalized, in shuffled order; in every round each job
+Protocol: one thread; embeddings are a class center + 3 x noise, normalized, in shuffled order, those of a network that
+has collapsed are two points with noise of 1e-3, whatever their class; in every round each job
 is timed right after the product of all pairs in chunks of 512 rows, and counted as a multiple of it; medians over the
 rounds. Memory is the peak of a process of its own, less what it held when the data and all modules were there.
 """
@@ -48,11 +49,14 @@ def stock(k: int | str | None) -> Callable[[Tensor, Tensor], object]:
     return lambda x, y: AccuracyCalculator(include=PML_NAMES, k=k, device=x.device).get_accuracy(x, y)
 
 
+COLLAPSED = "the same, embeddings collapsed to two clusters"
+
 JOBS: dict[str, Callable[[Tensor, Tensor], object]] = {
     "product alone": product,
     "recall@1..1000": ours(RECALL_NAMES),
     "P@1, MAP@R, R-precision, MRR": ours(PML_NAMES),
     "recall@1..1000, P@1, MAP@R, R-precision, MRR": ours((*RECALL_NAMES, *PML_NAMES), k=None),
+    COLLAPSED: ours((*RECALL_NAMES, *PML_NAMES), k=None),
     "recall@1..1000 by TorchKNN": ours(RECALL_NAMES, knn_func=TorchKNN()),
     "PML: P@1, MAP@R, R-precision, MRR, k=max_bin_count": stock("max_bin_count"),
     "PML: P@1, MAP@R, R-precision, MRR, k=None": stock(None),
@@ -60,15 +64,16 @@ JOBS: dict[str, Callable[[Tensor, Tensor], object]] = {
 
 
 # The largest n of jobs that then take too long or, 12 bytes and more for each of n^2 pairs, too much memory.
-LARGEST = {"PML: P@1, MAP@R, R-precision, MRR, k=None": 6000, "recall@1..1000 by TorchKNN": 20_000}
+LARGEST = {"PML: P@1, MAP@R, R-precision, MRR, k=None": 6000, "recall@1..1000 by TorchKNN": 20_000, COLLAPSED: 20_000}
 
 
-def make_data(n: int, d: int, classes: int, device: str) -> tuple[Tensor, Tensor]:
-    """Make embeddings of classes of equal size but for one."""
+def make_data(n: int, d: int, classes: int, device: str, *, collapsed: bool = False) -> tuple[Tensor, Tensor]:
+    """Make embeddings of classes of equal size but for one; collapsed ones have no class but one of two points."""
     generator = torch.Generator().manual_seed(0)
     labels = (torch.arange(n) % classes)[torch.randperm(n, generator=generator)]
-    embeddings = torch.randn(n, d, generator=generator).mul_(3)
-    embeddings += torch.randn(classes, d, generator=generator)[labels]
+    embeddings = torch.randn(n, d, generator=generator).mul_(1e-3 if collapsed else 3)
+    centers = torch.randn(2 if collapsed else classes, d, generator=generator)
+    embeddings += centers[torch.randint(2, (n,), generator=generator) if collapsed else labels]
     return torch.nn.functional.normalize(embeddings, out=embeddings).to(device), labels.to(device)
 
 
@@ -90,11 +95,12 @@ def measure_time(n: int, d: int, classes: int, device: str, repeats: int) -> dic
     for job in jobs:
         seconds(job, *small)
     data = make_data(n, d, classes, device)
+    collapsed = make_data(n, d, classes, device, collapsed=True)
     samples: dict[str, list[tuple[float, float]]] = {job: [] for job in jobs}
     for _ in range(repeats):
         for job in random.sample(jobs[1:], len(jobs) - 1):
             floor = seconds("product alone", *data)
-            samples[job].append((seconds(job, *data), floor))
+            samples[job].append((seconds(job, *(collapsed if job == COLLAPSED else data)), floor))
             samples["product alone"].append((floor, floor))
     return {
         job: {
@@ -115,7 +121,7 @@ def measure_memory(job: str, n: int, d: int, classes: int, device: str) -> float
 def peak_memory(job: str, n: int, d: int, classes: int, device: str) -> float:
     """Run a job and return the gigabytes that it took beside its data."""
     JOBS[job](*make_data(600, d, 100, device))
-    data = make_data(n, d, classes, device)
+    data = make_data(n, d, classes, device, collapsed=job == COLLAPSED)
     if device == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()

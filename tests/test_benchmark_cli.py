@@ -273,14 +273,14 @@ def test_full_disk(
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="no private mounts here")
-def test_a_really_full_disk(tmp_path):
+def test_a_really_full_disk_and_one_that_cannot_be_written_to(tmp_path):
     # The disk is mounted in a namespace of its own, so that it is gone with the process whatever happens.
     namespace = ["unshare", "--mount", "--map-root-user"]
     mount = 'mount -t tmpfs -o size=900k tmpfs "$1"'
     if subprocess.run([*namespace, "sh", "-c", mount, "sh", tmp_path], capture_output=True).returncode:
         pytest.skip("no private mounts here")
     script = f"""
-import subprocess, sys
+import os, subprocess, sys
 from pml_ext.benchmark import plots
 from pml_ext.benchmark.cli import main
 plots.draw = lambda *_: []
@@ -289,6 +289,10 @@ print("exit code", main([*{DIGITS!r}, "--losses", "ContrastiveLoss", "--out", di
 print(open(disk + "/out/results.jsonl").read(), "end of results", sep="")
 subprocess.run(["mount", "-o", "remount,size=20m", disk], check=True)
 print("exit code", main(["--resume", "--out", disk + "/out"]))
+os.mkdir(disk + "/ro")
+subprocess.run(["mount", "--bind", disk, disk + "/ro"], check=True)
+subprocess.run(["mount", "-o", "remount,bind,ro", disk + "/ro"], check=True)
+print("read only", main(["--resume", "--out", disk + "/ro/out"]), main([*{ONE!r}, "--out", disk + "/ro/new"]))
 """
     command = f'{mount} && exec "$2" -c "$3" "$1"'
     done = subprocess.run(
@@ -297,12 +301,16 @@ print("exit code", main(["--resume", "--out", disk + "/out"]))
         text=True,
         timeout=300,
     )
-    assert re.fullmatch(r"pml_ext\.benchmark: the disk is full[^\n]*\n", done.stderr)
+    full, *read_only = done.stderr.splitlines()
+    assert full.startswith("pml_ext.benchmark: the disk is full")
+    assert len(read_only) == 2
+    assert all(re.match(r"pml_ext\.benchmark: cannot .*Read-only file system", line) for line in read_only)
     first, second = done.stdout.split("end of results")
     written = first.split("exit code 2\n")[1].splitlines()
     assert [json.loads(line)["loss"] for line in written] == ["untrained"]
     assert "exit code 0" in second
     assert "ContrastiveLoss  " in second
+    assert second.endswith("read only 2 2\n")
 
 
 def test_errors_in_words():

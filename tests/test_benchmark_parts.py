@@ -263,6 +263,13 @@ def test_lines_that_lie_high_fill_the_picture(draw):
     assert draw([made("low", 0, 0.3, epochs=1), *high]).axes[0].get_ylim()[0] == 0
 
 
+@pytest.mark.parametrize("draw", [curves.learning_curves, curves.recall_curves])
+def test_lines_at_the_top_have_an_axis_below_them(draw):
+    axes = draw([made("untrained", 0, 1.0), made("RAW", 0, 1.0, epochs=1)]).axes[0]  # a warning would be an error here
+    assert axes.get_ylim()[0] == 95
+    assert axes.get_ylim()[1] >= 100
+
+
 def test_gallery_marks_right_and_wrong(tmp_path):
     test = DATASETS["digits"](split="test")
     one_hot = torch.nn.functional.one_hot(test.labels - test.labels.min()).float()

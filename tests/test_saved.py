@@ -82,6 +82,37 @@ def test_files_images_and_tensors_are_embedded_alike(folder, gallery):
     assert by_path.requires_grad_().sum().backward() is None  # an ordinary tensor
 
 
+def turned(path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.linear_gradient("L").resize((40, 30)).convert("RGB").save(path.with_name("turned.jpg"), exif=exif)
+    return path.with_name("turned.jpg")
+
+
+def transparent(path):
+    image = Image.open(path).convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    image.save(path.with_name("transparent.png"))
+    return path.with_name("transparent.png")
+
+
+def of_sixteen_bits(path):
+    values = np.linspace(0, 65535, 40 * 30).reshape(30, 40).astype(np.uint16)
+    Image.fromarray(values).save(path.with_name("sixteen.png"))
+    return path.with_name("sixteen.png")
+
+
+@pytest.mark.parametrize("kind", [turned, transparent, of_sixteen_bits])
+def test_an_open_image_is_seen_as_its_file_is(folder, gallery, kind):
+    model = load(folder)
+    path = kind(gallery / "red" / "0.png")
+    of_file = model.embed([path])
+    assert torch.equal(model.embed([Image.open(path)]), of_file)
+    assert torch.equal(model.embed([model.prepare(Image.open(path))]), of_file)
+    as_it_lies = Image.fromarray(np.asarray(Image.open(path).convert("RGB")))
+    assert not torch.allclose(model.embed([as_it_lies]), of_file, atol=1e-3)
+
+
 def test_a_gallery_answers(folder, gallery, tmp_path):
     model = load(folder)
     index = model.index(gallery, show=False)

@@ -63,7 +63,8 @@ def _bottom(axes: Any) -> float:
     """Where the axis of percentages begins: at 0, unless all lines lie so high that they would be one."""
     values = [float(value) for line in axes.lines for value in line.get_ydata()]
     low, high = min(values), max(values)
-    return 0.0 if low < 0.6 * high else max(0.0, 5 * math.floor((low - 0.5 * (high - low)) / 5))
+    bottom = 5 * math.floor((low - 0.5 * (high - low)) / 5)
+    return 0.0 if low < 0.6 * high else max(0.0, min(95.0, bottom))
 
 
 def recall_curves(results: Sequence[Result], *, ax: Any = None) -> Figure:

@@ -447,7 +447,7 @@ def rehearse(spec: Any, *, classes: int, embedding_size: int, images_per_class: 
         return 0
     try:
         recipe = spec.build(classes=classes, embedding_size=embedding_size)
-        weights = sum(weight.numel() for weight in recipe.loss.parameters() if weight.requires_grad)
+        weights: int = sum(int(weight.numel()) for weight in recipe.loss.parameters() if weight.requires_grad)
         if spec.in_memory:
             return weights
         labels = torch.arange(min(classes, 8)).repeat_interleave(images_per_class)

@@ -210,7 +210,7 @@ class EmbeddingModel(nn.Module):
         """What turns an image into the input [channels, height, width] of the network."""
         if self.description.preprocessing is None:
             raise BenchmarkError("this model takes vectors, not images")
-        return test_transform(self.description.preprocessing)
+        return Prepare(test_transform(self.description.preprocessing))
 
     @torch.no_grad()
     def embed(self, images: Any, *, show: bool = False) -> Tensor:
@@ -305,6 +305,19 @@ class EmbeddingModel(nn.Module):
     def digest(self) -> str:
         """A digest of the weights."""
         return digest(self.network)
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """What a file goes through, for an image that is open already: upright, 8 bits, on white, then the transform."""
+
+    transform: Callable[[Image.Image], Tensor]
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Prepare an image."""
+        from pml_ext.datasets.images import flat
+
+        return self.transform(flat(image, "the image"))
 
 
 class _Lazy(Sequence[Any]):
