@@ -292,7 +292,7 @@ print("exit code", main(["--resume", "--out", disk + "/out"]))
 os.mkdir(disk + "/ro")
 subprocess.run(["mount", "--bind", disk, disk + "/ro"], check=True)
 subprocess.run(["mount", "-o", "remount,bind,ro", disk + "/ro"], check=True)
-print("read only", main(["--resume", "--out", disk + "/ro/out"]), main([*{ONE!r}, "--out", disk + "/ro/new"]))
+print("read only", main(["--resume", "--out", disk + "/ro/out"]), main([*{DIGITS!r}, "--out", disk + "/ro/new"]))
 """
     command = f'{mount} && exec "$2" -c "$3" "$1"'
     done = subprocess.run(

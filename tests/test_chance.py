@@ -14,9 +14,9 @@ from pml_ext.evaluation import chance_level, evaluate
 METRICS = ["recall_at_1", "recall_at_2", "recall_at_4", "recall_at_8", "mean_average_precision_at_r", "r_precision"]
 
 
-def over_all_orders(right: int, total: int, ks: tuple[int, ...]) -> dict[str, float]:
+def over_all_orders(right, total, ks):
     """The mean of each metric over every order of the references of one query."""
-    found: dict[str, list[float]] = {}
+    found = {}
     for places in itertools.combinations(range(total), right):
         hits = [place in places for place in range(total)]
         for k in ks:
@@ -42,7 +42,7 @@ def test_it_is_the_mean_over_all_orders(labels):
 def test_random_embeddings_reach_it(case):
     generator = torch.Generator().manual_seed(1)
     labels = torch.arange(40) % 3 // 1
-    chosen: dict[str, torch.Tensor] = {}
+    chosen = {}
     if case != "all":
         chosen = {"query": torch.arange(40) < 25, "gallery": torch.arange(40) >= 15}  # ten are both
     if case == "sequences":
