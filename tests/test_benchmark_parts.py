@@ -345,7 +345,7 @@ def test_all_pictures_of_an_experiment(tmp_path):
             assert min(image.size) > 500
             assert np.asarray(image.convert("L")).std() > 10
     report = (out / "report.html").read_text(encoding="utf-8")
-    for part in ("Results", "Curves", "Retrievals", "Map", "Health", "Arguments", "gain over untrained"):
+    for part in ("Results", "Curves", "Retrievals", "Map", "Health", "Arguments", "gain over<br>untrained"):
         assert part in report, part
     assert report.count("<li class=") == 6 * 2 * 8
     assert "training on" not in report

@@ -413,7 +413,15 @@ def test_page_says_the_numbers():
     assert "0 of 1" in document  # of B, which failed
     gain = paired_difference(queries(0.5, 0.52, 0.54), queries(0.1))
     assert f"{100 * gain.mean:+.1f} <span" in document
-    assert "gain over untrained" in document
+    assert "gain over<br>untrained" in document
+
+
+def test_the_note_says_what_intervals_are_of():
+    one, several = [result("A", 0, 0.5)], [result("B", seed, 0.5 + seed / 50) for seed in range(3)]
+    assert "over runs (Student)." in page(Contents("x", several))
+    mixed = page(Contents("x", [*one, *several]))
+    assert "over runs (Student); of a single run, of recall@1 over queries (bootstrap)." in mixed
+    assert "one run says nothing about seeds" in page(Contents("x", one))
 
 
 def test_intervals_end_at_the_ends_of_a_share():

@@ -87,7 +87,7 @@ def results_table(contents: Contents, rows: Sequence[Row]) -> str:
     for title, metric in shown:
         head.append(title)
         if metric == "recall_at_1":
-            head += (["", "rank"] if ranked else []) + ([f"gain over {text(base)}"] if gained else [])
+            head += (["", "rank"] if ranked else []) + ([f"gain over<br>{text(base)}"] if gained else [])
     body = []
     for row in rows:
         recall = row.intervals["recall_at_1"]
@@ -104,10 +104,11 @@ def results_table(contents: Contents, rows: Sequence[Row]) -> str:
 
 
 def _notes(contents: Contents, rows: Sequence[Row]) -> list[str]:
-    several = any(row.intervals["recall_at_1"].total > 1 for row in rows)
-    over = (
-        "over runs (Student)" if several else "of recall@1 over queries (bootstrap): one run says nothing about seeds"
-    )
+    runs = {row.intervals["recall_at_1"].total for row in rows}
+    over = "of recall@1 over queries (bootstrap): one run says nothing about seeds"
+    if max(runs, default=0) > 1:
+        single = "; of a single run, of recall@1 over queries (bootstrap)"
+        over = f"over runs (Student){single if 1 in runs else ''}"
     notes = [f"In per cent, on classes that were not trained on; intervals are of 95 %, {over}."]
     if any(row.standing for row in rows):
         notes.append(
@@ -193,11 +194,12 @@ def _health(contents: Contents, rows: Sequence[Row]) -> str:
         return ""
     names = shortened(best)
     healths = {names[loss]: contents.healths[loss] for loss in best}
-    return figure(
+    drawn = figure(
         partial(curves.health_curves, healths),
         "What the losses do to pairs, and how the embeddings look, by step",
         (9, 6.4),
     )
+    return f'<div class="scrolls" tabindex="0">{drawn}</div>'  # four panels are too small for a telephone
 
 
 def _arguments(results: Sequence[Result]) -> str:
@@ -225,7 +227,8 @@ STYLE = """
   --right: #00795a; --wrong: #b84a00; --link: #0060a0; }
 @media (prefers-color-scheme: dark) { :root { --paper: #15171b; --ink: #e6e8eb; --muted: #9aa3af; --line: #343a43;
   --soft: #1e2127; --right: #2fcf9f; --wrong: #ff8f4a; --link: #7cc0ff; }
-  figure svg { filter: brightness(1.25); } }
+  figure svg { filter: brightness(1.25); }
+  figure svg path[style*="#b0b0b0; stroke-opacity: 0.25"] { stroke-opacity: .1 !important; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1200px; padding: 0 16px 48px; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
@@ -243,6 +246,7 @@ th:first-child { text-align: left; position: sticky; left: 0; background: var(--
 thead th { background: var(--soft) !important; font-weight: 600; } tbody th { font-weight: 500; }
 td .muted { display: block; line-height: 1.2; }
 #arguments td, #arguments th { text-align: left; white-space: normal; }
+#arguments th { overflow-wrap: normal; }
 .scrolls { overflow-x: auto; } .scrolls svg { min-width: 760px; }
 .best { color: var(--right); font-weight: 600; }
 figure { margin: 0; } figure svg { display: block; width: 100%; height: auto; max-height: 80vh; }
