@@ -236,6 +236,12 @@ def add_up(x: Tensor, group: Group) -> Tensor:
     return total
 
 
+def total(x: Tensor, group: Group) -> Tensor:
+    """The sum over the processes, with which each goes on by itself: the gradients of all come back to each."""
+    (same,) = sum_of_parts([add_up(x, group)], group)
+    return same
+
+
 def scaled(x: Tensor, factor: float) -> Tensor:
     """The same numbers with a multiple of their gradient. A view: who writes to it writes to x."""
     return x if factor == 1 else _hooked(x, lambda grad: grad * factor)

@@ -89,6 +89,9 @@ SELECTED_ROWS = 64
 # So many draws of a bootstrap at a time: 64 MB.
 DRAWS = 1 << 23
 
+# Several processes: scores of a loss of all pairs that are held at once, and computed again.
+SUMMED_SCORES = 1 << 20
+
 # Stock losses: scores of the rows that are worked on at a time.
 STOCK_BLOCK = 1 << 17
 # A list of the columns of one's own class is cheaper than a mask if they are at most this share of all.
@@ -114,6 +117,7 @@ TINY: dict[str, float] = {
     "HISTOGRAM_BLOCK": 16,
     "SOFT_TRIPLETS": 64,
     "RANK_SLOPES": 16,
+    "SUMMED_SCORES": 30,
     "STOCK_BLOCK": 20,
     "STOCK_PAYS": 0,
     "STOCK_OWN_SHARE": 0.6,  # grows, as GATHERED_SHARE

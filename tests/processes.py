@@ -1,7 +1,5 @@
 """What each process of `test_distributed_processes` does: real ones, by gloo. `python processes.py RANK SIZE FOLDER`.
 
-The end is an error of one of them, which the others must hear of.
-
 Every check is against one process with the whole batch, computed here before the processes meet.
 """
 
@@ -12,7 +10,9 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
+import failing_processes
 import pytest
 import torch
 import torch.distributed as dist
@@ -22,8 +22,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pml_ext import losses, miners
+from pml_ext.benchmark import Experiment, evaluate, plots
+from pml_ext.benchmark.errors import BenchmarkError
+from pml_ext.benchmark.processes import Team
 from pml_ext.evaluation.accuracy import RetrievalAccuracyCalculator
 from pml_ext.evaluation.sharded import sharded_accuracy
+from pml_ext.ranks import Processes
 from pml_ext.trainers import Cached
 from pml_ext.wrappers import CrossBatchMemory, DistributedLoss, DistributedMiner, SelfSupervisedLoss
 
@@ -192,9 +196,65 @@ def check_evaluation(rank, size):
         assert abs(found[name] - float(value)) < 1e-12, name
 
 
-def check_errors(rank, size):
-    with pytest.raises(ValueError, match="the dimension of embeddings must be the same on all processes"):
-        DistributedLoss(losses.RAWLoss())(torch.randn(3, D - rank), LABELS[:3])
+def job(folder, epochs, **more):
+    given = {"steps": 3, "batch_size": 20, "classes_per_batch": 5, "optimizer": "sgd", "learning_rate": 0.02}
+    given |= {"losses": ("MultiSimilarityLoss", "ProxyNCALoss"), "data": "digits", "device": "cpu"}
+    return Experiment(**(given | more), epochs=epochs, out=str(folder)).run(resume=None)
+
+
+METHOD = {"losses": ("HDML-NPair-balanced",), "optimizer": "adam", "learning_rate": 1e-4, "steps": 2}
+
+
+def losses_of(results):
+    return {one.loss: [epoch["loss"] for epoch in one.history] for one in results.runs if one.history}
+
+
+def job_alone(folder):
+    """What one process finds, and where another one stops after its first epoch."""
+    whole = job(folder / "whole", 2)
+    job(folder / "begun", 1)
+    return whole, job(folder / "method alone", 1, **METHOD)
+
+
+def check_job(rank, size, folder, alone):
+    together = job(folder / "together", 1)
+    begun = job(folder / "begun", 2)
+    method = job(folder / "method", 1, **METHOD)
+    if rank == 0:
+        alone, method_alone = alone
+        (found,), (wanted,) = losses_of(method).values(), losses_of(method_alone).values()
+        assert found == pytest.approx(wanted, rel=1e-3), "HDML"
+        expected = losses_of(alone)
+        for name, values in losses_of(begun).items():
+            assert values == pytest.approx(expected[name], rel=1e-4), f"{name}, begun by one process"
+        for name, values in losses_of(together).items():
+            assert values == pytest.approx(expected[name][:1], rel=1e-5), f"{name}, by all"
+        found, wanted = (each.runs[0].metrics for each in (together, alone))
+        assert found == pytest.approx(wanted, abs=0.01), "the untrained network"
+        files = {path.name for path in (folder / "together").iterdir()}
+        assert {"results.jsonl", "table.md", "experiment.json"} <= files, files
+    # An error of the first process is one of all, before anything is waited for.
+    with pytest.raises(BenchmarkError, match="is not empty"):
+        job(folder, 1)
+    big = job(folder / "large", 1, losses=("RAW",), accumulate=2, cached_chunk=4, freeze_batch_norm=True)
+    assert not big.runs[-1].error
+
+
+def check_measures(rank, size):
+    own = Team(Processes())
+    x, labels = batch(0)
+    x = torch.nn.functional.normalize(x).float()
+    query = torch.arange(N) % 3 > 0
+    for more in ({}, {"query": query, "gallery": ~query}, {"sequences": torch.arange(N) % 4}):
+        data = SimpleNamespace(labels=labels, **more)
+        given = {"recall_at": (1, 2), "device": torch.device("cpu"), "clusters": True}
+        expected = evaluate.measure(x, data, **given)
+        found = evaluate.measure(x, data, **given, team=own)
+        assert list(found) == list(expected)
+        assert dict(found) == pytest.approx(dict(expected), abs=1e-12, nan_ok=True)
+        for name, values in expected.per_query.items():
+            assert torch.equal(found.per_query[name].nan_to_num(-1), values.nan_to_num(-1)), name
+        assert torch.equal(found.query_classes, expected.query_classes)
 
 
 def example(rank, size, folder):
@@ -220,40 +280,36 @@ def example(rank, size, folder):
 
 
 def main(rank, size, folder):
+    failing_processes.check(rank, size, folder / "failures")
     example(rank, size, folder)
     references = {}
     for name, make in LOSSES.items():
         loss, miner = made(make)
         references[name] = train(network(), loss, batch, miner)
     cached = train(network(norm=True), losses.RAWLoss(), batch)
+    # What is drawn takes its time and is the same.
+    plots.draw = lambda *_: []
+    alone = job_alone(folder / "jobs") if rank == 0 else None
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder}/store",
         rank=rank,
         world_size=size,
-        timeout=datetime.timedelta(seconds=60),
+        timeout=datetime.timedelta(seconds=240),
     )
     check_losses(rank, size, references)
     check_cached(rank, size, cached)
     check_views(rank, size)
     check_group(rank, size)
     check_evaluation(rank, size)
-    check_errors(rank, size)
+    check_measures(rank, size)
+    check_job(rank, size, folder / "jobs", alone)
     dist.barrier()
     dist.destroy_process_group()
-    fail(rank, size, folder)
-
-
-def fail(rank, size, folder):
-    """The last process raises an error in the second step; the others are not to wait for it for ever."""
-    timeout = datetime.timedelta(seconds=20)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/other", rank=rank, world_size=size, timeout=timeout)
-    x, labels = batch(0)
-    loss = DistributedLoss(losses.RAWLoss())
-    loss(x, labels)
-    if rank == size - 1:
-        raise KeyError("a mistake of one process")
-    loss(x, labels)
+    if rank == 0:  # and by one process what several have begun
+        expected, found = losses_of(alone[0]), losses_of(job(folder / "jobs" / "together", 2))
+        for name, values in found.items():
+            assert values == pytest.approx(expected[name], rel=1e-4), f"{name}, begun by all"
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pml_ext.benchmark import config, folder, streams
+from pml_ext.benchmark import config, folder, processes, streams
 from pml_ext.benchmark.config import Experiment
 from pml_ext.benchmark.errors import BenchmarkError, explain
 from pml_ext.benchmark.kinds import Several, Switch
@@ -68,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _stop("terminated", 128 + end.number, out)
     except KeyboardInterrupt:
         return _stop("interrupted", 130, out)
+    except processes.ToldError:
+        return 2  # the first process has said why
     except BenchmarkError as error:
         return _stop(str(error), 2)
     except MemoryError:
@@ -87,8 +89,13 @@ def _run(experiment: Experiment, resume: bool, trials: int | None, rates: bool) 
     if trials is None:
         from pml_ext.benchmark.runs import run
 
-        run(experiment, resume=resume, say=streams.say)
+        with processes.joined() as team:
+            # Each would have the date and the time of its own.
+            experiment = replace(experiment, out=team.first(lambda: experiment.out))
+            run(experiment, resume=resume, say=streams.say)
     else:
+        if processes.from_environment()[1] > 1:
+            raise BenchmarkError("a search runs in one process: start it without torchrun")
         from pml_ext.benchmark.search import tune
 
         tune(experiment, trials, rates=rates, resume=resume, say=streams.say)
@@ -142,7 +149,9 @@ def _stop(message: str, code: int, out: str | None = None) -> int:
     for word, name in (("", folder.ARGUMENTS), (f"{TUNE} ", folder.SEARCH)):
         if out is not None and Path(out, name).exists():
             after = f"; continue with: {COMMAND} {word}--resume --out {shlex.quote(str(out))}"
-    streams.complain(f"pml_ext.benchmark: {' '.join(message.split())}{after}")
+    rank, size = processes.from_environment()
+    who = f", process {rank} of {size}" if rank else ""
+    streams.complain(f"pml_ext.benchmark{who}: {' '.join(message.split())}{after if rank == 0 else ''}")
     return code
 
 
@@ -163,7 +172,8 @@ def parser(tuning: bool = False) -> OneLineParser:
         if tuning
         else "An interrupted experiment continues with --resume; --resume --losses NCA --seeds 3 4 adds to a "
         "finished one. Everything is written under --out: results.jsonl, table.md, report.html, plots, checkpoints, "
-        "and the logs of record-keeper (CSV, SQLite, TensorBoard).",
+        "and the logs of record-keeper (CSV, SQLite, TensorBoard). Several processes train each run together, each its "
+        "share of a batch: torchrun --nproc-per-node 2 -m pml_ext.benchmark ...",
     )
     groups = {name: made.add_argument_group(title) for name, title in GROUPS.items()}
     for flag in config.flags():

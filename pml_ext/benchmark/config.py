@@ -95,6 +95,10 @@ class Experiment:
         clip: the greatest norm of the gradient of trunk and head; None does not clip. Default None.
         amp: "none", "bf16" or "fp16": the type that the network computes in. Default "none".
         ema: test an exponential moving average of the weights with this decay; 0 tests the weights. Default 0.
+        accumulate: batches whose gradients are averaged for one step of the optimizers, or what is left of them at the
+            end of an epoch; pairs are those within a batch. Default 1.
+        cached_chunk: embed so many images at a time, keep no activations, and compute them once more backward: batches
+            larger than the memory, with all their pairs. Batch normalization sees chunks. Default None: all at once.
         recall_at: the k of recall@k. Default (1, 2, 4, 8).
         workers: processes that load images. Default 0: none.
         cache: the folder for features of frozen trunks; None is pml_ext in the user's cache. Default None.
@@ -308,6 +312,19 @@ class Experiment:
         "how often a training image is mirrored; 0 where left and right differ, as in writing",
         group="training",
         metavar="SHARE",
+    )
+    accumulate: int = _flag(
+        1,
+        Whole(1),
+        "average the gradients of N batches for a step of the optimizers; pairs are those within a batch",
+        group="training",
+    )
+    cached_chunk: int | None = _flag(
+        None,
+        Whole(1),
+        "embed N images at a time without keeping their activations, for large batches with all their pairs",
+        group="training",
+        none="all at once",
     )
     dataset: InitVar[Any] = None
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from pml_ext.benchmark.learning import AMP
+from pml_ext.benchmark.processes import ALONE, Team
 from pml_ext.benchmark.progress import Progress
 from pml_ext.evaluation import Evaluation, chance_level, evaluate
 
@@ -40,13 +43,17 @@ def embed(
     workers: int = 0,
     amp: str = "none",
     progress: Progress | None = None,
+    team: Team = ALONE,
 ) -> Tensor:
-    """Normalized embeddings [n, d] of a dataset, on the CPU, in float32.
+    """Normalized embeddings [n, d] of a dataset, on the CPU, in float32; each process of a team embeds its share.
 
     Raises:
         NotFinite: an embedding is not.
     """
-    loader = DataLoader(dataset, batch_size=TEST_BATCH, num_workers=workers)
+    number = len(dataset)
+    is_shared = team.size > 1 and number >= team.size
+    part = Subset(dataset, range(number)[team.share(number)]) if is_shared else dataset
+    loader = DataLoader(part, batch_size=TEST_BATCH, num_workers=workers)
     batches = iter(loader) if progress is None else progress.images(loader, len(loader))
     training = network.training
     network.eval()
@@ -58,7 +65,7 @@ def embed(
                 found.append(nn.functional.normalize(embeddings).cpu())
     finally:
         network.train(training)
-    embeddings = torch.cat(found).clone()
+    embeddings = team.all_rows(torch.cat(found), number) if is_shared else torch.cat(found).clone()
     wrong = ~embeddings.isfinite().all(1)
     if wrong.any():
         raise NotFinite(f"the embeddings of {int(wrong.sum())} of {len(wrong)} images are not finite")
@@ -66,23 +73,57 @@ def embed(
 
 
 def measure(
-    embeddings: Tensor, dataset: Any, *, recall_at: Sequence[int], device: torch.device, clusters: bool
+    embeddings: Tensor,
+    dataset: Any,
+    *,
+    recall_at: Sequence[int],
+    device: torch.device,
+    clusters: bool,
+    team: Team = ALONE,
 ) -> Evaluation:
     """Retrieval metrics of the normalized embeddings of a dataset, with NMI if `clusters`.
 
     Each is compared with all others; where the dataset has a query and a gallery, these with those, and not with what
-    is of the query's own sequence.
+    is of the query's own sequence. Each process of a team ranks its share of the queries.
     """
     some_clusters = clusters and len(torch.unique(dataset.labels)) <= CLUSTERS
-    return evaluate(
+    of_all = partial(
+        evaluate,
         embeddings.to(device),
         dataset.labels,
         k=recall_at,
-        metrics=("recall", *RETRIEVAL, *(("NMI",) if some_clusters else ())),
-        query=getattr(dataset, "query", None),
         gallery=getattr(dataset, "gallery", None),
         groups=getattr(dataset, "sequences", None),
     )
+    names = ("recall", *RETRIEVAL, *(("NMI",) if some_clusters else ()))
+    query = getattr(dataset, "query", None)
+    if team.size == 1:
+        return of_all(metrics=names, query=query)
+    return _together(team, of_all, names, dataset, query)
+
+
+def _together(
+    team: Team, of_all: Callable[..., Evaluation], names: tuple[str, ...], dataset: Any, query: Any
+) -> Evaluation:
+    """What one process would measure, of the own queries of each."""
+    queries = torch.arange(len(dataset.labels)) if query is None else _indices(query)
+    if len(queries) < team.size:
+        return of_all(metrics=names, query=query)
+    ranked = tuple(name for name in names if name != "NMI")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "no query has a reference")  # of own ones
+        found = of_all(metrics=ranked, query=queries[team.share(len(queries))])
+    per_query = {name: team.all_rows(values, len(queries)) for name, values in found.per_query.items()}
+    means = {name: float(values.nanmean()) for name, values in per_query.items()}
+    if "NMI" in names:
+        means |= team.first(lambda: dict(of_all(metrics=("NMI",), query=query)))
+    classes = torch.as_tensor(dataset.labels)[queries].unique(return_inverse=True)[1]
+    return Evaluation(means, per_query, classes, found.gallery_size)
+
+
+def _indices(query: Any) -> Tensor:
+    given = torch.as_tensor(query)
+    return given.nonzero()[:, 0] if given.dtype == torch.bool else given
 
 
 def by_chance(dataset: Any) -> str:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pml_ext.benchmark.config import Experiment
+from pml_ext.benchmark.processes import ALONE, Team
+from pml_ext.trainers import Cached
 from pml_ext.trainers.assembly import LOSSES, Assembled
+from pml_ext.trainers.batch_norm import batch_norm_of_all
+from pml_ext.wrappers import DistributedLoss
 
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Parts = dict[str, dict[str, Any]]
@@ -48,7 +53,7 @@ class Learner(Protocol):
 
 
 class LossLearner:
-    """One loss and its miner: plain PyTorch.
+    """One loss and its miner: plain PyTorch. Several processes learn from a batch together, each given its share.
 
     Args:
         network: with `parts()`, trunk and embedder.
@@ -58,6 +63,7 @@ class LossLearner:
         pretrained: whether the trunk is, so that it learns more slowly.
         total: steps of the whole run.
         device: where the network is.
+        team: the processes.
     """
 
     def __init__(
@@ -70,9 +76,15 @@ class LossLearner:
         pretrained: bool,
         total: int,
         device: torch.device,
+        team: Team = ALONE,
     ) -> None:
-        self.network, self.miner = network, miner
+        self.network, self.miner, self.team = network, miner, team
         self.loss: nn.Module = loss
+        self._steps, self._accumulate = total // experiment.epochs, experiment.accumulate
+        self._sees_chunks = experiment.cached_chunk is not None
+        model = network if experiment.cached_chunk is None else Cached(network, experiment.cached_chunk)
+        self._model: nn.Module = model if team.size == 1 else DistributedDataParallel(model)
+        self._of_all = None if team.size == 1 else DistributedLoss(loss, miner)
         self.device, self.clip = device, experiment.clip
         self.optimizers = optimizers(network, loss, experiment, pretrained=pretrained)
         self._rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
@@ -91,25 +103,28 @@ class LossLearner:
 
     def begin(self, epoch: int) -> None:
         """Set everything to training."""
-        self.network.train()
+        self._model.train()
         self.loss.train()
 
     def step(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
         """Learn from a batch; the loss may come back infinite or not a number, and nothing was learned then."""
+        place = step % self._steps
+        before = place % self._accumulate
+        together = min(self._accumulate, self._steps - place + before)
         for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = self._rates[name] * self._factor(step)
-            optimizer.zero_grad()
-        precision = nullcontext() if self._dtype is None else torch.autocast(self.device.type, self._dtype)
-        with precision:
-            embeddings = self.network(images)
-        embeddings = embeddings.float() if self._dtype is not None else embeddings
-        pairs = None if self.miner is None else self.miner(embeddings, labels)
-        loss = torch.as_tensor(self.loss(embeddings, labels, pairs))
-        self._value = loss.detach()
-        if not torch.isfinite(self._value):
+            if before == 0:
+                optimizer.zero_grad()
+        is_last = before == together - 1
+        with self._without_reduction(is_last):
+            loss = self._loss(images, labels)
+            self._value = loss.detach()
+            if not torch.isfinite(self._value):
+                return self._value
+            self.scaler.scale(loss / together).backward()
+        if not is_last:
             return self._value
-        self.scaler.scale(loss).backward()
         if self._within_range():
             for optimizer in self.optimizers.values():
                 self.scaler.step(optimizer)
@@ -117,6 +132,25 @@ class LossLearner:
         if self.average is not None:
             self.average.update_parameters(self.network)
         return self._value
+
+    def _without_reduction(self, is_last: bool) -> AbstractContextManager[Any]:
+        """Only the last of the batches of a step adds up the gradients of the processes, of all of them."""
+        if is_last or not isinstance(self._model, DistributedDataParallel):
+            return nullcontext()
+        left_out: AbstractContextManager[Any] = self._model.no_sync()
+        return left_out
+
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The loss of the batch, of all processes."""
+        group = None if self._sees_chunks else self.team.group
+        precision = nullcontext() if self._dtype is None else torch.autocast(self.device.type, self._dtype)
+        with precision, nullcontext() if group is None else batch_norm_of_all(self.network, group):
+            embeddings = self._model(images)
+        embeddings = embeddings.float() if self._dtype is not None else embeddings
+        if self._of_all is not None:
+            return torch.as_tensor(self._of_all(embeddings, labels))
+        pairs = None if self.miner is None else self.miner(embeddings, labels)
+        return torch.as_tensor(self.loss(embeddings, labels, pairs))
 
     def _within_range(self) -> bool:
         """Clip the gradients; False if the scale was too large for half precision, and no optimizer is to step.
@@ -152,13 +186,19 @@ class MethodLearner:
     Args:
         assembled: its parts, of which trunk and embedder are those of the network.
         network: the network.
+        team: the processes, each given its share of a batch.
     """
 
-    def __init__(self, assembled: Assembled, network: Any) -> None:
-        self.assembled, self.network = assembled, network
+    def __init__(self, assembled: Assembled, network: Any, *, team: Team = ALONE) -> None:
+        self.assembled, self.network, self.group = assembled, network, team.group
         self.loss: nn.Module | None = None
         self.terms = assembled.loss()
         self._values: dict[str, Any] = {}
+        if self.group is not None:
+            self.terms.distributed = self.group
+            for part in (*assembled.models.values(), *assembled.losses.values()):
+                for parameter in part.parameters():
+                    parameter.register_post_accumulate_grad_hook(self._average)
 
     def tested(self) -> Any:
         """The network."""
@@ -176,7 +216,10 @@ class MethodLearner:
             part.zero_grad()
         for optimizer in self.assembled.optimizers.values():
             optimizer.zero_grad()
-        features = self.assembled.models["trunk"](images)
+        trunk, group = self.assembled.models["trunk"], self.group
+        # What comes after the trunk has the batch of all on every process.
+        with nullcontext() if group is None else batch_norm_of_all(trunk, group):
+            features = trunk(images)
         terms = self.terms(features, self.assembled.models["embedder"](features), labels)
         real = terms.mixing_weight
         weighted = (real * terms.j_m, (1 - real) * terms.j_syn, terms.j_recon, terms.j_soft, terms.j_ce)
@@ -187,6 +230,11 @@ class MethodLearner:
         values = dict(zip(LOSSES, weighted, strict=True)) | {"total_loss": total}
         self._values = {name: value.detach() for name, value in values.items()}
         return total.detach()
+
+    def _average(self, parameter: Tensor) -> None:
+        assert self.group is not None
+        assert parameter.grad is not None
+        parameter.grad.copy_(self.group.all_reduce(parameter.grad) / self.group.size)
 
     def parts(self) -> Parts:
         """Networks, optimizers, the metric loss, the running averages, and the miner of the tuples."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 
 
 def seed_everything(seed: int) -> None:
@@ -39,6 +40,32 @@ def restore(saved: dict[str, Any]) -> None:
     torch.set_rng_state(saved["torch"].cpu())
     if saved["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all([state.cpu() for state in saved["cuda"]])
+
+
+def with_seeds(batches: list[list[int]]) -> list[list[tuple[int, int]]]:
+    """Batches of indices, each with a seed of its own for `Drawn`; one number is drawn, from torch's CPU generator."""
+    generator = torch.Generator().manual_seed(int(torch.randint(2**62, (), device="cpu")))
+    seeds = iter(torch.randint(2**62, (sum(map(len, batches)),), generator=generator).tolist())
+    return [[(index, next(seeds)) for index in batch] for batch in batches]
+
+
+class Drawn(Dataset[Any]):
+    """Samples, each drawn from torch's CPU generator as its own seed says: alike in any process, of any number.
+
+    Args:
+        samples: a data set.
+    """
+
+    def __init__(self, samples: Any) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, chosen: tuple[int, int]) -> Any:
+        index, seed = chosen
+        torch.default_generator.manual_seed(seed)
+        return self.samples[index]
 
 
 class Stream:

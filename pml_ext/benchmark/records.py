@@ -41,12 +41,12 @@ def missing() -> list[str]:
 
 
 @contextmanager
-def keeping(folder: Path) -> Iterator[Any]:
+def keeping(folder: Path, *, writes: bool = True) -> Iterator[Any]:
     """Open a record-keeper that writes CSV files and `logs.db` (SQLite), and TensorBoard events, under `folder`.
 
-    None where it is not installed.
+    None where it is not installed, and unless `writes`.
     """
-    if not are_kept():
+    if not (writes and are_kept()):
         yield None
         return
     from record_keeper import RecordKeeper, RecordWriter

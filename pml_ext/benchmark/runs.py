@@ -6,6 +6,8 @@ import io
 import sqlite3
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -26,6 +28,7 @@ from pml_ext.benchmark.events import Callback, Event, RunEnded, RunStarted, Tell
 from pml_ext.benchmark.fingerprint import fingerprint
 from pml_ext.benchmark.losses import LossSpec
 from pml_ext.benchmark.pace import Pace
+from pml_ext.benchmark.processes import Team, team
 from pml_ext.benchmark.progress import Progress
 from pml_ext.benchmark.result import BASELINES, FROZEN_TRUNK, UNTRAINED, UNTRAINED_HEAD, Key, Result
 from pml_ext.benchmark.results import Results
@@ -76,6 +79,9 @@ def run(
     check_extras()
     from pml_ext.benchmark import plots  # needs the extras; what is wrong with it shows before the training
 
+    together = team()
+    if not together.is_first:
+        callbacks, say = (), _silence
     tell, warn, say = Teller(callbacks), say or (print if from_python else _silence), say or _silence
     torch_device(experiment.device)
     specs = losses.parse_all(experiment.losses)
@@ -92,7 +98,7 @@ def run(
         specs = losses.parse_all(experiment.losses)
         out = Path(str(experiment.out))
     else:
-        experiment = folder.named(experiment)
+        experiment = replace(experiment, out=together.first(lambda: str(folder.named(experiment).out)))
         out = folder.check_new(experiment)
     data = data or _data(experiment)
     weights: dict[str, int] = {}
@@ -104,26 +110,35 @@ def run(
             embedding_size=experiment.embedding_size,
             images_per_class=data[0].images_per_class(experiment),
         )
-    files.make_folder(out)
     joined: list[Result] = []
     interrupted = False
-    with lock.held(out):
-        if not resume:
-            folder.check_new(experiment)  # another process may have come and gone meanwhile
-        jobs = Jobs(experiment, {spec.name: spec for spec in specs}, out, say, tell)
-        before = jobs.read()
-        folder.start(out, experiment, list(jobs.specs), objects)
+    with ExitStack() as held:
+        jobs = Jobs(experiment, {spec.name: spec for spec in specs}, out, say, tell, together)
+
+        def begin() -> list[Result]:
+            files.make_folder(out)
+            held.enter_context(lock.held(out))
+            if not resume:
+                folder.check_new(experiment)  # another process may have come and gone meanwhile
+            before = jobs.read()
+            folder.start(out, experiment, list(jobs.specs), objects)
+            return before
+
+        before = together.first(begin)
         for line in [*_plan(jobs, data[0]), *_trained_with(jobs, weights)]:
             say(line)
         if from_python and objects:
             warn(_in_memory(objects))
         try:
-            jobs.data = frozen.prepared(experiment, data, say)
+            jobs.data = _prepared(experiment, data, say, together)
             results = jobs.run(before)
-            if from_python and results == before and (out / plots.REPORT).exists():
-                joined = _concatenated(experiment, jobs.data, out, results)
-            else:
-                joined = _report(experiment, jobs.data, out, results, say)
+
+            def end() -> list[Result]:
+                if from_python and results == before and (out / plots.REPORT).exists():
+                    return _concatenated(experiment, jobs.data, out, results)
+                return _report(experiment, jobs.data, out, results, say)
+
+            joined = together.first(end)
         except KeyboardInterrupt:
             if not from_python:
                 raise
@@ -136,6 +151,13 @@ def run(
 
 def _silence(line: str) -> None:
     pass
+
+
+def _prepared(experiment: Experiment, data: list[Data], say: Say, together: Team) -> list[Data]:
+    """The data as the networks take them; the first process computes features, the others find them."""
+    made: list[list[Data]] = []
+    together.first(lambda: made.append(frozen.prepared(experiment, data, say)))
+    return made[0] if made else frozen.prepared(experiment, data, say)
 
 
 def _data(experiment: Experiment) -> list[Data]:
@@ -162,6 +184,7 @@ def _folds(experiment: Experiment) -> Sequence[int | None]:
 def _check_method(spec: LossSpec, experiment: Experiment) -> None:
     """Raise BenchmarkError for arguments that a method with optimizers of its own would not heed."""
     heeded = {"optimizer": "adam", "schedule": "constant", "warmup": 0, "clip": None, "amp": "none", "ema": 0}
+    heeded |= {"accumulate": 1, "cached_chunk": None}
     unheeded = [name for name, default in heeded.items() if getattr(experiment, name) != default]
     if spec.method is not None and unheeded:
         raise BenchmarkError(f"{spec.name} trains in its own way, without {', '.join(unheeded)}: leave that out")
@@ -176,15 +199,23 @@ class Jobs:
         out: the folder.
         say: called with each line for the reader.
         tell: called with the events of the runs.
+        team: the processes that do them together; the first one writes.
 
     Attributes:
         data: of each fold; to be set before `run`.
     """
 
     def __init__(
-        self, experiment: Experiment, specs: dict[str, LossSpec], out: Path, say: Say, tell: Callable[[Event], None]
+        self,
+        experiment: Experiment,
+        specs: dict[str, LossSpec],
+        out: Path,
+        say: Say,
+        tell: Callable[[Event], None],
+        team: Team,
     ) -> None:
         self.experiment, self.specs, self.out, self.say, self.tell = experiment, specs, out, say, tell
+        self.team = team
         self.data: list[Data] = []
         self._clock: Pace | None = Pace(experiment.workers)
 
@@ -231,15 +262,18 @@ class Jobs:
         results = {one.key: one for one in before}
         keys = self.keys(self.data[0])
         todo = [key for key in keys if key not in results or not self._ended(results[key])]
-        left = {key: self.experiment.epochs - self._done(key) for key in todo if key[0] in self.specs}
+        left = self.team.first(
+            lambda: {key: self.experiment.epochs - self._done(key) for key in todo if key[0] in self.specs}
+        )
         total = self.experiment.epochs * sum(key[0] in self.specs for key in keys)
-        progress = Progress(total, done=total - sum(left.values()))
+        progress = Progress(total, done=total - sum(left.values()), shown=None if self.team.is_first else False)
         try:
             for key in todo:
                 one = self._one(key, progress, sum(left.values()))
                 left.pop(key, None)
                 results[key] = one
-                result.write(self.out / RESULTS, [results[each] for each in keys if each in results])
+                if self.team.is_first:
+                    result.write(self.out / RESULTS, [results[each] for each in keys if each in results])
                 self.tell(RunEnded(one))
                 if not progress.shown:
                     self.say(_line(one))
@@ -268,26 +302,39 @@ class Jobs:
                 if expected > LONG:
                     self.say(f"about {_duration(expected)} of training, tests not counted")
 
-        where.mkdir(exist_ok=True)
+        self.team.first(lambda: where.mkdir(exist_ok=True))
         try:
             if name not in self.specs:
                 measured = self._test_baseline(name, seed, data, where, progress)
-                files.write(where / QUERIES, evaluate.per_query(measured))
+                if self.team.is_first:
+                    files.write(where / QUERIES, evaluate.per_query(measured))
                 return Result(name, seed, dict(measured), [], None, arguments)
             self.tell(RunStarted(name, seed, fold))
             run = Run(
-                self.experiment, data, self.specs[name], seed, where, progress, fold=fold, pace=pace, tell=self.tell
+                self.experiment,
+                data,
+                self.specs[name],
+                seed,
+                where,
+                progress,
+                fold=fold,
+                pace=pace,
+                tell=self.tell,
+                team=self.team,
             )
             tested = run.train()
-            files.write(where / QUERIES, evaluate.per_query(tested.test))
-            if fold is not None:
-                files.write(where / EMBEDDINGS, _saved(tested.embeddings))
-            keep.keep(where, tested.network, data, tested.metrics, arguments | identity(*key), out=self.out)
+            if self.team.is_first:
+                files.write(where / QUERIES, evaluate.per_query(tested.test))
+                if fold is not None:
+                    files.write(where / EMBEDDINGS, _saved(tested.embeddings))
+                keep.keep(where, tested.network, data, tested.metrics, arguments | identity(*key), out=self.out)
         except (Diverged, NotFinite) as error:
             return _failed(key, arguments, f"diverged: {error}")
         except (OSError, sqlite3.Error, MemoryError, BenchmarkError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a loss of one's own may raise anything; the others are none the worse for it
+            if self.team.size > 1:  # but other processes wait for this one, and hear of it by its end
+                raise
             files.write(where / ERROR, traceback.format_exc().encode())
             first = (str(error).strip().splitlines() or [""])[0][:300]
             return _failed(key, arguments, f"{RAISED}{type(error).__name__}: {first} (see {where / ERROR})")
@@ -319,11 +366,15 @@ class Jobs:
             device=device,
             workers=self.experiment.workers,
             progress=progress,
+            team=self.team,
         )
         recall_at = self.experiment.recall_at
-        measured = evaluate.measure(embeddings, data.test, recall_at=recall_at, device=device, clusters=True)
-        records.rewind(where)
-        with records.keeping(where) as keeper:
+        measured = evaluate.measure(
+            embeddings, data.test, recall_at=recall_at, device=device, clusters=True, team=self.team
+        )
+        if self.team.is_first:
+            records.rewind(where)
+        with records.keeping(where, writes=self.team.is_first) as keeper:
             records.record_metrics(keeper, 0, "test", dict(measured))
         return measured
 

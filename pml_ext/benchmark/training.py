@@ -24,6 +24,7 @@ from pml_ext.benchmark.events import EpochEnded, Event
 from pml_ext.benchmark.learning import Learner, LossLearner, MethodLearner, stateful
 from pml_ext.benchmark.losses import LossSpec
 from pml_ext.benchmark.models import Network
+from pml_ext.benchmark.processes import ALONE, Team
 from pml_ext.benchmark.progress import Progress
 from pml_ext.benchmark.result import BASELINES
 from pml_ext.benchmark.sampled import RefreshedBatches, batches_of
@@ -100,6 +101,7 @@ class Run:
         fold: which of the folds the data are of.
         pace: called with the seconds of every step.
         tell: called with the events of the run.
+        team: the processes that train together; the first one writes.
     """
 
     def __init__(
@@ -114,18 +116,19 @@ class Run:
         fold: int | None = None,
         pace: Callable[[float], None] = lambda seconds: None,
         tell: Callable[[Event], None] = lambda event: None,
+        team: Team = ALONE,
     ) -> None:
         own: dict[str, Any] = dict(spec.rates)
         experiment = replace(experiment, **own) if own else experiment
         self.experiment, self.data, self.folder, self.progress = experiment, data, folder, progress
-        self.tell = tell
+        self.tell, self.team = tell, team
         self.name, self.seed, self.fold = spec.name, seed, fold
         self.device = torch_device(experiment.device)
         self.steps = data.steps(experiment)
         self.pace = pace
         self.history: list[Metrics] = []
         self.best: dict[str, Any] | None = None
-        self.learner = _learner(experiment, data, spec, new_network(experiment, data, seed))
+        self.learner = _learner(experiment, data, spec, new_network(experiment, data, seed), team)
         self.batches = batches_of(experiment, data, self.steps, seed)
         # What draws while images are loaded draws the same for every loss, whatever the loss itself draws.
         self.loading = randomness.Stream(seed)
@@ -161,8 +164,9 @@ class Run:
             NotFinite: the embeddings did.
         """
         saved = checkpoint.load(self.folder, self.device, self.identity)
-        records.rewind(self.folder, None if saved is None else saved["records"])
-        with records.keeping(self.folder) as keeper:
+        if self.team.is_first:
+            records.rewind(self.folder, None if saved is None else saved["records"])
+        with records.keeping(self.folder, writes=self.team.is_first) as keeper:
             if self.health is not None:
                 self.health.record_keeper = keeper
             if saved is not None:
@@ -173,6 +177,9 @@ class Run:
     def _epoch(self, epoch: int, keeper: Any) -> None:
         self.progress.who = f"{self.name} seed {self.seed} epoch {epoch}/{self.experiment.epochs}"
         started = time.perf_counter()
+        if not self.team.is_first:
+            # A checkpoint has the random state of the first process, whatever their number.
+            randomness.seed_everything(self.team.seed(self.seed, epoch))
         self._refresh(epoch)
         self.learner.begin(epoch)
         total = torch.zeros((), device=self.device)
@@ -214,18 +221,23 @@ class Run:
             self.batches.refresh(self._embed(plain))
 
     def _loaded(self, chosen: list[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch, on the device."""
+        """The batches of an epoch, of several processes the own share of each, on the device."""
         train = self.data.train
         if isinstance(train, VectorPart):
             for indices in chosen:
-                vectors, labels = train.batch(indices)
+                vectors, labels = train.batch(indices[self.team.share(len(indices))])
                 yield vectors.to(self.device), labels.to(self.device)
             return
-        loader = DataLoader(train, batch_sampler=chosen, num_workers=self.experiment.workers)
         with self.loading.used():
+            drawn = randomness.with_seeds(chosen)
+        own = [batch[self.team.share(len(batch))] for batch in drawn]
+        loader = DataLoader(randomness.Drawn(train), batch_sampler=own, num_workers=self.experiment.workers)
+        # Where the samples' seeds leave it depends on how many of them are loaded here.
+        seeded = randomness.Stream(self.seed)
+        with seeded.used():
             batches = iter(loader)
         while True:
-            with self.loading.used():
+            with seeded.used():
                 batch = next(batches, None)
             if batch is None:
                 return
@@ -245,11 +257,17 @@ class Run:
             workers=self.experiment.workers,
             amp=self.experiment.amp,
             progress=self.progress,
+            team=self.team,
         )
 
     def _measured(self, embeddings: Tensor, dataset: Any, *, clusters: bool) -> Evaluation:
         return evaluate.measure(
-            embeddings, dataset, recall_at=self.experiment.recall_at, device=self.device, clusters=clusters
+            embeddings,
+            dataset,
+            recall_at=self.experiment.recall_at,
+            device=self.device,
+            clusters=clusters,
+            team=self.team,
         )
 
     def _test(self) -> Tested:
@@ -277,13 +295,16 @@ class Run:
         )
 
     def _health(self) -> EmbeddingHealth | None:
-        if self.learner.loss is None:
+        # Of several processes each has a part of the batch.
+        if self.learner.loss is None or self.team.size > 1:
             return None
         total = self.steps * self.experiment.epochs
         every = max(1, min(HEALTH_EVERY, total // HEALTH_LOOKS))
         return EmbeddingHealth(self.learner.loss, every=every, last=total - 1)
 
     def _save(self, keeper: Any) -> None:
+        if not self.team.is_first:
+            return
         states: dict[str, dict[str, Any]] = {}
         for kind, name, part in stateful(self.learner.parts()):
             states.setdefault(kind, {})[name] = part.state_dict()
@@ -355,7 +376,7 @@ def _states(parts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _learner(experiment: Experiment, data: Data, spec: LossSpec, network: Network) -> Learner:
+def _learner(experiment: Experiment, data: Data, spec: LossSpec, network: Network, team: Team) -> Learner:
     """What learns by a loss, or by a method."""
     device = torch_device(experiment.device)
     if spec.method is not None:
@@ -370,7 +391,7 @@ def _learner(experiment: Experiment, data: Data, spec: LossSpec, network: Networ
             learning_rate=experiment.learning_rate,
             weight_decay=experiment.weight_decay,
         )
-        return MethodLearner(assembled, network)
+        return MethodLearner(assembled, network, team=team)
     recipe = spec.build(classes=data.train_classes, embedding_size=experiment.embedding_size)
     # An object is the same one for every seed: it must be as new for each.
     loss, miner = copy.deepcopy((recipe.loss, recipe.miner)) if spec.in_memory else (recipe.loss, recipe.miner)
@@ -382,4 +403,5 @@ def _learner(experiment: Experiment, data: Data, spec: LossSpec, network: Networ
         pretrained=data.pretrained,
         total=data.steps(experiment) * experiment.epochs,
         device=device,
+        team=team,
     )

@@ -14,6 +14,14 @@ from pml_ext.closed_form import ClosedForm, Sides, SideWeights
 
 def histogram(sim: Tensor, pos: Tensor, neg: Tensor, *, n_bins: int, center: float) -> Tensor:
     """Histogram loss of each batch: sim, pos, neg [.., n, m] -> [..]. See `HistogramLoss`."""
+    return histogram_of(bin_sums(sim, pos, neg, n_bins=n_bins, center=center))
+
+
+def bin_sums(sim: Tensor, pos: Tensor, neg: Tensor, *, n_bins: int, center: float) -> Tensor:
+    """Of each bin how many scores are in it, and what they give to its upper node: sim, pos, neg [.., n, m].
+
+    Sums over rows: [.., number and share, positives and negatives, bins].
+    """
     place = (sim - center + 1).clamp(0, 2).mul(n_bins / 2)
     with torch.no_grad():
         # The bin of a NaN is any; its share of the upper node is NaN.
@@ -28,7 +36,12 @@ def histogram(sim: Tensor, pos: Tensor, neg: Tensor, *, n_bins: int, center: flo
         bins: Tensor = rows.sum(-2)[..., :-1].unflatten(-1, (2, n_bins))
         return bins  # [.., positives and negatives, bins]
 
-    numbers, uppers = per_bin(torch.ones_like(sim)), per_bin(upper)
+    return torch.stack((per_bin(torch.ones_like(sim)), per_bin(upper)), dim=-3)
+
+
+def histogram_of(sums: Tensor) -> Tensor:
+    """The loss from the sums over all rows."""
+    numbers, uppers = sums.unbind(-3)
     # What a bin does not give to its upper node it gives to its lower one.
     nodes = F.pad(uppers, (1, 0)) + F.pad(numbers - uppers, (0, 1))
     of_pos, of_neg = (nodes / numbers.sum(-1, keepdim=True).clamp(min=1)).unbind(-2)

@@ -15,12 +15,11 @@ from pml_ext.masked import kth_largest, largest, masked_max
 def mean_gap(sim: Tensor, pos: Tensor, neg: Tensor, *, fraction: float) -> Tensor:
     """Mean gap loss of each batch: sim, pos, neg [.., n, m] -> [..]. See `MeanGapLoss`."""
     sim, pos, neg = (x.flatten(-2) for x in (sim, pos, neg))
-    # Not quite an integer where the fraction is 1/5, say: 0.2 * 15 may fall short of 3.
     kept = (pos.sum(-1, keepdim=True).double() * fraction + 1e-6).floor().long()
     near_pos, near_neg = _closest(sim, pos, kept), _closest(sim, neg, kept)  # [.., n * m] each
-    slack = _slack(masked_max(sim.detach().abs(), (near_pos > 0) | (near_neg > 0)))
-    pull = near_pos * (sim < _mean(sim, near_neg).unsqueeze(-1) - slack)
-    push = near_neg * (sim > _mean(sim, near_pos).unsqueeze(-1) + slack)
+    margin = slack(masked_max(sim.detach().abs(), (near_pos > 0) | (near_neg > 0)))
+    pull = near_pos * (sim < _mean(sim, near_neg).unsqueeze(-1) - margin)
+    push = near_neg * (sim > _mean(sim, near_pos).unsqueeze(-1) + margin)
     # NaN is neither near nor far, and must stay visible, in the derivative too.
     unknown = torch.where((pos | neg) & sim.isnan(), sim.square(), 0.0).sum(-1)
     return _mean(sim, push) - _mean(sim, pull) + unknown
@@ -50,24 +49,30 @@ def _mean(sim: Tensor, weights: Tensor) -> Tensor:
     return top.squeeze(-1) + rest
 
 
-def _slack(largest: Tensor) -> Tensor:
+def number_kept(positives: int, fraction: float) -> int:
+    """How many of so many positive pairs are kept."""
+    # Not quite an integer where the fraction is 1/5, say: 0.2 * 15 may fall short of 3.
+    return int(positives * fraction + 1e-6)
+
+
+def slack(largest: Tensor) -> Tensor:
     """What the mean of scores of at most this size may be off by rounding: a score so near to it is not beyond it."""
-    slack = 64 * torch.finfo(largest.dtype).eps * largest
-    return torch.where(slack.isfinite(), slack, 0.0)
+    margin = 64 * torch.finfo(largest.dtype).eps * largest
+    return torch.where(margin.isfinite(), margin, 0.0)
 
 
 def mean_gap_weights(sides: Sides, *, fraction: float) -> SideWeights:
     """Mean gap loss of a batch and its pair weights in closed form."""
     # The sides are on the CPU: to count their pairs waits for nothing.
     n_pos, n_neg = int(sides.pos_count.sum()), int(sides.neg_count.sum())
-    kept = int(n_pos * fraction + 1e-6)
+    kept = number_kept(n_pos, fraction)
     pos, neg = sides.near_pos(), sides.neg
     if kept == 0 or n_neg == 0:
         return SideWeights(neg.new_zeros(()), torch.zeros_like(pos), torch.zeros_like(neg))
     near_pos, near_neg = largest(pos.flatten(), kept), largest(neg.flatten(), min(kept, n_neg))
     mean_pos, mean_neg = _mean_of(near_pos), _mean_of(near_neg)
-    slack = _slack(torch.maximum(near_pos.abs().amax(), near_neg.abs().amax()))
-    mean_neg, mean_pos = mean_neg - slack, mean_pos + slack
+    margin = slack(torch.maximum(near_pos.abs().amax(), near_neg.abs().amax()))
+    mean_neg, mean_pos = mean_neg - margin, mean_pos + margin
     is_pulled, is_pushed = below(near_pos, mean_neg), above(near_neg, mean_pos)
     pulled, pushed = is_pulled.sum().clamp(min=1), is_pushed.sum().clamp(min=1)
     loss = (near_neg * is_pushed).sum() / pushed - (near_pos * is_pulled).sum() / pulled

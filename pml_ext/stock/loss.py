@@ -64,7 +64,7 @@ class AcceleratedLoss:
         is_same = its_labels is moved
         try:
             form = self._form(embeddings, moved, indices_tuple, references, its_labels, is_same)
-        except _ContradictionError:
+        except ContradictionError:
             return self._by_stock(SILENT, given)
         nothing = torch.sum(embeddings * 0)
         if form.is_empty():
@@ -116,7 +116,7 @@ class AcceleratedLoss:
             else:
                 choice, incidence = None, _incidence_of(indices, n, m, embeddings)
             if kind.once and incidence.contradicts():
-                raise _ContradictionError
+                raise ContradictionError
         sign = -1.0 if self.distance.is_inverted else 1.0  # type: ignore[attr-defined]
 
         def nothing() -> Tensor:
@@ -170,7 +170,7 @@ class AcceleratedLoss:
         return _blank, (self.stock,), self.__dict__
 
 
-class _ContradictionError(Exception):
+class ContradictionError(Exception):
     """A pair is positive and negative at once; PML has the words for it."""
 
 

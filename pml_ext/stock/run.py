@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,29 +12,47 @@ from pml_ext.stock.forms import Form
 from pml_ext.stock.scores import Scores, blocks, is_row_wise
 
 
-def run(form: Form, scores: Scores, chunk_size: int | None) -> Tensor:
-    """The value of a form; the gradients stay in `scores` and `form`."""
-    rows = len(scores.embeddings)
+class Share(NamedTuple):
+    """Which rows of a batch are at hand; the others are elsewhere.
+
+    Args:
+        start: the number of the first one in the batch.
+        of_all: from what is found of these rows to that of all rows of the batch.
+    """
+
+    start: int
+    of_all: Callable[[Tensor], Tensor]
+
+
+WHOLE = Share(0, lambda rows: rows)
+
+
+def run(form: Form, scores: Scores, chunk_size: int | None, share: Share = WHOLE) -> Tensor:
+    """The value of a form, of all rows; the gradients by those at hand stay in `scores` and `form`."""
+    rows, first = len(scores.embeddings), share.start
     if chunk_size is None or chunk_size >= rows or form.needs_whole or not is_row_wise(scores.distance):
-        return _whole(form, scores)
+        return _whole(form, scores, share)
     starts = range(0, rows, chunk_size)
     parts = [(start, min(start + chunk_size, rows)) for start in starts]
     if form.looks_first:
-        form.look(_together([form.first(_signed(scores.plain(*part), scores.sign), part[0]) for part in parts]))
-    summaries = [form.summarize(_signed(scores.plain(*part), scores.sign), part[0], keep=False) for part in parts]
-    value = _total(form.combine(_together(summaries)), scores.embeddings)
+        looks = [form.first(_signed(scores.plain(*part), scores.sign), first + part[0]) for part in parts]
+        form.look(_together(looks, share))
+    summaries = [
+        form.summarize(_signed(scores.plain(*part), scores.sign), first + part[0], keep=False) for part in parts
+    ]
+    value = _total(form.combine(_together(summaries, share)), scores.embeddings)
     if any(scores.needed):
         for start, stop in parts:
             block, way = scores.block(start, stop)
-            by_distance = form.gradient(block * scores.sign, start, kept=False)
+            by_distance = form.gradient(block * scores.sign, first + start, kept=False)
             way.back(_signed(by_distance, scores.sign))
     return value
 
 
-def _whole(form: Form, scores: Scores) -> Tensor:
+def _whole(form: Form, scores: Scores, share: Share) -> Tensor:
     """With all scores at once; they are worked on in blocks of rows that stay in the cache, in place."""
     found, way = scores.whole()
-    rows, columns = found.shape
+    (rows, columns), first = found.shape, share.start
     parts = [(0, rows)] if form.needs_whole else blocks(rows, columns)
     work = torch.empty_like(found) if way.keeps_scores else found
     for start, stop in parts:
@@ -44,13 +62,13 @@ def _whole(form: Form, scores: Scores) -> Tensor:
             torch.mul(found[start:stop], scores.sign, out=work[start:stop])
     wanted = any(scores.needed)
     if form.looks_first:
-        form.look(_together([form.first(work[start:stop], start) for start, stop in parts]))
-    summaries = [form.summarize(work[start:stop], start, keep=wanted) for start, stop in parts]
-    value = _total(form.combine(_together(summaries)), scores.embeddings)
+        form.look(_together([form.first(work[start:stop], first + start) for start, stop in parts], share))
+    summaries = [form.summarize(work[start:stop], first + start, keep=wanted) for start, stop in parts]
+    value = _total(form.combine(_together(summaries, share)), scores.embeddings)
     if wanted:
         for start, stop in parts:
             block = work[start:stop]
-            by_distance = _signed(form.gradient(block, start, kept=True), scores.sign)
+            by_distance = _signed(form.gradient(block, first + start, kept=True), scores.sign)
             if by_distance.data_ptr() != block.data_ptr():
                 block.copy_(by_distance)
         way.back(work)
@@ -61,8 +79,8 @@ def _signed(values: Tensor, sign: float) -> Tensor:
     return values.neg_() if sign < 0 else values
 
 
-def _together(rows: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    return tuple(torch.cat(each) for each in zip(*rows, strict=True))
+def _together(rows: Sequence[tuple[Tensor, ...]], share: Share) -> tuple[Tensor, ...]:
+    return tuple(share.of_all(torch.cat(each)) for each in zip(*rows, strict=True))
 
 
 def _total(values: dict[str, Tensor], like: Tensor) -> Tensor:

@@ -50,6 +50,8 @@ class HardnessAwareTrainer(BaseTrainer):
             returning [n, feature_size] and the classifier taking that; `loss_funcs` are metric_loss and optionally
             synth_loss (see `HardnessAwareLoss`) and hardness. Labels must be 0..classes-1: `set_min_label_to_zero`.
         alpha, beta, period, soft_factor, soft_share, separate_anchors: see `HardnessAwareLoss`.
+        distributed: see `HardnessAwareLoss`; the gradients of all models are to be averaged, as models in
+            `DistributedDataParallel` have them. Default False.
         synthesis: False trains trunk and embedder with the metric loss alone, step for step as PML's `MetricLossOnly`
             does, and leaves generator and classifier, which need not be given, as they are. Default True.
 
@@ -67,6 +69,7 @@ class HardnessAwareTrainer(BaseTrainer):
         soft_factor: float = 1e4,
         soft_share: float = 0.5,
         separate_anchors: bool = False,
+        distributed: Any = False,
         synthesis: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -75,6 +78,7 @@ class HardnessAwareTrainer(BaseTrainer):
         self.soft_share: float = arguments.fraction("soft_share", soft_share)
         self.separate_anchors: bool = arguments.flag("separate_anchors", separate_anchors)
         self.synthesis: bool = arguments.flag("synthesis", synthesis)
+        self.distributed: Any = distributed
         self._schedule = HardnessSchedule(alpha, beta, period)
         self.loss_funcs: dict[str, Any]
         self.loss_weights: dict[str, float]
@@ -125,6 +129,8 @@ class HardnessAwareTrainer(BaseTrainer):
             soft_share=self.soft_share,
             separate_anchors=self.separate_anchors,
             schedule=self.schedule,
+            miner=self.mining_funcs.get("tuple_miner"),
+            distributed=self.distributed,
             synthesis=self.synthesis,
         )
 
@@ -133,7 +139,8 @@ class HardnessAwareTrainer(BaseTrainer):
         data, labels = curr_batch
         features = self.get_trunk_output(data)
         embeddings = self.get_final_embeddings(features)
-        indices_tuple = self.maybe_mine_embeddings(embeddings, labels)
+        # Several processes mine the batch of all.
+        indices_tuple = None if self.distributed is not False else self.maybe_mine_embeddings(embeddings, labels)
         terms: HardnessAwareTerms = self.hardness_aware_loss()(features, embeddings, labels, indices_tuple)
         values = (terms.j_m, terms.j_syn, terms.j_recon, terms.j_soft, terms.j_ce)
         self.losses.update(zip(LOSSES, values, strict=True))

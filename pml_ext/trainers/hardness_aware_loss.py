@@ -15,11 +15,13 @@ from torch.nn import functional
 from pml_ext import arguments
 from pml_ext.index_tuples import Triplets
 from pml_ext.pairs import IndicesTuple
+from pml_ext.ranks import Group, Ranks, gather_same, group_of, same_random_numbers, scaled
 from pml_ext.synthesis import pull_negatives
 from pml_ext.trainers.schedule import HardnessSchedule
 from pml_ext.trainers.tuples import as_triplets
 from pml_ext.vectors import at_least_single
 from pml_ext.wrappers.base import refuses_references
+from pml_ext.wrappers.distributed_call import Call, agreed_sizes
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,10 @@ class HardnessAwareLoss(nn.Module):
         separate_anchors: take the cross entropy of J_soft as the mean over the anchors plus the mean over the
             positives and negatives, as for N-pairs in the reference code, instead of one mean. Default False.
         schedule: a schedule to share; `alpha`, `beta` and `period` are then not used. Default: a new one.
+        distributed: True, or a group of `torch.distributed`: the batch is that of all its processes, each given its own
+            samples. The terms are those of one process with the whole batch, on every process, and so are the
+            gradients, averaged over the processes as `DistributedDataParallel` does it. The trunk embeds own samples;
+            what comes after it is computed alike everywhere, with batch statistics of all. Default False.
         synthesis: False is the metric loss alone, everything else being 0. Default True.
 
     Shape:
@@ -180,9 +186,11 @@ class HardnessAwareLoss(nn.Module):
         soft_share: float = 0.5,
         separate_anchors: bool = False,
         schedule: HardnessSchedule | None = None,
+        distributed: Any = False,
         synthesis: bool = True,
     ) -> None:
         super().__init__()
+        self.distributed: Any = distributed
         self.embedder: nn.Module = embedder
         self.generator: nn.Module = generator
         self.classifier: nn.Module = classifier
@@ -216,6 +224,18 @@ class HardnessAwareLoss(nn.Module):
             labels: [n].
             indices_tuple: the tuples, as PML's or our miners return them. Default: what the miner says.
         """
+        group = None if self.distributed is False else group_of(None if self.distributed is True else self.distributed)
+        if group is None:
+            return self._of_batch(trunk_output, embeddings, labels, indices_tuple)
+        if indices_tuple is not None:
+            raise ValueError("indices_tuple must be None where the batch is that of several processes: give a miner")
+        batch = _of_all(group, self, trunk_output, embeddings, labels)
+        with same_random_numbers(group, embeddings.device):
+            return self._of_batch(*batch, None)
+
+    def _of_batch(
+        self, trunk_output: Tensor, embeddings: Tensor, labels: Tensor, indices_tuple: IndicesTuple | None
+    ) -> HardnessAwareTerms:
         arguments.batch(embeddings, labels, None, None)
         arguments.batch(trunk_output, labels, None, None)
         if labels is None:
@@ -296,6 +316,18 @@ class HardnessAwareLoss(nn.Module):
         names = ("j_syn", "j_recon", "j_soft", "j_ce", "hardness_real", "hardness_synthetic", "hardness_regenerated")
         values = dict.fromkeys(names, zero) | others
         return HardnessAwareTerms(j_m=j_m, lam=zero + 1, mixing_weight=zero + 1, **values)
+
+
+def _of_all(
+    group: Group, loss: nn.Module, features: Tensor, embeddings: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Features, embeddings and labels of all processes, of which each computes the same."""
+    call = Call(embeddings, labels, None, None, None, {"trunk_output": features}, (loss,))
+    sizes, _ = agreed_sizes(group, call)
+    ranks = Ranks(group, sizes)
+    # An average over the processes divides what each has of its own samples by their number.
+    own = scaled(embeddings, group.size)
+    return ranks.all_rows(features), gather_same(own, ranks), ranks.all_rows(labels.to(embeddings.device))
 
 
 def _frozen(network: nn.Module, inputs: Tensor) -> Tensor:

@@ -48,8 +48,8 @@ class DistributedLoss(nn.Module):
         group: None for all processes, or a group of `torch.distributed`.
         gradients: "averaged" if the gradients of the network are averaged over the processes, by
             `DistributedDataParallel` say, or "summed".
-        equal_sizes: the batches are known to have one size on all processes: their sizes and kinds are not exchanged,
-            nor compared, in each call.
+        equal_sizes: the batches are known to have one size on all processes: their sizes and kinds are exchanged, and
+            compared, in the first call only.
 
     Shape:
         embeddings [n_r, d], labels [n_r] of own samples -> a scalar. Optionally an `indices_tuple`: what a
@@ -161,7 +161,8 @@ class DistributedLoss(nn.Module):
     def _together(self, group: Group, loss: nn.Module, given: tuple[Any, ...], more: dict[str, Any]) -> Tensor:
         embeddings, labels, pairs, ref_emb, ref_labels = given
         call = Call(embeddings, labels, pairs, ref_emb, ref_labels, more, (self.loss, self.miner))
-        sizes, ref_sizes = agreed_sizes(group, call, equal_sizes=self.equal_sizes)
+        # Once they are compared in any case.
+        sizes, ref_sizes = agreed_sizes(group, call, equal_sizes=self.equal_sizes and self._is_alike)
         if not self._is_alike:
             self._begin_alike(group)
         parameters = {name: p for name, p in self.named_parameters() if p.requires_grad}

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pml_ext import _pml, miners
-from pml_ext.base import RowLoss
+from pml_ext.base import BatchLoss, RowLoss
 from pml_ext.centers import Centers, CenterSource, LearnedCenters, RunningCenters, leave_one_out
 from pml_ext.losses import CenterLoss
 from pml_ext.miners.base import PairMiner
-from pml_ext.pairs import PairMasks
+from pml_ext.pairs import PairMasks, Pairs
 from pml_ext.ranks import gather_same, own_random_numbers, same_random_numbers, scaled
+from pml_ext.reducer import already_reduced
 from pml_ext.seeded import Seeded
 from pml_ext.similarity import normalized
 from pml_ext.wrappers.anchor_weighted import AnchorWeightedLoss
@@ -33,6 +34,7 @@ from pml_ext.wrappers.centers_as_references import CentersAsReferences, center_m
 from pml_ext.wrappers.cross_batch_memory import CrossBatchMemory
 from pml_ext.wrappers.distributed_batch import AllPairs, GivenPairs, OwnPairs, Shard, all_masks
 from pml_ext.wrappers.distributed_rows import Rows, as_rows, mined_rows, own_losses, selection
+from pml_ext.wrappers.distributed_sums import OF_KIND, by_sums
 from pml_ext.wrappers.mined import MinedLoss
 from pml_ext.wrappers.queue_pairs import Queue, label_pairs
 from pml_ext.wrappers.random_slice import RandomSliceLoss
@@ -113,6 +115,14 @@ def _(loss: RowLoss, shard: Shard, pairs: GivenPairs = None) -> Tensor:
 
 
 @global_value.register
+def _(loss: BatchLoss, shard: Shard, pairs: GivenPairs = None) -> Tensor:
+    if type(loss) not in OF_KIND or shard.more or isinstance(pairs, Pairs):
+        return computed_by_all(loss, shard, pairs)
+    loss.reset_stats()
+    return finished(loss, already_reduced(by_sums(loss, shard, pairs)), shard)
+
+
+@global_value.register
 def _(loss: AnchorWeightedLoss, shard: Shard, pairs: GivenPairs = None) -> Tensor:
     rows = as_rows(loss)
     if rows is None:
@@ -168,6 +178,18 @@ def _of_several(loss: Any, shard: Shard, pairs: GivenPairs = None) -> Tensor:
 
 for _kind in _pml.losses_named("MultipleLosses"):
     global_value.register(_kind, _of_several)
+
+
+def _of_stock(loss: Any, shard: Shard, pairs: GivenPairs = None) -> Tensor:
+    value = by_own_rows(loss, shard, pairs)
+    return computed_by_all(loss, shard, pairs) if value is None else value
+
+
+if not _pml.HAS_TERMS:
+    from pml_ext.wrappers.distributed_stock import KINDS, by_own_rows
+
+    for _kind in KINDS:
+        global_value.register(_kind, _of_stock)
 
 
 @global_value.register
