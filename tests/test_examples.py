@@ -53,6 +53,12 @@ def test_plot_pair_weights(tmp_path, capsys):
     assert "has them: True" in capsys.readouterr().out
 
 
+def test_hard_mining(tmp_path):
+    shares = load("hard_mining").main(tmp_path / "pairs.svg", moments=(0, 40))
+    assert shares[0] > 2 * shares[1] > 0
+    assert (tmp_path / "pairs.svg").stat().st_size > 10_000
+
+
 def test_diagnose_collapse(tmp_path):
     collapsed, healthy = load("diagnose_collapse").main(tmp_path, steps=31)
     assert collapsed.startswith("collapsed")

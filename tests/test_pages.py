@@ -154,3 +154,16 @@ def test_examples_are_shown_whole(module):
         source = (ROOT / "examples" / name).read_text(encoding="utf-8")
         told, code = re.fullmatch(r'(.*?)\n\n```python title="examples/\S+"\n(.*)\n```', shown, re.DOTALL).groups()
         assert source.replace('"', "").split() == f"{told} {code}".replace('"', "").split()
+
+
+def test_the_readme_recommends_the_same(module):
+    choices = module("choices")
+    (table,) = re.findall(
+        r"^\| training data .*\n\|.*\n((?:\|.*\n)+)", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE
+    )
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()]
+    assert len(rows) == 5
+    cases = {case.name: case for case in choices.CASES}
+    for name, losses, _ in rows:
+        recommended = [advice.what.partition("(")[0] for advice in cases[name].choice.losses]
+        assert losses == (", ".join(recommended) or "two views and `SelfSupervisedLoss`")
