@@ -43,12 +43,12 @@ def main(out: Path = Path("hard_mining.svg"), moments: tuple[int, ...] = (0, 20,
     for axis, (step, pairs) in zip(picture.subplots(1, len(moments), sharey=True), found.items(), strict=True):
         for kind, mask, color in (("positive", pairs.pos, PULL), ("negative", pairs.neg, PUSH)):
             scores, weights = pairs.similarity[mask].numpy(), pairs.weights[mask].numpy()
-            axis.hist(scores, 30, (-1, 1), density=True, color=color, alpha=0.25, label=f"{kind} pairs")
-            axis.hist(scores, 30, (-1, 1), density=True, weights=weights, histtype="step", color=color, linewidth=2)
+            bins = torch.linspace(-1, 1, 31).numpy()
+            axis.hist(scores, bins, density=True, color=color, alpha=0.25, label=f"{kind} pairs")
+            axis.hist(scores, bins, density=True, color=color, linewidth=2, histtype="step", weights=weights)
         share = float((pairs.weights > 0.01 * pairs.weights.max()).sum() / (pairs.pos | pairs.neg).sum())
         shares.append(share)
         axis.set(title=f"step {step}: {share:.0%} of the pairs count", xlabel="cosine similarity", yticks=[])
-        axis.spines[["top", "right", "left"]].set_visible(False)
     picture.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     picture.suptitle("All pairs (filled), and where the gradient of RAW comes from (outlined)")
     picture.savefig(out, dpi=120)
