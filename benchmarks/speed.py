@@ -5,6 +5,7 @@
     python benchmarks/speed.py --entries RAW NCA --n 256    some methods on batches of one's own
     python benchmarks/speed.py --large                      also the memory of `chunk_size` at n = 32768
     python benchmarks/speed.py --report                     the table and the plot again, from the measurements
+    python benchmarks/speed.py --peers                      beside other packages, whichever are installed
 
 The floor F is the time of X X^T and the two products of its backward pass. Measurements are appended to speed.jsonl as
 soon as they are there, one line each; --resume continues an interrupted run. The table (speed.md) and the plot
@@ -24,6 +25,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import speed_peers
 import torch
 from speed_jobs import FLOOR, Job, Setting, all_jobs, batch, set_chunk_size
 from speed_measure import Times, peak_megabytes, seconds, times
@@ -77,6 +79,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--chunk-size", type=int, default=256, help="of --large (default 256)")
     parser.add_argument("--resume", action="store_true", help="keep what is in speed.jsonl, measure the rest")
     parser.add_argument("--report", action="store_true", help="measure nothing, make table and plot")
+    parser.add_argument(
+        "--peers", action="store_true", help="other packages beside ours, into peers.jsonl and peers.md"
+    )
+    parser.add_argument("--no-compile", action="store_true", help="with --peers: without torch.compile")
     options = parser.parse_args(arguments)
     known = {job.name for job in all_jobs()}
     for name in options.entries or ():
@@ -282,6 +288,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     # PML's own code warns about itself.
     warnings.filterwarnings("ignore", module="pytorch_metric_learning")
+    if options.peers:
+        speed_peers.run(options)
+        return
     record = Record(path, options.device, options.resume)
     began = time.monotonic()
     try:

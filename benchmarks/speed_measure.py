@@ -15,14 +15,26 @@ import time
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
-from speed_jobs import FLOOR, Job, Setting, Step, all_jobs, batch, floor
+from speed_jobs import FLOOR, Setting, Step, all_jobs, batch, floor
+from torch import Tensor
 
 # A sample of less than this many seconds is a few steps in a row.
 SAMPLE = 4e-3
 WARM_UP = Setting(64, 0, 4)
+
+
+class Measured(Protocol):
+    """What can be timed."""
+
+    @property
+    def key(self) -> str:
+        """A name of its own."""
+
+    def step(self, setting: Setting, x: Tensor, labels: Tensor) -> Step:
+        """One forward and backward pass, ready to be run again and again."""
 
 
 class Times(NamedTuple):
@@ -63,7 +75,7 @@ def warm_up(step: Step, device: str) -> float:
 
 
 def times(
-    jobs: Iterable[Job], setting: Setting, device: str, *, rounds: int, budget: float
+    jobs: Iterable[Measured], setting: Setting, device: str, *, rounds: int, budget: float, base: Step | None = None
 ) -> dict[str, Times | Exception]:
     """The times of all jobs, by key, or why there are none.
 
@@ -73,9 +85,10 @@ def times(
         device: "cpu" or "cuda".
         rounds: how many samples of each job at most.
         budget: after about this many seconds of a job no further sample of it is taken, if there are three.
+        base: the floor (default ``None``: that of the batch).
     """
     x, labels = batch(setting, device)
-    base = floor(setting, device)
+    base = base or floor(setting, device)
     base_repeats = math.ceil(SAMPLE / max(warm_up(base, device), 1e-6))
     floor_seconds = seconds(base, base_repeats, device)
     steps: dict[str, tuple[Step, int, int]] = {}
