@@ -268,6 +268,8 @@ def test_lines_at_the_top_have_an_axis_below_them(draw):
     axes = draw([made("untrained", 0, 1.0), made("RAW", 0, 1.0, epochs=1)]).axes[0]  # a warning would be an error here
     assert axes.get_ylim()[0] == 95
     assert axes.get_ylim()[1] >= 100
+    near = draw([made(f"loss{i}", 0, 0.83 + i / 200, epochs=1) for i in range(3)])
+    assert near.axes[0].get_ylim()[0] == 82, "83 to 84: half as much again below them, in whole numbers"
 
 
 def test_gallery_marks_right_and_wrong(tmp_path):

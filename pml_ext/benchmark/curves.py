@@ -63,7 +63,8 @@ def _bottom(axes: Any) -> float:
     """Where the axis of percentages begins: at 0, unless all lines lie so high that they would be one."""
     values = [float(value) for line in axes.lines for value in line.get_ydata()]
     low, high = min(values), max(values)
-    bottom = 5 * math.floor((low - 0.5 * (high - low)) / 5)
+    step = 5 if high - low >= 5 else 1
+    bottom = step * math.floor((low - 0.5 * (high - low)) / step)
     return 0.0 if low < 0.6 * high else max(0.0, min(95.0, bottom))
 
 

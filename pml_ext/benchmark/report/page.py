@@ -79,7 +79,7 @@ def page(contents: Contents) -> str:
 
 def results_table(contents: Contents, rows: Sequence[Row]) -> str:
     """The table of the losses with intervals, ranks and gains, and its notes, in HTML."""
-    shown = [(title if title[0] != "@" else f"recall{title}", metric) for title, metric in columns(contents.results)]
+    shown = columns(contents.results)
     base = baseline(contents.results)
     ranked = any(row.standing for row in rows)
     gained = any(row.gain for row in rows)
@@ -240,7 +240,7 @@ a { color: var(--link); } ul { padding-left: 20px; } p { margin: 8px 0; }
   text-overflow: ellipsis; white-space: nowrap; vertical-align: bottom; }
 .wide { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: 6px 12px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th, td { padding: 6px 8px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 tbody tr:last-child > * { border-bottom: 0; }
 th:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
 thead th { background: var(--soft) !important; font-weight: 600; } tbody th { font-weight: 500; }
@@ -287,7 +287,7 @@ li.wrong { border-color: var(--wrong); border-style: dashed; }
 figcaption { text-align: center; font-size: .85rem; }
 .drawn figcaption { text-align: left; font-size: 1rem; font-weight: 600; }
 @media (max-width: 640px) { body { padding: 0 12px 32px; } .query { grid-template-columns: 1fr; }
-  .asks { width: 112px; } .found { grid-template-columns: repeat(4, minmax(0, 1fr)); } th, td { padding: 6px 8px; }
+  .asks { width: 112px; } .found { grid-template-columns: repeat(4, minmax(0, 1fr)); } th, td { padding: 6px; }
   .name { max-width: 15ch; } }
 @media print { nav { display: none; } }
 """
