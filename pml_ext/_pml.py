@@ -336,7 +336,16 @@ else:
 
 
 if TYPE_CHECKING:
-    Memory = _Base
+
+    class Memory(_Base):
+        def __call__(
+            self,
+            embeddings: Tensor,
+            labels: Tensor | None = None,
+            indices_tuple: Any = None,
+            enqueue_mask: Tensor | None = None,
+        ) -> Tensor: ...
+
 elif HAS_TERMS:
     Memory = nn.Module
 else:

@@ -7,7 +7,7 @@ import inspect
 import math
 import warnings
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 import torch
 from pytorch_metric_learning.distances import (
@@ -21,6 +21,47 @@ from pytorch_metric_learning.reducers import BaseReducer
 from torch import nn
 
 from pml_ext import _pml, arguments
+
+
+class WrapperArguments(TypedDict, total=False):
+    """To a type checker, the keyword arguments of every wrapper."""
+
+    embedding_regularizer: nn.Module | None
+    embedding_reg_weight: float
+    collect_stats: bool | None
+
+
+class LossArguments(WrapperArguments, total=False):
+    """Those of every loss."""
+
+    distance: nn.Module | None
+    reducer: nn.Module | None
+
+
+class RowLossArguments(LossArguments, total=False):
+    """Those of every loss of rows."""
+
+    chunk_size: int | None
+
+
+class MinerArguments(TypedDict, total=False):
+    """Those of every miner."""
+
+    distance: nn.Module | None
+    collect_stats: bool | None
+    as_masks: bool
+
+
+class SeededMinerArguments(MinerArguments, total=False):
+    """Those of every miner that draws."""
+
+    seed: int | torch.Generator | None
+
+
+class SeededWrapperArguments(WrapperArguments, total=False):
+    """Those of every wrapper that draws."""
+
+    seed: int | torch.Generator | None
 
 
 class Configured:

@@ -37,7 +37,7 @@ class Network(nn.Module):
         freeze_batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.trunk = FeatureTrunk(trunk, freeze_batch_norm=freeze_batch_norm)
+        self.trunk: FeatureTrunk = FeatureTrunk(trunk, freeze_batch_norm=freeze_batch_norm)
         self.embedder = embedder
         self.preprocessing = preprocessing
 
@@ -62,7 +62,7 @@ class FeatureTrunk(nn.Module):
     def __init__(self, network: nn.Module, *, freeze_batch_norm: bool = False) -> None:
         super().__init__()
         # Convolutions of channels that lie together take two thirds of the time, forward and backward.
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.freeze_batch_norm = freeze_batch_norm
         self.train(self.training)
 

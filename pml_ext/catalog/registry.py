@@ -47,8 +47,8 @@ class Recipe:
     """
 
     name: str
-    loss: Any
-    miner: Any
+    loss: nn.Module
+    miner: nn.Module | None
     source: str
 
     def __call__(self, embeddings: Tensor, labels: Tensor) -> Tensor:

@@ -5,10 +5,12 @@ from typing import Any, ClassVar, final
 import torch
 from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
 from pml_ext.closed_form import ClosedForm, Sides, SideWeights, above, crossing_of
+from pml_ext.hyperparameters import RowLossArguments
 from pml_ext.masked import crossing, masked_mean, masked_min, softplus
 
 
@@ -107,7 +109,7 @@ class AdaptiveBinomialDevianceLoss(RowLoss):
         base: float = 0.5,
         adaptivity: float = 0.8,
         scale: float = 2,
-        **kwargs: Any,
+        **kwargs: Unpack[RowLossArguments],
     ) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(

@@ -5,10 +5,12 @@ from typing import Any, ClassVar, final
 import torch
 from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
 from pml_ext.closed_form import ClosedForm, Sides, SideWeights, above
+from pml_ext.hyperparameters import RowLossArguments
 from pml_ext.masked import Needs, masked_mean, masked_sum
 
 
@@ -87,7 +89,7 @@ class AnchorContrastiveLoss(RowLoss):
         neg_margin: float = 1.2,
         average: bool = True,
         step: float = 0,
-        **kwargs: Any,
+        **kwargs: Unpack[RowLossArguments],
     ) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(

@@ -5,10 +5,12 @@ from typing import Any, final
 import torch
 from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import arguments, thresholds
 from pml_ext.base import RowLoss, StaticDivisorReducer
 from pml_ext.closed_form import Sides, SideWeights
+from pml_ext.hyperparameters import RowLossArguments
 from pml_ext.masked import Counted, active_triplets, masked_mean
 
 
@@ -85,7 +87,7 @@ class BatchAllTripletLoss(RowLoss):
 
     closed_form = staticmethod(batch_all_triplet_weights)
 
-    def __init__(self, *, margin: float = 0.02, **kwargs: Any) -> None:
+    def __init__(self, *, margin: float = 0.02, **kwargs: Unpack[RowLossArguments]) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(margin=arguments.non_negative("margin", margin))
 

@@ -5,10 +5,12 @@ from typing import Any, ClassVar, final
 import torch
 from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss, StaticDivisorReducer
 from pml_ext.closed_form import ClosedForm, Sides, SideWeights, above
+from pml_ext.hyperparameters import RowLossArguments
 from pml_ext.masked import masked_max, masked_min, softplus
 
 
@@ -76,7 +78,7 @@ class BatchHardTripletLoss(RowLoss):
 
     closed_form: ClassVar[ClosedForm | None] = staticmethod(batch_hard_triplet_weights)
 
-    def __init__(self, *, margin: float | None = 0.2, **kwargs: Any) -> None:
+    def __init__(self, *, margin: float | None = 0.2, **kwargs: Unpack[RowLossArguments]) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(margin=None if margin is None else arguments.non_negative("margin", margin))
 

@@ -4,10 +4,12 @@ from typing import Any, ClassVar, final
 
 from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
 from pml_ext.closed_form import ClosedForm, Sides, SideWeights
+from pml_ext.hyperparameters import RowLossArguments
 from pml_ext.masked import Needs, masked_mean, softplus
 
 
@@ -84,7 +86,7 @@ class BinomialDevianceLoss(RowLoss):
         base: float = 0.5,
         scale: float = 2,
         balance: float = 1,
-        **kwargs: Any,
+        **kwargs: Unpack[RowLossArguments],
     ) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(

@@ -5,10 +5,12 @@ from typing import Any, ClassVar, Literal, final
 import torch
 from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import arguments
 from pml_ext.base import SampleLoss
 from pml_ext.centers import CenterSource, LearnedCenters, RunningCenters
+from pml_ext.hyperparameters import LossArguments
 
 
 def center(embeddings: Tensor, own_centers: Tensor) -> Tensor:
@@ -73,7 +75,7 @@ class CenterLoss(SampleLoss):
         *,
         centers: Literal["running", "learned"] | CenterSource = "running",
         alpha: float = 0.5,
-        **kwargs: Any,
+        **kwargs: Unpack[LossArguments],
     ) -> None:
         super().__init__(**kwargs)
         distance = self.distance

@@ -5,10 +5,12 @@ from typing import Any, ClassVar, final
 import torch
 from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
 from pml_ext.closed_form import ClosedForm, Sides, SideWeights, absent, exponential_sum, hidden
+from pml_ext.hyperparameters import RowLossArguments
 from pml_ext.masked import Needs, masked_logsumexp
 
 
@@ -75,7 +77,7 @@ class ClampedNCALoss(RowLoss):
     needs: ClassVar[Needs] = "both"
     levels: ClassVar[tuple[str, ...]] = ("pos_base", "neg_base")
 
-    def __init__(self, *, pos_base: float = 0.15, neg_base: float = 0.6, **kwargs: Any) -> None:
+    def __init__(self, *, pos_base: float = 0.15, neg_base: float = 0.6, **kwargs: Unpack[RowLossArguments]) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(
             pos_base=arguments.finite("pos_base", pos_base), neg_base=arguments.finite("neg_base", neg_base)

@@ -6,10 +6,12 @@ import torch
 from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.reducers import SumReducer
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import _pml, arguments
 from pml_ext.base import SampleLoss
 from pml_ext.centers import first_of_class, group_means
+from pml_ext.hyperparameters import LossArguments
 from pml_ext.masked import Counted, looks_are_free, masked_max
 from pml_ext.pairs import label_masks
 from pml_ext.similarity import Similarity, scores_of
@@ -67,7 +69,9 @@ class ClassCenterMarginLoss(SampleLoss):
 
     levels: ClassVar[tuple[str, ...]] = ("center_margin", "sample_margin")
 
-    def __init__(self, *, center_margin: float = 1.0, sample_margin: float = 0.3, **kwargs: Any) -> None:
+    def __init__(
+        self, *, center_margin: float = 1.0, sample_margin: float = 0.3, **kwargs: Unpack[LossArguments]
+    ) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(
             center_margin=arguments.finite("center_margin", center_margin),

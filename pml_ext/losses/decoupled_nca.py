@@ -5,10 +5,12 @@ from typing import Any, ClassVar, final
 import torch
 from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
 from pml_ext.closed_form import ClosedForm, Sides, SideWeights, exponential_sum, keep_nearest
+from pml_ext.hyperparameters import RowLossArguments
 from pml_ext.masked import Needs, masked_logsumexp, masked_mean, neighbors
 
 
@@ -81,7 +83,9 @@ class DecoupledNCALoss(RowLoss):
     closed_form: ClassVar[ClosedForm | None] = staticmethod(decoupled_nca_weights)
     needs: ClassVar[Needs] = "both"
 
-    def __init__(self, *, alpha: float = 40, beta: float = 10, k: int | None = 64, **kwargs: Any) -> None:
+    def __init__(
+        self, *, alpha: float = 40, beta: float = 10, k: int | None = 64, **kwargs: Unpack[RowLossArguments]
+    ) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(
             alpha=arguments.positive("alpha", alpha),

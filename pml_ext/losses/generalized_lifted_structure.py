@@ -5,10 +5,12 @@ from typing import Any, ClassVar, final
 import torch
 from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
 from pml_ext.closed_form import ClosedForm, Sides, SideWeights, above, exponential_sum
+from pml_ext.hyperparameters import RowLossArguments
 from pml_ext.masked import masked_logsumexp
 
 
@@ -70,7 +72,7 @@ class GeneralizedLiftedStructureLoss(RowLoss):
     closed_form: ClassVar[ClosedForm | None] = staticmethod(generalized_lifted_structure_weights)
     levels: ClassVar[tuple[str, ...]] = ("neg_margin", "pos_margin")
 
-    def __init__(self, *, neg_margin: float = 1, pos_margin: float = 0, **kwargs: Any) -> None:
+    def __init__(self, *, neg_margin: float = 1, pos_margin: float = 0, **kwargs: Unpack[RowLossArguments]) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(
             neg_margin=arguments.finite("neg_margin", neg_margin),

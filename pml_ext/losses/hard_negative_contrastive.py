@@ -6,10 +6,12 @@ from typing import Any, ClassVar, final
 import torch
 from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
 from pml_ext.closed_form import ClosedForm, Sides, SideWeights, exponential_sum
+from pml_ext.hyperparameters import RowLossArguments
 from pml_ext.info_nce import info_nce, info_nce_sides
 from pml_ext.masked import masked_logsumexp
 
@@ -156,7 +158,7 @@ class HardNegativeContrastiveLoss(RowLoss):
         tau_plus: float = 0,
         detach: bool = True,
         farthest: float = -1,
-        **kwargs: Any,
+        **kwargs: Unpack[RowLossArguments],
     ) -> None:
         super().__init__(**kwargs)
         if arguments.non_negative("tau_plus", tau_plus) >= 1:

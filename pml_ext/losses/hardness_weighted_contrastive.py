@@ -4,10 +4,12 @@ from typing import Any, ClassVar, final
 
 from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
 from pml_ext.closed_form import ClosedForm, Sides, SideWeights, exponential_sum
+from pml_ext.hyperparameters import RowLossArguments
 from pml_ext.info_nce import info_nce, info_nce_sides
 from pml_ext.masked import masked_logsumexp
 
@@ -65,7 +67,7 @@ class HardnessWeightedContrastiveLoss(RowLoss):
 
     closed_form: ClassVar[ClosedForm | None] = staticmethod(hardness_weighted_contrastive_weights)
 
-    def __init__(self, *, temperature: float = 0.02, alpha: float = 9, **kwargs: Any) -> None:
+    def __init__(self, *, temperature: float = 0.02, alpha: float = 9, **kwargs: Unpack[RowLossArguments]) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(
             temperature=arguments.positive("temperature", temperature), alpha=arguments.non_negative("alpha", alpha)

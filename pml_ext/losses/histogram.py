@@ -6,10 +6,12 @@ import torch
 import torch.nn.functional as F
 from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import arguments, thresholds
 from pml_ext.base import BatchLoss
 from pml_ext.closed_form import ClosedForm, Sides, SideWeights
+from pml_ext.hyperparameters import LossArguments
 
 
 def histogram(sim: Tensor, pos: Tensor, neg: Tensor, *, n_bins: int, center: float) -> Tensor:
@@ -142,7 +144,7 @@ class HistogramLoss(BatchLoss):
     closed_form: ClassVar[ClosedForm | None] = staticmethod(histogram_weights)
     levels: ClassVar[tuple[str, ...]] = ("center",)
 
-    def __init__(self, *, n_bins: int = 100, center: float = 0, **kwargs: Any) -> None:
+    def __init__(self, *, n_bins: int = 100, center: float = 0, **kwargs: Unpack[LossArguments]) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(n_bins=arguments.count("n_bins", n_bins), center=arguments.finite("center", center))
 

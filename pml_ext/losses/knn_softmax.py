@@ -5,10 +5,12 @@ from typing import Any, ClassVar, final
 
 from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
 from pml_ext.closed_form import ClosedForm, Sides, SideWeights, exponential_sum, keep_nearest
+from pml_ext.hyperparameters import RowLossArguments
 from pml_ext.masked import Needs, masked_logsumexp, neighbors, softplus
 
 
@@ -79,7 +81,9 @@ class KNNSoftmaxLoss(RowLoss):
     closed_form: ClassVar[ClosedForm | None] = staticmethod(knn_softmax_weights)
     needs: ClassVar[Needs] = "both"
 
-    def __init__(self, *, alpha: float = 16, k: int | None = 32, negative_weight: float = 1, **kwargs: Any) -> None:
+    def __init__(
+        self, *, alpha: float = 16, k: int | None = 32, negative_weight: float = 1, **kwargs: Unpack[RowLossArguments]
+    ) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(
             alpha=arguments.positive("alpha", alpha),

@@ -5,10 +5,12 @@ from typing import Any, ClassVar, final
 import torch
 from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
 from pml_ext.closed_form import ClosedForm, Sides, SideWeights, above, farthest, only_nearest, there
+from pml_ext.hyperparameters import RowLossArguments
 from pml_ext.masked import masked_mean, masked_min, nearest
 
 
@@ -85,7 +87,7 @@ class LargeMarginNearestNeighborLoss(RowLoss):
 
     closed_form: ClassVar[ClosedForm | None] = staticmethod(large_margin_nearest_neighbor_weights)
 
-    def __init__(self, *, k: int | None = 1, margin: float = 0.1, **kwargs: Any) -> None:
+    def __init__(self, *, k: int | None = 1, margin: float = 0.1, **kwargs: Unpack[RowLossArguments]) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(
             k=arguments.count("k", k, optional=True),

@@ -5,10 +5,12 @@ from typing import Any, ClassVar, final
 import torch
 from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import arguments
 from pml_ext.base import BatchLoss
 from pml_ext.closed_form import ClosedForm, Sides, SideWeights, exponential_sum
+from pml_ext.hyperparameters import LossArguments
 from pml_ext.masked import masked_logsumexp, masked_mean
 
 
@@ -83,7 +85,7 @@ class LiftedStructureLoss(BatchLoss):
     closed_form: ClassVar[ClosedForm | None] = staticmethod(lifted_structure_weights)
     levels: ClassVar[tuple[str, ...]] = ("neg_margin", "pos_margin")
 
-    def __init__(self, *, neg_margin: float = 1, pos_margin: float = 0, **kwargs: Any) -> None:
+    def __init__(self, *, neg_margin: float = 1, pos_margin: float = 0, **kwargs: Unpack[LossArguments]) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(
             neg_margin=arguments.finite("neg_margin", neg_margin),

@@ -4,10 +4,12 @@ from typing import Any, ClassVar, final
 
 from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
 from pml_ext.closed_form import ClosedForm, Sides, SideWeights, exponential_sum
+from pml_ext.hyperparameters import RowLossArguments
 from pml_ext.masked import masked_logsumexp, softplus
 
 
@@ -110,7 +112,7 @@ class LogSumExpPairLoss(RowLoss):
         neg_base: float = 1.1,
         scale: float = 20,
         bounded: bool = False,
-        **kwargs: Any,
+        **kwargs: Unpack[RowLossArguments],
     ) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(

@@ -5,10 +5,12 @@ from typing import Any, ClassVar, final
 import torch
 from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import arguments
 from pml_ext.base import BatchLoss
 from pml_ext.closed_form import ClosedForm, Sides, SideWeights, above, below
+from pml_ext.hyperparameters import LossArguments
 from pml_ext.masked import kth_largest, largest, masked_max
 
 
@@ -135,7 +137,7 @@ class MeanGapLoss(BatchLoss):
 
     closed_form: ClassVar[ClosedForm | None] = staticmethod(mean_gap_weights)
 
-    def __init__(self, *, fraction: float = 0.2, **kwargs: Any) -> None:
+    def __init__(self, *, fraction: float = 0.2, **kwargs: Unpack[LossArguments]) -> None:
         super().__init__(**kwargs)
         share = arguments.positive("fraction", fraction)
         if share > 1:

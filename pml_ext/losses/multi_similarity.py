@@ -4,10 +4,12 @@ from typing import Any, ClassVar, final
 
 from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
 from pml_ext.closed_form import ClosedForm, Sides, SideWeights, soft_side
+from pml_ext.hyperparameters import RowLossArguments
 from pml_ext.masked import Needs, masked_logsumexp, softplus
 
 
@@ -68,7 +70,9 @@ class MultiSimilarityLoss(RowLoss):
     closed_form: ClassVar[ClosedForm | None] = staticmethod(multi_similarity_weights)
     levels: ClassVar[tuple[str, ...]] = ("base",)
 
-    def __init__(self, *, alpha: float = 2, beta: float = 50, base: float = 0.5, **kwargs: Any) -> None:
+    def __init__(
+        self, *, alpha: float = 2, beta: float = 50, base: float = 0.5, **kwargs: Unpack[RowLossArguments]
+    ) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(
             alpha=arguments.positive("alpha", alpha),

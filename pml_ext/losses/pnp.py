@@ -5,10 +5,12 @@ from typing import Any, ClassVar, Literal, final, get_args
 
 from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
 from pml_ext.closed_form import ClosedForm, Sides, SideWeights
+from pml_ext.hyperparameters import RowLossArguments
 from pml_ext.masked import masked_mean
 from pml_ext.rank_counts import Step, rank_losses, rank_weights
 
@@ -94,7 +96,13 @@ class PNPLoss(RowLoss):
     closed_form: ClassVar[ClosedForm | None] = staticmethod(pnp_weights)
 
     def __init__(
-        self, *, b: float = 2, alpha: float = 1, temperature: float = 0.01, variant: Variant = "O", **kwargs: Any
+        self,
+        *,
+        b: float = 2,
+        alpha: float = 1,
+        temperature: float = 0.01,
+        variant: Variant = "O",
+        **kwargs: Unpack[RowLossArguments],
     ) -> None:
         super().__init__(**kwargs)
         if variant not in get_args(Variant):

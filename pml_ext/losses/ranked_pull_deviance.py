@@ -6,10 +6,12 @@ from typing import Any, ClassVar, final
 import torch
 from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
 from pml_ext.closed_form import ClosedForm, Sides, SideWeights, absent, there
+from pml_ext.hyperparameters import RowLossArguments
 from pml_ext.masked import masked_mean, softplus
 
 
@@ -113,7 +115,7 @@ class RankedPullDevianceLoss(RowLoss):
         beta: float = 50,
         base: float = 1,
         sharp: bool = False,
-        **kwargs: Any,
+        **kwargs: Unpack[RowLossArguments],
     ) -> None:
         super().__init__(**kwargs)
         if not 0 < len(margins) == len(alphas):

@@ -4,10 +4,12 @@ from typing import Any, ClassVar, final
 
 from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
 from pml_ext.closed_form import ClosedForm, Sides, SideWeights, above, below, soft_side
+from pml_ext.hyperparameters import RowLossArguments
 from pml_ext.masked import informative, masked_logsumexp, softplus
 
 
@@ -81,7 +83,13 @@ class RAWLoss(RowLoss):
     levels: ClassVar[tuple[str, ...]] = ("gamma",)
 
     def __init__(
-        self, *, alpha: float = 2, beta: float = 50, gamma: float = 0.5, epsilon: float = 0.1, **kwargs: Any
+        self,
+        *,
+        alpha: float = 2,
+        beta: float = 50,
+        gamma: float = 0.5,
+        epsilon: float = 0.1,
+        **kwargs: Unpack[RowLossArguments],
     ) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(

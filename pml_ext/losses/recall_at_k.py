@@ -7,10 +7,12 @@ from typing import Any, ClassVar, Literal, final
 import torch
 from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
 from pml_ext.closed_form import ClosedForm, Sides, SideWeights
+from pml_ext.hyperparameters import RowLossArguments
 from pml_ext.rank_counts import Step, rank_losses, rank_weights
 
 Ranks = Literal["smooth", "upper"]
@@ -110,7 +112,7 @@ class RecallAtKLoss(RowLoss):
         temperature: float = 0.01,
         k_temperature: float = 1,
         ranks: Ranks = "smooth",
-        **kwargs: Any,
+        **kwargs: Unpack[RowLossArguments],
     ) -> None:
         super().__init__(**kwargs)
         if ranks not in ("smooth", "upper"):

@@ -5,10 +5,12 @@ from typing import Any, ClassVar, final
 import torch
 from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
 from pml_ext.closed_form import ClosedForm, Sides, SideWeights
+from pml_ext.hyperparameters import RowLossArguments
 from pml_ext.masked import masked_max, softplus
 
 
@@ -94,7 +96,9 @@ class SelectivelyContrastiveTripletLoss(RowLoss):
     closed_form: ClassVar[ClosedForm | None] = staticmethod(selectively_contrastive_triplet_weights)
     levels: ClassVar[tuple[str, ...]] = ("level",)
 
-    def __init__(self, *, temperature: float = 0.1, lam: float = 1, level: float | None = 0.8, **kwargs: Any) -> None:
+    def __init__(
+        self, *, temperature: float = 0.1, lam: float = 1, level: float | None = 0.8, **kwargs: Unpack[RowLossArguments]
+    ) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(
             temperature=arguments.positive("temperature", temperature),

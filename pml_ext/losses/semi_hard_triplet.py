@@ -5,10 +5,12 @@ from typing import Any, final
 import torch
 from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import arguments, thresholds
 from pml_ext.base import RowLoss, StaticDivisorReducer
 from pml_ext.closed_form import Sides, SideWeights, above, absent, behind, farthest
+from pml_ext.hyperparameters import RowLossArguments
 from pml_ext.masked import Counted, masked_sum
 
 
@@ -93,7 +95,7 @@ class SemiHardTripletLoss(RowLoss):
 
     closed_form = staticmethod(semi_hard_triplet_weights)
 
-    def __init__(self, *, margin: float = 1.0, **kwargs: Any) -> None:
+    def __init__(self, *, margin: float = 1.0, **kwargs: Unpack[RowLossArguments]) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(margin=arguments.non_negative("margin", margin))
 

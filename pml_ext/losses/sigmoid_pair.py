@@ -6,9 +6,11 @@ from typing import Any, ClassVar, Literal, final
 import torch
 from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
+from pml_ext.hyperparameters import RowLossArguments
 from pml_ext.masked import Needs, is_eager, looks_are_free, masked_sum, softplus
 from pml_ext.pairs import Pairs
 from pml_ext.reducer import LossDict
@@ -87,7 +89,7 @@ class SigmoidPairLoss(RowLoss):
         bias: float | Literal["prior"] = "prior",
         max_temperature: float | None = 100,
         reduction: Reduction = "sum",
-        **kwargs: Any,
+        **kwargs: Unpack[RowLossArguments],
     ) -> None:
         super().__init__(**kwargs)
         if reduction not in ("sum", "positives", "mean"):

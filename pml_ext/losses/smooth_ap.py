@@ -4,10 +4,12 @@ from typing import Any, ClassVar, final
 
 from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
 from pml_ext.closed_form import ClosedForm, Sides, SideWeights
+from pml_ext.hyperparameters import RowLossArguments
 from pml_ext.rank_counts import Step, average_precision, rank_losses, rank_weights
 
 
@@ -64,7 +66,7 @@ class SmoothAPLoss(RowLoss):
 
     closed_form: ClassVar[ClosedForm | None] = staticmethod(smooth_ap_weights)
 
-    def __init__(self, *, temperature: float = 0.01, **kwargs: Any) -> None:
+    def __init__(self, *, temperature: float = 0.01, **kwargs: Unpack[RowLossArguments]) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(temperature=arguments.positive("temperature", temperature))
 

@@ -6,10 +6,12 @@ from typing import Any, Literal, final
 import torch
 from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import arguments, thresholds
 from pml_ext.base import RowLoss, StaticDivisorReducer
 from pml_ext.closed_form import Sides, SideWeights, above, beyond_absent
+from pml_ext.hyperparameters import RowLossArguments
 from pml_ext.masked import Counted, is_eager, softplus
 
 Normalization = Literal["anchor", "triplet", "legacy"]
@@ -197,7 +199,7 @@ class SoftTripletLoss(RowLoss):
         beta: float = 4,
         threshold: float = 0.65,
         normalization: Normalization = "anchor",
-        **kwargs: Any,
+        **kwargs: Unpack[RowLossArguments],
     ) -> None:
         super().__init__(**kwargs)
         if normalization not in ("anchor", "triplet", "legacy"):

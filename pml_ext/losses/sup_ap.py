@@ -4,10 +4,12 @@ from typing import Any, ClassVar, final
 
 from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
 from pml_ext.closed_form import ClosedForm, Sides, SideWeights
+from pml_ext.hyperparameters import RowLossArguments
 from pml_ext.rank_counts import Step, average_precision, rank_losses, rank_weights
 
 
@@ -89,7 +91,7 @@ class SupAPLoss(RowLoss):
         delta: float = 0.05,
         start: float = 0.5,
         offset: float | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[RowLossArguments],
     ) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(

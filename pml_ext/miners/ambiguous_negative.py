@@ -6,8 +6,10 @@ from typing import Any, final, get_args
 import torch
 from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import arguments
+from pml_ext.hyperparameters import SeededMinerArguments
 from pml_ext.masked import has_any, of_rows
 from pml_ext.miners.base import PairMiner, in_row_blocks
 from pml_ext.miners.positive_aware import Reference, reference_score
@@ -74,7 +76,15 @@ class AmbiguousNegativeMiner(Seeded, PairMiner):
         tensor([0, 1, 2, 3])
     """
 
-    def __init__(self, *, k: int = 1, a: float = 10, b: float = 0, reference: Reference = "max", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        k: int = 1,
+        a: float = 10,
+        b: float = 0,
+        reference: Reference = "max",
+        **kwargs: Unpack[SeededMinerArguments],
+    ) -> None:
         super().__init__(**kwargs)
         if reference not in get_args(Reference):
             raise ValueError(f"reference must be 'max', 'min' or 'mean', got {reference!r}")

@@ -5,7 +5,9 @@ from typing import Any, final
 
 from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
+from typing_extensions import Unpack
 
+from pml_ext.hyperparameters import MinerArguments
 from pml_ext.miners.base import PairMiner
 
 
@@ -46,7 +48,7 @@ class ChainedMiner(PairMiner):
         (tensor([1, 2]), tensor([2, 1]))
     """
 
-    def __init__(self, *, miners: Sequence[PairMiner] = (), **kwargs: Any) -> None:
+    def __init__(self, *, miners: Sequence[PairMiner] = (), **kwargs: Unpack[MinerArguments]) -> None:
         super().__init__(**kwargs)
         if not isinstance(miners, Iterable):
             raise TypeError(f"miners must be a sequence of miners, got {type(miners).__name__}")

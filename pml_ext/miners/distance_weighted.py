@@ -5,8 +5,10 @@ from typing import Any, final
 import torch
 from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity, LpDistance
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import arguments
+from pml_ext.hyperparameters import SeededMinerArguments
 from pml_ext.masked import as_numbers, compared, count, has_any, of_rows
 from pml_ext.miners.base import PairMiner, in_row_blocks
 from pml_ext.sampling import sample
@@ -111,7 +113,7 @@ class DistanceWeightedMiner(Seeded, PairMiner):
         cutoff: float = 0.5,
         nonzero_loss_cutoff: float | None = 1.4,
         dimension: int | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[SeededMinerArguments],
     ) -> None:
         super().__init__(**kwargs)
         if isinstance(self.distance, _SIMILARITIES) and not self.distance.normalize_embeddings:

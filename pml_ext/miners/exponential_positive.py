@@ -6,8 +6,10 @@ from typing import Any, final
 import torch
 from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import arguments
+from pml_ext.hyperparameters import SeededMinerArguments
 from pml_ext.miners.base import PairMiner, in_row_blocks
 from pml_ext.sampling import sample
 from pml_ext.seeded import Seeded
@@ -58,7 +60,7 @@ class ExponentialPositiveMiner(Seeded, PairMiner):
         (tensor([0, 1, 2]), 6)
     """
 
-    def __init__(self, *, num_positives: int = 1, scale: float = 5, **kwargs: Any) -> None:
+    def __init__(self, *, num_positives: int = 1, scale: float = 5, **kwargs: Unpack[SeededMinerArguments]) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(
             num_positives=arguments.count("num_positives", num_positives),

@@ -6,8 +6,10 @@ from typing import Any, final
 import torch
 from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import arguments
+from pml_ext.hyperparameters import MinerArguments
 from pml_ext.masked import FAR, compared, has_any, of_rows, only
 from pml_ext.miners.base import PairMiner, in_row_blocks
 
@@ -56,7 +58,7 @@ class HardNegativePairMiner(PairMiner):
 
     is_row_function = True
 
-    def __init__(self, *, epsilon: float = 0.05, **kwargs: Any) -> None:
+    def __init__(self, *, epsilon: float = 0.05, **kwargs: Unpack[MinerArguments]) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(epsilon=arguments.non_negative("epsilon", epsilon))
 

@@ -6,8 +6,10 @@ from typing import Any, final
 import torch
 from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import arguments
+from pml_ext.hyperparameters import SeededMinerArguments
 from pml_ext.masked import as_numbers, count
 from pml_ext.miners.base import PairMiner, in_row_blocks
 from pml_ext.sampling import sample
@@ -94,7 +96,7 @@ class InverseDensityMiner(Seeded, PairMiner):
         num_negatives: int | None = None,
         per_positive: int | None = None,
         max_z: float | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[SeededMinerArguments],
     ) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(

@@ -5,8 +5,10 @@ from typing import Any, final
 
 from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import arguments
+from pml_ext.hyperparameters import MinerArguments
 from pml_ext.masked import nearest
 from pml_ext.miners.base import PairMiner, in_row_blocks
 
@@ -50,7 +52,7 @@ class KNearestPositiveMiner(PairMiner):
 
     is_row_function = True
 
-    def __init__(self, *, k: int = 3, **kwargs: Any) -> None:
+    def __init__(self, *, k: int = 3, **kwargs: Unpack[MinerArguments]) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(k=arguments.count("k", k))
 

@@ -6,8 +6,10 @@ from typing import Any, Literal, final, get_args
 import torch
 from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import _pml, arguments
+from pml_ext.hyperparameters import MinerArguments
 from pml_ext.masked import count, has_any, masked_max, masked_mean, masked_min, nearest, of_rows
 from pml_ext.miners.base import PairMiner, in_row_blocks
 
@@ -141,7 +143,7 @@ class PositiveAwareMiner(PairMiner):
         range_max: int | None = None,
         k: int | None = None,
         reference: Reference = "max",
-        **kwargs: Any,
+        **kwargs: Unpack[MinerArguments],
     ) -> None:
         super().__init__(**kwargs)
         if reference not in get_args(Reference):

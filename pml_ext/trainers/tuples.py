@@ -7,8 +7,10 @@ from typing import Any, final
 import torch
 from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pml_ext import _pml, arguments
+from pml_ext.hyperparameters import SeededMinerArguments
 from pml_ext.index_tuples import Triplets, all_triplets, to_triplets
 from pml_ext.miners.base import PairMiner
 from pml_ext.pairs import IndicesTuple, PairMasks
@@ -127,7 +129,7 @@ class RandomTupleMiner(Seeded, PairMiner):
         (tensor([0, 1, 2, 3]), tensor([1, 0, 3, 2]), 4)
     """
 
-    def __init__(self, *, negatives: int = 1, **kwargs: Any) -> None:
+    def __init__(self, *, negatives: int = 1, **kwargs: Unpack[SeededMinerArguments]) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(negatives=arguments.count("negatives", negatives))
 

@@ -6,11 +6,13 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from pml_ext import _pml, arguments
 from pml_ext.base import BatchLoss, RowLoss
 from pml_ext.closed_form import Sides, SideWeights, exponential_sum
 from pml_ext.engine import Form
+from pml_ext.hyperparameters import WrapperArguments
 from pml_ext.losses import ClassCenterMarginLoss
 from pml_ext.masked import Counted, masked_logsumexp
 from pml_ext.pairs import IndicesTuple, Pairs
@@ -128,7 +130,7 @@ class AnchorWeightedLoss(LossWrapper):
         *,
         alpha: float = 40,
         reducer: nn.Module | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[WrapperArguments],
     ) -> None:
         super().__init__(loss, **kwargs)
         if gives_no_loss_of_anchors(loss):

@@ -5,8 +5,10 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from pml_ext import arguments
+from pml_ext.hyperparameters import WrapperArguments
 from pml_ext.pairs import IndicesTuple
 from pml_ext.similarity import unit
 from pml_ext.wrappers.base import LossWrapper, checked_sizes, has_only_directions, slice_sizes
@@ -54,7 +56,9 @@ class BranchLoss(LossWrapper):
         tensor(1.0633)
     """
 
-    def __init__(self, loss: nn.Module, sizes: int | Sequence[int], *, normalize: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self, loss: nn.Module, sizes: int | Sequence[int], *, normalize: bool = True, **kwargs: Unpack[WrapperArguments]
+    ) -> None:
         super().__init__(loss, **kwargs)
         self.record_hyperparameters(sizes=checked_sizes(sizes), normalize=arguments.flag("normalize", normalize))
 

@@ -4,9 +4,11 @@ from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from pml_ext import arguments
 from pml_ext.centers import Centers, CenterSource, leave_one_out
+from pml_ext.hyperparameters import WrapperArguments
 from pml_ext.masked import looks_are_free
 from pml_ext.pairs import ByMasks, IndicesTuple, PairMasks, Pairs, label_masks
 from pml_ext.similarity import normalized
@@ -98,7 +100,7 @@ class CentersAsReferences(LossWrapper):
         *,
         leave_one_out: bool = False,
         normalize_embeddings: bool | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[WrapperArguments],
     ) -> None:
         super().__init__(loss, **kwargs)
         if refuses_references(loss):

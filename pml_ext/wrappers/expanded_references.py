@@ -4,8 +4,10 @@ from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from pml_ext import arguments
+from pml_ext.hyperparameters import WrapperArguments
 from pml_ext.masked import looks_are_free, not_self
 from pml_ext.pairs import IndicesTuple, PairMasks, label_masks
 from pml_ext.similarity import normalized
@@ -66,7 +68,7 @@ class ExpandedReferences(LossWrapper):
 
     takes_indices: ClassVar[bool] = False
 
-    def __init__(self, loss: nn.Module, *, n: int = 2, **kwargs: Any) -> None:
+    def __init__(self, loss: nn.Module, *, n: int = 2, **kwargs: Unpack[WrapperArguments]) -> None:
         super().__init__(loss, **kwargs)
         for refuses, what in ((refuses_references, "references (ref_emb)"), (refuses_indices, "pairs")):
             if refuses(loss):

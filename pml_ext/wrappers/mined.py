@@ -4,9 +4,11 @@ from typing import Any, ClassVar, final
 
 from pytorch_metric_learning.miners import BaseMiner
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from pml_ext import _pml, arguments
 from pml_ext.base import MatrixLoss
+from pml_ext.hyperparameters import WrapperArguments
 from pml_ext.miners.base import PairMiner
 from pml_ext.pairs import IndicesTuple, Narrowed, Pairs
 from pml_ext.similarity import has_own_shapes
@@ -52,7 +54,7 @@ class MinedLoss(LossWrapper):
 
     takes_indices: ClassVar[bool] = False
 
-    def __init__(self, loss: nn.Module, miner: nn.Module, **kwargs: Any) -> None:
+    def __init__(self, loss: nn.Module, miner: nn.Module, **kwargs: Unpack[WrapperArguments]) -> None:
         super().__init__(loss, **kwargs)
         if refuses_indices(loss):
             raise TypeError(f"loss must take an indices_tuple, {type(loss).__name__} does not")

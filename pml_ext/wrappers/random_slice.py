@@ -5,7 +5,9 @@ from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
+from pml_ext.hyperparameters import SeededWrapperArguments
 from pml_ext.pairs import IndicesTuple
 from pml_ext.seeded import Seeded
 from pml_ext.wrappers.base import LossWrapper
@@ -50,7 +52,14 @@ class RandomSliceLoss(Seeded, LossWrapper):
 
     fixed: ClassVar[tuple[str, ...]] = ("sizes", "normalize")
 
-    def __init__(self, loss: nn.Module, sizes: int | Sequence[int], *, normalize: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        loss: nn.Module,
+        sizes: int | Sequence[int],
+        *,
+        normalize: bool = True,
+        **kwargs: Unpack[SeededWrapperArguments],
+    ) -> None:
         super().__init__(loss=BranchLoss(loss, sizes, normalize=normalize), **kwargs)
         self.record_hyperparameters(sizes=self.loss.sizes, normalize=self.loss.normalize)
 

@@ -20,10 +20,11 @@ from pml_ext.benchmark.saved import EmbeddingModel
 from pml_ext.catalog import Recipe
 from pml_ext.datasets import Samples
 from pml_ext.evaluation import Comparison, Difference, Evaluation
-from pml_ext.losses import RAWLoss
-from pml_ext.miners import GuidedMiner
+from pml_ext.extend import RowLoss
+from pml_ext.losses import CenterLoss, HistogramLoss, RAWLoss
+from pml_ext.miners import GuidedMiner, InverseDensityMiner, KNearestNegativeMiner
 from pml_ext.testing import LawTable
-from pml_ext.wrappers import BranchLoss
+from pml_ext.wrappers import BranchLoss, CrossBatchMemory, MinedLoss, RandomSliceLoss
 
 embeddings, labels = torch.randn(4, 3), torch.arange(4)
 
@@ -63,12 +64,30 @@ assert_type(pml_ext.pair_weights(RAWLoss(), embeddings, labels), PairWeights)
 assert_type(pml_ext.pair_weights(RAWLoss(), [[0.0]], [0]).weights, Tensor)
 assert_type(pml_ext.datasets.open("photos/"), Samples)
 
+assert_type(RAWLoss(gamma=0.4, chunk_size=32, embedding_reg_weight=0.1)(embeddings, labels), Tensor)
+assert_type(CenterLoss(num_classes=4, embedding_size=3)(embeddings, labels), Tensor)
+assert_type(HistogramLoss()(embeddings, labels), Tensor)
 assert_type(BranchLoss(RAWLoss(), sizes=2)(embeddings, labels), Tensor)
+assert_type(MinedLoss(RAWLoss(), KNearestNegativeMiner(k=4))(embeddings, labels), Tensor)
+assert_type(CrossBatchMemory(RAWLoss(), 3)(embeddings, labels), Tensor)
 assert_type(GuidedMiner()(embeddings, labels), tuple[Tensor, ...])
+assert_type(KNearestNegativeMiner(as_masks=True)(embeddings, labels), tuple[Tensor, ...])
+assert_type(InverseDensityMiner(seed=1)(embeddings, labels), tuple[Tensor, ...])
 
 recipe = pml_ext.catalog.build("RAW")
 assert_type(recipe, Recipe)
 assert_type(recipe(embeddings, labels), Tensor)
+
+
+class PushLoss(RowLoss):
+    """A loss of one's own."""
+
+    def per_anchor(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
+        """The mean of each row's negatives."""
+        return (sim * neg).mean(-1)
+
+
+assert_type(PushLoss(chunk_size=8)(embeddings, labels), Tensor)
 
 
 def not_known(anything: Any) -> None:
@@ -76,4 +95,11 @@ def not_known(anything: Any) -> None:
     pml_ext.Experiment(loses=["RAW"])  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     results.curve()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
     pml_ext.evaluate(embeddings, labels, norm=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    RAWLoss(gama=0.4)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    RAWLoss(alpha="2")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    RAWLoss(reducer="mean")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    HistogramLoss(chunk_size=8)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    KNearestNegativeMiner(seed=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    MinedLoss(3, KNearestNegativeMiner())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    RandomSliceLoss(RAWLoss(), sizes=2, sed=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     _ = pml_ext.explian  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
