@@ -224,7 +224,7 @@ def _number(value: float | None, form: str = "{:.0f}", factor: float = 1) -> str
     return "" if value is None else form.format(value * factor)
 
 
-# One line of each kind that differs: ours in full lines, PML's of the same colour in dashes, loops in dots.
+# One line of each kind that differs: ours in full lines, PML's of the same color in dashes, loops in dots.
 PLOTTED = ("RAW", "BatchAll", "BatchHard", "LiftedStructure", "Histogram", "CenterNCA")
 
 

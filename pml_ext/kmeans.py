@@ -26,7 +26,7 @@ def kmeans(
 ) -> Tensor:
     r"""The cluster of each point, from 0 to k - 1: each set of points for itself.
 
-        minimise  sum_i |x_i - m_{a_i}|^2,  m_j the mean of the points with a_i = j
+        minimize  sum_i |x_i - m_{a_i}|^2,  m_j the mean of the points with a_i = j
 
     Centers are drawn by k-means++: the first of all points alike, the next with a probability proportional to the
     squared distance to the nearest center that there is. Then, in turn, each point goes to its nearest center, the

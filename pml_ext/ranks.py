@@ -118,7 +118,7 @@ class Processes(Group):
         return x
 
     def pass_on(self, x: Tensor, to: int, out: Tensor, source: int) -> "Pending":
-        """By one message to each neighbour."""
+        """By one message to each neighbor."""
         x, to, source = x.contiguous(), self._number(to), self._number(source)
         messages = [
             dist.P2POp(dist.isend, x, to, group=self.group),

@@ -118,7 +118,7 @@ def test_unknown_names(tmp_path, capsys):
 def test_losses_that_cannot_be_run(tmp_path, capsys):
     out = ["--data", "digits", "--out", str(tmp_path / "out")]
     assert "no default for margin, Tn" in fails(["--losses", "RankedListLoss", *out], capsys)
-    assert "VICRegLoss cannot be trained on labelled batches" in fails(["--losses", "VICRegLoss", *out], capsys)
+    assert "VICRegLoss cannot be trained on labeled batches" in fails(["--losses", "VICRegLoss", *out], capsys)
     assert "DynamicSoftMarginLoss cannot be trained" in fails(["--losses", "DynamicSoftMarginLoss", *out], capsys)
     assert not (tmp_path / "out").exists()
 

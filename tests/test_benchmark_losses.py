@@ -144,7 +144,7 @@ def test_the_name_of_an_object_is_the_class_with_what_differs():
 
 
 def test_a_loss_that_cannot_be_trained_is_known_before():
-    with pytest.raises(BenchmarkError, match="VICRegLoss cannot be trained on labelled batches"):
+    with pytest.raises(BenchmarkError, match="VICRegLoss cannot be trained on labeled batches"):
         rehearse(parse("VICRegLoss"), classes=4, embedding_size=8, images_per_class=2)
     assert rehearse(parse("RAW"), classes=4, embedding_size=8, images_per_class=2) == 0
     assert rehearse(parse("pml:ProxyNCALoss"), classes=4, embedding_size=8, images_per_class=2) == 4 * 8

@@ -571,7 +571,7 @@ def test_a_neighbor_twice_is_refused():
 def test_the_query_itself_is_refused():
     itself = torch.tensor([[1], [1], [0], [0]])
     calculator = ours(recall_at=(1,), include=("recall_at_1",), knn_func=lambda *_: (itself.float(), itself))
-    with pytest.raises(ValueError, match="returned a query as its own neighbour"):
+    with pytest.raises(ValueError, match="returned a query as its own neighbor"):
         calculator.get_accuracy(X, torch.zeros(4))
     assert calculator.get_accuracy(X, torch.zeros(4), X.flip(0), torch.zeros(4)) == {"recall_at_1": 1.0}
 

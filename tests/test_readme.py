@@ -103,3 +103,17 @@ def test_the_workflow_tries_every_python_of_the_package():
     workflow = (ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8")
     (tried,) = re.findall(r"python: \[(.*)\]", workflow)
     assert re.findall(r"3\.\d+", tried) == declared
+
+
+def test_the_oldest_versions_are_those_declared():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    blocks = dict(re.findall(r"^(dependencies|benchmark) = \[\n(.*?)^\]", project, re.MULTILINE | re.DOTALL))
+    of_package, of_benchmark = (
+        dict(re.findall(r'"([\w-]+)>=([\d.]+)', blocks[name])) for name in ("dependencies", "benchmark")
+    )
+    declared = of_package | of_benchmark
+    pinned = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints-oldest.txt").read_text("utf-8"), re.MULTILINE))
+    assert {"numpy", "torch", "pytorch-metric-learning"} == set(of_package)
+    for name, version in declared.items():
+        if not name.startswith("efficientnet"):  # of which there is one version
+            assert f"{pinned[name]}.".startswith(f"{version}."), name

@@ -14,7 +14,7 @@ from pml_ext.analysis.pair_weights import PairWeights
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Of Okabe and Ito's colours, which colour-blind readers can tell apart; line styles and markers repeat the difference.
+# Of Okabe and Ito's colors, which color-blind readers can tell apart; line styles and markers repeat the difference.
 PULL, PUSH, PAIRS, RANK = palette.HUES[:4]
 
 
@@ -55,9 +55,9 @@ def weight_curves(losses: Mapping[str, nn.Module] | nn.Module, *, points: int = 
     styles = {"positive": (PULL, "-"), "negative": (PUSH, "--")}
     for axes, (name, loss) in zip(panels, named.items(), strict=True):
         for kind, lines in weight_lines(loss, grid, dimension=dimension).items():
-            colour, style = styles[kind]
+            color, style = styles[kind]
             for axis, line in zip(axes, lines, strict=True):
-                axis.plot(grid, line, style, color=colour, linewidth=2, label=f"{kind} pair")
+                axis.plot(grid, line, style, color=color, linewidth=2, label=f"{kind} pair")
         axes[0].set_ylabel(name, rotation=0, ha="right", va="center")
         for axis in axes:
             _plain(axis)
@@ -84,9 +84,9 @@ def weight_scatter(pairs: PairWeights, *, title: str = "", ax: Any = None) -> "F
     figure = _figure(6.5, 4.2) if ax is None else ax.figure
     axis = figure.subplots() if ax is None else ax
     positive, negative = ("positive", "negative") if pairs.given else ("pulled", "pushed")
-    for kind, mask, colour, marker in ((positive, pairs.pos, PULL, "o"), (negative, pairs.neg, PUSH, "^")):
+    for kind, mask, color, marker in ((positive, pairs.pos, PULL, "o"), (negative, pairs.neg, PUSH, "^")):
         x, y = (matrix[mask].numpy(force=True) for matrix in (pairs.similarity, pairs.weights))
-        axis.scatter(x, y, s=22, color=colour, marker=marker, alpha=0.7, linewidths=0, label=f"{kind} pair")
+        axis.scatter(x, y, s=22, color=color, marker=marker, alpha=0.7, linewidths=0, label=f"{kind} pair")
     axis.set(xlabel="score (larger is closer)", ylabel="pair weight |dL/dS|")
     axis.set_ylim(bottom=0)
     axis.set_title(title, loc="left")
@@ -140,7 +140,7 @@ def weight_matrix(
 def budget(history: Mapping[int, Health], *, title: str = "") -> "Figure":
     """Pull and push over training, on how many pairs an anchor's gradient rests, and how the embeddings spread.
 
-    Where a failure was named the background is grey.
+    Where a failure was named the background is gray.
 
     Args:
         history: iteration -> `Health`, as `EmbeddingHealth.history`.
@@ -156,10 +156,10 @@ def budget(history: Mapping[int, Health], *, title: str = "") -> "Figure":
         (1, "effective_rank", "effective rank of the embeddings", RANK, "--"),
         (2, "spread", "spread of the directions", palette.GRAY, "-"),
     )
-    for panel, name, label, colour, style in lines:
+    for panel, name, label, color, style in lines:
         # Embeddings that are all the same have a spread of 0, which no logarithm shows.
         values = [max(getattr(health, name), 1e-7 if name == "spread" else 0) for health in measured]
-        panels[panel].plot(iterations, values, style, color=colour, linewidth=2, marker="o", markersize=3, label=label)
+        panels[panel].plot(iterations, values, style, color=color, linewidth=2, marker="o", markersize=3, label=label)
     for axis, label in zip(panels, ("sum of pair weights", "number", "spread, 0..1"), strict=True):
         _plain(axis)
         axis.set_ylabel(label)

@@ -17,7 +17,7 @@ from pml_ext.benchmark.result import BASELINES, FROZEN_TRUNK, UNTRAINED, UNTRAIN
 from pml_ext.benchmark.table import by_loss
 from pml_ext.figures import Picture
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart, without its yellow; from the ninth loss on the
+# Okabe and Ito's palette, which color-blind readers can tell apart, without its yellow; from the ninth loss on the
 # dashes differ too.
 COLORS = (*palette.HUES[:4], palette.SKY, palette.ORANGE, palette.BLACK)
 DASHES = ("-", "--", ":", "-.")
@@ -125,7 +125,7 @@ def hardness_curves(schedules: Mapping[str, Sequence[Mapping[str, Sequence[float
     figure.legend(
         *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9
     )
-    # The colours are those of the methods, whichever negatives a line shows.
+    # The colors are those of the methods, whichever negatives a line shows.
     kinds = [Line2D([], [], color=palette.GRAY, linestyle=dashes) for dashes in ("-", ":", "--")]
     panels[2].legend(kinds, ["real", "synthetic", "regenerated"], loc="lower left", frameon=False, fontsize=8)
     return figure
@@ -206,14 +206,14 @@ def _name_lines(axes: Any, ends: Iterable[tuple[str, float, str]]) -> None:
         heights.append(max(value, heights[-1] + step) if heights else value)
     for i in reversed(range(len(heights))):
         heights[i] = min(heights[i], heights[i + 1] - step if i + 1 < len(heights) else high)
-    for (name, value, colour), height in zip(ends, heights, strict=True):
+    for (name, value, color), height in zip(ends, heights, strict=True):
         axes.annotate(
             f"{name} {value:.1f}",
             (1.0, height),
             xycoords=("axes fraction", "data"),
             xytext=(6, 0),
             textcoords="offset points",
-            color=colour,
+            color=color,
             va="center",
             annotation_clip=False,
         )

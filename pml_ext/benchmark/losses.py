@@ -461,7 +461,7 @@ def rehearse(spec: Any, *, classes: int, embedding_size: int, images_per_class: 
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise BenchmarkError(
-            f"{spec.name} cannot be trained on labelled batches: {reason[0] if reason else type(error).__name__}"
+            f"{spec.name} cannot be trained on labeled batches: {reason[0] if reason else type(error).__name__}"
         ) from error
 
 

@@ -16,11 +16,11 @@ from pml_ext.figures import Picture
 from pml_ext.shown import one_line
 
 RIGHT, WRONG = palette.GREEN, palette.VERMILION
-NEIGHBOURS = 8
+NEIGHBORS = 8
 QUERIES = 4
 SIDE = 96  # pixels of a photograph
 MAPPED = 12  # classes in the map
-# Twelve classes: six hues that colour-blind readers can tell apart, times two markers.
+# Twelve classes: six hues that color-blind readers can tell apart, times two markers.
 HUES = (*palette.HUES, palette.BLACK)
 MARKERS = ("o", "^")
 
@@ -36,7 +36,7 @@ def gallery(test: Any, embeddings: Mapping[str, Tensor]) -> Figure:
     rows = len(queries) * len(embeddings)
     figure = Picture(figsize=(8.5, 0.72 * rows + 1.1))
     figure.suptitle(
-        f"Nearest {NEIGHBOURS} of {len(test)} images of unseen classes, for {len(queries)} queries drawn at random",
+        f"Nearest {NEIGHBORS} of {len(test)} images of unseen classes, for {len(queries)} queries drawn at random",
         x=0.02,
         y=1 - 0.25 / figure.get_figheight(),
         ha="left",
@@ -49,7 +49,7 @@ def gallery(test: Any, embeddings: Mapping[str, Tensor]) -> Figure:
     )
     for i, query in enumerate(queries):
         grid = outer[i].subgridspec(
-            len(embeddings), NEIGHBOURS + 2, width_ratios=[1.25, 2.2, *[1] * NEIGHBOURS], hspace=0.1, wspace=0.1
+            len(embeddings), NEIGHBORS + 2, width_ratios=[1.25, 2.2, *[1] * NEIGHBORS], hspace=0.1, wspace=0.1
         )
         axes = figure.add_subplot(grid[:, 0])
         _picture(axes, test, query)
@@ -59,8 +59,8 @@ def gallery(test: Any, embeddings: Mapping[str, Tensor]) -> Figure:
             label = figure.add_subplot(grid[row, 1])
             label.set_axis_off()
             label.text(1.0, 0.5, loss, ha="right", va="center", fontsize=9 if len(loss) < 18 else 7, parse_math=False)
-            for column, neighbour in enumerate(_nearest(vectors, query)):
-                _framed(figure.add_subplot(grid[row, column + 2]), test, query, neighbour)
+            for column, neighbor in enumerate(_nearest(vectors, query)):
+                _framed(figure.add_subplot(grid[row, column + 2]), test, query, neighbor)
     return figure
 
 
@@ -120,7 +120,7 @@ def _some(count: int, number: int) -> list[int]:
 def _nearest(vectors: Tensor, query: int) -> list[int]:
     scores = vectors @ vectors[query]
     scores[query] = -math.inf
-    nearest: list[int] = scores.topk(min(NEIGHBOURS, len(vectors) - 1)).indices.tolist()
+    nearest: list[int] = scores.topk(min(NEIGHBORS, len(vectors) - 1)).indices.tolist()
     return nearest
 
 
@@ -145,7 +145,7 @@ def _framed(axes: Any, test: Any, query: int, index: int) -> None:
     for spine in axes.spines.values():
         spine.set_color(RIGHT if right else WRONG)
         spine.set_linewidth(3)
-    if not right:  # not by colour alone
+    if not right:  # not by color alone
         axes.plot([0.72, 0.94], [0.06, 0.28], color=WRONG, linewidth=2, transform=axes.transAxes)
         axes.plot([0.72, 0.94], [0.28, 0.06], color=WRONG, linewidth=2, transform=axes.transAxes)
     words = axes.text(

@@ -63,11 +63,11 @@ def _one_archive(root: Path) -> tuple[Rows, list[str]]:
 
 def _two_archives(root: Path) -> tuple[Rows, list[str]]:
     names = [_text(name) for name in _matlab(root / "devkit" / "cars_meta.mat")["class_names"].flat]
-    labelled = ("cars_test_annos_withlabels.mat", "devkit/cars_test_annos_withlabels.mat")
+    labeled = ("cars_test_annos_withlabels.mat", "devkit/cars_test_annos_withlabels.mat")
     hint = "the labels of cars_test come in a file of their own"
     halves = {
         "cars_train": root / "devkit" / "cars_train_annos.mat",
-        "cars_test": place("cars196", root, labelled, hint),
+        "cars_test": place("cars196", root, labeled, hint),
     }
     rows = [
         (f"{folder}/{_text(row['fname'])}", int(row["class"].item()))

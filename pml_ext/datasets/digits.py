@@ -15,10 +15,10 @@ WARP = RandomWarp()
 
 
 class Digits(InMemoryDataset):
-    """Scikit-learn's handwritten digits, 8 x 8 grey: train on the digits 0 to 4, test on the unseen 5 to 9.
+    """Scikit-learn's handwritten digits, 8 x 8 gray: train on the digits 0 to 4, test on the unseen 5 to 9.
 
     Training images are warped anew at every access; test images are warped once, from a fixed seed. As they are, with
-    `warp=None`, the nearest neighbour of an untrained network is right for 93 % of them, and training on five classes
+    `warp=None`, the nearest neighbor of an untrained network is right for 93 % of them, and training on five classes
     can only lose.
 
     Args:
@@ -66,7 +66,7 @@ class Digits(InMemoryDataset):
         data = load_digits()
         labels = torch.as_tensor(data.target, dtype=torch.int64)
         mine = labels < 5 if split == "train" else labels >= 5
-        images = torch.as_tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16  # its grey levels are 0 to 16
+        images = torch.as_tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16  # its gray levels are 0 to 16
         super().__init__(
             images[mine],
             labels[mine],

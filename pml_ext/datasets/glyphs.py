@@ -42,7 +42,7 @@ class Glyphs(InMemoryDataset):
     """Letters and digits rendered from matplotlib's fonts: 501 classes of 16 images; test classes are never trained on.
 
     A class is a character; its images are sixteen faces of DejaVu Sans, Sans Mono and Serif and of STIX General,
-    32 x 32 grey, white on black, centered, all at one font size. A character that some face draws exactly like an
+    32 x 32 gray, white on black, centered, all at one font size. A character that some face draws exactly like an
     earlier one (the Greek Alpha, after the Latin A) is left out. The split of the classes is random but fixed, 250 to
     train and 251 to test: zero-shot retrieval, like CUB or Stanford Online Products. Training images are warped anew at
     every access, with torch's global random numbers (`torch.manual_seed`, or a DataLoader's seed for its workers); test

@@ -17,7 +17,7 @@ SEED = 0
 
 
 class InMemoryDataset(Dataset[tuple[Any, Any]]):
-    """A labelled image set held as one tensor; a DataLoader fetches it a batch at a time.
+    """A labeled image set held as one tensor; a DataLoader fetches it a batch at a time.
 
     Args:
         images: [n, c, h, w], in [0, 1].

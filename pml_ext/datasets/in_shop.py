@@ -38,7 +38,7 @@ class InShop(Dataset[tuple[Any, Any]]):
         split: "train", "query", "gallery", "test" (query and gallery) or "train+test". Default "train+test", as in PML.
         transform: applied to each image, a PIL image in RGB. Default: none.
         target_transform: applied to each label. Default: none.
-        download: there for the signature of PML's datasets; a licence has to be asked for, so nothing is downloaded.
+        download: there for the signature of PML's datasets; a license has to be asked for, so nothing is downloaded.
 
     Shape:
         a sample is (image, PIL RGB unless transformed; label, int).
@@ -165,7 +165,7 @@ def _first(root: Path, *places: str) -> Path:
 
 def _where(root: Path) -> str:
     return (
-        "In-Shop Clothes Retrieval cannot be downloaded without a licence: ask for it at "
+        "In-Shop Clothes Retrieval cannot be downloaded without a license: ask for it at "
         "https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html, unpack img.zip, and put "
         f"{root / 'list_eval_partition.txt'} beside the folder {root / 'img'}, "
         f"or keep the folders as they come, {root / 'Eval'} and {root / 'Img'}"

@@ -1,4 +1,4 @@
-"""What a data set is to all that trains, evaluates and draws: labelled images or vectors, wherever they came from."""
+"""What a data set is to all that trains, evaluates and draws: labeled images or vectors, wherever they came from."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Samples:
-    """A labelled collection of images or of vectors.
+    """A labeled collection of images or of vectors.
 
     Args:
         name: what tables call it.

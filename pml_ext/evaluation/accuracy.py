@@ -54,7 +54,7 @@ class RetrievalAccuracyCalculator:
         avg_of_avgs: average over the queries of each class first, then over classes (default ``False``).
         return_per_class: return each metric as a list, one number per class that has a query in Q, in the order of the
             labels (default ``False``).
-        k: how many neighbours PML's own metrics look at: an integer, ``None`` for all references, or (default)
+        k: how many neighbors PML's own metrics look at: an integer, ``None`` for all references, or (default)
             ``"max_bin_count"`` for the size of the largest class, at which ``mean_average_precision_at_r``,
             ``r_precision`` and ``precision_at_1`` are exact. ``mean_average_precision`` and ``mean_reciprocal_rank``
             depend on it by definition: ``None`` gives those of the whole ranking, and is expensive only for
@@ -63,7 +63,7 @@ class RetrievalAccuracyCalculator:
         label_comparison_fn: says which labels match, see PML (default ``None``: equal ones). It receives the labels in
             float32. NMI and AMI must then be excluded.
         device: where to compute, a ``torch.device`` or its name (default ``None``: CUDA if there is one).
-        knn_func: ``(query, k, reference, ref_includes_query) -> (distances, indices)``, Euclidean neighbours (default
+        knn_func: ``(query, k, reference, ref_includes_query) -> (distances, indices)``, Euclidean neighbors (default
             ``None``: none are searched, ranks are counted instead, in little memory and as exactly, at any depth;
             metrics of subclasses and a ``label_comparison_fn`` get :class:`TorchKNN`).
         kmeans_func: ``(embeddings, num_clusters) -> clusters`` (default ``None``: scikit-learn's k-means, which
@@ -79,7 +79,7 @@ class RetrievalAccuracyCalculator:
         Recall@k as in Jégou, Douze and Schmid, "Product quantization for nearest neighbor search", 2011, and Oh Song et
         al., 2016. The other metrics are those of pytorch-metric-learning 2.9. Different from there: the default of
         ``k`` (PML: ``None``, all references); labels are compared as they are, not rounded to float32; never more
-        neighbours are asked for than there are references (PML scores faiss's padding of -1: mean average precisions
+        neighbors are asked for than there are references (PML scores faiss's padding of -1: mean average precisions
         of more than 1); a query without any match gives NaN, whatever ``k``; ``mean_reciprocal_rank`` can be
         computed alone, and is computed in float64; NMI and AMI come from clusters that k-means++ began, the same with
         and without faiss, whose k-means begins with samples drawn at random (NMI of perfectly separated classes: .81
@@ -169,7 +169,7 @@ class RetrievalAccuracyCalculator:
         return ["NMI", "AMI"]
 
     def requires_knn(self) -> list[str]:
-        """Name the metrics that need nearest neighbours."""
+        """Name the metrics that need nearest neighbors."""
         return [*RANK_METRICS, *map(_metric_name, self.recall_at)]
 
     def description(self) -> str:
@@ -181,7 +181,7 @@ class RetrievalAccuracyCalculator:
         return self.kmeans_func(query, len(query_labels.flatten().unique()))
 
     def determine_k(self, bin_counts: Tensor, num_reference_embeddings: int, ref_includes_query: bool) -> int:
-        """How many neighbours the metrics that are no recall look at."""
+        """How many neighbors the metrics that are no recall look at."""
         largest, own = int(bin_counts.max()), int(ref_includes_query)
         if self.k == "max_bin_count":
             return largest - own
@@ -221,7 +221,7 @@ class RetrievalAccuracyCalculator:
             query_labels: [n] or [n, l].
             reference: [m, d] (default ``None``: the queries, each compared with the others).
             reference_labels: [m] or [m, l].
-            ref_includes_query: the first n references are the queries, and a query is no neighbour of itself (default
+            ref_includes_query: the first n references are the queries, and a query is no neighbor of itself (default
                 ``False``).
             include: names of the metrics to compute, of those chosen at construction (default ``()``: all of them).
             exclude: names of metrics not to compute (default ``()``).
@@ -234,7 +234,7 @@ class RetrievalAccuracyCalculator:
             ValueError: there is no query; the shapes do not fit; an embedding is NaN or infinite in float32; a label
                 is NaN; only some labels are strings; with a ``label_comparison_fn``, an integer label is not exact in
                 float32; ``ref_includes_query`` is true but the references do not begin with the queries; ``include``
-                or ``exclude`` has an unknown name; ``knn_func`` does not return k neighbours, returns one twice, or
+                or ``exclude`` has an unknown name; ``knn_func`` does not return k neighbors, returns one twice, or
                 the query itself.
 
         Warns:
@@ -286,7 +286,7 @@ class RetrievalAccuracyCalculator:
             if self._can_count(needing_knn):
                 accuracies = self._rank_metrics(needing_knn, **kwargs)
             else:
-                kwargs |= self._neighbours(**kwargs)
+                kwargs |= self._neighbors(**kwargs)
         if metrics.intersection(self.requires_clustering()):
             _check_scikit_learn()
             kwargs["cluster_labels"] = self.get_cluster_labels(**kwargs)
@@ -386,7 +386,7 @@ class RetrievalAccuracyCalculator:
             averages |= zip(map(_metric_name, ks.tolist()), values.tolist(), strict=True)
         return averages
 
-    def _neighbours(
+    def _neighbors(
         self,
         query: Tensor,
         reference: Tensor,
@@ -417,7 +417,7 @@ class RetrievalAccuracyCalculator:
         if (ordered[:, 1:] == ordered[:, :-1]).any():
             raise ValueError(f"knn_func {self.knn_func!r} returned a reference twice for one query")
         if ref_includes_query and (indices == torch.arange(len(query), device=indices.device)[:, None]).any():
-            raise ValueError(f"knn_func {self.knn_func!r} returned a query as its own neighbour")
+            raise ValueError(f"knn_func {self.knn_func!r} returned a query as its own neighbor")
         knn_labels = reference_labels[indices]  # [n, depth] or [n, depth, l]
         same_label = self.label_comparison_fn(query_labels[:, None], knn_labels) != 0  # [n, depth]
         return {

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours in plain torch."""
+"""Exact nearest neighbors in plain torch."""
 
 import math
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from pml_ext import arguments, thresholds
 
 
 class TorchKNN:
-    r"""Exact k nearest neighbours by squared Euclidean distance, called like PML's ``FaissKNN``.
+    r"""Exact k nearest neighbors by squared Euclidean distance, called like PML's ``FaissKNN``.
 
     The distances of one chunk of queries to all m references are one matrix product,
 
@@ -69,7 +69,7 @@ class TorchKNN:
             query: [n, d].
             k: how many references to return for each query.
             reference: [m, d].
-            ref_includes_query: the first n references are the queries, and query i is no neighbour of itself
+            ref_includes_query: the first n references are the queries, and query i is no neighbor of itself
                 (default ``False``).
 
         Returns:

@@ -1,4 +1,4 @@
-"""Ranks of matches by counting what is closer: no neighbours are searched, no matrix of all distances is formed."""
+"""Ranks of matches by counting what is closer: no neighbors are searched, no matrix of all distances is formed."""
 
 from collections.abc import Iterator
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""Retrieval metrics of every query: exact, at any depth, without the nearest neighbours of all queries at once."""
+"""Retrieval metrics of every query: exact, at any depth, without the nearest neighbors of all queries at once."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -251,7 +251,7 @@ def _matches(data: _Data, rows: Tensor, matches: Tensor, depths: Tensor, tile_si
             yield _clear(group)
             tied.append(group.rows[group.tied])
 
-    # Most have a match among a few neighbours, and then need no further look at ties.
+    # Most have a match among a few neighbors, and then need no further look at ties.
     yield from _searched(data, torch.cat(tied), depths.clamp(min=some))
 
 

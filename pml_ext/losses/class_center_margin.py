@@ -51,7 +51,7 @@ class ClassCenterMarginLoss(SampleLoss):
         holds the loss of each class at its first sample, 0 at the others.
 
     Source:
-        DM18's CenterLoss, which is not that of Wen et al. (that is `CenterLoss`). Its code minimises the
+        DM18's CenterLoss, which is not that of Wen et al. (that is `CenterLoss`). Its code minimizes the
         distance of centers that are too close, and so pulls them together, and subtracts no margin, so that it jumps
         there. Wrong values are not reproduced: here both terms are hinges, and centers are pushed. In a batch of one
         class, on which the reference code raises, there is no other center and the first term is 0.

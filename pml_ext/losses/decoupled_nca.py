@@ -1,4 +1,4 @@
-"""The decoupled NCA loss: pull and push of the k-nearest-neighbour softmax with a steepness each."""
+"""The decoupled NCA loss: pull and push of the k-nearest-neighbor softmax with a steepness each."""
 
 from typing import Any, ClassVar, final
 
@@ -39,9 +39,9 @@ def decoupled_nca_weights(sides: Sides, *, alpha: float, beta: float, k: int | N
 
 @final
 class DecoupledNCALoss(RowLoss):
-    r"""The gradient of a k-nearest-neighbour softmax, its pull spread over more positives than its push over negatives.
+    r"""The gradient of a k-nearest-neighbor softmax, its pull spread over more positives than its push over negatives.
 
-    With P^k_i and N^k_i the neighbours of `KNNSoftmaxLoss`, and a_i the softmax probability of the negatives, held
+    With P^k_i and N^k_i the neighbors of `KNNSoftmaxLoss`, and a_i the softmax probability of the negatives, held
     constant in the backward pass:
 
         L_i = a_i ( log sum_{N^k_i} exp(-alpha D_in) - alpha/beta log sum_{P^k_i} exp(-beta D_ip) ),

@@ -40,7 +40,7 @@ class EasyPositiveTripletLoss(RowLoss):
 
         L_i = [ min_{p in P_i} D_ip - min_{n in N_i} D_in + margin ]+
 
-    One nearest neighbour of its class is enough for an anchor, so a class need not be one cluster.
+    One nearest neighbor of its class is enough for an anchor, so a class need not be one cluster.
 
     Args:
         margin: how much closer the nearest positive must be than the nearest negative, at least 0; a difference of

@@ -1,4 +1,4 @@
-"""The generalised lifted structure loss."""
+"""The generalized lifted structure loss."""
 
 from typing import Any, ClassVar, final
 
@@ -17,14 +17,14 @@ from pml_ext.masked import masked_logsumexp
 def generalized_lifted_structure(
     sim: Tensor, pos: Tensor, neg: Tensor, *, neg_margin: float, pos_margin: float
 ) -> Tensor:
-    """Generalised lifted structure loss of each anchor: sim, pos, neg [.., n, m] -> [.., n]. See the class."""
+    """Generalized lifted structure loss of each anchor: sim, pos, neg [.., n, m] -> [.., n]. See the class."""
     pull = masked_logsumexp(pos_margin - sim, pos)
     push = masked_logsumexp(sim - neg_margin, neg)
     return torch.relu(pull + push)
 
 
 def generalized_lifted_structure_weights(sides: Sides, *, neg_margin: float, pos_margin: float) -> SideWeights:
-    """Generalised lifted structure loss and pair weights in closed form."""
+    """Generalized lifted structure loss and pair weights in closed form."""
     pull, pos, pos_total = exponential_sum(sides.pos.sub_(pos_margin), -1)
     push, neg, neg_total = exponential_sum(sides.neg.sub_(neg_margin), 1)
     total = pull + push
@@ -84,5 +84,5 @@ class GeneralizedLiftedStructureLoss(RowLoss):
         return LpDistance()
 
     def per_anchor(self, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
-        """Generalised lifted structure loss of each anchor."""
+        """Generalized lifted structure loss of each anchor."""
         return generalized_lifted_structure(sim, pos, neg, **self.hyperparameters())

@@ -1,4 +1,4 @@
-"""The k-nearest-neighbour softmax loss: NCA on the k nearest references of each anchor."""
+"""The k-nearest-neighbor softmax loss: NCA on the k nearest references of each anchor."""
 
 import math
 from typing import Any, ClassVar, final
@@ -38,7 +38,7 @@ def knn_softmax_weights(sides: Sides, *, alpha: float, k: int | None, negative_w
 
 @final
 class KNNSoftmaxLoss(RowLoss):
-    r"""Maximises the softmax probability of the positives among the k nearest references of each anchor.
+    r"""Maximizes the softmax probability of the positives among the k nearest references of each anchor.
 
     With P^k_i and N^k_i the positives and negatives closer than the (k+1)-th nearest reference (if no positive is that
     close, P^k_i is the nearest one), and D the distance to the chosen power:

@@ -1,4 +1,4 @@
-"""The online form of the large margin nearest neighbour loss."""
+"""The online form of the large margin nearest neighbor loss."""
 
 from typing import Any, ClassVar, final
 

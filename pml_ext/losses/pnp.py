@@ -48,7 +48,7 @@ def penalized(ahead: Tensor, before: Tensor, there: Tensor, *, b: float, alpha: 
 
 @final
 class PNPLoss(RowLoss):
-    r"""Penalises the negatives before each positive, and only those.
+    r"""Penalizes the negatives before each positive, and only those.
 
     With sigma(x) = 1 / (1 + exp(-x / temperature)) and the number of negatives before each positive, B_p:
 

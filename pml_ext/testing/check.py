@@ -280,7 +280,7 @@ class _Cases:
         settings: dict[str, Any] = {"report_multiple_bugs": False, "deadline": None, "database": None}
         settings["phases"] = (hypothesis.Phase.generate, hypothesis.Phase.shrink)
         settings["suppress_health_check"] = list(hypothesis.HealthCheck)
-        settings["derandomize"] = False  # in favour of the seed
+        settings["derandomize"] = False  # in favor of the seed
         if examples or self.examples:
             settings["max_examples"] = examples or self.examples
         run: Callable[[], None] = hypothesis.given(cases)(keeps)

@@ -179,7 +179,7 @@ def hardness_aware_trainer(
     seed: int | None = None,
     **kwargs: Any,
 ) -> HardnessAwareTrainer:
-    r"""Assemble a `HardnessAwareTrainer` with the paper's parts: generator, classifier, loss, miner and optimisers.
+    r"""Assemble a `HardnessAwareTrainer` with the paper's parts: generator, classifier, loss, miner and optimizers.
 
     triplet: J = sum [|a - p|^2 - |a - n|^2 + 1]+ over one random triplet per image, alpha 7.
     n_pair: J = `NPairTupleLoss` over the N-pairs of the batch, alpha 90, the anchors separate in J_soft.

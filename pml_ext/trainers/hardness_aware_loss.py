@@ -32,8 +32,8 @@ class HardnessAwareTerms:
         j_m: J_m = J(T), the metric loss of the real tuples.
         j_syn: J_syn = J(T~), the metric loss of the synthetic tuples.
         j_recon: J_recon, how badly the generator recovers the features of the batch.
-        j_soft: J_soft, how badly the classifier recognises the synthetic features.
-        j_ce: J_ce, how badly the classifier recognises the features of the batch.
+        j_soft: J_soft, how badly the classifier recognizes the synthetic features.
+        j_ce: J_ce, how badly the classifier recognizes the features of the batch.
         lam: lambda, how much of the distance the synthetic negatives kept; no gradient.
         mixing_weight: w, the weight of the real tuples; no gradient.
         hardness_real: mean |z - z+| / mean |z - z-| over the tuples; 1 is a negative as near as the positive. No
@@ -95,7 +95,7 @@ class HardnessAwareLoss(nn.Module):
     In J_metric, gradients flow through the generator, which is frozen there, and through the pull. J_avg and the J_gen
     of w are running averages, constants of a step (`HardnessSchedule`), which move on in each step of training.
 
-    Because each term reaches its own parameters and no others, one backward pass of the sum serves all optimisers::
+    Because each term reaches its own parameters and no others, one backward pass of the sum serves all optimizers::
 
         loss = HardnessAwareLoss(embedder, generator, classifier, metric_loss)
         for images, labels in loader:
@@ -107,7 +107,7 @@ class HardnessAwareLoss(nn.Module):
             for optimizer in (metric_optimizer, generator_optimizer, classifier_optimizer):
                 optimizer.step()
 
-    with the parameters of trunk, embedder and `metric_loss` in the first optimiser, those of the generator in the
+    with the parameters of trunk, embedder and `metric_loss` in the first optimizer, those of the generator in the
     second and those of the classifier in the third. `state_dict` holds the averages, and all three networks.
 
     The defaults of alpha, beta and soft_factor belong to the scales of the paper: features of 1024 dimensions, some 100

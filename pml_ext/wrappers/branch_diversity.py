@@ -1,4 +1,4 @@
-"""A regularizer that makes the slices of an embedding disagree about neighbours."""
+"""A regularizer that makes the slices of an embedding disagree about neighbors."""
 
 import math
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def jensen_shannon(log_a: Tensor, log_b: Tensor) -> Tensor:
 
 @final
 class BranchDiversityRegularizer(PairModule, _pml.Regularizer):
-    r"""An `embedding_regularizer` that is small where the slices of an embedding see different neighbours.
+    r"""An `embedding_regularizer` that is small where the slices of an embedding see different neighbors.
 
     Slice b, normalized by the distance, gives every sample i a distribution A^b_i = softmax_{j != i}(-beta D^b_ij)
     over the others, and
