@@ -28,13 +28,15 @@ def near(scores):
     return torch.where(scores > ABSENT / 2, -ABSENT, scores)
 
 
-def right(sides, *, base, closest=near, share=True, first=False, mean_over=None, count=True, column=None, hinge=None):
+def right(
+    sides, *, base, closest=near, share=True, first=False, mean_over=None, count=True, column=None, hinge=None, bend=0
+):
     """The closed form of `Right`; the other arguments are where it can go wrong."""
     closest_pos = closest(sides.pos).amax(1, keepdim=True)
     top = sides.neg.amax(1, keepdim=True)
     violation = top - closest_pos + 0.25
     losses = hinge(violation) if hinge else torch.relu(violation)
-    slope = above(violation, 0)
+    slope = above(violation, bend)
     pos, neg = (
         side_share((side == nearest).to(slope.dtype), share, first) * slope
         for side, nearest in ((closest(sides.pos), closest_pos), (sides.neg, top))
@@ -119,6 +121,13 @@ class AnAbsentPositiveIsTheNearest(Right):
     @staticmethod
     def closed_form(sides, *, base):
         return right(sides, base=base, closest=lambda pos: pos)
+
+
+@caught_by("closed_form_is_the_loss")
+class TheSlopeForgetsTheMargin(Right):
+    @staticmethod
+    def closed_form(sides, *, base):
+        return right(sides, base=base, bend=0.25)
 
 
 @caught_by("closed_form_passes_on_what_is_no_number")

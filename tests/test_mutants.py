@@ -16,7 +16,7 @@ from oracles import OF_ANCHORS, OF_MINERS
 from pytorch_metric_learning.losses import TripletMarginLoss
 from pytorch_metric_learning.miners import MultiSimilarityMiner
 
-from pml_ext.losses import BatchAllTripletLoss, RAWLoss
+from pml_ext.losses import RAWLoss
 from pml_ext.masked import masked_max, masked_min, softplus
 from pml_ext.miners import InverseDensityMiner
 from pml_ext.testing import (
@@ -128,14 +128,6 @@ def test_oracle_tells_the_formulas_apart(mutant, case):
     expected = OF_ANCHORS[RAWLoss](sim[pos].tolist(), sim[neg].tolist(), **hyper)
     assert RAWLoss(**hyper).per_anchor(sim, pos, neg).item() == pytest.approx(expected, rel=1e-12, abs=1e-12)
     assert mutant(sim, pos, neg, **hyper).item() != pytest.approx(expected, rel=1e-3)
-
-
-def test_a_hinge_at_zero_is_not_counted():
-    """A triplet exactly on the margin is not active: the boundary is strict."""
-    sim = torch.tensor([[0.5, 0.25, 0.75]], dtype=torch.float64)
-    pos, neg = torch.tensor([[True, False, False]]), torch.tensor([[False, True, True]])
-    assert BatchAllTripletLoss(margin=0.25).per_anchor(sim, pos, neg).counts.item() == 1
-    assert OF_ANCHORS[BatchAllTripletLoss]([-0.5], [-0.25, -0.75], margin=0.25) == (0.5, 1)
 
 
 def test_frequencies_catch_the_density_for_its_inverse():

@@ -7,7 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from pml_ext import sampling, thresholds
 from pml_ext.catalog import all_miners
-from pml_ext.masked import kth_largest, largest, nearest, not_self
+from pml_ext.masked import informative, kth_largest, largest, nearest, not_self
 from pml_ext.miners import (
     AmbiguousNegativeMiner,
     CappedMiner,
@@ -343,3 +343,11 @@ def test_the_largest_by_groups_are_those_of_a_sort(m, k):
     more = torch.randn(40, 3, generator=torch.Generator().manual_seed(7))
     both = torch.cat((x, more), -1).sort(-1, descending=True).values[:, :k]
     assert torch.equal(largest(x, k, more).sort(-1, descending=True).values, both)
+
+
+def test_pairs_on_the_threshold_are_not_informative():
+    sim = torch.tensor([[0.75, 0.5, 0.5, 0.25]])
+    is_pos = torch.tensor([[True, True, False, False]])
+    pos, neg = informative(sim, is_pos, ~is_pos, 0.25)
+    assert pos.tolist() == [[False, True, False, False]]
+    assert neg.tolist() == [[False, False, True, False]]

@@ -36,6 +36,7 @@ from pml_ext.losses import (
 )
 from pml_ext.masked import Counted
 from pml_ext.pairs import PairMasks
+from pml_ext.testing.law import by_autograd
 from pml_ext.wrappers import AnchorWeightedLoss
 
 (T6, _), (T9, LABELS) = toy(6), toy(9)
@@ -442,3 +443,17 @@ def test_positives_equally_near_share_the_pull(cls):
     with engine.disabled():
         (expected,) = torch.autograd.grad(loss(x, labels), x)
     torch.testing.assert_close(found, expected)
+
+
+def test_a_triplet_on_the_margin_is_not_counted():
+    """The boundary is strict, in the loss and in its closed form."""
+    sim = torch.tensor([[0.5, 0.25, 0.75]], dtype=torch.float64)
+    pos, neg = torch.tensor([[True, False, False]]), torch.tensor([[False, True, True]])
+    loss = BatchAllTripletLoss(margin=0.25, distance=RAW_DISTANCE)
+    assert loss.per_anchor(sim, pos, neg).counts.item() == 1
+    assert OF_ANCHORS[BatchAllTripletLoss]([-0.5], [-0.25, -0.75], margin=0.25) == (0.5, 1)
+    # Each anchor has a triplet on the margin; two have one beside it that violates the margin by a half.
+    x, labels = torch.tensor([[0.0], [0.5], [0.75], [1.25]], dtype=torch.float64), torch.tensor([0, 0, 1, 1])
+    with thresholds.replaced(GATHERED_SHARE=0.6):
+        for each in (loss, by_autograd(loss)):
+            assert each(x, labels).item() == 0.5
