@@ -231,7 +231,7 @@ WORDS: dict[str, Word] = {
         ),
     ),
     "laws": Word(
-        "Hold a loss or a miner against all laws that apply to it.",
+        "Check a loss or a miner against all laws that apply to it.",
         _laws,
         (
             Flag(

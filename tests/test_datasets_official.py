@@ -139,7 +139,7 @@ def test_cars196_of_the_training_half_alone(tmp_path):
         ("anno_train.csv", "00001.jpg,1,2,3,4,197\n", r"anno_train\.csv', line 1: expected image, box, class 1 to 196"),
         ("anno_train.csv", "00001.jpg,1,2,3,4,x\n", r"line 1: expected"),
         ("anno_train.csv", "00009.jpg,1,2,3,4,1\n", r"00009\.jpg' is not there"),
-        ("cars_annos.mat", "no such thing", r"cars_annos\.mat' is no readable \.mat file"),
+        ("cars_annos.mat", "no such thing", r"cars_annos\.mat' is not a readable \.mat file"),
     ],
 )
 def test_cars196_that_is_damaged(tmp_path, file, content, message):

@@ -163,7 +163,7 @@ def test_nothing_in_a_file_is_executed(tmp_path, monkeypatch):
     np.save("good.npy", ROWS)
     np.save("good_labels.npy", evil)
     for name in ("object.npy", "object.npz", "pickle.npy", "pickle.npz", "object.pt", "pickle.pt", "good.npy"):
-        with pytest.raises(DataError, match="is no readable") as caught:
+        with pytest.raises(DataError, match="is not a readable") as caught:
             datasets.open(name)
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "executed").exists()
@@ -173,7 +173,7 @@ def test_nothing_in_a_file_is_executed(tmp_path, monkeypatch):
     ("write", "message"),
     [
         (lambda path: np.save(path, ROWS), "expected 'a_labels.npy' beside it, or labels="),
-        (lambda path: path.write_bytes(b""), "is no readable .npy file"),
+        (lambda path: path.write_bytes(b""), "is not a readable .npy file"),
         (lambda path: None, "cannot be read: No such file"),
     ],
 )

@@ -82,7 +82,7 @@ def test_a_damaged_index_is_one_line(tmp_path):
     ("asked", "k", "message"),
     [
         (GALLERY[:2], 0, "k must be a whole number of at least 1, got 0"),
-        (torch.rand(2, 4), 1, r"embeddings of 5 dimensions, asked for \[2, 4\]"),
+        (torch.rand(2, 4), 1, r"embeddings of 5 dimensions, got \[2, 4\]"),
     ],
 )
 def test_a_wrong_question_is_one_line(asked, k, message):

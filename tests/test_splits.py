@@ -153,7 +153,7 @@ def test_groups_that_cannot_be_kept_whole():
     split = ("train",) * 8 + ("test",) * 8
     with pytest.raises(DataError, match="groups tie the 4 classes together: no 2 folds of at least 2"):
         cut(pairs(8, groups=torch.tensor([0] * 8 + [1] * 8), split=split), fold=0, folds=2)
-    with pytest.raises(DataError, match="group 0 is in train and in test: a split cuts no group"):
+    with pytest.raises(DataError, match="group 0 is in train and in test: a split must not divide a group"):
         cut(pairs(8, groups=everything, split=split), validation=0)
 
 
@@ -211,7 +211,7 @@ def test_queries_and_gallery_are_the_test():
         ({"split": ("train",) * 6 + ("validation",) * 3 + ("test",) * 7}, {}, "a class is in validation and in test"),
         ({"split": ("test",) * 16}, {}, "no sample is in train"),
         ({"query": torch.ones(16, dtype=torch.bool), "gallery": torch.ones(16, dtype=torch.bool)}, {}, "none is left"),
-        ({}, {"validation": "kept"}, "the source has no validation samples"),
+        ({}, {"validation": "kept"}, "needs validation samples, but the source has none"),
         ({}, {"validation": "keep"}, "a fraction, 0 or \"kept\", got 'keep'"),
         ({}, {"validation": 1.0}, "below 1, got 1.0"),
         ({}, {"validation": -0.1}, "at least 0 and below 1, got -0.1"),

@@ -56,7 +56,7 @@ def test_preprocessing_of_a_factory_is_its_own(factory):
         ("resnet50", "unknown trunk 'resnet50'; known: conv4, efficientnet_lite0, timm:NAME"),
         ("no_such_module:net", "cannot import the trunk 'no_such_module:net'"),
         ("my_networks:net", "my_networks has no 'net'"),
-        ("my_networks:wrong", "no torch.nn.Module but a int"),
+        ("my_networks:wrong", "not a torch.nn.Module but a int"),
         ("timm:", "unknown trunk 'timm:'"),
     ],
 )

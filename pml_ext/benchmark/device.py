@@ -18,7 +18,9 @@ def torch_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise BenchmarkError(f"device {name!r} asked for, but torch {torch.__version__} sees no CUDA device")
+            raise BenchmarkError(f"device {name!r} is not available: torch {torch.__version__} sees no CUDA device")
         if (device.index or 0) >= torch.cuda.device_count():
-            raise BenchmarkError(f"device {name!r} asked for, but there are {torch.cuda.device_count()} CUDA devices")
+            raise BenchmarkError(
+                f"device {name!r} is not available: there are {torch.cuda.device_count()} CUDA devices"
+            )
     return device

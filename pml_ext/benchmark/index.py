@@ -118,7 +118,7 @@ class Index:
         Whole(1).check("k", k)
         if embeddings.ndim != 2 or embeddings.shape[1] != self.embeddings.shape[1]:
             raise BenchmarkError(
-                f"the index has embeddings of {self.embeddings.shape[1]} dimensions, asked for {list(embeddings.shape)}"
+                f"the index has embeddings of {self.embeddings.shape[1]} dimensions, got {list(embeddings.shape)}"
             )
         unit = torch.nn.functional.normalize(embeddings.detach().float().cpu(), dim=1)
         scores, positions = self._nearest(unit, min(k, len(self)))

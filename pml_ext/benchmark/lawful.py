@@ -22,7 +22,7 @@ def laws(
     dimension: int | None = None,
     examples: int | None = None,
 ) -> LawTable:
-    """Hold a loss or a miner against all laws that apply to it; what is broken is in the table.
+    """Check a loss or a miner against all laws that apply to it; what is broken is in the table.
 
     Args:
         loss: a loss or a miner: a name as `Experiment` takes it, "RAW" or "module:name", an object, a class, or a

@@ -126,7 +126,7 @@ class Results(Sequence[Result]):
         return [self.data[0].chance()] if self.data else []
 
     def _ending(self) -> str:
-        return "interrupted: run it again and it goes on where it was" if self.interrupted else ""
+        return "interrupted: run it again to continue" if self.interrupted else ""
 
     @cached_property
     def _summary(self) -> list[Row]:

@@ -174,7 +174,7 @@ def _objects(experiment: Experiment, specs: Sequence[LossSpec]) -> dict[str, str
 
 def _in_memory(objects: Mapping[str, str]) -> str:
     names = ", ".join(list(objects)[:NAMED]) + (", ..." if len(objects) > NAMED else "")
-    return f"in memory only: {names}. This goes on where the same objects are given again, not from the command line."
+    return f"in memory only: {names}. Give the same objects again to continue; the command line cannot."
 
 
 def _folds(experiment: Experiment) -> Sequence[int | None]:

@@ -87,7 +87,7 @@ def cut(
     if kept:
         _no_class_in_two(samples, part, ("train", "validation"))
     elif validation == "kept":
-        raise DataError(f'{samples.name}: validation "kept" asked for, but the source has no validation samples')
+        raise DataError(f'{samples.name}: validation "kept" needs validation samples, but the source has none')
     else:
         part = ["train" if name == "validation" else name for name in part]
         if fold is not None:
@@ -197,7 +197,9 @@ def _no_group_in_two(samples: Samples, part: Sequence[str]) -> None:
     home: dict[int, str] = {}
     for group, name in zip(samples.groups.tolist(), part, strict=True):
         if name != "left out" and home.setdefault(group, name) != name:
-            raise DataError(f"{samples.name}: group {group} is in {home[group]} and in {name}: a split cuts no group")
+            raise DataError(
+                f"{samples.name}: group {group} is in {home[group]} and in {name}: a split must not divide a group"
+            )
 
 
 def _draw(samples: Samples, part: list[str], target: str, fraction: float, seed: int) -> list[str]:

@@ -227,7 +227,7 @@ def _of_ones_own(name: str, image_shape: tuple[int, ...], pretrained: bool) -> T
         raise BenchmarkError(f"the trunk {name!r} is unknown: {module} has no {attribute!r}") from None
     made = factory if isinstance(factory, nn.Module) else factory()
     if not isinstance(made, nn.Module):
-        raise BenchmarkError(f"the trunk {name!r} is no torch.nn.Module but a {type(made).__name__}")
+        raise BenchmarkError(f"the trunk {name!r} is not a torch.nn.Module but a {type(made).__name__}")
     preprocessing = getattr(made, "preprocessing", None)
     return Trunk(name, made, preprocessing if isinstance(preprocessing, Preprocessing) else None, False)
 

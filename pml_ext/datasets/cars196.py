@@ -102,7 +102,7 @@ def _matlab(path: Path) -> Any:
     except OSError as error:
         raise DataError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # scipy raises whatever its reader met
-        raise DataError(f"{str(path)!r} is no readable .mat file: {' '.join(str(error).split())}") from error
+        raise DataError(f"{str(path)!r} is not a readable .mat file: {' '.join(str(error).split())}") from error
 
 
 def _text(cell: Any) -> str:

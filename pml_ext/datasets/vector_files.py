@@ -144,7 +144,9 @@ def _loaded(path: Path) -> Any:
         Exception
     ) as error:  # what the readers of a damaged file raise: ValueError, RuntimeError, UnpicklingError, ...
         reason = " ".join(str(error).split(". ")[0].split())
-        raise DataError(f"{str(path)!r} is no readable {path.suffix} file: {reason or type(error).__name__}") from error
+        raise DataError(
+            f"{str(path)!r} is not a readable {path.suffix} file: {reason or type(error).__name__}"
+        ) from error
     return found
 
 

@@ -1,4 +1,4 @@
-"""Hold a loss or a miner against all laws that apply to it."""
+"""Check a loss or a miner against all laws that apply to it."""
 
 import inspect
 import random

@@ -23,8 +23,8 @@ class LossWrapper(Configured, _pml.Loss):
     The inner loss keeps its own distance, reducer and regularizers; the wrapper shares its distance.
 
     Attributes:
-        takes_references: whether a `ref_emb` is handed to the inner loss.
-        takes_indices: whether an `indices_tuple` is handed to the inner loss.
+        takes_references: whether a `ref_emb` is passed to the inner loss.
+        takes_indices: whether an `indices_tuple` is passed to the inner loss.
 
     Args:
         loss: a PML loss, that is a `BaseMetricLossFunction`.
