@@ -140,8 +140,8 @@ def anchor_contrastive(pos, neg, pos_margin, neg_margin, average, step):
 
 
 @of_anchor(losses.LogSumExpPairLoss)
-def log_sum_exp_pair(pos, neg, alpha, beta, pos_base, neg_base, scale, bounded):
-    pull, push = lse([alpha * (d - pos_base) for d in pos]), lse([beta * (neg_base - d) for d in neg])
+def log_sum_exp_pair(pos, neg, alpha, beta, pos_margin, neg_margin, scale, bounded):
+    pull, push = lse([alpha * (d - pos_margin) for d in pos]), lse([beta * (neg_margin - d) for d in neg])
     bound = sp if bounded else float
     return scale * (bound(pull) / alpha + bound(push) / beta)
 
@@ -169,8 +169,8 @@ def pair_weighted_raw(pos, neg, alpha, beta, gamma, epsilon, frozen):
 
 
 @of_anchor(losses.ClampedNCALoss)
-def clamped_nca(pos, neg, pos_base, neg_base):
-    return lse([-min(d, neg_base) for d in neg]) - lse([-max(d, pos_base) for d in pos])
+def clamped_nca(pos, neg, pos_margin, neg_margin):
+    return lse([-min(d, neg_margin) for d in neg]) - lse([-max(d, pos_margin) for d in pos])
 
 
 def _neighbors(pos, neg, k):

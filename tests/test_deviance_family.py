@@ -265,7 +265,7 @@ def test_adaptivity_of_zero_is_binomial_deviance():
 
 def test_bounded_log_sum_exp_of_one_pair_is_binomial_deviance():
     sim, pos = torch.tensor([[0.4, 0.7]], dtype=torch.float64), torch.tensor([[True, False]])
-    bounded_loss = LogSumExpPairLoss(alpha=3, beta=9, pos_base=0.5, neg_base=0.5, scale=2, bounded=True)
+    bounded_loss = LogSumExpPairLoss(alpha=3, beta=9, pos_margin=0.5, neg_margin=0.5, scale=2, bounded=True)
     bounded_loss.distance = CosineSimilarity()
     expected = BinomialDevianceLoss(alpha=3, beta=9).per_anchor(sim, pos, ~pos)
     torch.testing.assert_close(bounded_loss.per_anchor(sim, pos, ~pos), expected)

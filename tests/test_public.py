@@ -10,7 +10,7 @@ import public_names
 import pytest
 
 import pml_ext
-from pml_ext import base, extend
+from pml_ext import base, catalog, extend, losses
 
 
 def test_every_name_is_there():
@@ -61,6 +61,27 @@ def test_a_public_module_says_what_is_public(name):
 def test_a_class_under_its_former_name_says_the_new_one(old, new):
     with pytest.warns(DeprecationWarning, match=f"from pml_ext.extend import {new}"):
         assert getattr(base, old) is getattr(extend, new)
+
+
+@pytest.mark.parametrize("cls", [losses.LogSumExpPairLoss, losses.ClampedNCALoss])
+def test_an_argument_under_its_former_name_says_the_new_one(cls):
+    with pytest.warns(DeprecationWarning, match="pos_base is called pos_margin now"):
+        loss = cls(pos_base=0.25)
+    assert loss.pos_margin == 0.25
+    with pytest.warns(DeprecationWarning, match="neg_base is called neg_margin now"):
+        loss.neg_base = 0.5
+    with pytest.warns(DeprecationWarning, match="neg_base is called neg_margin now"):
+        assert loss.neg_base == 0.5
+    assert loss.hyperparameters()["neg_margin"] == -loss.neg_margin or loss.distance.is_inverted
+    with pytest.raises(TypeError, match="'pos_bas'"):
+        cls(pos_bas=0.25)
+
+
+@pytest.mark.parametrize("name", ["AHardPair", "Lifted2020", "Lifted2020Mined", "CenterPair"])
+def test_a_recipe_takes_an_override_under_its_former_name(name):
+    with pytest.warns(DeprecationWarning, match="pos_base is called pos_margin now"):
+        former = catalog.build(name, pos_base=0.25)
+    assert repr(former) == repr(catalog.build(name, pos_margin=0.25))
 
 
 def test_what_people_build_on_is_all_there():

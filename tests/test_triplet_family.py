@@ -221,10 +221,10 @@ def test_legacy_is_the_anchor_mean_over_the_number_of_triplets():
 def test_log_sum_exp_pairs_are_what_they_are_called_elsewhere():
     embeddings, labels = batch((3, 3, 3))
     bounded = LogSumExpPairLoss(
-        alpha=2, beta=50, pos_base=0.5, neg_base=0.5, scale=1, bounded=True, distance=CosineSimilarity()
+        alpha=2, beta=50, pos_margin=0.5, neg_margin=0.5, scale=1, bounded=True, distance=CosineSimilarity()
     )
     torch.testing.assert_close(bounded(embeddings, labels), MultiSimilarityLoss()(embeddings, labels))
-    unbounded = LogSumExpPairLoss(alpha=1, beta=1, pos_base=0, neg_base=1, scale=1)
+    unbounded = LogSumExpPairLoss(alpha=1, beta=1, pos_margin=0, neg_margin=1, scale=1)
     values = unbounded.compute_loss(embeddings, labels, None, embeddings, labels)["loss"]["losses"]
     torch.testing.assert_close(values.relu().mean(), GeneralizedLiftedStructureLoss()(embeddings, labels))
 

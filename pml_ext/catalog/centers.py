@@ -11,6 +11,7 @@ from pml_ext.catalog.registry import recipe
 from pml_ext.centers import BatchCenters, CenterSource, KMeansCenters, LearnedCenters
 from pml_ext.losses import CenterLoss, ClampedNCALoss, ClassCenterMarginLoss, KNNSoftmaxLoss
 from pml_ext.miners import KNearestNegativeMiner
+from pml_ext.renamed import renamed_arguments
 from pml_ext.wrappers import CentersAsReferences, MinedLoss
 
 recipe("Center", source="Wen et al. 2016")(CenterLoss)
@@ -48,10 +49,11 @@ def center_nca(
 
 
 @recipe("CenterPair", source="DM18's CenterTripletLoss, with its sign corrected")
+@renamed_arguments(pos_base="pos_margin", neg_base="neg_margin")
 def center_pair(
     *,
-    pos_base: float = 0.15,
-    neg_base: float = 0.6,
+    pos_margin: float = 0.15,
+    neg_margin: float = 0.6,
     distance: BaseDistance | None = None,
     centers: CenterSource | None = None,
     detach: bool = False,
@@ -61,7 +63,7 @@ def center_pair(
     """Absolute levels for the distances of samples to the centers of the batch."""
     return CentersAsReferences(
         ClampedNCALoss(
-            pos_base=pos_base, neg_base=neg_base, distance=distance or LpDistance(normalize_embeddings=False)
+            pos_margin=pos_margin, neg_margin=neg_margin, distance=distance or LpDistance(normalize_embeddings=False)
         ),
         centers or BatchCenters(detach=detach),
         normalize_embeddings=normalize_embeddings,

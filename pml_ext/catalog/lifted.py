@@ -15,6 +15,7 @@ from pml_ext.losses import (
     MultiSimilarityLoss,
     RAWLoss,
 )
+from pml_ext.renamed import renamed_arguments
 from pml_ext.wrappers import AnchorWeightedLoss
 
 recipe("RAW", source="OpenReview Skf5qiC5KQ, 2018")(RAWLoss)
@@ -24,31 +25,33 @@ recipe("GeneralizedLiftedStructure", source="Hermans et al. 2017, arXiv 1703.077
 
 
 @recipe("AHardPair", source="DM18")
+@renamed_arguments(pos_base="pos_margin", neg_base="neg_margin")
 def a_hard_pair(
     *,
     alpha: float = 40,
     loss_alpha: float = 20,
     beta: float = 20,
-    pos_base: float = 0.8,
-    neg_base: float = 1.1,
+    pos_margin: float = 0.8,
+    neg_margin: float = 1.1,
     scale: float = 20,
     bounded: bool = False,
     **kwargs: Any,
 ) -> AnchorWeightedLoss:
     """Soft maxima against absolute levels, the hard anchors weighted most."""
     loss = LogSumExpPairLoss(
-        alpha=loss_alpha, beta=beta, pos_base=pos_base, neg_base=neg_base, scale=scale, bounded=bounded
+        alpha=loss_alpha, beta=beta, pos_margin=pos_margin, neg_margin=neg_margin, scale=scale, bounded=bounded
     )
     return AnchorWeightedLoss(loss, alpha=alpha, **kwargs)
 
 
 @recipe("Lifted2020", source="DM20, after Hermans et al. 2017, arXiv 1703.07737")
+@renamed_arguments(pos_base="pos_margin", neg_base="neg_margin")
 def lifted_2020(
     *,
     alpha: float = 2,
     beta: float = 40,
-    pos_base: float = 0,
-    neg_base: float = 0,
+    pos_margin: float = 0,
+    neg_margin: float = 0,
     scale: float = 2,
     distance: BaseDistance | None = None,
     **kwargs: Any,
@@ -57,8 +60,8 @@ def lifted_2020(
     return LogSumExpPairLoss(
         alpha=alpha,
         beta=beta,
-        pos_base=pos_base,
-        neg_base=neg_base,
+        pos_margin=pos_margin,
+        neg_margin=neg_margin,
         scale=scale,
         distance=distance or CosineSimilarity(),
         **kwargs,
@@ -66,12 +69,13 @@ def lifted_2020(
 
 
 @recipe("Lifted2020Mined", source="DM20, after Hermans et al. 2017; PML's miner")
+@renamed_arguments(pos_base="pos_margin", neg_base="neg_margin")
 def lifted_2020_mined(
     *,
     alpha: float = 2,
     beta: float = 40,
-    pos_base: float = 0,
-    neg_base: float = 0,
+    pos_margin: float = 0,
+    neg_margin: float = 0,
     scale: float = 2,
     distance: BaseDistance | None = None,
     miner_epsilon: float = 0.1,
@@ -79,6 +83,6 @@ def lifted_2020_mined(
 ) -> tuple[LogSumExpPairLoss, MultiSimilarityMiner]:
     """Lifted2020 of the pairs that are hard relative to each other."""
     loss = lifted_2020(
-        alpha=alpha, beta=beta, pos_base=pos_base, neg_base=neg_base, scale=scale, distance=distance, **kwargs
+        alpha=alpha, beta=beta, pos_margin=pos_margin, neg_margin=neg_margin, scale=scale, distance=distance, **kwargs
     )
     return loss, MultiSimilarityMiner(epsilon=miner_epsilon)

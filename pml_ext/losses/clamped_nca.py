@@ -12,23 +12,24 @@ from pml_ext.base import RowLoss
 from pml_ext.closed_form import ClosedForm, Sides, SideWeights, absent, exponential_sum, hidden
 from pml_ext.hyperparameters import RowLossArguments
 from pml_ext.masked import Needs, masked_logsumexp
+from pml_ext.renamed import RenamedAttribute, renamed_arguments
 
 
-def clamped_nca(sim: Tensor, pos: Tensor, neg: Tensor, *, pos_base: float, neg_base: float) -> Tensor:
+def clamped_nca(sim: Tensor, pos: Tensor, neg: Tensor, *, pos_margin: float, neg_margin: float) -> Tensor:
     """Clamped NCA loss of each anchor: sim, pos, neg [.., n, m] -> [.., n]. See `ClampedNCALoss`."""
-    return masked_logsumexp(sim.clamp(min=neg_base), neg) - masked_logsumexp(sim.clamp(max=pos_base), pos)
+    return masked_logsumexp(sim.clamp(min=neg_margin), neg) - masked_logsumexp(sim.clamp(max=pos_margin), pos)
 
 
-def clamped_nca_weights(sides: Sides, *, pos_base: float, neg_base: float) -> SideWeights:
+def clamped_nca_weights(sides: Sides, *, pos_margin: float, neg_margin: float) -> SideWeights:
     """Clamped NCA loss and pair weights in closed form."""
     pos, neg = sides.pos, sides.neg
     # Clamped, absent pairs would cost something, so here they are infinitely far, whatever the clamp says.
     no_pos, no_neg = absent(pos), absent(neg)
     # A clamp lets the gradient of its own level through.
-    moves_pos = torch.le(pos, pos_base, out=torch.empty_like(pos))
-    moves_neg = torch.ge(neg, neg_base, out=torch.empty_like(neg))
-    pull, pos, pos_total = exponential_sum(hidden(pos.clamp_max_(pos_base), no_pos), 1)
-    push, neg, neg_total = exponential_sum(hidden(neg.clamp_min_(neg_base), no_neg), 1)
+    moves_pos = torch.le(pos, pos_margin, out=torch.empty_like(pos))
+    moves_neg = torch.ge(neg, neg_margin, out=torch.empty_like(neg))
+    pull, pos, pos_total = exponential_sum(hidden(pos.clamp_max_(pos_margin), no_pos), 1)
+    push, neg, neg_total = exponential_sum(hidden(neg.clamp_min_(neg_margin), no_neg), 1)
     losses = (push - pull).squeeze(1)
     return SideWeights(losses, pos.mul_(moves_pos).div_(-pos_total), neg.mul_(moves_neg).div_(neg_total))
 
@@ -37,14 +38,14 @@ def clamped_nca_weights(sides: Sides, *, pos_base: float, neg_base: float) -> Si
 class ClampedNCALoss(RowLoss):
     r"""Pulls positives until they are near enough, and pushes negatives, the nearest most, until they are far enough.
 
-        L_i = log sum_{N_i} exp(-min(D_in, neg_base)) - log sum_{P_i} exp(-max(D_ip, pos_base))
+        L_i = log sum_{N_i} exp(-min(D_in, neg_margin)) - log sum_{P_i} exp(-max(D_ip, pos_margin))
 
-    With a single positive, its class center say, the second term is the distance max(D_ip, pos_base) itself. A loss
+    With a single positive, its class center say, the second term is the distance max(D_ip, pos_margin) itself. A loss
     may be negative.
 
     Args:
-        pos_base: the distance up to which a positive is not pulled; an absolute distance.
-        neg_base: the distance from which on a negative is not pushed; an absolute distance.
+        pos_margin: the distance up to which a positive is not pulled; an absolute distance.
+        neg_margin: the distance from which on a negative is not pushed; an absolute distance.
         kwargs: those of `RowLoss`.
 
     Shape:
@@ -75,12 +76,17 @@ class ClampedNCALoss(RowLoss):
 
     closed_form: ClassVar[ClosedForm | None] = staticmethod(clamped_nca_weights)
     needs: ClassVar[Needs] = "both"
-    levels: ClassVar[tuple[str, ...]] = ("pos_base", "neg_base")
+    levels: ClassVar[tuple[str, ...]] = ("pos_margin", "neg_margin")
+    pos_base: RenamedAttribute = RenamedAttribute("pos_margin")
+    neg_base: RenamedAttribute = RenamedAttribute("neg_margin")
 
-    def __init__(self, *, pos_base: float = 0.15, neg_base: float = 0.6, **kwargs: Unpack[RowLossArguments]) -> None:
+    @renamed_arguments(pos_base="pos_margin", neg_base="neg_margin")
+    def __init__(
+        self, *, pos_margin: float = 0.15, neg_margin: float = 0.6, **kwargs: Unpack[RowLossArguments]
+    ) -> None:
         super().__init__(**kwargs)
         self.record_hyperparameters(
-            pos_base=arguments.finite("pos_base", pos_base), neg_base=arguments.finite("neg_base", neg_base)
+            pos_margin=arguments.finite("pos_margin", pos_margin), neg_margin=arguments.finite("neg_margin", neg_margin)
         )
 
     def get_default_distance(self) -> Any:

@@ -11,6 +11,7 @@ from pml_ext.base import RowLoss
 from pml_ext.closed_form import ClosedForm, Sides, SideWeights, exponential_sum
 from pml_ext.hyperparameters import RowLossArguments
 from pml_ext.masked import masked_logsumexp, softplus
+from pml_ext.renamed import RenamedAttribute, renamed_arguments
 
 
 def log_sum_exp_pair(
@@ -20,14 +21,14 @@ def log_sum_exp_pair(
     *,
     alpha: float,
     beta: float,
-    pos_base: float,
-    neg_base: float,
+    pos_margin: float,
+    neg_margin: float,
     scale: float,
     bounded: bool,
 ) -> Tensor:
     """Log-sum-exp pair loss of each anchor: sim, pos, neg [.., n, m] -> [.., n]. See `LogSumExpPairLoss`."""
-    pull = masked_logsumexp(alpha * (pos_base - sim), pos)
-    push = masked_logsumexp(beta * (sim - neg_base), neg)
+    pull = masked_logsumexp(alpha * (pos_margin - sim), pos)
+    push = masked_logsumexp(beta * (sim - neg_margin), neg)
     if bounded:
         pull, push = softplus(pull), softplus(push)
     return scale * (pull / alpha + push / beta)
@@ -38,14 +39,14 @@ def log_sum_exp_pair_weights(
     *,
     alpha: float,
     beta: float,
-    pos_base: float,
-    neg_base: float,
+    pos_margin: float,
+    neg_margin: float,
     scale: float,
     bounded: bool,
 ) -> SideWeights:
     """Log-sum-exp pair loss and pair weights in closed form."""
-    pull, pos, pos_total = exponential_sum(sides.pos.sub_(pos_base), -alpha)
-    push, neg, neg_total = exponential_sum(sides.neg.sub_(neg_base), beta)
+    pull, pos, pos_total = exponential_sum(sides.pos.sub_(pos_margin), -alpha)
+    push, neg, neg_total = exponential_sum(sides.neg.sub_(neg_margin), beta)
     pos_slope, neg_slope = scale / pos_total, scale / neg_total
     if bounded:
         pos_slope, neg_slope = pos_slope * pull.sigmoid(), neg_slope * push.sigmoid()
@@ -58,8 +59,8 @@ def log_sum_exp_pair_weights(
 class LogSumExpPairLoss(RowLoss):
     r"""Soft maxima over an anchor's positives and over its negatives, each against an absolute level.
 
-        L_i = scale ( 1/alpha log sum_{p in P_i} exp(alpha (D_ip - pos_base))
-                    + 1/beta  log sum_{n in N_i} exp( beta (neg_base - D_in)) )
+        L_i = scale ( 1/alpha log sum_{p in P_i} exp(alpha (D_ip - pos_margin))
+                    + 1/beta  log sum_{n in N_i} exp( beta (neg_margin - D_in)) )
 
     It has no lower bound, and pulls and pushes with the full force of `scale` forever. With `bounded` each logarithm l
     becomes log(1 + exp(l)), which tends to 0 once all pairs are beyond their level.
@@ -67,8 +68,8 @@ class LogSumExpPairLoss(RowLoss):
     Args:
         alpha: steepness on positives, above 0.
         beta: steepness on negatives, above 0.
-        pos_base: the distance that positives are compared with; a level of the distance.
-        neg_base: the distance that negatives are compared with; a level of the distance.
+        pos_margin: the distance that positives are compared with; a level of the distance.
+        neg_margin: the distance that negatives are compared with; a level of the distance.
         scale: factor of the whole loss, above 0; the default 20 gives the reference's bare logarithms.
         bounded: whether to bound both terms by 0 from below.
         kwargs: those of `RowLoss`.
@@ -85,9 +86,9 @@ class LogSumExpPairLoss(RowLoss):
         steepness of 20 for both sides and fixed levels. Its notes say that only pairs beyond their level count, which
         is false: the levels are constants added to the loss. The reference code overflows in float32 for distances
         above 5.2; the logarithms are never left here. DM20's
-        LiftedStructure is this loss with alpha=2, beta=40, scale=2, both bases 0 and `CosineSimilarity`: the lifted
+        LiftedStructure is this loss with alpha=2, beta=40, scale=2, both margins 0 and `CosineSimilarity`: the lifted
         loss of Hermans et al. 2017 with temperatures and without its hinge, not that of Song et al. 2016. `bounded` is
-        ours; with it, scale=1 and one base for both sides this is `MultiSimilarityLoss`.
+        ours; with it, scale=1 and one margin for both sides this is `MultiSimilarityLoss`.
 
     Raises:
         TypeError, ValueError: a hyperparameter that is not a number, not finite or out of range.
@@ -101,15 +102,18 @@ class LogSumExpPairLoss(RowLoss):
     """
 
     closed_form: ClassVar[ClosedForm | None] = staticmethod(log_sum_exp_pair_weights)
-    levels: ClassVar[tuple[str, ...]] = ("pos_base", "neg_base")
+    levels: ClassVar[tuple[str, ...]] = ("pos_margin", "neg_margin")
+    pos_base: RenamedAttribute = RenamedAttribute("pos_margin")
+    neg_base: RenamedAttribute = RenamedAttribute("neg_margin")
 
+    @renamed_arguments(pos_base="pos_margin", neg_base="neg_margin")
     def __init__(
         self,
         *,
         alpha: float = 20,
         beta: float = 20,
-        pos_base: float = 0.8,
-        neg_base: float = 1.1,
+        pos_margin: float = 0.8,
+        neg_margin: float = 1.1,
         scale: float = 20,
         bounded: bool = False,
         **kwargs: Unpack[RowLossArguments],
@@ -118,8 +122,8 @@ class LogSumExpPairLoss(RowLoss):
         self.record_hyperparameters(
             alpha=arguments.positive("alpha", alpha),
             beta=arguments.positive("beta", beta),
-            pos_base=arguments.finite("pos_base", pos_base),
-            neg_base=arguments.finite("neg_base", neg_base),
+            pos_margin=arguments.finite("pos_margin", pos_margin),
+            neg_margin=arguments.finite("neg_margin", neg_margin),
             scale=arguments.positive("scale", scale),
             bounded=arguments.flag("bounded", bounded),
         )
