@@ -15,7 +15,7 @@ if find_spec("pytorch_metric_learning.switches") is None:
     collect_ignore.append("pml3/on_the_double.py")
 
 settings.register_profile("dev", max_examples=10, deadline=None, print_blob=True)
-settings.register_profile("ci", max_examples=50, deadline=None, print_blob=True, derandomize=True)
+settings.register_profile("ci", max_examples=30, deadline=None, print_blob=True, derandomize=True)
 settings.register_profile("nightly", max_examples=1000, deadline=None, print_blob=True)
 settings.register_profile("few", max_examples=10, deadline=None, print_blob=True, derandomize=True)
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
