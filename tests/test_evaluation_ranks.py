@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pml_ext import thresholds
+from pml_ext import thresholds, watched
 from pml_ext.evaluation import RetrievalAccuracyCalculator, TorchKNN, scores
 from pml_ext.evaluation.knn import shifted
 from pml_ext.evaluation.ranks import counted_ranks
@@ -457,22 +457,65 @@ def test_metrics_of_a_subclass_get_neighbours():
 # --------------------------------------------------------------------------------------------------------------- memory
 
 
-def largest_allocation(function):
-    """Return the most elements of any tensor that an operation makes while a function runs."""
+def allocations(function):
+    """The bytes of each storage that an operation makes while a function runs."""
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        largest = 0
+        def __init__(self):
+            super().__init__()
+            self.found = []
 
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             result = func(*args, **(kwargs or {}))
+            given = {
+                x.untyped_storage().data_ptr()
+                for x in torch.utils._pytree.tree_leaves((args, kwargs))
+                if isinstance(x, torch.Tensor)
+            }
             for x in torch.utils._pytree.tree_leaves(result):
-                if isinstance(x, torch.Tensor):
-                    self.largest = max(self.largest, x.untyped_storage().nbytes())
+                if isinstance(x, torch.Tensor) and x.untyped_storage().data_ptr() not in given:
+                    self.found.append(x.untyped_storage().nbytes())
             return result
 
     with Watch() as watch:
         function()
-    return watch.largest
+    return watch.found
+
+
+def largest_allocation(function):
+    """The most bytes of any storage that an operation makes while a function runs."""
+    return max(allocations(function))
+
+
+def test_a_gallery_is_copied_once(monkeypatch):
+    """Beside one copy of the references there is nothing of their size, where their ranks are counted."""
+    monkeypatch.setattr(thresholds, "DISTANCES", 2**16)
+    monkeypatch.setattr(thresholds, "TILE_CPU", 128)
+    generator = torch.Generator().manual_seed(0)
+    gallery, labels = torch.randn(20_000, 32, generator=generator), torch.arange(20_000) // 4
+    calculator = RetrievalAccuracyCalculator((1, 1000), include=("recall_at_1", "recall_at_1000"), device=CPU)
+    sizes = allocations(lambda: calculator.get_accuracy(gallery[:50] + 0.1, labels[:50], gallery, labels))
+    assert sorted(sizes)[-1] == 4 * 20_000 * 34
+    assert sorted(sizes)[-2] < gallery.nbytes / 4
+
+
+@pytest.mark.parametrize("way", ["counted", "selected", "searched"])
+def test_a_long_ranking_has_a_bar(way, monkeypatch, capsys):
+    embeddings, labels = long_tail()
+    calculator = RetrievalAccuracyCalculator(exclude=("NMI", "AMI"), device=CPU)
+    if way == "searched":  # a tie for everybody
+        embeddings = torch.zeros_like(embeddings)
+    monkeypatch.setattr(scores, "_counting_limit", lambda *_: -1 if way == "selected" else math.inf)
+    expected = calculator.get_accuracy(embeddings, labels)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(watched, "watched", lambda: True)
+    assert calculator.get_accuracy(embeddings, labels) == expected
+    assert capsys.readouterr().err == "", "it takes no time"
+    monkeypatch.setattr(watched, "LONG", 1)
+    assert calculator.get_accuracy(embeddings, labels) == expected
+    shown = capsys.readouterr().err
+    assert ("searching" if way == "searched" else "ranking") in shown
+    assert "100%" in shown or "0%" in shown
 
 
 @pytest.mark.parametrize("avg", [{}, {"avg_of_avgs": True}, {"return_per_class": True}])

@@ -47,7 +47,7 @@ LAYERS = (
     ("hyperparameters",),
     ("_pml",),
     ("arguments", "inputs", "renamed", "thresholds"),
-    ("figures", "palette", "shown", "spelling"),
+    ("figures", "palette", "shown", "spelling", "watched"),
 )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from tqdm import TqdmWarning
+
+from pml_ext.watched import in_notebook, watched
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", TqdmWarning)  # that a notebook without ipywidgets has a bar of text
@@ -83,18 +84,3 @@ class Steps(Generic[T]):
     def set_postfix_str(self, said: str, refresh: bool = True) -> None:
         """Say something beside the bar."""
         self._said = said
-
-
-def watched() -> bool:
-    """Whether somebody may look at a bar: on a terminal, or in a notebook."""
-    try:
-        return sys.stderr.isatty() or in_notebook()
-    except (AttributeError, ValueError):  # there is no error output, or it is closed
-        return False
-
-
-def in_notebook() -> bool:
-    """Whether this is a cell of a notebook."""
-    shell: Any = sys.modules.get("IPython")
-    running = None if shell is None else shell.get_ipython()
-    return running is not None and hasattr(running, "kernel")

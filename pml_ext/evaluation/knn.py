@@ -128,21 +128,26 @@ class Points:
 
     Args:
         given: [n, d].
-        moved: the same about the origin, [n, d].
-        squares: the squared norms of these, [n].
+        origin: [d].
+        squares: the squared norms of the embeddings about the origin, [n].
         copies: of all embeddings that these are some of.
         places: where these are among them, [n].
     """
 
     given: Tensor
-    moved: Tensor
+    origin: Tensor
     squares: Tensor
     copies: Copies
     places: Tensor
 
+    @cached_property
+    def moved(self) -> Tensor:
+        """The embeddings about the origin [n, d], once somebody asks for them."""
+        return self.given - self.origin
+
     def at(self, index: Tensor | slice) -> "Points":
         """Some of the points."""
-        return Points(self.given[index], self.moved[index], self.squares[index], self.copies, self.places[index])
+        return Points(self.given[index], self.origin, self.squares[index], self.copies, self.places[index])
 
     def all_at(self, index: Tensor) -> "Points":
         """Some of the points, without a copy if they are all of them in their order."""
@@ -169,13 +174,12 @@ def shifted(query: Tensor, reference: Tensor) -> tuple[Points, Points]:
 def _nearest_to_the_mean(x: Tensor) -> Tensor:
     """The one of some vectors [m, d] that is nearest to their mean [d]."""
     mean = x.mean(dim=0)
-    return x[torch.cat([(some - mean).square_().sum(dim=1) for some in _blocks(x)]).argmin()]
+    return x[torch.cat([(some - mean).square_().sum(dim=1) for some in blocks(x)]).argmin()]
 
 
 def _about(origin: Tensor, x: Tensor) -> Points:
-    moved = x - origin
-    squares = torch.cat([some.square().sum(dim=1) for some in _blocks(moved)])
-    return Points(x, moved, squares, Copies(x), torch.arange(len(x), device=x.device))
+    squares = torch.cat([(some - origin).square_().sum(dim=1) for some in blocks(x)])
+    return Points(x, origin, squares, Copies(x), torch.arange(len(x), device=x.device))
 
 
 def squared_distances(query: Points, reference: Points, buffer: Tensor, own: Tensor | None = None) -> Tensor:
@@ -305,15 +309,15 @@ def _unpack(keys: Tensor) -> tuple[Tensor, Tensor]:
     return (keys >> 32).int().view(torch.float32), keys & 0xFFFFFFFF
 
 
-def _blocks(x: Tensor) -> tuple[Tensor, ...]:
-    """The rows [m, d] in blocks whose squares are no more memory than distances."""
-    blocks: tuple[Tensor, ...] = x.split(max(1, thresholds.DISTANCES // max(1, x.shape[1])))
-    return blocks
+def blocks(x: Tensor) -> tuple[Tensor, ...]:
+    """The rows [m, d] in blocks of which a copy is no more memory than a chunk of distances."""
+    found: tuple[Tensor, ...] = x.split(max(1, thresholds.DISTANCES // max(1, x.shape[1])))
+    return found
 
 
 def _check_distances_finite(name: str, embeddings: Tensor) -> None:
     # |q - r|^2 <= 2 |q|^2 + 2 |r|^2, and with the shift of the origin four times that.
-    bad = ~torch.isfinite(torch.cat([16 * some.square().sum(dim=1) for some in _blocks(embeddings)]))
+    bad = ~torch.isfinite(torch.cat([16 * some.square().sum(dim=1) for some in blocks(embeddings)]))
     if bad.any():
         row = int(bad.nonzero()[0])
         raise ValueError(f"{name} has {int(bad.sum())} rows with NaN, infinite or too large values; the first is {row}")

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from pml_ext import thresholds
+from pml_ext.watched import bar_of_pairs
 
-from .knn import Points, recompute_near
+from .knn import Points, blocks, recompute_near
 
 # More than four times what a distance can be; and less than any.
 FAR: Final = torch.finfo(torch.float32).max
@@ -110,9 +111,9 @@ class _Tiles:
     ) -> None:
         query_squares, reference_squares = query.squares[query_order], reference.squares[reference_order]
         # With the squares as the first two factors, D[i, j] of two queries rounds like D[j, i].
-        ones, more_ones = (torch.ones_like(x)[:, None] for x in (query_squares, reference_squares))
-        left = torch.cat([query_squares[:, None], ones, query.moved[query_order].mul_(-2)], dim=1)
-        right = torch.cat([more_ones, reference_squares[:, None], reference.moved[reference_order]], dim=1)
+        left = _with_squares(query, query_order, 0)
+        left[:, 2:].mul_(-2)
+        right = _with_squares(reference, reference_order, 1)
         self.query, self.query_order = query, query_order
         self.reference, self.reference_order = reference, reference_order
         self.query_keys, self.reference_keys, self.shared = query_keys, reference_keys, shared
@@ -189,14 +190,15 @@ class _Tiles:
                 less.add_(torch.lt(distances, level, out=result).sum(dim=along))
                 not_more.add_(torch.le(distances, level, out=result).sum(dim=along))
 
-        for i in range(len(self.rows)):
-            for j, columns in enumerate(self.columns):
-                if self._is_mirrored(i, j):
-                    continue
+        tiles = [(i, j) for i in range(len(self.rows)) for j in range(len(self.columns)) if not self._is_mirrored(i, j)]
+        with bar_of_pairs("ranking", len(self.query_keys) * len(self.reference_keys)) as done:
+            for i, j in tiles:
                 distances, result = self._of_other_classes(i, j), self._two_buffers(i, j)[1]
                 count(i, distances, result, along=1)
-                if columns.start < self.shared and j > i:
+                is_both = self.columns[j].start < self.shared and j > i
+                if is_both:
                     count(j, distances, result, along=0)
+                done(distances.numel() * (1 + is_both))
         return closer, not_farther
 
     def _is_mirrored(self, i: int, j: int) -> bool:
@@ -216,6 +218,18 @@ class _Tiles:
             first, second = self.memory[:, : shape[0] * shape[1]].view(2, *shape)
             self.buffers[shape] = first, second
         return self.buffers[shape]
+
+
+def _with_squares(points: Points, order: Tensor, place: int) -> Tensor:
+    """The points in some order, about the origin, behind two columns: their squares in that place, and 1."""
+    found = points.given.new_empty(len(order), 2 + points.given.shape[1])
+    start = 0
+    for some in blocks(found):
+        torch.sub(points.given[order[start : start + len(some)]], points.origin, out=some[:, 2:])
+        start += len(some)
+    found[:, :2] = 1
+    found[:, place] = points.squares[order]
+    return found
 
 
 def _exact_float(numbers: int) -> torch.dtype:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pml_ext import thresholds
+from pml_ext.watched import bar_of_pairs
 
 from .knn import Points, full_float32, shifted, smallest, squared_distances
 from .ranks import CountedRanks, counted_ranks
@@ -221,7 +222,7 @@ def _matches(data: _Data, rows: Tensor, matches: Tensor, depths: Tensor, tile_si
 
     The first match of every query is found; a query can be in two results, of which the second has it.
     """
-    m, d = data.reference.moved.shape
+    m, d = data.reference.given.shape
     some = min(16, m - int(data.own is not None))
     if data.ignored is not None:
         yield from _searched(data, rows, depths.clamp(min=some))
@@ -289,12 +290,14 @@ def _nearest(data: _Data, rows: Tensor, depths: Tensor) -> Iterator[_Neighbors]:
     most = int(depths[rows[-1]])
     chunk_size = max(1, thresholds.DISTANCES // (m + 8 * most))
     buffer = data.reference.squares.new_empty(min(len(rows), chunk_size) * m)
-    for chunk in rows.split(chunk_size):
-        own = None if data.own is None else data.own[chunk]
-        distances = squared_distances(data.query.at(chunk), data.reference, buffer, own)
-        if data.ignored is not None:
-            distances.masked_fill_(data.ignored(chunk), torch.inf)
-        yield _Neighbors(chunk, *smallest(distances, int(depths[chunk[-1]])), distances)
+    with bar_of_pairs("searching", len(rows) * m) as done:
+        for chunk in rows.split(chunk_size):
+            own = None if data.own is None else data.own[chunk]
+            distances = squared_distances(data.query.at(chunk), data.reference, buffer, own)
+            if data.ignored is not None:
+                distances.masked_fill_(data.ignored(chunk), torch.inf)
+            yield _Neighbors(chunk, *smallest(distances, int(depths[chunk[-1]])), distances)
+            done(len(chunk) * m)
 
 
 def _searched(data: _Data, rows: Tensor, depths: Tensor) -> Iterator[_Matches]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pml_ext import thresholds
+from pml_ext.watched import bar_of_pairs
 
 from .knn import Points, squared_distances
 from .ranks import CountedRanks
@@ -57,23 +58,25 @@ def selected_ranks(
     most = thresholds.DISTANCES // (m + 8 * int(widths.max()))
     length = max(1, min(max(thresholds.SELECTED // m, thresholds.SELECTED_ROWS), most))
     buffer = reference.squares.new_empty(min(len(rows), length) * m)
-    for chunk in rows.split(length):
-        classes = query_classes[chunk]
-        own_columns = None if own is None else own[chunk]
-        distances = squared_distances(query.at(chunk), reference, buffer, own_columns)
-        # [r, s]; where a class is smaller than the largest, its first member again.
-        slots = torch.arange(int(sizes[classes].max()), device=rows.device)
-        there = slots < sizes[classes, None]
-        columns = order[starts[classes, None] + slots * there]
-        levels = distances.gather(1, columns).masked_fill_(~there, torch.inf)
-        distances.scatter_(1, columns, torch.inf)
-        levels = smallest_values(levels, max(1, len(slots) - int(own is not None)))
-        others = smallest_values(distances, min(m, int(depths[chunk].max())))
-        closer, not_farther = torch.searchsorted(others, levels), torch.searchsorted(others, levels, right=True)
-        is_match = levels < torch.inf
-        ranks = closer + torch.arange(levels.shape[1], device=closer.device)
-        ranks.masked_fill_(~is_match | (closer == others.shape[1]), m)
-        yield CountedRanks(chunk, ranks, ((closer != not_farther) & is_match).any(dim=1))
+    with bar_of_pairs("ranking", len(rows) * m) as done:
+        for chunk in rows.split(length):
+            classes = query_classes[chunk]
+            own_columns = None if own is None else own[chunk]
+            distances = squared_distances(query.at(chunk), reference, buffer, own_columns)
+            # [r, s]; where a class is smaller than the largest, its first member again.
+            slots = torch.arange(int(sizes[classes].max()), device=rows.device)
+            there = slots < sizes[classes, None]
+            columns = order[starts[classes, None] + slots * there]
+            levels = distances.gather(1, columns).masked_fill_(~there, torch.inf)
+            distances.scatter_(1, columns, torch.inf)
+            levels = smallest_values(levels, max(1, len(slots) - int(own is not None)))
+            others = smallest_values(distances, min(m, int(depths[chunk].max())))
+            closer, not_farther = torch.searchsorted(others, levels), torch.searchsorted(others, levels, right=True)
+            is_match = levels < torch.inf
+            ranks = closer + torch.arange(levels.shape[1], device=closer.device)
+            ranks.masked_fill_(~is_match | (closer == others.shape[1]), m)
+            yield CountedRanks(chunk, ranks, ((closer != not_farther) & is_match).any(dim=1))
+            done(len(chunk) * m)
 
 
 def smallest_values(x: Tensor, k: int) -> Tensor:
