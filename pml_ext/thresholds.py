@@ -81,7 +81,7 @@ NEAR_DISTANCES = 1 << 18
 # The k smallest distances are looked for in groups of so many columns first.
 COLUMNS_FOR_EACH = 16
 # From so many matches on, more for many dimensions, selecting the nearest others is faster than counting.
-COUNTED_MATCHES = 4
+COUNTED_MATCHES = 8
 # So many distances are selected from at a time, but not of fewer rows than these: in the cache, long enough for the
 # product.
 SELECTED = 1 << 20
