@@ -193,7 +193,7 @@ def test_the_benchmark_has_no_circles():
         done |= ready
 
 
-LIGHT = ("config", "kinds", "names", "errors", "folder", "files", "streams", "lock", "parser")
+LIGHT = ("config", "kinds", "names", "errors", "folder", "files", "streams", "lock", "parser", "processes")
 
 
 @pytest.mark.parametrize("name", [*LIGHT, "cli", "use"])
