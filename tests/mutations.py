@@ -41,6 +41,9 @@ def _of(path, tests, *changes):
 HARD = _laws("BatchHardTripletLoss", "EasyPositiveTripletLoss")
 MANY = _laws("RAWLoss", "KNNSoftmaxLoss", "BinomialDevianceLoss")
 
+# Threads first, then real processes.
+SEVERAL = ("tests/test_distributed.py", f"{LAWS} -k sharding", "tests/test_distributed_processes.py")
+
 MUTATIONS = [
     *_of(
         "space.py",
@@ -325,5 +328,66 @@ MUTATIONS = [
         ("tests/test_benchmark_sampler.py",),
         ('self.by_class.rule.restore(state["rule"])', "pass"),
         ('self.passed = int(state["passed"])', "pass"),
+    ),
+    *_of(
+        "ranks.py",
+        SEVERAL,
+        ("rows = every.flatten(0, 1)", "rows = every.roll(-self.group.rank, 0).flatten(0, 1)"),  # own rows first
+        ("zip(every, self.sizes, strict=True)])", "zip(every, self.sizes, strict=True)][::-1])"),
+        (
+            "return ctx.ranks.own_rows_of_sum(grad).to(ctx.dtype), None",
+            "return grad[ctx.ranks.own].to(ctx.dtype), None",
+        ),
+        ("return [_hooked(x, group.all_reduce) for x in tensors]", "return tensors"),
+    ),
+    *_of(
+        "wrappers/distributed.py",
+        SEVERAL,
+        ("return touched(value, *reached, *summed)", "return touched(value * group.size, *reached, *summed)"),
+        ("return touched(value, *reached, *summed)", "return value"),
+        ("factor = group.size if self.gradients", "factor = 1 if self.gradients"),
+        ("equal_sizes=self.equal_sizes and self._is_alike", "equal_sizes=self.equal_sizes"),
+    ),
+    *_of(
+        "wrappers/distributed_values.py",
+        SEVERAL,
+        ("gather_same(losses, shard.ranks),", "losses.mean().expand(shard.ranks.n),"),  # a local mean
+        ("shard.ranks.group.all_reduce(counts.sum())", "counts.sum()"),
+        (
+            "with same_random_numbers(shard.ranks.group, own.device)",
+            "with own_random_numbers(shard.ranks.group, own.device)",
+        ),
+        ("share = 1 / shard.ranks.group.size", "share = 1"),
+        ("found = OwnPairs(*center_masks(shard.labels, centers))", "found = None"),
+    ),
+    *_of(
+        "wrappers/distributed_rows.py",
+        SEVERAL,
+        ("device=labels.device) + shard.offset", "device=labels.device)"),
+    ),
+    *_of(
+        "wrappers/distributed_sums.py",
+        ("tests/test_distributed_sums.py",),
+        (
+            "sums = total(_sum(blocks.learn(exponentials)), group)",
+            "sums = add_up(_sum(blocks.learn(exponentials)), group)",
+        ),
+        ("self.share = left.to(scores.dtype) / number.clamp(min=1)", "self.share = 1"),
+    ),
+    *_of(
+        "wrappers/distributed_stock.py",
+        ("tests/test_distributed_stock.py",),
+        ("Share(ranks.offset, ranks.all_rows)", "Share(0, ranks.all_rows)"),
+    ),
+    *_of(
+        "trainers/batch_norm.py",
+        ("tests/test_batch_norm.py",),
+        ("variance.detach() * n / (n - 1)", "variance.detach()"),
+        ("sums[:-1] / sums[-1].detach()", "sums[:-1].detach() / sums[-1].detach()"),
+    ),
+    *_of(
+        "trainers/hardness_aware_loss.py",
+        ("tests/test_hardness_aware_distributed.py",),
+        ("own = scaled(embeddings, group.size)", "own = embeddings"),
     ),
 ]

@@ -368,6 +368,17 @@ def test_equal_sizes_are_exchanged_once():
     assert told[0][1:] == (known[0][1], known[0][2] + 1)
 
 
+def test_columns_are_permuted_alike_by_all():
+    loss = RandomSliceLoss(RAW(), 2)
+    torch.manual_seed(3)
+    expected = loss(X, LABELS)
+    torch.manual_seed(3)
+    for value in run_as_ranks(
+        2, lambda group: summed(loss, group)(*(each[group.rank * 12 :][:12] for each in (X, LABELS)))
+    ):
+        torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
+
+
 def test_draws_without_a_seed_differ_between_processes():
     """Processes that were given one seed, and have the same samples, do not draw the same pairs."""
 
