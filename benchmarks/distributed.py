@@ -1,7 +1,7 @@
 """Is a loss of several processes that of one? And what do memory and time of a process grow with?
 
     python benchmarks/distributed.py                    # everything, to benchmarks/results/distributed.md
-    python benchmarks/distributed.py parity memory      # some parts
+    python benchmarks/distributed.py --only memory      # a part; the others stay there as they are
 
 Parity: three steps of SGD in float64 under `DistributedDataParallel`, every method, loss and miner of the package and
 losses of PML, against one process with the concatenated batch: values times one, gradients, parameters of the network
@@ -31,10 +31,12 @@ import torch
 import torch.distributed as dist
 from pytorch_metric_learning import losses as pml_losses
 from pytorch_metric_learning import miners as pml_miners
+from pytorch_metric_learning import reducers as pml_reducers
+from pytorch_metric_learning import regularizers as pml_regularizers
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pml_ext import catalog, losses, miners
+from pml_ext import catalog, centers, losses, miners, thresholds, wrappers
 from pml_ext.seeded import Seeded
 from pml_ext.wrappers import CrossBatchMemory, DistributedLoss, DistributedMiner, SelfSupervisedLoss
 
@@ -57,15 +59,57 @@ PLAIN = (
         "SupConLoss",
     ),
     *("SupConLoss", "HistogramLoss", "LiftedStructureLoss", "FastAPLoss", "PNPLoss", "TupletMarginLoss"),
-    *("IntraPairVarianceLoss", "SignalToNoiseRatioContrastiveLoss", "AngularLoss", "NPairsLoss"),
+    *(
+        "GeneralizedLiftedStructureLoss",
+        "IntraPairVarianceLoss",
+        "SignalToNoiseRatioContrastiveLoss",
+        "AngularLoss",
+        "NPairsLoss",
+    ),
 )
 PROXIES = ("ProxyNCALoss", "ProxyAnchorLoss", "SoftTripleLoss", "ArcFaceLoss", "NormalizedSoftmaxLoss")
 OF_PML: dict[str, dict[str, Any]] = {
     **{name: {} for name in PLAIN},
     **{name: dict(KNOWN) for name in PROXIES},
     "MarginLoss": {"num_classes": CLASSES, "learn_beta": True},
+    "RankedListLoss": {"margin": 0.4, "Tn": 1.0},
+}
+WRAPPERS: dict[str, Callable[[], Any]] = {
+    "AnchorWeightedLoss(RAW)": lambda: wrappers.AnchorWeightedLoss(losses.RAWLoss()),
+    "AnchorWeightedLoss(PML's triplets)": lambda: wrappers.AnchorWeightedLoss(pml_losses.TripletMarginLoss()),
+    "BranchLoss(RAW)": lambda: wrappers.BranchLoss(losses.RAWLoss(), 2),
+    "BranchDiversityRegularizer": lambda: wrappers.BranchLoss(
+        losses.RAWLoss(), 2, embedding_regularizer=wrappers.BranchDiversityRegularizer(2, beta=4)
+    ),
+    "MinedLoss, by rows": lambda: wrappers.MinedLoss(losses.BinomialDevianceLoss(), miners.HardNegativePairMiner()),
+    "MinedLoss, drawn": lambda: wrappers.MinedLoss(losses.BinomialDevianceLoss(), miners.InverseDensityMiner()),
+    "RandomSliceLoss": lambda: wrappers.RandomSliceLoss(losses.RAWLoss(), 2),
+    "centers of the batch": lambda: wrappers.CentersAsReferences(losses.KNNSoftmaxLoss(), centers.BatchCenters()),
+    "centers of clusters": lambda: wrappers.CentersAsReferences(
+        losses.KNNSoftmaxLoss(), centers.KMeansCenters(n_clusters=4)
+    ),
+    "running centers": lambda: wrappers.CentersAsReferences(
+        losses.KNNSoftmaxLoss(), centers.RunningCenters(CLASSES, D)
+    ),
+    "learned centers": lambda: wrappers.CentersAsReferences(
+        losses.KNNSoftmaxLoss(), centers.LearnedCenters(CLASSES, D)
+    ),
+    "chunk_size": lambda: losses.RAWLoss(chunk_size=5),
+    "a regularizer": lambda: losses.RAWLoss(
+        embedding_regularizer=pml_regularizers.LpRegularizer(), embedding_reg_weight=0.1
+    ),
+}
+REDUCERS: dict[str, Callable[[], Any]] = {
+    "AvgNonZeroReducer": pml_reducers.AvgNonZeroReducer,
+    "SumReducer": pml_reducers.SumReducer,
+    "DivisorReducer": pml_reducers.DivisorReducer,
+    "ThresholdReducer": lambda: pml_reducers.ThresholdReducer(low=0.2, high=3),
+    "ClassWeightedReducer": lambda: pml_reducers.ClassWeightedReducer(torch.arange(1.0, CLASSES + 1).double()),
+    "PerAnchorReducer": pml_reducers.PerAnchorReducer,
 }
 Made = tuple[Any, Any]
+TITLES = {"parity": "Parity with one process", "memory": "Memory", "time": "Time"}
+HEAD = "# Several processes\n\nBy `python benchmarks/distributed.py`, whose docstring says what is compared.\n"
 
 
 def cases() -> dict[str, Callable[[], Made]]:
@@ -92,6 +136,11 @@ def cases() -> dict[str, Callable[[], Made]]:
     for kind in catalog.all_miners():
         if kind not in (miners.CappedMiner, miners.ChainedMiner, miners.GuidedMiner):
             made[f"miner {kind.__name__}"] = lambda kind=kind: (losses.BinomialDevianceLoss(), kind())  # type: ignore[misc]
+    for name, around in WRAPPERS.items():
+        made[f"wrapper {name}"] = lambda around=around: (around(), None)  # type: ignore[misc]
+    for name, reducer in REDUCERS.items():
+        made[f"reducer {name}"] = lambda reducer=reducer: (  # type: ignore[misc]
+            losses.BatchAllTripletLoss(reducer=reducer()), None)  # fmt: skip
     made["CrossBatchMemory(RAW), a queue of 40"] = lambda: (CrossBatchMemory(losses.RAWLoss(), D, 40), None)
     made["SelfSupervisedLoss(RAW)"] = lambda: (SelfSupervisedLoss(losses.RAWLoss()), None)
     for name, given in OF_PML.items():
@@ -306,7 +355,7 @@ def run(part: str, size: int, *more: str) -> list[dict[str, Any]]:
             "MALLOC_MMAP_THRESHOLD_": "65536",
             "MALLOC_TRIM_THRESHOLD_": "65536",
         }
-        command = [sys.executable, __file__, part, *more, "--size", str(size), "--folder", folder]
+        command = [sys.executable, __file__, "--part", part, *more, "--size", str(size), "--folder", folder]
         started = [subprocess.Popen([*command, "--rank", str(rank)], env=environment) for rank in range(size)]
         codes = [process.wait() for process in started]
         if any(codes):
@@ -321,10 +370,12 @@ def worker(options: argparse.Namespace) -> None:
     logging.disable(logging.WARNING)
     store, timeout = f"file://{options.folder}/store", datetime.timedelta(seconds=600)
     dist.init_process_group("gloo", init_method=store, rank=options.rank, world_size=options.size, timeout=timeout)
-    if options.parts == ["parity"]:
-        found = parity(options.rank, options.size)
+    if options.part == "parity":
+        # As larger batches are computed, in blocks and by own rows.
+        with thresholds.replaced(STOCK_PAYS=0, SUMMED_SCORES=4 * N):
+            found = parity(options.rank, options.size)
     else:
-        found = measured(options.rank, options.size, options.parts[0], options.samples)
+        found = measured(options.rank, options.size, options.part, options.samples)
     Path(options.folder, f"{options.rank}.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
@@ -351,7 +402,7 @@ def parity_table(sizes: list[int]) -> list[str]:
         lines.append(f"| {name} | {columns[0]} | {columns[1]} | {bad[0] if bad else f'exact ({len(ours)} runs)'} |")
     numbers = ", ".join(map(str, sizes))
     return [
-        "## Parity with one process",
+        f"## {TITLES['parity']}",
         "",
         f"{numbers} processes, gloo, float64, {STEPS} steps of SGD under DistributedDataParallel. PML's wrapper with "
         "equal batches, its value divided by the number of processes; ours with equal, unequal and empty ones. What "
@@ -368,9 +419,8 @@ def parity_table(sizes: list[int]) -> list[str]:
 def measured_table(part: str, size: int, ns: list[int]) -> list[str]:
     """The lines of a table of memory or time."""
     ranks = run(part, size, "--samples", *map(str, ns))
-    title, unit = ("Memory", "MB above what was there, largest process") if part == "memory" else (
-        "Time", "CPU seconds of a step, busiest process")  # fmt: skip
-    lines = [f"## {title}", "", f"{unit}; {size} processes, float32, d = 128, 4 per class, one thread each.", ""]
+    unit = "MB above what was there, largest process" if part == "memory" else "CPU seconds of a step, busiest process"
+    lines = [f"## {TITLES[part]}", "", f"{unit}; {size} processes, float32, d = 128, 4 per class, one thread each.", ""]
     lines += [f"| batch of all | {' | '.join(map(str, ns))} |", "|---" * (1 + len(ns)) + "|"]
     for name in ranks[0]:
         values = [max(rank[name].get(str(n), float("nan")) for rank in ranks) for n in ns]
@@ -382,30 +432,33 @@ def measured_table(part: str, size: int, ns: list[int]) -> list[str]:
 def main() -> None:
     """Measure, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=["parity", "memory", "time"])
+    parser.add_argument("--only", nargs="+", default=list(TITLES), choices=TITLES, help="parts to measure anew")
     parser.add_argument("--processes", type=int, nargs="*", default=[2, 3, 4], help="for parity")
     parser.add_argument("--samples", type=int, nargs="*", default=[512, 1024, 2048, 4096, 8192])
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results") / "distributed.md")
     for name in ("--rank", "--size"):
         parser.add_argument(name, type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    for name in ("--folder", "--part"):
+        parser.add_argument(name, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rank is not None:
         worker(options)
         return
-    lines = [
-        "# Several processes",
-        "",
-        "By `python benchmarks/distributed.py`; what is compared stands in its docstring.",
-        "",
-    ]
-    for part in options.parts:
-        if part == "parity":
-            lines += parity_table(options.processes)
-        else:
-            lines += measured_table(part, 4, options.samples)
-    options.out.write_text("\n".join(lines))
-    print(options.out.read_text())
+    before = options.out.read_text() if options.out.exists() else ""
+    for part in options.only:
+        lines = parity_table(options.processes) if part == "parity" else measured_table(part, 4, options.samples)
+        # A part is written when it is measured: the next one may take longer than there is time.
+        before = with_part(before, part, "\n".join(lines).strip())
+        options.out.write_text(before)
+    print(before)
+
+
+def with_part(report: str, part: str, text: str) -> str:
+    """The report with another text of a part; the others, which have titles of their own, as they are."""
+    sections = {section.partition("\n")[0]: section.strip() for section in report.split("\n## ")[1:]}
+    sections[TITLES[part]] = text.removeprefix("## ")
+    known = [sections[title] for title in TITLES.values() if title in sections]
+    return "\n".join([HEAD, *(f"## {section}\n" for section in known)])
 
 
 if __name__ == "__main__":

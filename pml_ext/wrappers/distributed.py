@@ -10,10 +10,12 @@ from torch.func import functional_call
 from pml_ext import _pml, arguments
 from pml_ext.pairs import IndicesTuple
 from pml_ext.ranks import Group, Ranks, gather, group_of, scaled, sum_of_parts, touched
-from pml_ext.wrappers.base import refuses_indices
+from pml_ext.vectors import at_least_single
+from pml_ext.wrappers.base import refuses_indices, runs_by_rows
 from pml_ext.wrappers.distributed_batch import Set, Shard, of_all
 from pml_ext.wrappers.distributed_call import Call, agreed_sizes
-from pml_ext.wrappers.distributed_values import global_value, mined
+from pml_ext.wrappers.distributed_ring import Job, ring_losses, streamed
+from pml_ext.wrappers.distributed_values import global_value, mined, of_anchors
 from pml_ext.wrappers.distributed_views import VIEWS, as_batch
 from pml_ext.wrappers.mined import mined_pairs
 
@@ -50,6 +52,10 @@ class DistributedLoss(nn.Module):
             `DistributedDataParallel` say, or "summed".
         equal_sizes: the batches are known to have one size on all processes: their sizes and kinds are exchanged, and
             compared, in the first call only.
+        ring: the references travel around, and no process holds those of all: memory linear in the own samples, the
+            same numbers. For `RAWLoss`, `MultiSimilarityLoss`, `BinomialDevianceLoss`, `AnchorContrastiveLoss`,
+            `BatchHardTripletLoss`, `GeneralizedLiftedStructureLoss`, `LogSumExpPairLoss`, and `KNNSoftmaxLoss` of all
+            neighbors, by labels. Default False.
 
     Shape:
         embeddings [n_r, d], labels [n_r] of own samples -> a scalar. Optionally an `indices_tuple`: what a
@@ -91,6 +97,7 @@ class DistributedLoss(nn.Module):
         group: Any = None,
         gradients: Gradients = "averaged",
         equal_sizes: bool = False,
+        ring: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(loss, nn.Module):
@@ -106,11 +113,14 @@ class DistributedLoss(nn.Module):
         self.group = group
         self.gradients: Gradients = gradients
         self.equal_sizes: bool = arguments.flag("equal_sizes", equal_sizes)
+        self.ring: bool = arguments.flag("ring", ring)
+        if ring:
+            _check_streamed(loss, miner)
         self._is_alike = False
 
     def extra_repr(self) -> str:
         """How gradients are combined."""
-        return f"gradients={self.gradients!r}, equal_sizes={self.equal_sizes}"
+        return f"gradients={self.gradients!r}, equal_sizes={self.equal_sizes}, ring={self.ring}"
 
     def forward(
         self,
@@ -170,6 +180,9 @@ class DistributedLoss(nn.Module):
         summed = sum_of_parts(list(parameters.values()), group) if parameters else []
         factor = group.size if self.gradients == "averaged" else 1
 
+        if self.ring:
+            return _in_a_ring(loss, scaled(embeddings, factor), labels, pairs, ref_emb, Ranks(group, sizes))
+
         def placed(x: Tensor, y: Tensor | None, ranks: Ranks) -> Set:
             own = scaled(x, factor)
             known = None if y is None else ranks.all_rows(y.to(x.device))
@@ -193,6 +206,32 @@ class DistributedLoss(nn.Module):
                 if tensor.numel():
                     tensor.copy_(group.of_first(tensor.detach()))
         self._is_alike = True
+
+
+def _check_streamed(loss: Any, miner: Any) -> None:
+    if not (runs_by_rows(loss) and streamed(loss) is not None):
+        raise ValueError(f"ring needs a loss with a streamed form, got {type(loss).__name__}: see the documentation")
+    if miner is not None:
+        raise ValueError(f"ring takes all pairs, it has no miner, got {type(miner).__name__}")
+    if loss.embedding_regularizer is not None or any(p.requires_grad for p in loss.parameters()):
+        raise ValueError("ring needs a loss without embedding_regularizer and without parameters")
+
+
+def _in_a_ring(loss: Any, own: Tensor, labels: Any, pairs: Any, ref_emb: Any, ranks: Ranks) -> Tensor:
+    """The loss of the batch of all, of which no process holds all."""
+    if labels is None or pairs is not None or ref_emb is not None:
+        raise ValueError("ring takes labels, and neither an indices_tuple nor references")
+    x, known = at_least_single(own), ranks.all_rows(labels.to(own.device))
+    shard = Shard(Set(ranks, x, x, known), x, None, {})
+    form = streamed(loss)
+    assert form is not None
+    loss.reset_stats()
+    if ranks.n < (3 if loss.needs == "both" else 2):
+        loss_dict = dict(loss.zero_losses())
+    else:
+        loss_dict = of_anchors(*ring_losses(Job(loss, form, ranks, known), x), shard)
+    # What a reducer asks of the embeddings is a zero.
+    return touched(torch.as_tensor(_pml.finish(loss, loss_dict, x, known), device=x.device), x)
 
 
 class _Value(nn.Module):
