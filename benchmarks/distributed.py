@@ -298,13 +298,17 @@ def jobs() -> dict[str, tuple[Callable[[], nn.Module], int]]:
         "PML's wrapper, our MultiSimilarityLoss": (lambda: Wrapper(multi()), 8192),
         "DistributedLoss(MultiSimilarityLoss())": (lambda: DistributedLoss(multi()), 8192),
         "DistributedLoss(MultiSimilarityLoss(chunk_size=128))": (lambda: DistributedLoss(multi(chunk_size=128)), 8192),
+        "DistributedLoss(MultiSimilarityLoss(), ring=True)": (lambda: DistributedLoss(multi(), ring=True), 8192),
+        "DistributedLoss(PML's MultiSimilarityLoss)": (lambda: DistributedLoss(pml_losses.MultiSimilarityLoss()), 8192),
         "PML's wrapper, PML's TripletMarginLoss": (lambda: Wrapper(pml_losses.TripletMarginLoss()), 512),
         "DistributedLoss(BatchAllTripletLoss())": (lambda: DistributedLoss(triplets()), 8192),
         "DistributedLoss(BatchAllTripletLoss(chunk_size=128))": (
             lambda: DistributedLoss(triplets(chunk_size=128)),
             8192,
         ),
-        "DistributedLoss(HistogramLoss())": (lambda: DistributedLoss(losses.HistogramLoss()), 4096),
+        "DistributedLoss(HistogramLoss())": (lambda: DistributedLoss(losses.HistogramLoss()), 8192),
+        "DistributedLoss(LiftedStructureLoss())": (lambda: DistributedLoss(losses.LiftedStructureLoss()), 8192),
+        "DistributedLoss(MeanGapLoss())": (lambda: DistributedLoss(losses.MeanGapLoss()), 8192),
     }
 
 
