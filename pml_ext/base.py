@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from pml_ext import _pml, arguments
+from pml_ext.autograd import PerAnchor, plain_batch, plain_rows
 from pml_ext.closed_form import ClosedForm
 from pml_ext.engine import Form, batch_weighed, row_losses, rows_weighed
 from pml_ext.masked import Counted, Needs
 from pml_ext.pairs import IndicesTuple, Pairs, own_set
-from pml_ext.plain import PerAnchor, plain_batch, plain_rows
 from pml_ext.reducer import LossDict, already_reduced, by_element
 from pml_ext.reducer import StaticDivisorReducer as StaticDivisorReducer
 from pml_ext.renamed import renamed

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pml_ext import arguments, thresholds
-from pml_ext.gathered import as_array
+from pml_ext.gathered_positives import as_array
 from pml_ext.kmeans import kmeans
 from pml_ext.masked import is_eager, looks_are_free
 from pml_ext.similarity import unit

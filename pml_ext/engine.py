@@ -20,15 +20,15 @@ import torch
 from torch import Tensor
 
 from pml_ext import thresholds
+from pml_ext.autograd import PerAnchor, PerBatch, defined_loss, defined_losses
 from pml_ext.closed_form import Sides, SideWeights
-from pml_ext.kept import Kept, Sparse, scattered
+from pml_ext.kept_weights import Kept, Sparse, scattered
 from pml_ext.masked import Counted, Needs, are_numbers, defined_rows, looks_are_free
 from pml_ext.pairs import Pairs
-from pml_ext.plain import PerAnchor, PerBatch, defined_loss, defined_losses
+from pml_ext.scores import Space, single
 from pml_ext.similarity import Similarity
 from pml_ext.similarity import disabled as disabled
 from pml_ext.similarity import is_enabled as is_enabled
-from pml_ext.space import Space, single
 from pml_ext.vectors import without_autocast
 
 # A closed form with its hyperparameters.

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from pml_ext import arguments, thresholds
 from pml_ext.closed_form import ABSENT, Sides
-from pml_ext.gathered import Gathered, numbered
+from pml_ext.gathered_positives import Gathered, numbered
 from pml_ext.masked import all_known, count, not_self, only
-from pml_ext.relation import PairMasks as PairMasks
-from pml_ext.relation import both, check_masks, index_masks, without_self
-from pml_ext.relation import label_masks as label_masks
+from pml_ext.pair_masks import PairMasks as PairMasks
+from pml_ext.pair_masks import both, check_masks, index_masks, without_self
+from pml_ext.pair_masks import label_masks as label_masks
 
 
 class Pairs(ABC):

@@ -46,7 +46,7 @@ SEVERAL = ("tests/test_distributed.py", f"{LAWS} -k sharding", "tests/test_distr
 
 MUTATIONS = [
     *_of(
-        "space.py",
+        "scores.py",
         (*ENGINE, "tests/test_thresholds.py", MANY),
         ("scores[start:stop, start:] = upper", "scores[start:stop, start:] = upper.clone().mul_(1.01)"),
         ("scores[stop:, start:stop] = upper[:, stop - start :].t()", "scores[stop:, start:stop] = 0"),
@@ -98,7 +98,7 @@ MUTATIONS = [
         ("if distance._forward_hooks or distance._forward_pre_hooks or", "if"),
     ),
     *_of(
-        "gathered.py",
+        "gathered_positives.py",
         ("tests/test_engine.py", "tests/test_selection.py", "tests/test_similarity.py", MANY, HARD),
         ("if counts.min() < k:", "if counts.min() < k - 1:"),
         ("excluded = columns if selves is None else np.concatenate((columns, fill[:, None]), 1)", "excluded = columns"),
@@ -178,7 +178,7 @@ MUTATIONS = [
         ),
     ),
     *_of(
-        "relation.py",
+        "pair_masks.py",
         ("tests/test_selection.py", "tests/test_engine.py", "tests/test_oracles.py", MANY),
         ("flat = torch.where((anchors >= start) & (anchors < stop), flat, size)", "flat = flat.clamp(0, size)"),
         ("return max(-int(least), int(greatest)) < 1 << 24", "return True"),

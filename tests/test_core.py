@@ -15,7 +15,18 @@ from pml_ext.testing.cases import all_pairs, as_pairs
 
 ROOT = Path(pml_ext.__file__).parent
 # What stands between a loss and its gradient.
-CORE = ("base", "engine", "plain", "pairs", "gathered", "relation", "closed_form", "space", "kept", "similarity")
+CORE = (
+    "base",
+    "engine",
+    "autograd",
+    "pairs",
+    "gathered_positives",
+    "pair_masks",
+    "closed_form",
+    "scores",
+    "kept_weights",
+    "similarity",
+)
 CORE += ("vectors", "masked", "reducer")
 LABELS = torch.arange(32) // 4
 

@@ -28,7 +28,7 @@ DISTANCES = {
 def device(request, monkeypatch):
     """The CPU, as it is, and as another device, where to look at numbers would wait for it."""
     if request.param == "does not look":
-        for module in ("pairs", "relation", "engine", "similarity", "space", "vectors", "reducer", "masked"):
+        for module in ("pairs", "pair_masks", "engine", "similarity", "scores", "vectors", "reducer", "masked"):
             target = f"pml_ext.{module}.looks_are_free"
             monkeypatch.setattr(target, lambda numbers: False, raising=False)
     return request.param

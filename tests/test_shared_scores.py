@@ -16,7 +16,7 @@ from pml_ext.miners import (
     InverseDensityMiner,
     KNearestNegativeMiner,
 )
-from pml_ext.relation import PairMasks, label_masks
+from pml_ext.pair_masks import PairMasks, label_masks
 from pml_ext.wrappers import AnchorWeightedLoss, MinedLoss
 
 LABELS = torch.arange(12) // 3

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from pml_ext import thresholds
 from pml_ext.masked import looks_are_free
+from pml_ext.scores import Space
 from pml_ext.similarity import Similarity
-from pml_ext.space import Space
 
 # A block of rows of these is made of those rows alone.
 ROW_WISE = (

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from pml_ext import _pml, arguments
+from pml_ext.autograd import PerAnchor
 from pml_ext.base import BatchLoss, RowLoss
 from pml_ext.closed_form import Sides, SideWeights, exponential_sum
 from pml_ext.engine import Form
@@ -16,7 +17,6 @@ from pml_ext.hyperparameters import WrapperArguments
 from pml_ext.losses import ClassCenterMarginLoss
 from pml_ext.masked import Counted, masked_logsumexp
 from pml_ext.pairs import IndicesTuple, Pairs
-from pml_ext.plain import PerAnchor
 from pml_ext.wrappers.base import LossWrapper, has_proxies, runs_by_rows
 
 

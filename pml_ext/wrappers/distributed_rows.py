@@ -10,11 +10,11 @@ import torch
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor
 
+from pml_ext.autograd import PerAnchor
 from pml_ext.base import RowLoss
 from pml_ext.engine import Form
 from pml_ext.miners.base import PairMiner
 from pml_ext.pairs import ByLabels, ByMasks, Narrowed, Pairs
-from pml_ext.plain import PerAnchor
 from pml_ext.vectors import in_full
 from pml_ext.wrappers.anchor_weighted import AnchorWeightedLoss
 from pml_ext.wrappers.base import runs_by_rows

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pml_ext import thresholds
-from pml_ext.kept import Sparse
+from pml_ext.kept_weights import Sparse
 from pml_ext.masked import all_known
 from pml_ext.similarity import Similarity
 from pml_ext.vectors import NOTHING, Vectors, differences, half_squares, origin_of
