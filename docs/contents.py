@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from formulas import with_formulas
 from markdown.extensions.toc import slugify
 from measured import of_method
 from torch import nn
@@ -84,7 +85,7 @@ def _part(kind: str, cls: type[nn.Module]) -> Iterator[str]:
     topic = _API.get(module.partition(".")[0])
     title = f"[`{cls.__name__}`](api/{topic}.md#pml_ext.{topic}.{cls.__name__})" if topic else f"`{cls.__name__}`"
     doc = sections(cls.__doc__ or "")
-    yield f"**{kind} {title}.** {doc['Formula']}".replace("::\n", ":\n")
+    yield with_formulas(f"**{kind} {title}.** {doc['Formula']}".replace("::\n", ":\n"))
     for heading, name in (("Source, and what differs from it", "Source"), ("Defaults", "Defaults")):
         if name in doc:
             yield f'??? note "{heading}"\n\n{textwrap.indent(doc[name], "    ")}'

@@ -167,3 +167,43 @@ def test_the_readme_recommends_the_same(module):
     for name, losses, _ in rows:
         recommended = [advice.what.partition("(")[0] for advice in cases[name].choice.losses]
         assert losses == (", ".join(recommended) or "two views and `SelfSupervisedLoss`")
+
+
+@pytest.mark.parametrize(
+    ("written", "html"),
+    [
+        ("D_ip - base", "<i>D</i><sub><i>ip</i></sub> − base"),
+        ("mean_{p in P_i} s_ip", "mean<sub><i>p</i> ∈ <i>P</i><sub><i>i</i></sub></sub> <i>s</i><sub><i>ip</i></sub>"),
+        ("exp(-alpha (s - gamma))", "exp(−α (<i>s</i> − γ))"),
+        ("[J_ij]+^2", "[<i>J</i><sub><i>ij</i></sub>]<sub>+</sub><sup>2</sup>"),
+        ("S+ + S-", "<i>S</i><sup>+</sup> + <i>S</i><sup>−</sup>"),
+        ("sigma-_i", "σ<sup>−</sup><sub><i>i</i></sub>"),
+        ("P^k_i != N'_i", "<i>P</i><sup><i>k</i></sup><sub><i>i</i></sub> ≠ <i>N</i>′<sub><i>i</i></sub>"),
+        ("min(k, k_temperature, tau_plus, neg_base)", "min(<i>k</i>, k_temperature, tau_plus, neg_base)"),
+        ("D_(j) x_(W-1) (1 + B)^-alpha", None),
+        ('with a triplet, variant="O" <b>', "with a triplet, variant=&quot;O&quot; &lt;<i>b</i>&gt;"),
+    ],
+)
+def test_formulas(module, written, html):
+    shown = module("formulas").typeset(written)
+    assert html is None or shown == html
+    assert not re.search(r"[_^][{(]|<(?!/?(?:i|sub|sup)>)", shown)
+
+
+def test_formulas_of_a_docstring_and_nothing_else(module):
+    formulas = module("formulas")
+    text = "One:\n\n    L_i = 1\n\n    b = 2\n\nCode:\n\n    x = f()\n\nArgs:\n    x: one.\n\n        z_i = 1\n"
+    shown = formulas.with_formulas(text)
+    assert shown.count('<pre class="formula">') == 1
+    assert "<sub><i>i</i></sub> = 1\n\n<i>b</i> = 2</pre>\n\n" in shown
+    assert shown.endswith("    x = f()\n\nArgs:\n    x: one.\n\n        z_i = 1\n")
+
+
+def test_latex_becomes_mathml(module):
+    pytest.importorskip("latex2mathml")
+    formulas = module("formulas")
+    latex = "    a &= \\text{r\\_p} \\\\\n    b &= 2"
+    shown = formulas.with_formulas(f"Of :math:`v_q`.\n\n.. math::\n\n{latex}\n\nArgs:\n    x: y\n")
+    assert shown.count("<math ") == 2
+    assert "<mtext>r_p</mtext>" in shown
+    assert shown.count("<mtr>") == 2
