@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from formulas import with_formulas
-from markdown.extensions.toc import slugify
 from measured import of_method
 from torch import nn
 
@@ -28,8 +27,7 @@ _PAGES = {"EXTENDING.md": "extending.md", "CONTRIBUTING.md": "contributing.md", 
 def methods() -> str:
     """Every method of the catalog, by the file that it stands in."""
     keys = [f"**{key}** is {meaning}." for key, meaning in catalog.KEYS.items()]
-    shown: dict[type, str] = {}  # where the formula of a class is
-    return "\n\n".join([*keys, *(block for title, names in families() for block in _family(title, names, shown))])
+    return "\n\n".join([*keys, *(block for title, names in families() for block in _family(title, names))])
 
 
 def families() -> Iterator[tuple[str, list[str]]]:
@@ -41,13 +39,13 @@ def families() -> Iterator[tuple[str, list[str]]]:
             yield (module.__doc__ or "").rstrip("."), names
 
 
-def _family(title: str, names: list[str], shown: dict[type, str]) -> Iterator[str]:
+def _family(title: str, names: list[str]) -> Iterator[str]:
     yield f"## {title}"
     for name in names:
-        yield from _method(name, shown)
+        yield from _method(name)
 
 
-def _method(name: str, shown: dict[type, str]) -> Iterator[str]:
+def _method(name: str) -> Iterator[str]:
     entry = catalog.recipes[name]
     recipe = catalog.build(name, **{need: _SIZES[need] for need in entry.required})
     needs = "".join(f", {need}=.." for need in entry.required)
@@ -63,12 +61,8 @@ def _method(name: str, shown: dict[type, str]) -> Iterator[str]:
     searched = ", ".join(f"`{keyword}` {values}" for keyword, values in entry.space.items())
     if searched:
         yield f"A search changes {searched}."
-    for kind, part in parts(recipe):
-        first = shown.setdefault(type(part), name)
-        if first == name:
-            yield from _part(kind, type(part))
-        else:
-            yield f"{kind} `{type(part).__name__}`: see [{first}](#{slugify(first, '-')})."
+    for kind, cls in dict.fromkeys((kind, type(part)) for kind, part in parts(recipe)):
+        yield from _part(kind, cls)
 
 
 def picture(name: str) -> str:
