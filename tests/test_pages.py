@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pml_ext import catalog
-from pml_ext.analysis import NoPairWeightsError
+from pml_ext.analysis import Health, NoPairWeightsError
 from pml_ext.benchmark.advice import LOSSES, WARNINGS
 
 ROOT = Path(__file__).parent.parent
@@ -207,3 +207,10 @@ def test_latex_becomes_mathml(module):
     assert shown.count("<math ") == 2
     assert "<mtext>r_p</mtext>" in shown
     assert shown.count("<mtr>") == 2
+
+
+def test_every_failure_has_a_row():
+    told = re.search(r'failure: "" or (.*?)\n {8}separation', Health.__doc__, re.DOTALL)[1]
+    named = {" ".join(name.split()) for name in re.findall(r'"([^"]+)"', told)}
+    page = (DOCS / "failures.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| ([a-z ]+?) \| ", page, re.MULTILINE)) - {"failure"} == named
