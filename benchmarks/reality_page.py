@@ -1,0 +1,209 @@
+"""The page and the picture of `benchmarks/reality.py`: what is distinguishable, and what of old claims is borne out."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pml_ext.benchmark.folder import run_folder
+from pml_ext.benchmark.result import FROZEN_TRUNK, UNTRAINED_HEAD
+from pml_ext.evaluation import Difference, Standing, mean_interval, paired_difference, standings
+from pml_ext.palette import BLUE, GRAY
+
+RESULTS = Path(__file__).parent / "results" / "reality.md"
+UNTRAINED = (FROZEN_TRUNK, UNTRAINED_HEAD)
+CHOSEN_BY = "mean_average_precision_at_r"
+# What is said of these methods, first against second.
+CLAIMS = (
+    ("RAW", "MultiSimilarity", "RAW is multi-similarity with its miner, in one pass"),
+    ("RAW", "pml:TripletMarginLoss", "weighting of pairs against plain triplets"),
+    ("RAW", "pml:ContrastiveLoss", "weighting of pairs against plain pairs"),
+    ("MarginDeviance", "BinDeviance2018", "Deep_metric's margins against binomial deviance"),
+    ("Binomial2020", "BinDeviance2018", "the successor's binomial deviance against the first"),
+    ("NCA", "pml:NCALoss", "softmax over the nearest against softmax over all"),
+    ("DistWeight", "Triplet", "distance-weighted sampling against all triplets"),
+    ("DistWeightBinDeviance", "BinDeviance2018", "inverse-density sampling against all negatives"),
+    ("DistWeightContrastive", "Contrastive2018", "inverse-density sampling against all negatives"),
+    ("DistWeightNeighbour", "Neighbour", "inverse-density sampling against all negatives"),
+    ("BinBranch", "BinDeviance2018", "slices with a loss each against one head of the same size"),
+    ("JSDivBranch", "BinBranch", "slices that are to differ against slices"),
+    ("CenterNCA", "NCA", "class centers against pairs"),
+    ("CenterPair", "BinDeviance2018", "class centers against pairs"),
+    ("BatchHard", "BatchAll", "hardest triplets against all"),
+    ("ABatchAll", "BatchAll", "adaptive weights of anchors against none"),
+    ("ATriplet", "Triplet", "adaptive weights of anchors against none"),
+    ("XBM", "pml:ContrastiveLoss", "a queue against none"),
+    ("HCL", "Debiased", "hard negatives against the debiased mean"),
+    ("SmoothAP", "RAW", "a smooth average precision against weights of pairs"),
+    ("pml:ProxyAnchorLoss", "RAW", "proxies against pairs"),
+    ("pml:ArcFaceLoss", "RAW", "classification against pairs"),
+)
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """Runs that have ended well."""
+    path = folder / "results.jsonl"
+    found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [line for line in found if not line["error"]]
+
+
+def plain(name: str) -> str:
+    """A name without its arguments, for a file.
+
+    >>> plain("pml:NCALoss(softmax_scale=3)")
+    'pml-NCALoss'
+    """
+    return re.sub(r"[^\w.-]", "-", method(name))
+
+
+def method(name: str) -> str:
+    """A name without its arguments.
+
+    >>> method("RAW(gamma=0.3)")
+    'RAW'
+    """
+    return name.split("(", 1)[0]
+
+
+def of_queries(folder: Path) -> dict[str, NDArray[np.float64]]:
+    """The average precision at R of each query in each run [seeds, n], by method."""
+    found: dict[str, list[NDArray[np.float64]]] = {}
+    for line in lines(folder):
+        with np.load(run_folder(folder, line["loss"], line["seed"]) / "queries.npz", allow_pickle=False) as values:
+            found.setdefault(method(line["loss"]), []).append(values[CHOSEN_BY].astype(np.float64))
+    return {name: np.stack(each) for name, each in found.items()}
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """P-values corrected for their number.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    order = np.argsort(p_values)
+    corrected, least = [0.0] * len(p_values), 0.0
+    for place, index in enumerate(order):
+        least = max(least, min(1.0, p_values[index] * (len(p_values) - place)))
+        corrected[index] = round(least, 12)
+    return corrected
+
+
+def table(folder: Path, standing: Mapping[str, Standing]) -> list[str]:
+    """A row for each method, the best mean first."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for line in lines(folder):
+        rows.setdefault(method(line["loss"]), []).append(line)
+    out = ["| method | MAP@R | recall@1 | @8 | NMI | rank | seeds | s / epoch | arguments |", "|" + "---|" * 9]
+    for name in sorted(rows, key=lambda each: -standing[each].mean):
+        runs = rows[name]
+        cells = [_mean(runs, key) for key in (CHOSEN_BY, "recall_at_1", "recall_at_8", "NMI")]
+        place = standing[name]
+        seconds = [line["seconds_per_epoch"] for line in runs if line["seconds_per_epoch"]]
+        arguments = runs[0]["loss"].removeprefix(name)[1:-1].replace("|", "\\|")
+        out.append(
+            f"| {name} | {' | '.join(cells)} | {place.first}-{place.last}{'*' if place.is_best else ''} | {len(runs)} "
+            f"| {np.median(seconds):.2f} | {arguments} |"
+            if seconds
+            else f"| {name} | {' | '.join(cells)} | {place.first}-{place.last}{'*' if place.is_best else ''} | | | |"
+        )
+    return out
+
+
+def _mean(runs: list[dict[str, Any]], key: str) -> str:
+    values = [100 * line["metrics"][key] for line in runs if key in line["metrics"]]
+    if not values:
+        return ""
+    interval = mean_interval(values)
+    return f"{interval.mean:.1f}" + ("" if np.isnan(interval.low) else f" ± {interval.high - interval.mean:.1f}")
+
+
+def claims(sets: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> list[str]:
+    """A row for each claim, a column for each data set: the paired difference, bold where it is significant."""
+    keys = [(a, b, data) for a, b, _ in CLAIMS for data in sets if a in sets[data] and b in sets[data]]
+    found: dict[tuple[str, str, str], Difference] = {
+        (a, b, data): paired_difference(sets[data][a], sets[data][b]) for a, b, data in keys
+    }
+    corrected = dict(zip(keys, holm([found[key].p_value for key in keys]), strict=True))
+    out = [f"| first | second | | {' | '.join(sets)} |", "|" + "---|" * (3 + len(sets))]
+    for a, b, what in CLAIMS:
+        cells = []
+        for data in sets:
+            if (a, b, data) not in found:
+                cells.append("")
+                continue
+            one = found[a, b, data]
+            said = f"{100 * one.mean:+.1f} [{100 * one.low:.1f}, {100 * one.high:.1f}]"
+            cells.append(f"**{said}**" if corrected[a, b, data] < 0.05 else said)
+        out.append(f"| {a} | {b} | {what} | {' | '.join(cells)} |")
+    return out
+
+
+def repeated(folder: Path) -> list[str]:
+    """What a second run of some of the runs gave: a sentence, and a row for each that differs."""
+    pairs = []
+    first = {(line["loss"], line["seed"]): line["metrics"] for line in lines(folder / "tested")}
+    for one in sorted((folder / "again").glob("*/")):
+        for line in lines(one):
+            key = (line["loss"], line["seed"])
+            if key in first:
+                pairs.append((key, first[key], line["metrics"]))
+    if not pairs:
+        return []
+    other = [(key, a, b) for key, a, b in pairs if abs(a[CHOSEN_BY] - b[CHOSEN_BY]) > 1e-9]
+    out = [f"{len(pairs)} runs were made again; {len(pairs) - len(other)} have the same MAP@R to nine digits.", ""]
+    for (loss, seed), a, b in other:
+        out.append(f"- {method(loss)}, seed {seed}: MAP@R {100 * a[CHOSEN_BY]:.2f}, then {100 * b[CHOSEN_BY]:.2f}")
+    return out
+
+
+def picture(sets: Mapping[str, Mapping[str, Standing]], path: Path, most: int = 30) -> None:
+    """MAP@R of the best methods of each data set, each with its interval to the best."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5 * len(sets), 0.2 * most + 1.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    for place, (data, found) in enumerate(sets.items()):
+        axes = figure.add_subplot(1, len(sets), place + 1)
+        names = sorted(found, key=lambda name: -found[name].mean)[:most][::-1]
+        for row, name in enumerate(names):
+            one = found[name]
+            color = BLUE if one.is_best else GRAY
+            if one.to_best is not None:
+                half = (one.to_best.high - one.to_best.low) / 2
+                axes.plot([100 * (one.mean - half), 100 * (one.mean + half)], [row, row], color=color, lw=1)
+            axes.plot(100 * one.mean, row, "o", color=color, ms=4)
+        axes.set_yticks(range(len(names)), names, fontsize=7)
+        axes.set_title(data, fontsize=10)
+        axes.set_xlabel("MAP@R, %; line: 95 % interval of the difference to the best", fontsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+def write(out: Path) -> None:
+    """Write `results/reality.md`, its picture, and the lines that they are made of."""
+    folders = {each.name: each for each in sorted(out.glob("*/")) if lines(each / "tested")}
+    if not folders:
+        raise SystemExit(f"no run of {out} has ended")
+    queries = {name: of_queries(each / "tested") for name, each in folders.items()}
+    standing = {name: standings(each) for name, each in queries.items()}
+    page = ["## Old claims", "", "Paired differences of MAP@R in points, first minus second, 95 % intervals over"]
+    page += ["queries and seeds; bold: significant at 5 % after Holm's correction over this table.", ""]
+    page += [*claims(queries), ""]
+    for name, folder in folders.items():
+        page += [f"## {name}", "", *table(folder / "tested", standing[name]), "", *repeated(folder), ""]
+    mark = "<!-- measured -->"
+    text = RESULTS.read_text() if RESULTS.exists() else f"# Losses, equally tuned\n\n{mark}\n"
+    RESULTS.write_text(text.split(mark)[0] + mark + "\n\n" + "\n".join(page).rstrip() + "\n")
+    picture(standing, RESULTS.with_suffix(".png"))
+    with RESULTS.with_suffix(".jsonl").open("w") as file:
+        for folder in folders.values():
+            for line in lines(folder / "tested"):
+                kept = {key: value for key, value in line.items() if key not in ("history", "arguments", "hardware")}
+                arguments = {k: v for k, v in line["arguments"].items() if k not in ("losses", "cache", "out", "data")}
+                file.write(json.dumps(kept | {"data": folder.name, "arguments": arguments}) + "\n")
+    print(f"written: {RESULTS}, .png, .jsonl")

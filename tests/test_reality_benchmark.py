@@ -1,0 +1,98 @@
+"""The benchmark of equally tuned losses: its page says what its lines hold, and no more."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pml_ext.benchmark.folder import run_folder
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import reality
+import reality_page
+
+
+def write_runs(folder: Path, methods: dict[str, float]) -> None:
+    """Runs of methods whose queries have an average precision around a number."""
+    rng = np.random.default_rng(0)
+    of_query = rng.normal(0, 0.05, 200)
+    rows = []
+    for loss, level in methods.items():
+        for seed in range(3):
+            values = (level + of_query + rng.normal(0, 0.01, 200)).astype(np.float32)
+            where = run_folder(folder, loss, seed)
+            where.mkdir(parents=True)
+            np.savez(where / "queries.npz", mean_average_precision_at_r=values)
+            metrics = {"mean_average_precision_at_r": float(values.mean()), "recall_at_1": level, "NMI": 0.5}
+            rows.append({"loss": loss, "seed": seed, "error": "", "metrics": metrics, "seconds_per_epoch": 0.1})
+            rows[-1] |= {"history": [], "arguments": {"epochs": 5, "out": "somewhere"}, "hardware": {}}
+    rows.append({"loss": "NCA", "seed": 0, "error": "diverged: at step 3", "metrics": {}, "seconds_per_epoch": None})
+    folder.mkdir(exist_ok=True)
+    (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(reality_page, "RESULTS", tmp_path / "reality.md")
+    write_runs(
+        tmp_path / "A" / "tested",
+        {"RAW(gamma=0.3)": 0.4, "pml:ContrastiveLoss": 0.3, "BatchHard": 0.5, "BatchAll": 0.5},
+    )
+    (tmp_path / "B").mkdir()  # nothing was tested there yet
+    return tmp_path
+
+
+def test_the_page_has_the_differences_that_there_are_and_marks_no_others(out: Path) -> None:
+    (out / "reality.md").write_text("# Read this\n\nby hand\n\n<!-- measured -->\nold numbers\n")
+    reality_page.write(out)
+    page = (out / "reality.md").read_text()
+    assert page.startswith("# Read this\n\nby hand\n")
+    assert "old numbers" not in page
+    claims = {tuple(line.split(" | ")[:2]): line for line in page.splitlines() if line.startswith("| ")}
+    assert "| **+10.0 [" in claims["| RAW", "pml:ContrastiveLoss"]
+    assert "**" not in claims["| BatchHard", "BatchAll"]
+    assert claims["| XBM", "pml:ContrastiveLoss"].count("|") == 5  # an empty cell: XBM was not tested
+    assert "| RAW | 40.0 ± " in page
+    assert "gamma=0.3" in page
+    assert page.index("| BatchHard | ") < page.index("| RAW | 40")
+    assert (out / "reality.png").stat().st_size > 1000
+    kept = [json.loads(line) for line in (out / "reality.jsonl").read_text().splitlines()]
+    assert len(kept) == 12  # the run that diverged has no metrics
+    assert {line["data"] for line in kept} == {"A"}
+    assert kept[0]["arguments"] == {"epochs": 5}
+
+
+def test_what_was_run_again_is_held_against_the_first_run(out: Path) -> None:
+    first = reality_page.lines(out / "A" / "tested")
+    for place, change in enumerate((0.0, 0.01)):
+        line = first[place] | {"metrics": {"mean_average_precision_at_r": 0.0}}
+        line["metrics"]["mean_average_precision_at_r"] = first[place]["metrics"]["mean_average_precision_at_r"] + change
+        where = out / "A" / "again" / str(place)
+        where.mkdir(parents=True)
+        (where / "results.jsonl").write_text(json.dumps(line) + "\n")
+    said = reality_page.repeated(out / "A")
+    assert said[0] == "2 runs were made again; 1 have the same MAP@R to nine digits."
+    assert said[2].startswith("- RAW, seed 1: MAP@R ")
+
+
+def test_without_a_run_there_is_no_page(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="has ended"):
+        reality_page.write(tmp_path)
+
+
+def test_corrected_p_values() -> None:
+    assert reality_page.holm([0.01, 0.04, 0.03]) == [0.03, 0.06, 0.06]
+    assert reality_page.holm([]) == []
+
+
+def test_every_method_and_every_claim_has_a_name_that_is_known() -> None:
+    from pml_ext.benchmark.losses import parse
+
+    assert len(set(reality.METHODS)) == len(reality.METHODS)
+    for name in reality.METHODS:
+        assert parse(name)
+    claimed = {name for first, second, _ in reality_page.CLAIMS for name in (first, second)}
+    assert claimed <= set(reality.METHODS)
