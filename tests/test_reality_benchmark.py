@@ -15,7 +15,7 @@ import reality
 import reality_page
 
 
-def write_runs(folder: Path, methods: dict[str, float]) -> None:
+def write_runs(folder, methods):
     """Runs of methods whose queries have an average precision around a number."""
     rng = np.random.default_rng(0)
     of_query = rng.normal(0, 0.05, 200)
@@ -35,7 +35,7 @@ def write_runs(folder: Path, methods: dict[str, float]) -> None:
 
 
 @pytest.fixture
-def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def out(tmp_path, monkeypatch):
     monkeypatch.setattr(reality_page, "RESULTS", tmp_path / "reality.md")
     write_runs(
         tmp_path / "A" / "tested",
@@ -45,7 +45,7 @@ def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_page_has_the_differences_that_there_are_and_marks_no_others(out: Path) -> None:
+def test_the_page_has_the_differences_that_there_are_and_marks_no_others(out):
     (out / "reality.md").write_text("# Read this\n\nby hand\n\n<!-- measured -->\nold numbers\n")
     reality_page.write(out)
     page = (out / "reality.md").read_text()
@@ -65,7 +65,7 @@ def test_the_page_has_the_differences_that_there_are_and_marks_no_others(out: Pa
     assert kept[0]["arguments"] == {"epochs": 5}
 
 
-def test_what_was_run_again_is_held_against_the_first_run(out: Path) -> None:
+def test_what_was_run_again_is_held_against_the_first_run(out):
     first = reality_page.lines(out / "A" / "tested")
     for place, change in enumerate((0.0, 0.01)):
         line = first[place] | {"metrics": {"mean_average_precision_at_r": 0.0}}
@@ -78,17 +78,17 @@ def test_what_was_run_again_is_held_against_the_first_run(out: Path) -> None:
     assert said[2].startswith("- RAW, seed 1: MAP@R ")
 
 
-def test_without_a_run_there_is_no_page(tmp_path: Path) -> None:
+def test_without_a_run_there_is_no_page(tmp_path):
     with pytest.raises(SystemExit, match="has ended"):
         reality_page.write(tmp_path)
 
 
-def test_corrected_p_values() -> None:
+def test_corrected_p_values():
     assert reality_page.holm([0.01, 0.04, 0.03]) == [0.03, 0.06, 0.06]
     assert reality_page.holm([]) == []
 
 
-def test_every_method_and_every_claim_has_a_name_that_is_known() -> None:
+def test_every_method_and_every_claim_has_a_name_that_is_known():
     from pml_ext.benchmark.losses import parse
 
     assert len(set(reality.METHODS)) == len(reality.METHODS)
