@@ -172,12 +172,12 @@ class Configured:
 
 def reach(distance: Any) -> tuple[float, float]:
     """The least and the greatest value that a PML distance can have, as far as is known."""
-    kind, power = type(distance), distance.power
-    if kind in (CosineSimilarity, DotProductSimilarity) and distance.normalize_embeddings:
+    kind, (_, normalizes, p, power) = type(distance), _pml.facts(distance)
+    if kind in (CosineSimilarity, DotProductSimilarity) and normalizes:
         return (-1.0 if power == 1 else 0.0 if power % 2 == 0 else -1.0), 1.0
     if kind is LpDistance:
         # Two vectors of unit length: by the triangle inequality, which holds from p = 1 on.
-        bounded = distance.normalize_embeddings and distance.p >= 1
+        bounded = normalizes and p >= 1
         return 0.0, 2.0**power if bounded else math.inf
     return (0.0 if kind is SNRDistance else -math.inf), math.inf
 
