@@ -77,7 +77,7 @@ class Sides(NamedTuple):
 
 
 class SideWeights(NamedTuple):
-    """Losses, and their derivative by the scores of each side, of the shapes of `Sides`; 0 where no pair is.
+    """Losses, and their derivatives with respect to the scores of each side, shaped as in `Sides`; 0 where no pair is.
 
     Args:
         losses: of the rows [b]; of a loss of the whole batch one number [].

@@ -1,4 +1,4 @@
-"""What people build on: bases of losses and miners, reductions under a mask, and the two sides of a closed form.
+"""Base classes of losses and miners, reductions under a mask, and the two sides of a closed form.
 
 A name that stands here stays for one version after it is replaced, with a `DeprecationWarning` that says what to write
 instead. What stands elsewhere in the package, and not in `pml_ext.__all__`, may change without notice.

@@ -9,7 +9,7 @@ from pml_ext import arguments
 
 
 class Seeded:
-    """What draws at random: a base to stand before a miner's or a loss's. It draws with `self.generator(device)`.
+    """A base for what draws at random, placed before that of the miner or loss. It draws with `self.generator(device)`.
 
     Args:
         seed: None for torch's global generator, an integer for a stream of its own (the same pairs, call by call, on

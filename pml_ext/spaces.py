@@ -1,4 +1,4 @@
-"""What to search: of every hyperparameter the range that is worth a trial, around the value that a recipe has."""
+"""Search spaces: for every hyperparameter the range worth trying, around the value of the recipe."""
 
 from __future__ import annotations
 

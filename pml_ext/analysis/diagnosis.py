@@ -60,7 +60,7 @@ class Diagnosis:
 
 
 def diagnose(embeddings: Array | str | Path, labels: Array | str | Path) -> Diagnosis:
-    """What is wrong with embeddings: collapsed, few dimensions, labels of other images, repeated images, no number.
+    """What is wrong with embeddings: collapse, few dimensions, labels of other images, repeated images, NaN.
 
     Args:
         embeddings: [n, d], a tensor, an array, lists, or a file ``.npy`` of it, in which nothing is executed.

@@ -108,7 +108,7 @@ def pair_weights(
     ref_emb: Array | None = None,
     ref_labels: Array | None = None,
 ) -> PairWeights:
-    """The derivative of any pair loss by its similarities: W_ij = |dL/dS_ij|.
+    """The derivative of any pair loss with respect to its similarities: W_ij = |dL/dS_ij|.
 
     The matrix that the loss's distance returns is made the leaf of the graph, so this works for PML's losses and ours,
     wrapped or not, with any distance and any reducer. The loss has the gradient of

@@ -1,4 +1,4 @@
-"""The main job: train one network with several losses and compare them on classes that were not trained on.
+"""Experiments: train one network with several losses and compare them on classes that were not trained on.
 
 `python -m pml_ext.benchmark` is the command; from Python:
 

@@ -15,7 +15,7 @@ NEEDED = {
 
 
 class BenchmarkError(ValueError):
-    """An experiment that cannot start or go on; the message is one line that says why and what to change."""
+    """An experiment that cannot start or continue; the message is one line that says why and what to change."""
 
 
 def check_extras() -> None:

@@ -193,7 +193,7 @@ entries: dict[str, Entry] = {}
 
 
 def recipe(name: str, *, source: str) -> Callable[[Make], Make]:
-    """Put what makes a method into the catalog: a function or class that returns a loss, or a loss and its miner.
+    """Register what makes a method: a function or class that returns a loss, or a loss and its miner.
 
     Its signature is what the method needs and what can be overridden: arguments without a default are needs, those
     with one are overrides. One that is called `miner_k` is `miner.k` to `build`. What a search may change is known of

@@ -48,7 +48,7 @@ def sharded_accuracy(
         >>> embeddings = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 1.0], [3.0, 2.0]])
         >>> labels = torch.tensor([0, 0, 1, 1])
         >>> calculator = RetrievalAccuracyCalculator(recall_at=(1, 2, 3), include=("recall_at_2", "recall_at_3"))
-        >>> def of_own_samples(group):  # two threads in the place of processes
+        >>> def of_own_samples(group):  # two threads take the place of processes
         ...     own = slice(0, 3) if group.rank == 0 else slice(3, 4)
         ...     return sharded_accuracy(calculator, embeddings[own], labels[own], group=group)
         >>> run_as_ranks(2, of_own_samples)

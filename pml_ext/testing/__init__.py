@@ -1,4 +1,4 @@
-"""The laws of losses and miners, for anybody's loss or miner: ours, PML's, your own."""
+"""The laws of losses and miners, for any loss or miner: this package's, PML's or your own."""
 
 from pml_ext.testing import (  # noqa: F401 - enter laws
     argument_laws,

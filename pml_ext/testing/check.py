@@ -43,7 +43,7 @@ def check_loss(
     examples: int | None = None,
     regimes: Iterable[str] | None = None,
 ) -> LawTable:
-    """Hold a PML loss, ours or another, against the laws of losses.
+    """Check a PML loss, ours or any other, against the laws of losses.
 
     Laws that need the contract of this package's shell apply to losses on it only. Cases are drawn by hypothesis, and
     tried in several regimes: as shipped, with all thresholds so small that a dozen samples fall into blocks, groups and
@@ -87,7 +87,7 @@ def check_miner(
     examples: int | None = None,
     regimes: Iterable[str] | None = None,
 ) -> LawTable:
-    """Hold a PML miner, ours or another, against the laws of miners, as `check_loss` does with a loss.
+    """Check a PML miner, ours or any other, against the laws of miners, as `check_loss` does with a loss.
 
     Args:
         miner: a miner, or a function without arguments that makes one, or its class. Laws that say what is drawn anew,

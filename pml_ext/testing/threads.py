@@ -99,7 +99,7 @@ class _Done(Pending):
 
 
 def run_as_ranks(size: int, function: Callable[[Threads], T], *, timeout: float = 60) -> list[T]:
-    """What a function gives in each of so many threads in the place of processes, called with its `Group`.
+    """Run a function in several threads that take the place of processes, each called with its `Group`.
 
     Args:
         size: how many.

@@ -82,7 +82,7 @@ class DistributedLoss(nn.Module):
         >>> from pml_ext.testing import run_as_ranks
         >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.6, 0.8]])
         >>> labels = torch.tensor([0, 0, 1, 1])
-        >>> def of_own_samples(group):  # two threads in the place of processes
+        >>> def of_own_samples(group):  # two threads take the place of processes
         ...     own = slice(0, 3) if group.rank == 0 else slice(3, 4)
         ...     return DistributedLoss(RAWLoss(), group=group)(embeddings[own], labels[own])
         >>> RAWLoss()(embeddings, labels), *run_as_ranks(2, of_own_samples)
@@ -283,7 +283,7 @@ class DistributedMiner(nn.Module):
         >>> from pml_ext.testing import run_as_ranks
         >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.6, 0.8]])
         >>> labels = torch.tensor([0, 0, 1, 1])
-        >>> def of_own_samples(group):  # two threads in the place of processes
+        >>> def of_own_samples(group):  # two threads take the place of processes
         ...     own = slice(0, 3) if group.rank == 0 else slice(3, 4)
         ...     return DistributedMiner(HardNegativePairMiner(epsilon=0), group=group)(embeddings[own], labels[own])
         >>> [pairs.neg.nonzero().tolist() for pairs in run_as_ranks(2, of_own_samples)]
