@@ -1,6 +1,7 @@
 """evaluate() against a double loop in Python numbers, and against the calculator."""
 
 import math
+import pickle
 import subprocess
 import sys
 from collections import Counter
@@ -12,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pml_ext import thresholds
-from pml_ext.evaluation import RetrievalAccuracyCalculator, TorchKNN, evaluate, scores
+from pml_ext.evaluation import RetrievalAccuracyCalculator, TorchKNN, evaluate, retrieval, scores
 from pml_ext.evaluation.retrieval import AT_K, METRICS, OF_THE_RANKING
+from pml_ext.evaluation.scores import retrieval_scores
 
 KS = (1, 2, 5, 30)
 EVERYTHING = (*AT_K, *OF_THE_RANKING)
@@ -292,3 +294,43 @@ def test_needs_no_pml():
     assert process.returncode == 0, process.stderr
     assert process.stdout.startswith("recall_at_1 ")
     assert "1.0000 [1.0000, 1.0000]" in process.stdout
+
+
+class Operations(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts operations."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_thousand_recalls_are_one_histogram():
+    """They take as many operations as one, and each is the mean of its queries."""
+    generator = torch.Generator().manual_seed(0)
+    embeddings, labels = torch.randn(90, 4, generator=generator), torch.arange(90) % 40
+    labels[7] = 77  # without a match
+    counts, found = [], []
+    for ks in ((3,), range(1, 1001)):
+        with Operations() as watch:
+            found.append(evaluate(embeddings, labels, k=list(ks), metrics=("recall",)))
+        counts.append(watch.count)
+    assert counts[0] == counts[1]
+    one, all_of_them = found
+    assert list(all_of_them) == list(all_of_them.per_query) == [f"recall_at_{k}" for k in range(1, 1001)]
+    assert one["recall_at_3"] == all_of_them["recall_at_3"]
+    for name, values in all_of_them.per_query.items():
+        assert values.dtype == torch.float64
+        assert values.isnan().nonzero().tolist() == [[7]]
+        assert float(values.nanmean()) == all_of_them[name]
+    copied = pickle.loads(pickle.dumps(all_of_them))
+    assert dict(copied) == dict(all_of_them)
+    assert torch.equal(copied.per_query["recall_at_9"][8:], all_of_them.per_query["recall_at_9"][8:])
+
+
+def test_embeddings_among_themselves_are_not_copied(monkeypatch):
+    given = []
+    monkeypatch.setattr(retrieval, "retrieval_scores", lambda *data, **_: given.extend(data) or retrieval_scores(*data))
+    evaluate(torch.randn(8, 3), [0, 1] * 4, metrics=("recall",))
+    assert given[0] is given[2]

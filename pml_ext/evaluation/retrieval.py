@@ -17,7 +17,7 @@ from pml_ext.shown import table
 
 from .clustering import scikit_kmeans
 from .intervals import Interval, bootstrap_intervals
-from .scores import Ignored, reciprocal_rank, retrieval_scores, vote_is_right
+from .scores import Ignored, reciprocal_rank, retrieval_scores, shares_below, vote_is_right
 
 AT_K: Final = ("recall", "precision", "ir_recall", "knn_accuracy")
 OF_THE_RANKING: Final = (
@@ -32,6 +32,45 @@ METRICS: Final = (*AT_K, *OF_THE_RANKING, *CLUSTERING)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
+class PerQuery(Mapping[str, Tensor]):
+    """The metrics of every query, by name: [q] each in float64. Recall is made of the ranks when it is asked for.
+
+    Args:
+        names: of the metrics, in order.
+        values_of: those that are no recall.
+        first: the rank of each query's first match, from 0; -1 where it has none.
+        recall_at: name -> k.
+    """
+
+    names: tuple[str, ...]
+    values_of: dict[str, Tensor]
+    first: Tensor
+    recall_at: dict[str, int]
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.recall_at:
+            return self.values_of[name]
+        return torch.where(self.first < 0, torch.nan, (self.first < self.recall_at[name]).double())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def means(self) -> dict[str, float]:
+        """The mean of each over the queries that have a match; NaN if there is none. Recall is one histogram."""
+        found = {name: float(values.nanmean()) for name, values in self.values_of.items()}
+        first = self.first[self.first >= 0]
+        ks = torch.tensor([*self.recall_at.values()], dtype=first.dtype, device=first.device)
+        if len(first):
+            recalls = shares_below(first, ks, torch.zeros_like(first), torch.full_like(first[:1], len(first)))[0]
+        else:
+            recalls = torch.full(ks.shape, torch.nan)
+        return found | dict(zip(self.recall_at, recalls.tolist(), strict=True))
+
+
+@dataclass(frozen=True, repr=False, eq=False)
 class Evaluation(Mapping[str, float]):
     """What :func:`evaluate` measured: a mapping from names to means that also has the value of every query.
 
@@ -43,7 +82,7 @@ class Evaluation(Mapping[str, float]):
     """
 
     means: dict[str, float]
-    per_query: dict[str, Tensor]
+    per_query: Mapping[str, Tensor]
     query_classes: Tensor
     gallery_size: int
 
@@ -188,32 +227,41 @@ def evaluate(
     place = torch.full((len(x),), -1, device=device)
     place[references] = torch.arange(len(references), device=device)
     own = place[queries]
-    per_query: dict[str, Tensor] = {}
+    first, values_of = torch.full_like(queries, -1), dict[str, Tensor]()
+    # All of them are themselves, without a copy, and its own references.
+    among = x if gallery is None else x[references]
     for some in ((own >= 0).nonzero()[:, 0], (own < 0).nonzero()[:, 0]):
-        if len(some):
-            found = _scores(
+        if len(some) and not set(names) <= set(CLUSTERING):
+            ranks, found = _scores(
                 names,
                 ks,
-                x[queries[some]],
+                x if query is None and len(some) == len(x) else x[queries[some]],
                 classes[queries[some]],
-                x[references],
+                among,
                 classes[references],
                 own[some] if own[some[0]] >= 0 else None,
                 None if passed_over is None else partial(_of_some, passed_over, some),
             )
+            first[some] = ranks
             for name, values in found.items():
-                per_query.setdefault(name, values.new_full((len(queries),), torch.nan))[some] = values
-    means = {name: float(values.nanmean()) for name, values in per_query.items()}
+                values_of.setdefault(name, values.new_full((len(queries),), torch.nan))[some] = values
+    ordered = [full for name in names for full in ([f"{name}_at_{i}" for i in ks] if name in AT_K else [name])]
+    per_query = PerQuery(
+        tuple(name for name in ordered if name not in CLUSTERING),
+        {name: values.cpu() for name, values in values_of.items()},
+        first.cpu(),
+        {f"recall_at_{k}": k for k in ks} if "recall" in names else {},
+    )
+    means = per_query.means()
     if per_query and all(map(np.isnan, means.values())):
         warnings.warn("no query has a reference with its label", stacklevel=2)
     clusters = [name for name in names if name in CLUSTERING]
     if clusters:
         means |= _clustering(clusters, x[queries], classes[queries])
     query_classes = classes[queries].unique(return_inverse=True)[1]
-    ordered = [full for name in names for full in ([f"{name}_at_{i}" for i in ks] if name in AT_K else [name])]
     return Evaluation(
         {name: means[name] for name in ordered},
-        {name: per_query[name].cpu() for name in ordered if name in per_query},
+        per_query,
         query_classes.cpu(),
         len(references),
     )
@@ -228,11 +276,9 @@ def _scores(
     reference_classes: Tensor,
     own: Tensor | None,
     ignored: Ignored | None,
-) -> dict[str, Tensor]:
-    """Compute the metrics of each query [n], NaN where it has no match; empty if only clusters are asked for."""
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The rank of the first match of each query [n], -1 where it has none, and all metrics but recall, NaN there."""
     data = (query, query_classes, reference, reference_classes, own)
-    if set(names) <= set(CLUSTERING):
-        return {}
     m = len(reference)
     counted = not {"precision", "ir_recall"}.isdisjoint(names)
     scores = retrieval_scores(
@@ -252,14 +298,13 @@ def _scores(
     }
     votes = vote_is_right(*data, ks, ignored=ignored) if "knn_accuracy" in names else None
     for column, k in enumerate(ks):
-        values[f"recall_at_{k}"] = first < min(k, m)
         if counted:
             values[f"precision_at_{k}"] = scores.hits[:, column].double() / k
             values[f"ir_recall_at_{k}"] = scores.hits[:, column].double() / matches
         if votes is not None:
             values[f"knn_accuracy_at_{k}"] = votes[:, column]
     chosen = {name for name in values if name in names or name.rpartition("_at_")[0] in set(names) & set(AT_K)}
-    return {
+    return torch.where(matches > 0, first, -1), {
         name: torch.where(matches > 0, x.double(), torch.nan)
         for name, x in values.items()
         if name in chosen and x is not None
