@@ -314,7 +314,7 @@ def test_weights_of_a_loss_are_named_with_their_rate(tmp_path):
 def until(start, said):
     """Listen, and interrupt at the line that starts so."""
 
-    def say(line: str) -> None:
+    def say(line):
         said.append(line)
         if line.startswith(start):
             raise KeyboardInterrupt

@@ -11,8 +11,10 @@ from pml_ext import losses, miners, thresholds
 from pml_ext.base import RowLoss, StaticDivisorReducer
 from pml_ext.centers import BatchCenters
 from pml_ext.miners.base import PairMiner
-from pml_ext.pairs import ByLabels, ByMasks, PairMasks, Pairs, label_masks
+from pml_ext.pairs import ByLabels, ByMasks, Narrowed, PairMasks, Pairs, label_masks
+from pml_ext.scores import Space
 from pml_ext.seeded import Seeded
+from pml_ext.similarity import Similarity
 from pml_ext.testing.law import by_autograd
 from pml_ext.wrappers import BranchLoss, CentersAsReferences, MinedLoss
 
@@ -260,6 +262,34 @@ def test_sides_are_the_same_however_pairs_are_given(selves, dtype):
                             assert torch.equal(found, mask[rows])
                 if pairs.complete:
                     assert bool((pos.any(1) & neg.any(1)).all())
+
+
+@pytest.mark.parametrize("start", [0, 16])
+def test_the_positives_of_a_selection_are_gathered(start):
+    """So a closed form that needs few columns runs in a mined loss, too."""
+    torch.manual_seed(0)
+    labels, sim = torch.arange(40) // 4, torch.randn(40, 40)
+    pairs = Narrowed(ByLabels(labels, labels, same=True), lambda sim, pos, neg: (pos & (sim < 1), neg & (sim > -1)))
+    rows = slice(start, start + 16)
+    found, wanted = (pairs.sides(sim[rows], start, looks) for looks in (True, False))
+    assert found.gathered
+    assert not wanted.gathered
+    assert torch.equal(found.neg.clamp(min=-1e9), wanted.neg.clamp(min=-1e9))
+    assert torch.equal(found.pos.clamp(max=1e9).sort(1).values, wanted.pos.clamp(max=1e9).sort(1).values[:, :3])
+    for counts, others in zip(found[2:4], wanted[2:4], strict=True):
+        assert torch.equal(counts, others)
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_references_that_need_no_gradient_get_none(power):
+    torch.manual_seed(0)
+    x, ref, columns, weights = torch.randn(6, 4), torch.randn(9, 4), torch.randint(9, (6, 2)), torch.randn(6, 2)
+    space, grad = Space(Similarity(True, True, power), x, ref, False, True), torch.rand(6, 1)
+    by_both, by_ref = space.gradients([columns, weights], grad, (True, True))
+    alone, none = space.gradients([columns, weights], grad, (True, False))
+    assert by_ref is not None
+    assert none is None
+    assert torch.equal(alone, by_both)
 
 
 @pytest.mark.parametrize("name", ["LiftedStructureLoss", "HistogramLoss", "MeanGapLoss"])

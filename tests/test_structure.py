@@ -124,6 +124,23 @@ def test_the_kernel_knows_torch_only(name):
 _STANDARD = {"typing", "math", "functools", "collections", "dataclasses", "contextlib"}
 
 
+def annotated(tree):
+    """The names of functions with annotations in their signatures, but for recipes, of which those are a part."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and "recipe" not in "".join(map(ast.unparse, node.decorator_list)):
+            each = node.args
+            arguments = [*each.posonlyargs, *each.args, *each.kwonlyargs, each.vararg, each.kwarg]
+            if node.returns is not None or any(argument is not None and argument.annotation for argument in arguments):
+                yield node.name
+
+
+def test_tests_carry_no_annotations():
+    tests = Path(__file__).parent
+    paths = [*tests.glob("*.py"), *(tests / "pml3").glob("*.py")]
+    assert [f"{path.name}: {name}" for path in paths for name in annotated(ast.parse(path.read_text("utf-8")))] == []
+    assert list(annotated(ast.parse("def a(x: int): ...\ndef b(x): ...\n@recipe('c')\ndef c(x: int): ..."))) == ["a"]
+
+
 def test_there_is_no_room_for_odds_and_ends():
     names = {path.stem for path in modules()} | {path.parent.name for path in modules()}
     assert not names & {"utils", "helpers", "common", "functional", "misc"}
