@@ -156,7 +156,7 @@ def main() -> None:
     """Hold all classes, or those that are named, against the laws."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", default=[], help="classes; by default all")
-    parser.add_argument("--examples", type=int, default=100, help="drawn cases for each law")
+    parser.add_argument("--examples", type=int, default=50, help="drawn cases for each law")
     parser.add_argument("--out", type=Path, default=REPORT, help="the page")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
