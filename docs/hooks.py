@@ -12,6 +12,7 @@ from typing import Any
 
 from choices import at_a_glance, situations
 from contents import example, included, laws, methods
+from intervals import picture
 from markdown import Extension, Markdown
 from measured import RESULTS, highest, pages, results
 from mkdocs.config.defaults import MkDocsConfig
@@ -25,6 +26,9 @@ MARKS: Mapping[str, Callable[[], str]] = {
     "results": results,
     "which: glance": at_a_glance,
     "which: situations": situations,
+    "which: intervals": lambda: picture(
+        "frozen_cub", "CUB", "mean_average_precision_at_r", "MAP@R on frozen features of CUB, %", 15
+    ),
     "which: recall_at_1": lambda: highest("recall_at_1", 5),
     "which: mean_average_precision_at_r": lambda: highest("mean_average_precision_at_r", 5),
 }

@@ -214,3 +214,16 @@ def test_every_failure_has_a_row():
     named = {" ".join(name.split()) for name in re.findall(r'"([^"]+)"', told)}
     page = (DOCS / "failures.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| ([a-z ]+?) \| ", page, re.MULTILINE)) - {"failure"} == named
+
+
+def test_intervals_are_drawn_in_the_order_of_their_means(module):
+    measured, intervals = module("measured"), module("intervals")
+    drawn = intervals.picture("frozen_cub", "CUB", "recall_at_1", "recall@1", 5)
+    names = re.findall(r'text-anchor="end">([^<]+)<', drawn)
+    assert names[:2] == ["BatchHard", "SoftTriplet"]
+    assert names[5:] == list(measured.UNTRAINED)
+    places = [float(x) for x in re.findall(r'mean" d="M([\d.]+) ', drawn)]
+    assert places[:5] == sorted(places[:5], reverse=True)
+    assert max(places) == places[5], "the frozen trunk"
+    ends = re.findall(r'solid" d="M([\d.]+) \d+H([\d.]+)"', drawn)
+    assert all(float(left) <= mean <= float(right) for (left, right), mean in zip(ends, places, strict=True))
