@@ -3,6 +3,7 @@
 import inspect
 import re
 import warnings
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ import torch
 from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity, LpDistance, SNRDistance
 from registry import ARGUMENTS, LOSSES, MINERS, all_wrappers, make
 
+from pml_ext import losses, miners, wrappers
 from pml_ext.base import RowLoss, SampleLoss
 from pml_ext.catalog import all_losses, all_miners
-from pml_ext.hyperparameters import reach
+from pml_ext.hyperparameters import _parameters, reach
 from pml_ext.losses import (
     AnchorContrastiveLoss,
     CenterLoss,
@@ -23,6 +25,7 @@ from pml_ext.losses import (
 )
 from pml_ext.miners import HardNegativePairMiner, InverseDensityMiner
 from pml_ext.pairs import PairMasks
+from pml_ext.wrappers.base import LossWrapper
 
 CLASSES = (*all_losses(), *all_miners())
 X, Y = torch.randn(4, 3), torch.tensor([0, 0, 1, 1])
@@ -338,3 +341,25 @@ def test_a_loss_of_samples_refuses_pairs_and_references(name):
         LOSSES[name]()(torch.randn(4, 4), Y, (Y, Y, Y))
     with pytest.raises(ValueError, match="ref_emb"):
         LOSSES[name]()(torch.randn(4, 4), Y, None, torch.randn(4, 4), Y)
+
+
+def keywords(cls):
+    """To a type checker, the keyword arguments that a constructor hands on; None where it does not say."""
+    annotation = inspect.signature(cls).parameters["kwargs"].annotation
+    return next(iter(get_args(annotation)), None)
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [
+        cls
+        for module in (losses, miners, wrappers)
+        for cls in map(vars(module).get, module.__all__)
+        if "kwargs" in inspect.signature(cls).parameters and keywords(cls) is not None
+    ],
+)
+def test_a_type_checker_takes_what_the_constructor_takes(cls):
+    named = set(inspect.signature(cls).parameters)
+    # Those of a wrapper are those of its loss.
+    refused = {"loss", "distance", "reducer"} if issubclass(cls, LossWrapper) else set()
+    assert set(keywords(cls).__annotations__) == set(_parameters(cls)) - named - refused
