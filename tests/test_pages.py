@@ -220,7 +220,7 @@ def test_intervals_are_drawn_in_the_order_of_their_means(module):
     measured, intervals = module("measured"), module("intervals")
     drawn = intervals.picture("frozen_cub", "CUB", "recall_at_1", "recall@1", 5)
     names = re.findall(r'text-anchor="end">([^<]+)<', drawn)
-    assert names[:2] == ["BatchHard", "SoftTriplet"]
+    assert names[:2] == ["SupRecall", "ROADMAP"]
     assert names[5:] == list(measured.UNTRAINED)
     places = [float(x) for x in re.findall(r'mean" d="M([\d.]+) ', drawn)]
     assert places[:5] == sorted(places[:5], reverse=True)
