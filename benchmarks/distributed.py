@@ -6,6 +6,7 @@
 Parity: three steps of SGD in float64 under `DistributedDataParallel`, every method, loss and miner of the package and
 losses of PML, against one process with the concatenated batch: values times one, gradients, parameters of the network
 and of the loss, and its buffers. PML's wrapper has equal batches, ours equal, unequal and empty ones.
+Training: the main job on digits, by one process and by torchrun with several, epoch by epoch.
 Memory: the peak above what was there before, of the process with the largest. Time: CPU seconds of the busiest process.
 """
 
@@ -108,7 +109,7 @@ REDUCERS: dict[str, Callable[[], Any]] = {
     "PerAnchorReducer": pml_reducers.PerAnchorReducer,
 }
 Made = tuple[Any, Any]
-TITLES = {"parity": "Parity with one process", "memory": "Memory", "time": "Time"}
+TITLES = {"parity": "Parity with one process", "training": "Training", "memory": "Memory", "time": "Time"}
 HEAD = "# Several processes\n\nBy `python benchmarks/distributed.py`, whose docstring says what is compared.\n"
 
 
@@ -433,6 +434,43 @@ def measured_table(part: str, size: int, ns: list[int]) -> list[str]:
     return [*lines, ""]
 
 
+def trained(size: int, epochs: int, steps: int) -> list[dict[str, float]]:
+    """What so many processes find in each epoch of one run."""
+    root = Path(__file__).resolve().parents[1]
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "out")
+        start = [sys.executable, "-m"]
+        if size > 1:
+            start += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(size), "-m"]
+        given = ["--data", "digits", "--losses", "RAW", "--epochs", str(epochs), "--steps", str(steps)]
+        given += ["--batch-size", "40", "--classes-per-batch", "5", "--device", "cpu", "--out", str(out)]
+        environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+        subprocess.run([*start, "pml_ext.benchmark", *given], env=environment, check=True, stdout=sys.stderr)
+        lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    history: list[dict[str, float]] = next(line["history"] for line in lines if line["loss"] == "RAW")
+    return history
+
+
+def training_table(sizes: list[int]) -> list[str]:
+    """The lines of the table of a run by different numbers of processes."""
+    epochs, steps = 8, 5
+    found = {size: trained(size, epochs, steps) for size in [1, *sizes]}
+    lines = [
+        f"## {TITLES['training']}",
+        "",
+        f"`python -m pml_ext.benchmark --data digits --losses RAW`, with {', '.join(map(str, sizes))} processes under "
+        f"`torchrun`: Adam, float32, {steps} steps an epoch, of batches of 40. Mean loss of the epoch, and recall@1 in "
+        "per cent. The first steps differ by rounding, which Adam then multiplies, as it does between machines.",
+        "",
+        f"| epoch | {' | '.join('1 process' if size == 1 else f'{size} processes' for size in found)} |",
+        "|---" * (1 + len(found)) + "|",
+    ]
+    for epoch in range(epochs):
+        cells = [f"{one[epoch]['loss']:.5f}, {100 * one[epoch]['recall_at_1']:.1f}" for one in found.values()]
+        lines.append(f"| {epoch + 1} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
 def main() -> None:
     """Measure, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -450,7 +488,10 @@ def main() -> None:
         return
     before = options.out.read_text() if options.out.exists() else ""
     for part in options.only:
-        lines = parity_table(options.processes) if part == "parity" else measured_table(part, 4, options.samples)
+        if part in ("memory", "time"):
+            lines = measured_table(part, 4, options.samples)
+        else:
+            lines = (parity_table if part == "parity" else training_table)(options.processes)
         # A part is written when it is measured: the next one may take longer than there is time.
         before = with_part(before, part, "\n".join(lines).strip())
         options.out.write_text(before)

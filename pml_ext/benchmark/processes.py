@@ -75,6 +75,13 @@ class Team:
         digest = sha256(f"{seed} {epoch} {self.rank}".encode()).digest()
         return int.from_bytes(digest[:4], "big")
 
+    def meet(self) -> None:
+        """Wait until all have come so far."""
+        if self.group is not None:
+            import torch
+
+            self.group.all_reduce(torch.zeros(1))
+
     def first(self, work: Callable[[], T]) -> T:
         """What the first process finds, on every process.
 

@@ -124,6 +124,7 @@ def run(
             folder.start(out, experiment, list(jobs.specs), objects)
             return before
 
+        together.meet()  # none still looks at the folder as it was
         before = together.first(begin)
         for line in [*_plan(jobs, data[0]), *_trained_with(jobs, weights)]:
             say(line)
