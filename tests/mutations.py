@@ -362,7 +362,6 @@ MUTATIONS = [
             "with own_random_numbers(shard.ranks.group, own.device)",
         ),
         ("share = 1 / shard.ranks.group.size", "share = 1"),
-        ("found = OwnPairs(*center_masks(shard.labels, centers))", "found = None"),
     ),
     *_of(
         "wrappers/distributed_rows.py",

@@ -96,8 +96,6 @@ OURS = {
     "clusters of classes": lambda: (
         CentersAsReferences(losses.KNNSoftmaxLoss(), KMeansCenters(n_clusters=2, per_class=True, detach=True)), None),
     "running centers": lambda: (CentersAsReferences(losses.KNNSoftmaxLoss(), RunningCenters(CLASSES, D)), None),
-    "running centers of classes to come": lambda: (
-        CentersAsReferences(losses.KNNSoftmaxLoss(), RunningCenters(CLASSES + 2, D)), None),
     "learned centers": lambda: (
         CentersAsReferences(losses.KNNSoftmaxLoss(), LearnedCenters(CLASSES, D, centers_per_class=2)), None),
     "means of the others": lambda: (

@@ -71,6 +71,11 @@ def test_of_equal_samples(name):
     check(LOSSES[name](), None, SPLITS[1], (x.round(decimals=1), LABELS))
 
 
+def test_scores_that_are_equal_to_the_last_bit():
+    distance = DotProductSimilarity(normalize_embeddings=False)  # of whole numbers
+    check(losses.MeanGapLoss(distance=distance, fraction=0.5), None, SPLITS[1], (X.sign(), LABELS))
+
+
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("labels", [torch.zeros(N, dtype=torch.long), torch.arange(N)], ids=["one class", "all others"])
 def test_of_a_batch_without_positives_or_negatives(name, labels):

@@ -30,7 +30,7 @@ from pml_ext.similarity import normalized
 from pml_ext.wrappers.anchor_weighted import AnchorWeightedLoss
 from pml_ext.wrappers.base import has_only_directions, takes_masks
 from pml_ext.wrappers.branch import BranchLoss
-from pml_ext.wrappers.centers_as_references import CentersAsReferences, center_masks, leave_one_out_masks
+from pml_ext.wrappers.centers_as_references import CentersAsReferences, leave_one_out_masks
 from pml_ext.wrappers.cross_batch_memory import CrossBatchMemory
 from pml_ext.wrappers.distributed_batch import AllPairs, GivenPairs, OwnPairs, Shard, all_masks
 from pml_ext.wrappers.distributed_rows import Rows, as_rows, mined_rows, own_losses, selection
@@ -213,8 +213,6 @@ def _(loss: CentersAsReferences, shard: Shard, pairs: GivenPairs = None) -> Tens
         here = centers._replace(group=centers.group[own])
         found = leave_one_out_masks(shard.labels, here, has_others[own])
         points, classes = torch.cat((points, means[own])), torch.cat((classes, shard.labels))
-    elif centers.used is not None:
-        found = OwnPairs(*center_masks(shard.labels, centers))
     anchors = shard.own if has_only_directions(loss.loss) else samples
     inside = shard._replace(own=anchors).against(points, classes)
     if not has_only_directions(loss.loss):
