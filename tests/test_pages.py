@@ -78,9 +78,8 @@ def test_results_of_a_method_are_those_of_the_table(module):
     for name in ("frozen trunk", "RAW", "BatchHard", "MCA"):
         (row,) = re.findall(rf"^\| {name} \| (.*)$", table, re.MULTILINE)
         cells = row.split(" | ")
-        assert measured._interval(methods[name]["recall_at_1"]).startswith(cells[0].split(" ")[0])
         assert f"{methods[name]['mean_average_precision_at_r'].mean:.1f}" == cells[6].split(" ")[0]
-    assert measured._interval(methods["RAW"]["recall_at_1"]) == "80.1 ± 0.3"
+        assert measured._interval(methods[name]["recall_at_1"]) == cells[0]
 
 
 def test_results_of_several_data_sets(module, monkeypatch, tmp_path):
@@ -220,7 +219,9 @@ def test_intervals_are_drawn_in_the_order_of_their_means(module):
     measured, intervals = module("measured"), module("intervals")
     drawn = intervals.picture("frozen_cub", "CUB", "recall_at_1", "recall@1", 5)
     names = re.findall(r'text-anchor="end">([^<]+)<', drawn)
-    assert names[:2] == ["SupRecall", "ROADMAP"]
+    means = {name: found["recall_at_1"].mean for name, found in measured.retrieval("frozen_cub")["CUB"].items()}
+    trained = sorted(set(means) - set(measured.UNTRAINED), key=lambda name: -means[name])
+    assert names[:5] == trained[:5]
     assert names[5:] == list(measured.UNTRAINED)
     places = [float(x) for x in re.findall(r'mean" d="M([\d.]+) ', drawn)]
     assert places[:5] == sorted(places[:5], reverse=True)
