@@ -355,7 +355,7 @@ def test_a_loss_makes_the_selection_of_a_miner_among_its_own_scores(monkeypatch,
 def test_a_miner_that_has_scores_of_its_own_or_is_counted_mines_by_itself(monkeypatch, miner):
     calls = []
     masks = miner.masks
-    monkeypatch.setattr(miner, "masks", lambda *batch: calls.append(1) or masks(*batch))
+    monkeypatch.setattr(miner, "masks", lambda *batch, **given: calls.append(1) or masks(*batch, **given))
     MinedLoss(losses.BinomialDevianceLoss(), miner)(torch.randn(12, 4), torch.arange(12) // 3)
     assert calls
 
