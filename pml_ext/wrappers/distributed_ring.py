@@ -21,7 +21,7 @@ from pml_ext.masked import defined_rows, softplus
 from pml_ext.ranks import Ranks
 
 # Rows and columns of a block of scores.
-BLOCK = 256
+BLOCK = 192
 
 Numbers = dict[str, Tensor]  # [n] by name
 # Reduced how, values and mask [b, c].
