@@ -1,4 +1,4 @@
-"""The one module that knows PML 2 from PML 3, by what they have, never by a number of a version.
+"""PML's base classes as ours build on them: the one module that knows PML 2 from PML 3, by what they have.
 
 Everybody else imports what PML exports (`pytorch_metric_learning.losses`, `.miners`, ...) and, where the two differ,
 what stands here. Within this package the protocol is one: losses implement `loss_dict`, which is given the batch itself

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from pml_ext import _pml, arguments
-from pml_ext.autograd import PerAnchor, plain_batch, plain_rows
+from pml_ext.by_autograd import PerAnchor, plain_batch, plain_rows
 from pml_ext.closed_form import ClosedForm
 from pml_ext.engine import Form, batch_weighed, row_losses, rows_weighed
 from pml_ext.masked import Counted, Needs

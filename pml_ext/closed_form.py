@@ -1,4 +1,4 @@
-"""Closed forms of losses and pair weights: the two sides of a block of rows, and what several forms share.
+"""What closed forms share, and the two sides they are given; the form of each loss stands in its file in `losses/`.
 
 A closed form is a function `f(sides, *, hyperparameters) -> SideWeights` that stands beside the pure function of its
 loss; a law checks it against autograd on that function. It needs no mask, because a pair that is not there has a score

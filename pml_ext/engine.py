@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pml_ext import thresholds
-from pml_ext.autograd import PerAnchor, PerBatch, defined_loss, defined_losses
+from pml_ext.by_autograd import PerAnchor, PerBatch, defined_loss, defined_losses
 from pml_ext.closed_form import Sides, SideWeights
 from pml_ext.kept_weights import Kept, Sparse, scattered
 from pml_ext.masked import Counted, Needs, are_numbers, defined_rows, looks_are_free

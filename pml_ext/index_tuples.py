@@ -1,4 +1,4 @@
-"""PML's index tuples turned into one another: pairs (a1, p, a2, n) and triplets (a, p, n)."""
+"""Pairs into triplets and back, for queues and trainers; what a call is given is parsed in `pml_ext.pairs`."""
 
 import torch
 from torch import Tensor

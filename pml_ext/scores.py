@@ -1,4 +1,4 @@
-"""Any block of the scores of two sets of vectors, and the way from a derivative by scores back to both sets."""
+"""The engine's scores, block by block, and their way back; `similarity.scores_of` is the same by autograd."""
 
 from collections.abc import Sequence
 from functools import cached_property

@@ -18,7 +18,7 @@ ROOT = Path(pml_ext.__file__).parent
 CORE = (
     "base",
     "engine",
-    "autograd",
+    "by_autograd",
     "pairs",
     "gathered_positives",
     "pair_masks",

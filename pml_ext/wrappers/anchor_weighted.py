@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from pml_ext import _pml, arguments
-from pml_ext.autograd import PerAnchor
 from pml_ext.base import BatchLoss, RowLoss
+from pml_ext.by_autograd import PerAnchor
 from pml_ext.closed_form import Sides, SideWeights, exponential_sum
 from pml_ext.engine import Form
 from pml_ext.hyperparameters import WrapperArguments

@@ -10,8 +10,8 @@ import torch
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor
 
-from pml_ext.autograd import PerAnchor
 from pml_ext.base import RowLoss
+from pml_ext.by_autograd import PerAnchor
 from pml_ext.engine import Form
 from pml_ext.miners.base import PairMiner
 from pml_ext.pairs import ByLabels, ByMasks, Narrowed, Pairs

@@ -1,4 +1,4 @@
-"""Losses by ordinary autograd, for any distance and any number of derivatives, and what "nothing there" means to them.
+"""The way without the engine: losses by ordinary autograd, any distance; and what an anchor without pairs costs.
 
 The engine asks for the derivative of a block of scores where a loss has no closed form, and for all losses where
 somebody wants a derivative of the derivative.
