@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import dense
+import pytorch_metric_learning
 import torch
 from dense import DENSE
 from speed_jobs import Setting, batch, build
@@ -28,6 +30,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import pml_ext
 from pml_ext import thresholds
 
 USUAL = ("RAW", "MultiSimilarity", "BatchHard", "BatchAll", "SemiHard", "NCA", "Contrastive2018")
@@ -35,7 +38,7 @@ USUAL = ("RAW", "MultiSimilarity", "BatchHard", "BatchAll", "SemiHard", "NCA", "
 WAITS = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique_dim", "_unique2", "bincount"}
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm"}
 NOTHING = {"detach", "alias", "lift_fresh", "_has_same_storage_numel", "resize_", "set_", "_reshape_alias"}
-FOLDERS = ("pml_ext", "pytorch_metric_learning", "dense.py")
+FOLDERS = tuple(str(Path(each.__file__).parent) for each in (pml_ext, pytorch_metric_learning))
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ def caller() -> str:
     frame = sys._getframe(2)
     while frame is not None:
         path = frame.f_code.co_filename
-        if any(folder in path for folder in FOLDERS):
+        if path.startswith(FOLDERS) or path == dense.__file__:
             return f"{Path(path).parent.name}/{Path(path).name}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return "autograd"

@@ -62,7 +62,18 @@ def test_pictures_are_of_the_first_run_of_each_loss_and_of_no_other_seed(monkeyp
         monkeypatch.setattr(plots, name, picture)
     monkeypatch.setattr(plots, "page", lambda contents: "")  # the report has tests of its own
     described = staticmethod(lambda done: "toy")
-    data = type("Data", (), {"samples": None, "test": None, "name": "toy", "notes": (), "describe": described})
+    data = type(
+        "Data",
+        (),
+        {
+            "samples": None,
+            "test": None,
+            "name": "toy",
+            "notes": (),
+            "describe": described,
+            "chance": staticmethod(lambda: ""),
+        },
+    )
     plots.draw(None, data, tmp_path, results)
     assert sorted(asked) == [("NCALoss", 7, None), ("RAW", 5, None)]
     assert {name: vectors[0, 0].item() for name, vectors in shown.items()} == {"NCALoss": 7, "RAW": 5}

@@ -42,9 +42,9 @@ def streamed(loss: RowLoss) -> Streamed | None:
     return None if make is None else make(**loss.hyperparameters())
 
 
-def _two_sides(alpha: float, beta: float, pos_base: float, neg_base: float) -> Stage:
+def _two_sides(alpha: float, beta: float, pos_margin: float, neg_margin: float) -> Stage:
     def stage(sim: Tensor, pos: Tensor, neg: Tensor, known: Numbers) -> dict[str, Term]:
-        return {"pull": ("lse", -alpha * (sim - pos_base), pos), "push": ("lse", beta * (sim - neg_base), neg)}
+        return {"pull": ("lse", -alpha * (sim - pos_margin), pos), "push": ("lse", beta * (sim - neg_margin), neg)}
 
     return stage
 
@@ -77,10 +77,10 @@ def _multi_similarity(*, alpha: float, beta: float, base: float) -> Streamed:
 
 
 def _log_sum_exp(
-    *, alpha: float, beta: float, pos_base: float, neg_base: float, scale: float, bounded: bool
+    *, alpha: float, beta: float, pos_margin: float, neg_margin: float, scale: float, bounded: bool
 ) -> Streamed:
     combine = partial(_soft_sum, alpha=alpha, beta=beta, bounded=bounded, scale=scale)
-    return Streamed((_two_sides(alpha, beta, pos_base, neg_base),), combine)
+    return Streamed((_two_sides(alpha, beta, pos_margin, neg_margin),), combine)
 
 
 def _lifted(*, neg_margin: float, pos_margin: float) -> Streamed:

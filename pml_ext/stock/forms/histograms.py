@@ -11,6 +11,8 @@ from torch import Tensor
 from pml_ext.stock.forms.form import Form, Rows, positives, scatter_positives
 from pml_ext.stock.incidence import LABELS, Incidence
 
+Kept = Callable[[Tensor], Tensor]
+
 
 class FastAP(Form):
     """`1 - AP_i`, with the average precision of a histogram of the distances; lists of a miner only weigh the samples.
@@ -37,10 +39,10 @@ class FastAP(Form):
     def summarize(self, distances: Tensor, start: int, *, keep: bool) -> Rows:
         incidence = self.of(start, distances)
         near = positives(distances, incidence)
-        there = (incidence.counts > 0).to(near.dtype)
+        there, of_all = (incidence.counts > 0).to(near.dtype), self._nearest(distances)
         found = (
-            self._histogram(*self._nearest(near), lambda share: share.mul_(there)),
-            self._histogram(*(of_all := self._nearest(distances)), lambda share: incidence.negatives.blank(share, 0)),
+            self._histogram(*self._nearest(near), near, lambda share: share.mul_(there)),
+            self._histogram(*of_all, distances, lambda share: incidence.negatives.blank(share, 0)),
         )
         if keep:
             distances.copy_(self._intervals(*of_all))
@@ -82,13 +84,18 @@ class FastAP(Form):
         nearest = (distances / self._width).round_().clamp_(0, len(nodes) - 1).long()
         return nearest, distances - nodes[nearest]
 
-    def _histogram(self, nearest: Tensor, beyond: Tensor, kept: Callable[[Tensor], Tensor]) -> Tensor:
+    def _histogram(self, nearest: Tensor, beyond: Tensor, distances: Tensor, kept: Kept) -> Tensor:
         """What the distances of each row give to the nodes: to the nearest and to the next on their side."""
-        share = beyond.abs().div_(self._width)
-        out = beyond.new_zeros(len(beyond), int(self.loss.num_bins) + 3)  # a column before the nodes, and one after
-        out.scatter_add_(1, nearest + 1, kept((1 - share).relu_()))
-        out.scatter_add_(1, beyond.sign().long().add_(nearest).add_(1), kept(share))
+        nodes = torch.nn.functional.pad(self._nodes(distances), (1, 1), value=torch.inf)
+        out = distances.new_zeros(len(distances), len(nodes))
+        out.scatter_add_(1, nearest + 1, kept(self._share(beyond.abs())))
+        # From the next node's own distance: a perfect list costs exactly 0, as PML's does.
+        following = (beyond < 0).long().mul_(-2).add_(nearest).add_(2)
+        out.scatter_add_(1, following, kept(self._share((distances - nodes[following]).abs_())))
         return out[:, 1:-1]
+
+    def _share(self, offsets: Tensor) -> Tensor:
+        return (1 - offsets.div_(self._width)).relu_()
 
     def _intervals(self, nearest: Tensor, beyond: Tensor) -> Tensor:
         """Columns of `_slopes`: between which nodes each distance is."""
