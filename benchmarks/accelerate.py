@@ -83,7 +83,7 @@ def step_of(name: str, side: str, setting: Setting, chunk_size: int | None) -> S
 def measure(name: str, side: str, setting: Setting, chunk_size: int | None, budget: float) -> dict[str, float]:
     """Peak of the first step, and the ratio to the floor."""
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
+    warnings.simplefilter("ignore")  # only lines of the measurement are read
     with thresholds.replaced(STOCK_PAYS=0):
         step_of(name, side, Setting(32, setting.d, 4), chunk_size)()
     step, base = step_of(name, side, setting, chunk_size), floor(setting, "cpu")

@@ -371,7 +371,7 @@ def run(part: str, size: int, *more: str) -> list[dict[str, Any]]:
 def worker(options: argparse.Namespace) -> None:
     """One process."""
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
+    warnings.simplefilter("ignore")  # PML's fall-backs warn in every process
     logging.disable(logging.WARNING)
     store, timeout = f"file://{options.folder}/store", datetime.timedelta(seconds=600)
     dist.init_process_group("gloo", init_method=store, rank=options.rank, world_size=options.size, timeout=timeout)

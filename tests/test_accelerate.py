@@ -9,6 +9,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,16 @@ def assert_same(found, expected, tolerance=1e-11):
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
+@contextmanager
+def told_by_pml():
+    """Where a loss may say that it runs as PML's own, and PML says what it says by itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* runs as PML's own")
+        warnings.filterwarnings("ignore", "Using a non-tuple sequence")  # its HistogramLoss
+        warnings.filterwarnings("ignore", "DistributedLossWrapper is being used in a non-distributed setting")
+        yield
+
+
 def strictly(loss, chunk_size=None):
     return accelerate(loss, chunk_size=chunk_size)
 
@@ -154,8 +165,7 @@ def test_loss_equals_stock(name, case, reducer, chunk, data):
     elif kind == "repeated":
         pairs = miners.PairMarginMiner(pos_margin=0, neg_margin=9)(embeddings, labels)
         args = (labels, tuple(torch.cat([each, each[::2]]) for each in pairs))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with told_by_pml():
         expected = run(loss, embeddings, *args, **references)
         with thresholds.tiny() if seed % 2 else thresholds.replaced(STOCK_PAYS=0):
             assert_same(run(accelerate(loss, chunk_size=chunk), embeddings, *args, **references), expected)
@@ -203,8 +213,7 @@ def test_mined_loss_equals_stock(name, case, miner, reducer, chunk):
     loss, stock_miner = LOSSES[name](), MINED[miner]()
     if REDUCERS[reducer]() is not None:
         loss.set_reducer(REDUCERS[reducer]())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with told_by_pml():
         expected = run(loss, embeddings, labels, stock_miner(embeddings, labels))
         fast_loss, fast_miner = accelerate(loss, stock_miner, chunk_size=chunk)
         assert_same(run(fast_loss, embeddings, labels, fast_miner(embeddings, labels)), expected)
@@ -329,8 +338,7 @@ def test_memory_equals_stock(loss, miner):
     for step in range(4):
         embeddings, labels = batch(step, 8, 3)
         outer = miners.BatchHardMiner()(embeddings, labels) if step == 3 else None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with told_by_pml():
             assert_same(run(fast, embeddings, labels, outer), run(stock, embeddings, labels, outer))
     assert torch.equal(fast.embedding_memory, stock.embedding_memory)
     assert accelerate(fast).loss is not fast.loss
@@ -430,8 +438,7 @@ def lists_of(embeddings, labels, kind):
 
 
 def assert_equals_stock(loss, *args, **kwargs):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with told_by_pml():
         assert_same(run(accelerate(loss), *args, **kwargs), run(loss, *args, **kwargs))
 
 
@@ -610,8 +617,7 @@ def test_a_mined_tuple_of_another_batch(size):
     for make in (miners.TripletMarginMiner, miners.MultiSimilarityMiner):
         fast = accelerate(make())
         for loss in LOSSES.values():
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with told_by_pml():
                 expected = run(loss(), others, other_labels, make()(embeddings, labels))
                 assert_same(run(accelerate(loss()), others, other_labels, fast(embeddings, labels)), expected)
 
@@ -628,7 +634,7 @@ def test_more_containers():
     assert accelerate(None, strict=True) is None
 
 
-@pytest.mark.filterwarnings("ignore")  # PML 2's trainers show losses
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")  # PML 2's trainers show losses
 def test_a_trainer_of_pml_reaches_the_same_weights():
     embeddings, labels = batch(3, 24, 4)
     data = torch.utils.data.TensorDataset(embeddings.float(), labels)

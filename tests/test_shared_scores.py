@@ -33,7 +33,7 @@ def x():
 )
 @pytest.mark.parametrize("distance", [CosineSimilarity(), LpDistance()], ids=str)
 @pytest.mark.parametrize("references", [False, True])
-@pytest.mark.filterwarnings("ignore:.* lies outside")
+@pytest.mark.filterwarnings("ignore:.* lies outside")  # levels are those of another distance
 def test_a_given_matrix_is_the_loss_of_it(make, distance, references, x):
     if make is HistogramLoss and isinstance(distance, LpDistance):
         pytest.skip("its bins are those of a similarity")
