@@ -112,6 +112,19 @@ def _sentence(law: Law) -> str:
     return text.replace("|", "\\|")
 
 
+def as_a_page(markdown: str) -> str:
+    """What a source of a page, which can be read as a file and whose links lead on in the repository, is as a page.
+
+    A link on a line of its own becomes what it leads to, if that is a Markdown file of the top level or a file of
+    `examples/`. What is only for readers of the file stands between the marks `as a file` and `to here`.
+    """
+    markdown = re.sub(r"<!-- as a file -->\n.*?<!-- to here -->\n\n", "", markdown, flags=re.DOTALL)
+    markdown = markdown.replace("](../benchmarks/results/", "](results/")
+    markdown = re.sub(r"^\[(\w+\.md)\]\(\.\./\1\)$", lambda found: included(found[1]), markdown, flags=re.MULTILINE)
+    of_example = r"^\[`examples/(\S+)`\]\(\.\./examples/\1\)$"
+    return re.sub(of_example, lambda found: example(found[1]), markdown, flags=re.MULTILINE)
+
+
 def included(name: str) -> str:
     """A file of the top level without its title; links to what is no page become the name of the file."""
     path = TOP / name

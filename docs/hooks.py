@@ -1,8 +1,7 @@
 """What the pages show of the package itself: mkdocs calls `on_page_markdown` for each page, which fills in the marks.
 
-A mark is a comment on a line of its own: one of `MARKS`; `<!-- tables ... -->`; `<!-- file: NAME -->`, a Markdown file
-of the top level whose links then lead to pages; `<!-- example: NAME -->`, a file of `examples/` as code. The files in
-`benchmarks/results` are pages as they are.
+A mark is a comment on a line of its own: one of `MARKS`; `<!-- tables ... -->`; or one that `contents.as_a_page` knows.
+The files in `benchmarks/results` are pages as they are.
 """
 
 import logging
@@ -11,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from choices import at_a_glance, situations
-from contents import example, included, laws, methods
+from contents import as_a_page, laws, methods
 from intervals import picture
 from markdown import Extension, Markdown
 from measured import RESULTS, highest, pages, results
@@ -60,11 +59,11 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """The page with its marks filled in."""
+    markdown = as_a_page(markdown)
     for mark, made in MARKS.items():
         if f"<!-- {mark} -->" in markdown:
             markdown = markdown.replace(f"<!-- {mark} -->", made())
-    markdown = re.sub(r"^<!-- file: (\S+) -->$", lambda found: included(found[1]), markdown, flags=re.MULTILINE)
-    return re.sub(r"^<!-- example: (\S+) -->$", lambda found: example(found[1]), markdown, flags=re.MULTILINE)
+    return markdown
 
 
 def on_post_page(output: str, *, page: Any, **_: Any) -> None:

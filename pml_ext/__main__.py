@@ -91,7 +91,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def script() -> int:
-    """The entry point of the command."""
+    """The entry point of the command; module:NAME may be a file of the current folder, as with `python -m`."""
+    if not getattr(sys.flags, "safe_path", False):
+        sys.path.append("")  # after everything else: no file there takes the place of a package
     return main(sys.argv[1:])
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 LONGEST = 300  # letters of a name that are kept
 SCREEN = 40  # lines of a text
+WORDS = 32  # letters, from which on a cell of a table is read as a sentence
 
 
 class Html(str):
@@ -57,15 +58,26 @@ def on_a_screen(page: str, rest: str) -> str:
 def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], *, caption: Any = "", notes: Iterable[Any] = ()) -> Html:
     """A table whose cells are escaped unless they are `Html`; the first cell of each row is its head.
 
+    Columns of numbers and names are set to the right, on one line; columns in which there are sentences are read.
+
     Example:
         >>> "<td>&lt;1</td>" in table(("loss", "recall"), [("RAW", "<1")])
         True
+        >>> '<td class="words">short</td>' in table((), [("A", "short"), ("B", "as long as a sentence is, at least")])
+        True
     """
-    top = "".join(f'<th scope="col">{_cell(each)}</th>' for each in head)
-    body = "".join(
-        f'<tr><th scope="row">{_cell(first)}</th>{"".join(f"<td>{_cell(each)}</td>" for each in rest)}</tr>'
-        for first, *rest in rows
-    )
+    lines = [list(row) for row in rows]
+    words = [any(map(_is_a_sentence, column)) for column in zip(*lines, strict=True)] or [False] * len(head)
+
+    looks = [' class="words"' if each else "" for each in words]
+
+    def row(values: Sequence[Any], first: str, other: str) -> str:
+        openings = [first, *[other] * (len(values) - 1)]
+        cells = zip(openings, looks, map(_cell, values), strict=True)
+        return "".join(f"<{opening}{look}>{cell}</{opening[:2]}>" for opening, look, cell in cells)
+
+    top = row(head, 'th scope="col"', 'th scope="col"') if head else ""
+    body = "".join("<tr>" + row(line, 'th scope="row"', "td") + "</tr>" for line in lines)
     title = f"<caption>{_cell(caption)}</caption>" if caption else ""
     below = "".join(f"<p>{_cell(each)}</p>" for each in notes)
     thead = f"<thead><tr>{top}</tr></thead>" if head else ""
@@ -93,6 +105,10 @@ def wrapped(words: str, indent: str = "") -> str:
     return textwrap.fill(words, 118, subsequent_indent=indent)
 
 
+def _is_a_sentence(value: Any) -> bool:
+    return not isinstance(value, Html) and len(str(value)) > WORDS and " " in str(value)
+
+
 def _cell(value: Any) -> str:
     return str(value) if isinstance(value, Html) else text(value)
 
@@ -104,15 +120,16 @@ STYLE = (
     ".pml-ext th,.pml-ext td{padding:3px 10px;text-align:right;border:0;color:inherit;background:transparent;"
     "border-bottom:1px solid rgba(128,128,128,.35)}"
     ".pml-ext tr>:first-child{text-align:left}"
-    ".pml-ext td.words{text-align:left}"
     ".pml-ext thead th{border-bottom:2px solid rgba(128,128,128,.6)}"
     ".pml-ext td{white-space:nowrap}"
+    ".pml-ext th.words,.pml-ext td.words{text-align:left;white-space:normal;max-width:42ch;overflow-wrap:anywhere}"
     ".pml-ext .muted{opacity:.7;font-size:.85em;margin-left:.4em}"
     ".pml-ext td .muted{display:block;margin:0}"
     ".pml-ext .name{display:inline-block;max-width:36ch;overflow:hidden;text-overflow:ellipsis;white-space:nowrap;"
     "vertical-align:bottom}"
     ".pml-ext p{margin:4px 0;opacity:.8;font-size:.9em}"
-    ".pml-ext pre{margin:0;color:inherit;background:transparent;white-space:pre-wrap}"
+    ".pml-ext pre{margin:0;color:inherit;background:transparent;white-space:pre-wrap;word-break:normal;"
+    "overflow-wrap:anywhere}"
     ".pml-ext img{max-width:100%;background:#fff;border-radius:4px}"
     ".pml-ext .right{color:#00795a}.pml-ext .wrong{color:#b84a00}.pml-ext .best{font-weight:600}"
     "@media (prefers-color-scheme:dark){.pml-ext .right{color:#2fcf9f}.pml-ext .wrong{color:#ff8f4a}}"

@@ -12,7 +12,7 @@ from pytorch_metric_learning import losses as pml_losses
 
 import pml_ext
 from pml_ext import commands
-from pml_ext.__main__ import EXIT_CODES, WORDS, main
+from pml_ext.__main__ import EXIT_CODES, WORDS, main, script
 from pml_ext.benchmark import cli
 from pml_ext.losses import RAWLoss
 from pml_ext.miners import HardNegativePairMiner
@@ -73,7 +73,7 @@ def test_diagnose_ends_with_1_where_something_is_wrong(capsys):
 def test_laws_by_name_and_as_an_object(capsys):
     only = ["--only", "it_learns", "--examples", "3"]
     assert main(["laws", "RAW(gamma=0.3)", *only]) == 0
-    assert capsys.readouterr().out.startswith("RAW(gamma=0.3): 1 laws, 1 passed")
+    assert capsys.readouterr().out.startswith("RAW(gamma=0.3): 1 law, 1 passed")
     from pml_ext.testing import LOSS_LAWS, MINER_LAWS
 
     law = next(iter(MINER_LAWS))
@@ -83,6 +83,21 @@ def test_laws_by_name_and_as_an_object(capsys):
     broken = pml_ext.laws(pml_losses.ContrastiveLoss(), only=list(LOSS_LAWS)[:3], examples=3)
     assert len(broken) == 3
     assert "<table>" in broken._repr_html_()
+
+
+def test_a_loss_in_the_current_folder_is_found_after_all_packages(monkeypatch, capsys):
+    Path("own_of_this_folder.py").write_text(
+        "from pml_ext.losses import RAWLoss\nclass Own(RAWLoss): ...\n", encoding="utf-8"
+    )
+    Path("hypothesis.py").write_text("raise RuntimeError('not the package')", encoding="utf-8")
+    # As where the installed command runs, whose path has its own folder in place of the current one.
+    monkeypatch.setattr(sys, "path", [str(ROOT), *(where for where in sys.path if where not in ("", str(Path.cwd())))])
+    asked = ["pml-ext", "laws", "own_of_this_folder:Own", "--only", "it_learns", "--examples", "2"]
+    monkeypatch.setattr(sys, "argv", asked)
+    assert main(asked[1:]) == 2
+    assert "No module named 'own_of_this_folder'" in capsys.readouterr().err
+    assert script() == 0
+    assert capsys.readouterr().out.startswith("own_of_this_folder:Own: 1 law, 1 passed")
 
 
 def test_a_broken_law_ends_with_1(monkeypatch, capsys):

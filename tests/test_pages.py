@@ -146,7 +146,7 @@ def test_pictures_are_those_of_the_losses(module):
 def test_examples_are_shown_whole(module):
     contents = module("contents")
     page = (DOCS / "trainer.md").read_text(encoding="utf-8")
-    names = re.findall(r"^<!-- example: (\S+) -->$", page, re.MULTILINE)
+    names = re.findall(r"^\[`examples/(\S+)`\]\(\.\./examples/\1\)$", page, re.MULTILINE)
     assert {path.name for path in (ROOT / "examples/trainers").glob("*.py")} <= {Path(name).name for name in names}
     for name in names:
         shown = contents.example(name)
@@ -228,3 +228,20 @@ def test_intervals_are_drawn_in_the_order_of_their_means(module):
     assert max(places) == places[5], "the frozen trunk"
     ends = re.findall(r'solid" d="M([\d.]+) \d+H([\d.]+)"', drawn)
     assert all(float(left) <= mean <= float(right) for (left, right), mean in zip(ends, places, strict=True))
+
+
+def test_sources_of_the_pages_can_be_read_as_files(module):
+    """Their links lead on where they stand, and what is for their readers alone is in no page."""
+    contents, filled = module("contents"), {}
+    for page in DOCS.rglob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        links = re.findall(r"\]\(([^)#:]+)\)", text)
+        assert not [link for link in links if not (page.parent / link).exists()], page
+        filled[page.name] = re.findall(r"^<!-- (?!table|end of|as a file|to here)(.+) -->$", text, re.MULTILINE)
+        if filled[page.name]:
+            assert text.index("<!-- as a file -->\n> `mkdocs build`") < text.index("<!-- to here -->"), page
+    assert {name for name, marks in filled.items() if marks} == {"which.md", "laws.md", "methods.md", "index.md"}
+    for name in ("which", "laws", "trainer", "changes"):
+        made = contents.as_a_page((DOCS / f"{name}.md").read_text(encoding="utf-8"))
+        assert "`mkdocs build` fills in" not in made
+        assert "](../" not in made

@@ -267,7 +267,7 @@ def test_images_that_are_repeated_and_classes_of_one_are_counted():
 
 def test_a_batch_larger_than_the_data():
     assert said(pairs(4, 4), batch_size=32) == (
-        "a batch of 32 is larger than the 16 training images",
+        "a batch of 32 is larger than the 16 training images: a batch size of 16 is enough",
         "a batch of 32 has room for 8 classes, there are 4: 16 images",
     )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pml_ext.benchmark.errors import BenchmarkError
 from pml_ext.benchmark.kinds import Whole
-from pml_ext.shown import Html, on_a_screen, table, text
+from pml_ext.shown import on_a_screen, table
 
 # Images of a class in a batch, unless there is a reason for others: the literature takes 4 (Musgrave et al. 2020) or 5
 # (Deep_metric).
@@ -202,14 +202,10 @@ class Choice:
         return on_a_screen(str(self), "print() shows them")
 
     def _repr_html_(self) -> str:
-        rows = [(a.what, _words(a.why), _words(a.cost), _words(a.evidence)) for a in self.losses]
-        rows += [(f"avoid {a.what}", _words(a.why), _words(""), _words(a.evidence)) for a in self.avoid]
+        rows = [(a.what, a.why, a.cost, a.evidence) for a in self.losses]
+        rows += [(f"avoid {a.what}", a.why, "", a.evidence) for a in self.avoid]
         head = ("loss", "why", "cost", "evidence")
         return table(head, rows, caption=str(self).splitlines()[1], notes=[self.command])
-
-
-def _words(value: str) -> Html:
-    return Html(f'<div style="text-align:left;white-space:normal;max-width:40ch">{text(value)}</div>')
 
 
 def choose(

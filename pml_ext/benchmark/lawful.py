@@ -37,7 +37,7 @@ def laws(
 
     Example:
         >>> laws("RAW", only=["it_learns"])
-        RAW: 1 laws, 1 passed
+        RAW: 1 law, 1 passed
         passed            it_learns
     """
     try:

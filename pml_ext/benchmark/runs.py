@@ -19,7 +19,7 @@ from torch import Tensor
 from pml_ext.benchmark import difference, evaluate, files, folder, frozen, keep, lock, losses, records, result, table
 from pml_ext.benchmark.checkpoint import DamagedError, epochs_done
 from pml_ext.benchmark.config import Experiment
-from pml_ext.benchmark.data import Data
+from pml_ext.benchmark.data import VECTORS, Data
 from pml_ext.benchmark.device import torch_device
 from pml_ext.benchmark.difference import QUERIES
 from pml_ext.benchmark.errors import BenchmarkError, check_extras, explain
@@ -301,7 +301,9 @@ class Jobs:
                 self._clock = None  # it is said once
                 expected = known * data.steps(self.experiment) * epochs_left
                 if expected > LONG:
-                    self.say(f"about {_duration(expected)} of training, tests not counted")
+                    of_trunk = data.pretrained and data.trunk.name != VECTORS and not self.experiment.frozen
+                    less = "; with frozen, which trains the head alone, far less" if of_trunk else ""
+                    self.say(f"about {_duration(expected)} of training, tests not counted{less}")
 
         self.team.first(lambda: where.mkdir(exist_ok=True))
         try:

@@ -117,7 +117,7 @@ def remarks(samples: Samples, split: Split, *, batch_size: int, images_per_class
         >>> for line in remarks(samples, cut(samples, validation=0), batch_size=12, images_per_class=4):
         ...     print(line)
         3 of 3 training classes have fewer than 4 images: their images are repeated within a batch
-        a batch of 12 is larger than the 9 training images
+        a batch of 12 is larger than the 9 training images: a batch size of 9 is enough
     """
     lines = []
     counts = _class_sizes(samples, split.train)
@@ -131,7 +131,8 @@ def remarks(samples: Samples, split: Split, *, batch_size: int, images_per_class
         has = "has one image" if single == 1 else "have one image each"
         lines.append(f"{single:,} of {classes} {has}: its only positive is itself")
     if batch_size > len(split.train):
-        lines.append(f"a batch of {batch_size} is larger than the {len(split.train):,} training images")
+        n = len(split.train)
+        lines.append(f"a batch of {batch_size} is larger than the {n:,} training images: a batch size of {n} is enough")
     fitting = batch_size // images_per_class
     if fitting > len(counts):
         drawn = len(counts) * images_per_class

@@ -90,7 +90,7 @@ class LawTable:
         numbers = Counter[str](verdict.result for verdict in self.verdicts)
         kinds = ("passed", "failed", "unexpected pass", "expected failure", "not applicable")
         counts = [f"{numbers[kind]} {kind}" for kind in kinds if numbers[kind]]
-        return ", ".join([f"{self.subject}: {len(self)} laws", *counts])
+        return ", ".join([f"{self.subject}: {len(self)} {'law' if len(self) == 1 else 'laws'}", *counts])
 
     def _repr_html_(self) -> str:
         head = ("law", "result", "tried", "smallest input", "why")
