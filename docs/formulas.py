@@ -42,7 +42,7 @@ _TOKEN = re.compile(
 _SIGNS = {"!=": "≠", "<=": "≤", ">=": "≥", "<-": "←", "||": "‖", "-": "−"}
 _SECTION = re.compile(r"^(Args|Shape|Defaults|Source|Raises|Examples?|Attributes|Returns|Yields):$", re.MULTILINE)
 _BLOCK = re.compile(r"(?<=\n\n)((?:[ ]{4}.*(?:\n|\Z)|\n(?=[ ]{4}))+)")
-_MATH = re.compile(r"^\.\. math::\n\n((?:[ ]{4}.*(?:\n|\Z)|\n(?=[ ]{4}))+)", re.MULTILINE)
+_MATH = re.compile(r"^\.\. math::(?: +(?=\S)|\n\n(?=[ ]{4}))((?:.+(?:\n|\Z)|\n(?=[ ]{4}))+)", re.MULTILINE)
 _INLINE = re.compile(r":math:`([^`]+)`")
 
 

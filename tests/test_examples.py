@@ -59,6 +59,12 @@ def test_hard_mining(tmp_path):
     assert (tmp_path / "pairs.svg").stat().st_size > 10_000
 
 
+def test_photograph_gallery(tmp_path):
+    small = {"per_class": 3, "side": 32, "epochs": 1, "steps": 2, "batch_size": 16, "device": "cpu"}
+    assert 0.2 < load("photograph_gallery").main(tmp_path / "gallery.png", **small) <= 1
+    assert (tmp_path / "gallery.png").stat().st_size > 100_000
+
+
 def test_diagnose_collapse(tmp_path):
     collapsed, healthy = load("diagnose_collapse").main(tmp_path, steps=31)
     assert collapsed.startswith("collapsed")

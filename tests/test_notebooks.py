@@ -1,6 +1,8 @@
 """What cells of a notebook show: tables and pictures as HTML or PNG, one bar, and nothing else on the error output."""
 
+import html
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -106,8 +108,29 @@ def test_every_kind_of_cell_shows_something_and_only_the_bar_is_an_error_output(
     assert "in memory only: my_loss" in said(done.cells[3], "stdout")
 
 
+def test_where_there_are_widgets_the_bar_is_one_of_them(tmp_path):
+    """The bar alone, without a run; what a run shows of it is below."""
+    pytest.importorskip("ipywidgets")
+    bar = """
+from pml_ext.benchmark.progress import Progress
+bar = Progress(2)
+bar.who = "RAW seed 0 epoch 1/2"
+for step in bar.steps(range(3), 3): pass
+bar.epoch_done("recall@1 50 %")
+bar._bar.refresh()
+print(bar._bar.n, bar._bar.container.children[0].value, "|", bar._bar.container.children[2].value)
+bar.close()
+"""
+    (cell,) = executed([bar], tmp_path).cells
+    assert "application/vnd.jupyter.widget-view+json" in kinds(cell)
+    assert said(cell, "stderr") == ""
+    described, beside = html.unescape(said(cell, "stdout")).replace("\u2007", " ").split("|")
+    assert described.startswith("1.0 RAW seed 0 epoch 1/2  50%"), described
+    assert re.search(r"\d\d:\d\d<\d\d:\d\d, recall@1 50 %$", beside.strip())
+
+
 @pytest.mark.slow
-def test_a_bar_of_widgets(tmp_path):
+def test_a_run_has_a_bar_of_widgets(tmp_path):
     pytest.importorskip("ipywidgets")
     done = executed([SETUP, "results = experiment.run(); results"], tmp_path)
     assert "application/vnd.jupyter.widget-view+json" in kinds(done.cells[1])

@@ -206,6 +206,10 @@ def test_latex_becomes_mathml(module):
     assert shown.count("<math ") == 2
     assert "<mtext>r_p</mtext>" in shown
     assert shown.count("<mtr>") == 2
+    shown = formulas.with_formulas("Of these.\n\n.. math:: A = \\lVert x \\rVert^2\n\nArgs:\n    x: y\n")
+    assert shown.count("<math ") == 1
+    assert ".. math::" not in shown
+    assert shown.endswith("\n\nArgs:\n    x: y\n")
 
 
 def test_every_failure_has_a_row():

@@ -43,9 +43,9 @@ class Recipes(Mapping[str, Entry]):
         )
 
     def _repr_html_(self) -> str:
-        head = ("name", "formula of the loss", "loss", "miner", "needs", "source")
+        head = ("name", "formula of the loss", "source", "needs", "loss", "miner")
         rows = (
-            (name, _formula(self[name]), loss, miner, ", ".join(self[name].required), source)
+            (name, _formula(self[name]), source, ", ".join(self[name].required), loss, miner)
             for name, loss, miner, source in self.rows()
         )
         return table(head, rows, notes=["explain(name) says what each is, with its formula"])

@@ -6,7 +6,7 @@ What is not here, and why:
 
 - DCLW, decoupled contrastive with weights: they couple the anchors, may be negative, and its own table is against it.
 - H-AP (HAPPIER): it needs graded relevance, which two masks cannot say; with two levels it is `SupAPLoss`.
-- Similarity mixup (SiMix): of masks it cannot be known which references share a class.
+- Similarity mixup (SiMix): masks do not say which references share a class.
 - Potential fields (PFML): without code or settings, and with a minimum at which classes cannot be told apart.
 - Non-isotropy (NIR): a normalizing flow trained beside the network, not a term of a few lines.
 - Metrix and symmetrical synthesis: see `pml_ext.wrappers.ExpandedReferences`.

@@ -66,8 +66,8 @@ class DecoupledNCALoss(RowLoss):
 
     Source:
         DM18's Grad_NCA. Its code is NaN for an anchor without negatives among its k nearest references,
-        which here has no loss, and raises for batches of at most k + 1. The one that is added where beta is 0 is the
-        code's: it changes no gradient.
+        which here has no loss, and raises for batches of at most k + 1. The 1 that is added to the mean distance where
+        beta is 0 is the code's: it changes no gradient.
 
     Raises:
         TypeError, ValueError: a hyperparameter that is not a number, not finite or out of range.

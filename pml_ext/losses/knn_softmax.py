@@ -63,7 +63,7 @@ class KNNSoftmaxLoss(RowLoss):
         Goldberger et al., "Neighbourhood Components Analysis", NIPS 2004 (k=None, alpha=1); DM18's NCA
         (alpha=16, k=32, squared distance) and GaussianLDA (alpha=30, k=16, `LpDistance(power=1)`), which has neither
         a Gaussian nor LDA in it. The reference code raises for batches of at most k + 1 and divides by zero where
-        the exponentials underflow; here k is cut to the batch and the logarithms are never left. Its SoftmaxNeig
+        the exponentials underflow; here k is cut to the batch, and sums stay logarithms. Its SoftmaxNeig
         (alpha=50, k=None, negative_weight=0.5, `LpDistance(power=1)`) cannot be constructed; the 5 nearest positives
         and 15 nearest negatives that it finds are not used in its formula, so neither are they here.
 

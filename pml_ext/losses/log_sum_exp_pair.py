@@ -85,7 +85,7 @@ class LogSumExpPairLoss(RowLoss):
         The pair term of DM18's AHardPair, which is this loss in `AnchorWeightedLoss(alpha=40)`, with one
         steepness of 20 for both sides and fixed levels. Its notes say that only pairs beyond their level count, which
         is false: the levels are constants added to the loss. The reference code overflows in float32 for distances
-        above 5.2; the logarithms are never left here. DM20's
+        above 5.2; here it stays a logarithm. DM20's
         LiftedStructure is this loss with alpha=2, beta=40, scale=2, both margins 0 and `CosineSimilarity`: the lifted
         loss of Hermans et al. 2017 with temperatures and without its hinge, not that of Song et al. 2016. `bounded` is
         ours; with it, scale=1 and one margin for both sides this is `MultiSimilarityLoss`.

@@ -88,7 +88,7 @@ class RecallAtKLoss(RowLoss):
     Source:
         Patel, Tolias, Matas, "Recall@k Surrogate Loss with Large Batches and Similarity Mixup", CVPR 2022, arXiv
         2108.11179. In the reference code the anchor is in its own list, so that every rank is one too large; groups
-        are by position, and k is cut to the batch. Its similarity mixup is not built: of masks it cannot be known
+        are by position, and k is cut to the batch. Its similarity mixup is not built: masks do not say
         which references share a class. ranks="upper" is SupRecall, of "Optimization of Rank Losses for Image
         Retrieval", arXiv 2309.08250, without the anchor in its list.
 

@@ -59,7 +59,7 @@ class SelectivelyContrastiveTripletLoss(RowLoss):
 
     Once a negative beats the positive, a triplet moves its anchor in two directions that all but contradict each
     other; here only the negative is pushed then, with a constant force. The value jumps at n = p, and may be
-    negative: no reducer may drop what is not above zero. Hard anchors never pull: not for clusters that are to be
+    negative: no reducer may drop what is not above zero. Hard anchors never pull, so that clusters need not get
     tight.
 
     Args:

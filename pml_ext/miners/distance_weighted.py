@@ -63,7 +63,7 @@ class DistanceWeightedMiner(Seeded, PairMiner):
     r"""Samples negatives by the inverse of the density of distances on the sphere, one for each positive.
 
     Distances D of random points of the unit sphere in d dimensions have a density proportional to
-    D^(d-2) (1 - D^2/4)^((d-3)/2), which for large d is all around sqrt(2). Negatives are drawn one after another,
+    D^(d-2) (1 - D^2/4)^((d-3)/2), which for large d has its mass near sqrt(2). Negatives are drawn one after another,
     without replacement, as many as the anchor has positives, with probability proportional to
 
         w_in = 1 / ( C^(d-2) (1 - C^2/4)^((d-3)/2) ),   C = max(D_in, cutoff)

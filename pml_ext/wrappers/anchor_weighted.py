@@ -87,7 +87,8 @@ class _AnchorWeights(RowLoss):
 class AnchorWeightedLoss(LossWrapper):
     r"""Multiplies the loss of each anchor by a weight in (0, 1), near 1 where the nearest pairs are negatives.
 
-        L_i = a_i L'_i ,   a_i = S-_i / (S+_i + S-_i) ,   S+-_i = sum over the positives/negatives exp(-alpha D_ij)
+        L_i = a_i L'_i ,   a_i = S-_i / (S+_i + S-_i)
+        S+_i = sum_{p in P_i} exp(-alpha D_ip) ,   S-_i = sum_{n in N_i} exp(-alpha D_in)
 
     L' is the inner loss and D its distance. The weight is a constant in the backward pass. An anchor without positives
     or without negatives has weight 0. The inner reducer reduces, and what it counts is not weighted.
@@ -108,7 +109,7 @@ class AnchorWeightedLoss(LossWrapper):
     Source:
         The "dynamic learning rate" of DM18's ABatchAll, AHardPair and ATriplet: a detached weight of the
         anchor, not a learning rate. The reference code divides sums of exponentials, which become 0/0 for embeddings
-        that are not normalized; the logarithms are never left here.
+        that are not normalized; here the weight is computed from logarithms.
 
     Raises:
         TypeError, ValueError: a loss that is not a PML loss, or one of classes or of the whole batch; an alpha that is

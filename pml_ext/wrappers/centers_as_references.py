@@ -49,6 +49,8 @@ class CentersAsReferences(LossWrapper):
 
         L = L'(x, y, ref_emb = c, ref_labels = classes of the centers)
 
+    with L' the inner loss, x and y the embeddings and their labels, and c the centers.
+
     Args:
         loss: a loss that takes `ref_emb`, ours or PML's.
         centers: where the centers come from, a source of `pml_ext.centers`.

@@ -31,6 +31,8 @@ class CrossBatchMemory(_pml.Memory):  # type: ignore[misc, unused-ignore]
 
         L = L'(x, y, pairs, references = the queue), without the pairs of a sample with itself
 
+    with L' the inner loss, and x and y the embeddings and labels of the batch.
+
     Args:
         loss: a loss that takes references and pairs: all of this package do, of PML's those that it lists, of the
             wrappers those whose inner loss does.
