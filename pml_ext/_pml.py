@@ -328,7 +328,7 @@ else:
 
         def forward(self, embeddings: Tensor) -> Tensor:
             """The penalty of embeddings [n, d]."""
-            penalty = embeddings.new_zeros(())
+            penalty = embeddings[:0].sum()  # 0, of which there is a gradient
             for entry in self.compute_loss(embeddings).values():
                 if isinstance(entry["losses"], Tensor):
                     penalty = penalty + entry["losses"].mean()
@@ -436,6 +436,17 @@ def may_take_references(loss: Any, *, with_indices: bool) -> bool:
 
 
 _KINDS = {2: "pos_pair", 3: "triplet"}
+
+
+def labels_beside_pairs(embeddings: Tensor, ref_emb: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Labels of batch and references for PML's own losses where the pairs are given and nobody has labels.
+
+    PML 3 may refuse references without labels: it is given such as no two samples share, which the pairs overrule.
+    """
+    if not HAS_TERMS:
+        return None, None
+    every = torch.arange(len(embeddings) + len(ref_emb), device=embeddings.device)
+    return every[: len(embeddings)], every[len(embeddings) :]
 
 
 def entries(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pytorch_metric_learning.distances import BaseDistance
 from torch import nn
 
-from pml_ext import losses, miners, spaces, wrappers
+from pml_ext import _pml, losses, miners, spaces, wrappers
 from pml_ext.catalog import registry
 from pml_ext.catalog.registry import Entry
 from pml_ext.shown import table
@@ -77,6 +79,9 @@ def described(part: nn.Module, without: Sequence[str] = ()) -> str:
         >>> described(losses.KNNSoftmaxLoss(k=None, distance=LpDistance()))
         'KNNSoftmaxLoss(k=None, distance=LpDistance())'
     """
+    if isinstance(part, BaseDistance):  # one of PML 3 may have to be asked
+        part = copy.copy(part)
+        _pml.describe(part)
     changed = []
     for name, default in spaces.arguments(type(part)).items():
         if name in without or name in _LEFT_OUT or not hasattr(part, name):

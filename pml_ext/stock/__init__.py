@@ -11,6 +11,7 @@ if TYPE_CHECKING or not _pml.HAS_TERMS:
     from pml_ext.stock.loss import NotAcceleratedError
     from pml_ext.stock.twins import accelerate
 else:
+    __path__ = []  # its modules build on classes of PML 2: beside PML 3 there are none
 
     class NotAcceleratedError(ValueError):
         """What would run as PML's own."""

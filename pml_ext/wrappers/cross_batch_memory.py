@@ -228,7 +228,9 @@ class CrossBatchMemory(_pml.Memory):  # type: ignore[misc, unused-ignore]
         queue = Queue(refs if isinstance(self.miner, PairMiner) else narrow, ref_labels, slots, anchors, there)
         pairs = self.pairs(embeddings, rows, None if labels is None else known[anchors], queue, indices_tuple)
         refs = refs if takes_masks(self.loss) else narrow
-        of_batch = (None, None) if labels is None else (known[anchors], ref_labels)
+        of_batch: tuple[Tensor | None, Tensor | None] = known[anchors], ref_labels
+        if labels is None:
+            of_batch = (None, None) if takes_masks(self.loss) else _pml.labels_beside_pairs(rows, refs)
         loss: Tensor = self.loss(rows, of_batch[0], pairs, refs, of_batch[1])
         if not isinstance(loss, Tensor):
             return loss

@@ -297,6 +297,10 @@ def test_a_regularizer_is_a_number(batch):
     loss = BinomialDevianceLoss(embedding_regularizer=regularizer, embedding_reg_weight=0.5)
     expected = BinomialDevianceLoss()(embeddings, labels) + 0.5 * regularizer(embeddings)
     agree(loss(embeddings, labels), expected, embeddings)
+    # Of one sample there is no diversity, and no gradient.
+    one = embeddings.detach()[:1].requires_grad_()
+    (gradient,) = torch.autograd.grad(regularizer(one), one)
+    assert gradient.eq(0).all()
 
 
 def test_the_benchmark_trains_losses_of_either_and_methods(tmp_path, monkeypatch):
