@@ -8,6 +8,9 @@ from importlib.util import find_spec
 import pytest
 import torch
 from hypothesis import settings
+from of_pml import is_absent
+
+from pml_ext._pml import HAS_TERMS
 
 # The double of PML 3 stands in place of PML, in a process of its own; what is typed only a type checker reads.
 collect_ignore = ["pml3/double", "typing"]
@@ -23,6 +26,16 @@ settings.load_profile(PROFILE)
 
 # The workers share the cores, and the tensors of the tests are too small for several threads.
 torch.set_num_threads(1)
+
+
+def pytest_runtest_setup(item):
+    """Beside PML 3 what is about PML 2 is left out, and beside the double of it what is given what that has not."""
+    if not HAS_TERMS:
+        return
+    for mark in item.iter_markers("pml2"):
+        pytest.skip(f"about PML 2: {mark.args[0]}")
+    if hasattr(item, "callspec") and is_absent(item.callspec.params):
+        pytest.skip("about classes of PML's own, which are not there")
 
 
 @pytest.fixture(autouse=True)

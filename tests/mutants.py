@@ -155,28 +155,28 @@ class LevelNotDeclared(Sound):
 class SelfPairsKept(Sound):
     needs = "both"
 
-    def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
+    def loss_dict(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
         copy = ref_emb.view_as(ref_emb)  # no longer the same object
-        return super().compute_loss(embeddings, labels, indices_tuple, copy, ref_labels)
+        return super().loss_dict(embeddings, labels, indices_tuple, copy, ref_labels)
 
 
 @breaks("only_the_relation_counts")
 class SelfPairsOfARelationKept(Sound):
-    def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
+    def loss_dict(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
         refs = ref_emb.view_as(ref_emb) if isinstance(indices_tuple, PairMasks) else ref_emb
-        return super().compute_loss(embeddings, labels, indices_tuple, refs, ref_labels)
+        return super().loss_dict(embeddings, labels, indices_tuple, refs, ref_labels)
 
 
 @breaks("pairs_need_no_labels")
 class PairsIgnored(Sound):
-    def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
-        return super().compute_loss(embeddings, labels, None, ref_emb, ref_labels)
+    def loss_dict(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
+        return super().loss_dict(embeddings, labels, None, ref_emb, ref_labels)
 
 
 @breaks("references_equal_to_the_batch_agree")
 class ReferencesIgnored(Sound):
-    def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
-        return super().compute_loss(embeddings, labels, indices_tuple, embeddings, labels)
+    def loss_dict(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
+        return super().loss_dict(embeddings, labels, indices_tuple, embeddings, labels)
 
 
 @breaks("references_are_a_set")
@@ -299,9 +299,9 @@ class EmptinessNotSeen(Sound):
 
 @breaks("batch_is_not_written_to")
 class NormalizesInPlace(Sound):
-    def compute_loss(self, embeddings, *args):
+    def loss_dict(self, embeddings, *args):
         embeddings.data.div_(embeddings.data.norm(dim=1, keepdim=True) + 1)
-        return super().compute_loss(embeddings, *args)
+        return super().loss_dict(embeddings, *args)
 
 
 @breaks("half_precision_is_close")
@@ -317,8 +317,8 @@ class ComputesInHalfPrecision(Sound):
 
 @breaks("loss_dict_is_well_formed", "losses_are_one_per_anchor")
 class LossesOfTwoDimensions(Sound):
-    def compute_loss(self, *args):
-        result = super().compute_loss(*args)
+    def loss_dict(self, *args):
+        result = super().loss_dict(*args)
         if torch.is_tensor(result["loss"]["losses"]):
             result["loss"]["losses"] = result["loss"]["losses"].unsqueeze(1)
         return result
@@ -326,14 +326,14 @@ class LossesOfTwoDimensions(Sound):
 
 @breaks("loss_dict_is_well_formed")
 class KeyThatIsNotDeclared(Sound):
-    def compute_loss(self, *args):
-        return {"ap_loss": super().compute_loss(*args)["loss"]}
+    def loss_dict(self, *args):
+        return {"ap_loss": super().loss_dict(*args)["loss"]}
 
 
 @breaks("reducers_are_obeyed")
 class ReducesItself(Sound):
-    def compute_loss(self, *args):
-        result = super().compute_loss(*args)
+    def loss_dict(self, *args):
+        result = super().loss_dict(*args)
         if torch.is_tensor(result["loss"]["losses"]):
             result["loss"]["losses"] = result["loss"]["losses"] / len(args[0])
         return result
@@ -420,9 +420,9 @@ class StandardDeviationOfEachRow(Sound):
 
 @breaks("labels_of_references_are_not_ignored")
 class LabelsOfReferencesIgnored(Sound):
-    def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
+    def loss_dict(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
         same = ref_emb.data_ptr() == embeddings.data_ptr()
-        return super().compute_loss(embeddings, labels, indices_tuple, ref_emb, labels if same else ref_labels)
+        return super().loss_dict(embeddings, labels, indices_tuple, ref_emb, labels if same else ref_labels)
 
 
 @breaks("one_zero_vector_moves_no_mountains")
@@ -544,7 +544,7 @@ class SoundWrapper(LossWrapper):
         super().__init__(loss, **kwargs)
         self.record_hyperparameters(lengths=lengths)
 
-    def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
+    def loss_dict(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
         refs = (None, None) if ref_emb is embeddings else (ref_emb, ref_labels)
         loss = self.loss(embeddings, labels, indices_tuple, *refs)
         return self.reduced(loss + embeddings.square().sum(1).mean() if self.lengths else loss)

@@ -16,8 +16,8 @@ import failing_processes
 import pytest
 import torch
 import torch.distributed as dist
-from pytorch_metric_learning import losses as pml_losses
-from pytorch_metric_learning import miners as pml_miners
+from of_pml import losses as pml_losses
+from of_pml import miners as pml_miners
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -60,7 +60,7 @@ LOSSES = {
     "BatchAll": losses.BatchAllTripletLoss,
     "Histogram": losses.HistogramLoss,
     "PML's triplets": lambda: (pml_losses.TripletMarginLoss(), pml_miners.TripletMarginMiner()),
-    "PML's proxies": lambda: pml_losses.ProxyAnchorLoss(CLASSES, D),
+    "PML's proxies": lambda: pml_losses.SoftTripleLoss(CLASSES, D),
     "learned centers": lambda: losses.CenterLoss(CLASSES, D, centers="learned"),
     "running centers": lambda: losses.CenterLoss(CLASSES, D),
     "mined": lambda: (losses.BinomialDevianceLoss(), miners.HardNegativePairMiner()),

@@ -14,11 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+pytest.importorskip("pytorch_metric_learning.trainers", reason="about PML 2: its losses, run faster")
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pytorch_metric_learning import distances, losses, miners, reducers, regularizers, trainers
-from pytorch_metric_learning.utils.distributed import DistributedLossWrapper, DistributedMinerWrapper
+from of_pml import (
+    DistributedLossWrapper,
+    DistributedMinerWrapper,
+    distances,
+    losses,
+    miners,
+    reducers,
+    regularizers,
+    trainers,
+)
 
 from pml_ext import thresholds
 from pml_ext.stock import NotAcceleratedError, accelerate

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from pytorch_metric_learning import losses as pml_losses
-from pytorch_metric_learning import miners as pml_miners
-from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
-from pytorch_metric_learning.reducers import AvgNonZeroReducer
+from of_pml import AvgNonZeroReducer, CosineSimilarity, LpDistance
+from of_pml import losses as pml_losses
+from of_pml import miners as pml_miners
 from registry import LOSSES, MINERS
 
 from pml_ext.base import SampleLoss

@@ -5,13 +5,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import pytorch_metric_learning.losses as pml
 import torch
 from matplotlib import pyplot
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from pytorch_metric_learning.distances import CosineSimilarity
-from pytorch_metric_learning.reducers import AvgNonZeroReducer
+from of_pml import AvgNonZeroReducer, CosineSimilarity
+from of_pml import losses as pml
 
 from pml_ext import catalog, losses, wrappers
 from pml_ext.__main__ import main
@@ -73,6 +72,9 @@ def test_which_losses_have_curves():
     for name in ("CenterNCA", "BinBranch", "NPair"):
         assert not compares_samples(catalog.build(name).loss)
     assert not compares_samples(pml.SoftTripleLoss(4, 8))
+
+
+def test_a_loss_without_weights_of_pairs_has_no_curves():
     with pytest.raises(NoPairWeightsError):
         compares_samples(pml.AngularLoss())
 
@@ -85,6 +87,10 @@ def test_scatter_shows_every_pair():
     assert len(positive) == found.pos.sum()
     assert sorted(negative[:, 1]) == pytest.approx(sorted(found.weights[found.neg].tolist()))
     assert [c.get_label() for c in axis.collections] == ["positive pair", "negative pair"]
+
+
+def test_pairs_of_samples_and_proxies_are_pulled_and_pushed():
+    batch = Batch((3, 4, 2), 4, seed=3)
     found = pair_weights(pml.ProxyNCALoss(3, 4).double(), batch.embeddings, batch.labels)
     (axis,) = weight_scatter(found).get_axes()
     assert [c.get_label() for c in axis.collections] == ["pulled pair", "pushed pair"]

@@ -11,7 +11,7 @@ import torch
 from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity, LpDistance, SNRDistance
 from registry import ARGUMENTS, LOSSES, MINERS, all_wrappers, make
 
-from pml_ext import losses, miners, wrappers
+from pml_ext import _pml, losses, miners, wrappers
 from pml_ext.base import RowLoss, SampleLoss
 from pml_ext.catalog import all_losses, all_miners
 from pml_ext.hyperparameters import _parameters, reach
@@ -107,7 +107,7 @@ def test_a_flag_must_be_true_or_false(cls, name):
 @pytest.mark.parametrize("cls", CLASSES)
 def test_a_flag_that_all_have_must_be_true_or_false(cls):
     for name in ("collect_stats", "as_masks"):
-        if name == "collect_stats" or name in dir(make(cls)):
+        if name in dir(make(cls)) and not (name == "collect_stats" and _pml.HAS_TERMS):  # which has none
             with pytest.raises(TypeError, match=f"{name} must be True or False, got 'no'"):
                 make(cls, **{name: "no"})
 
@@ -133,7 +133,9 @@ def test_a_part_must_be_one_of_pml(name, value):
         (DecoupledNCALoss, "distnace", "distance"),
         (InverseDensityMiner, "num_negative", "num_negatives"),
         (InverseDensityMiner, "Seed", "seed"),
-        (HardNegativePairMiner, "collect_stat", "collect_stats"),
+        pytest.param(
+            HardNegativePairMiner, "collect_stat", "collect_stats", marks=pytest.mark.pml2("it collects statistics")
+        ),
     ],
 )
 def test_a_typo_is_told_from_what_was_meant(cls, typo, meant):
@@ -236,6 +238,7 @@ def test_a_level_in_reach_is_not_told(distance, base):
 def test_no_distance_goes_beyond_its_reach(distance):
     x = torch.randn(40, 3, dtype=torch.float64)
     x = torch.cat((x, -x, torch.eye(3, dtype=torch.float64)))
+    _pml.describe(distance)
     least, greatest = reach(distance)
     values = distance(x, x[:-1])
     assert values.min() >= least - 1e-6
@@ -349,6 +352,7 @@ def keywords(cls):
     return next(iter(get_args(annotation)), None)
 
 
+@pytest.mark.pml2("the arguments of its classes, which have no types themselves")
 @pytest.mark.parametrize(
     "cls",
     [

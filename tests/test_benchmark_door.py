@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from of_pml import losses as pml_losses
+from of_pml import miners as pml_miners
 from PIL import Image
-from pytorch_metric_learning import losses as pml_losses
-from pytorch_metric_learning import miners as pml_miners
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -68,8 +68,8 @@ class Trunk(nn.Module):
 
 
 def test_objects_for_data_and_losses_and_what_they_become(tmp_path):
-    proxies = pml_losses.ProxyAnchorLoss(5, 4)
-    start = proxies.proxies.detach().clone()
+    proxies = pml_losses.SoftTripleLoss(5, 4)
+    start = [each.detach().clone() for each in proxies.parameters()]
     given: tuple[Any, ...] = (
         RAWLoss(gamma=0.3),
         (pml_losses.TripletMarginLoss(), pml_miners.MultiSimilarityMiner()),
@@ -79,7 +79,7 @@ def test_objects_for_data_and_losses_and_what_they_become(tmp_path):
     out = tmp_path / "out"
     experiment = Experiment(data=vectors(), losses=given, seeds=(0, np.int64(1)), out=out, **BUDGET)
     results = experiment.run()
-    assert torch.equal(proxies.proxies, start), "the object is copied, every seed starts with the same"
+    assert all(map(torch.equal, proxies.parameters(), start)), "the object is copied, every seed starts with the same"
     by_name = {one.key: one for one in results}
     assert by_name["RAWLoss(gamma=0.3)", 1, None].history[-1]["loss"] == pytest.approx(
         by_name["RAW(gamma=0.3)", 1, None].history[-1]["loss"]

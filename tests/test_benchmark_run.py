@@ -38,7 +38,7 @@ METRICS = evaluate.names((1, 2, 4, 8))
 
 # Proxies bring weights and an optimiser of their own, DistWeightBinDeviance a miner that draws numbers.
 SMALL = Experiment(
-    losses=("RAW", "ProxyAnchorLoss", "DistWeightBinDeviance"), data="digits", epochs=2, seeds=(3,), steps=2
+    losses=("RAW", "SoftTripleLoss", "DistWeightBinDeviance"), data="digits", epochs=2, seeds=(3,), steps=2
 )
 
 
@@ -133,7 +133,7 @@ def test_record_keeper_tables(finished):
     for name in ("loss_histories", "metric_loss_RAWLoss", "trunk_optimizer_Adam", "embedder_optimizer_Adam"):
         assert tables(where / "logs.db")[name]
     assert "gamma" in columns(where / "logs.db", "metric_loss_RAWLoss")
-    assert tables(out / "ProxyAnchorLoss-seed3" / "records" / "logs.db")["metric_loss_optimizer_Adam"]
+    assert tables(out / "SoftTripleLoss-seed3" / "records" / "logs.db")["metric_loss_optimizer_Adam"]
     assert tables(out / "untrained-seed3" / "records" / "logs.db")[table]
     assert list((out / "RAW-seed3" / "tensorboard").glob("events.*"))
 
@@ -188,14 +188,14 @@ def test_losses_of_a_seed_share_weights_and_batches(tmp_path):
         for key, value in trial.learner.network.trunk.state_dict().items():
             assert torch.equal(value, start[key])
         batches[name] = trial.batches.epoch()
-    assert batches["RAW"] == batches["ProxyAnchorLoss"] == batches["DistWeightBinDeviance"]
+    assert batches["RAW"] == batches["SoftTripleLoss"] == batches["DistWeightBinDeviance"]
     assert [len(batch) for batch in batches["RAW"]] == [data.batch_size(SMALL)] * SMALL.steps
 
 
 def test_building_a_run_leaves_the_seed_set(tmp_path):
-    # ProxyAnchorLoss draws its proxies; the first batch must not depend on that.
+    # SoftTripleLoss draws its proxies; the first batch must not depend on that.
     drawn = set()
-    for name in ("RAW", "ProxyAnchorLoss"):
+    for name in ("RAW", "SoftTripleLoss"):
         Run(SMALL, Data.of(SMALL), losses.parse(name), 5, tmp_path, Progress(0))
         drawn.add((float(torch.rand(())), float(np.random.rand())))  # noqa: NPY002
     assert len(drawn) == 1

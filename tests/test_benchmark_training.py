@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pytorch_metric_learning import losses as pml_losses
-from pytorch_metric_learning import miners as pml_miners
-from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
-from pytorch_metric_learning.trainers import MetricLossOnly
+from of_pml import GlobalEmbeddingSpaceTester, MetricLossOnly
+from of_pml import losses as pml_losses
+from of_pml import miners as pml_miners
 from torch import nn
 
 from pml_ext.benchmark import Experiment, checkpoint, evaluate, keep, losses, plots

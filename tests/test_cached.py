@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from pytorch_metric_learning import losses as pml_losses
-from pytorch_metric_learning import miners as pml_miners
+from of_pml import losses as pml_losses
+from of_pml import miners as pml_miners
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils._python_dispatch import TorchDispatchMode

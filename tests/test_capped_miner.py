@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 import torch
-from pytorch_metric_learning.losses import TripletMarginLoss
-from pytorch_metric_learning.miners import BatchEasyHardMiner, MultiSimilarityMiner, TripletMarginMiner
+from of_pml import BatchEasyHardMiner, MultiSimilarityMiner, TripletMarginLoss, TripletMarginMiner
 
+from pml_ext import _pml
 from pml_ext.losses import RAWLoss
 from pml_ext.miners import CappedMiner, HardNegativePairMiner, InverseDensityMiner
 from pml_ext.pairs import PairMasks
@@ -33,7 +33,7 @@ def sides_of(mined):
 @pytest.mark.parametrize("k", [1, 3, 1000])
 @pytest.mark.parametrize("refs", [(), (X[:9] + 0.1, LABELS[:9])], ids=["batch", "references"])
 def test_each_anchor_has_as_many_as_there_are_up_to_k(miner, k, refs):
-    mined = miner(X, LABELS, *refs), CappedMiner(miner, per_anchor=k)(X, LABELS, *refs)
+    mined = _pml.mine(miner, X, LABELS, *refs), CappedMiner(miner, per_anchor=k)(X, LABELS, *refs)
     for found, kept in zip(*map(sides_of, mined), strict=True):
         assert set(kept) <= set(found)
         assert kept == [entry for entry in found if entry in set(kept)], "another order"
@@ -60,6 +60,7 @@ def test_every_entry_is_equally_likely(as_masks):
     assert_frequencies(drawn, {(0, j): 1 / 3 for j in (2, 3, 4)})
 
 
+@pytest.mark.pml2("it collects statistics")
 def test_statistics_count_what_is_left():
     for inner in (HardNegativePairMiner(epsilon=2, as_masks=True), HardNegativePairMiner(epsilon=2)):
         miner = CappedMiner(inner, per_anchor=2, collect_stats=True)

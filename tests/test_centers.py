@@ -10,10 +10,17 @@ import sys
 
 import pytest
 import torch
-from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
-from pytorch_metric_learning.losses import ContrastiveLoss, NCALoss, ProxyNCALoss, TripletMarginLoss
-from pytorch_metric_learning.miners import PairMarginMiner
-from pytorch_metric_learning.reducers import DivisorReducer, SumReducer
+from of_pml import (
+    ContrastiveLoss,
+    CosineSimilarity,
+    DivisorReducer,
+    LpDistance,
+    NCALoss,
+    PairMarginMiner,
+    ProxyNCALoss,
+    SumReducer,
+    TripletMarginLoss,
+)
 from toy import toy
 
 from pml_ext.catalog import build, required

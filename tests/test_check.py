@@ -3,9 +3,9 @@
 import pytest
 import torch
 from mutants import LOSS_MUTANTS, Sound, SoundMiner
-from pytorch_metric_learning import losses as pml_losses
-from pytorch_metric_learning import miners as pml_miners
-from pytorch_metric_learning.losses import ArcFaceLoss, TripletMarginLoss
+from of_pml import ArcFaceLoss, TripletMarginLoss
+from of_pml import losses as pml_losses
+from of_pml import miners as pml_miners
 
 from pml_ext import thresholds
 from pml_ext.testing import LOSS_LAWS, LawBroken, LawTable, Verdict, check_loss, check_miner, parametrize_with_laws

@@ -31,7 +31,15 @@ def test_half_precision_in_single_precision_out(name, dtype):
 
 
 class NearestOfSeveral(BaseDistance):
-    """The smallest distance between vectors of two samples: embeddings [n, k, d]."""
+    """The smallest distance between vectors of two samples, embeddings [n, k, d], in both versions of PML."""
+
+    def __init__(self):
+        super().__init__(normalize_embeddings=False)
+        self.normalize_embeddings = False
+
+    def forward(self, query_emb, ref_emb=None):
+        self.check_shapes(query_emb, ref_emb)
+        return self.compute_mat(query_emb, query_emb if ref_emb is None else ref_emb)
 
     def check_shapes(self, query_emb, ref_emb):
         if query_emb.ndim != 3:
@@ -42,7 +50,7 @@ class NearestOfSeveral(BaseDistance):
 
 
 def test_a_distance_may_have_shapes_of_its_own():
-    x, distance = torch.randn(12, 3, 16, requires_grad=True), NearestOfSeveral(normalize_embeddings=False)
+    x, distance = torch.randn(12, 3, 16, requires_grad=True), NearestOfSeveral()
     loss, miner = losses.BatchAllTripletLoss(distance=distance), miners.KNearestNegativeMiner(k=1, distance=distance)
     matrix = distance(x)
     expected = batch_all_triplet(-matrix, *all_pairs(LABELS), margin=0.02)

@@ -4,8 +4,7 @@ import math
 
 import pytest
 import torch
-from pytorch_metric_learning.distances import LpDistance
-from pytorch_metric_learning.losses import NTXentLoss
+from of_pml import LpDistance, NTXentLoss
 from toy import toy
 
 from pml_ext.losses import (

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from of_pml import MPerClassSampler
 from PIL import Image
-from pytorch_metric_learning.samplers import MPerClassSampler
 from torch.utils.data import DataLoader
 
 import pml_ext

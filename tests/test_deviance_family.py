@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from of_pml import CosineSimilarity, DotProductSimilarity, LpDistance
+from of_pml import DistanceWeightedMiner as PMLDistanceWeightedMiner
+from of_pml import distance_weighted_miner as pml_module
 from oracles import OF_ANCHORS, lse, mean, sp
-from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity, LpDistance
-from pytorch_metric_learning.miners import DistanceWeightedMiner as PMLDistanceWeightedMiner
-from pytorch_metric_learning.miners import distance_weighted_miner as pml_module
 from torch import Tensor
 from toy import toy
 

@@ -7,11 +7,11 @@ import copy
 
 import pytest
 import torch
-from pytorch_metric_learning import losses as pml_losses
-from pytorch_metric_learning import miners as pml_miners
-from pytorch_metric_learning import reducers as pml_reducers
-from pytorch_metric_learning import regularizers as pml_regularizers
-from pytorch_metric_learning.distances import LpDistance
+from of_pml import LpDistance
+from of_pml import losses as pml_losses
+from of_pml import miners as pml_miners
+from of_pml import reducers as pml_reducers
+from of_pml import regularizers as pml_regularizers
 from registry import RECIPES, STATEFUL
 
 from pml_ext import losses, miners, ranks, thresholds
@@ -124,7 +124,15 @@ OURS = {
 
 
 @pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning")  # PML's HistogramLoss
-@pytest.mark.parametrize("name", OF_PML)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=pytest.mark.pml2(f"its {name}") if name in ("CrossBatchMemory", "MultipleLosses") else ()
+        )
+        for name in OF_PML
+    ],
+)
 def test_losses_of_pml_are_those_of_one_process(name):
     check_sharding(OF_PML[name](), None, CASE)
 

@@ -2,10 +2,7 @@
 
 import pytest
 import torch
-from pytorch_metric_learning.distances import DotProductSimilarity, LpDistance
-from pytorch_metric_learning.losses import NTXentLoss
-from pytorch_metric_learning.reducers import AvgNonZeroReducer
-from pytorch_metric_learning.regularizers import LpRegularizer
+from of_pml import AvgNonZeroReducer, DotProductSimilarity, LpDistance, LpRegularizer, NTXentLoss
 
 from pml_ext import losses
 from pml_ext.miners import HardNegativePairMiner

@@ -3,11 +3,20 @@
 from itertools import pairwise
 
 import pytest
+
+pytest.importorskip("pytorch_metric_learning.trainers", reason="about PML 2: its losses, run faster")
+
 import torch
-from pytorch_metric_learning import losses, miners, reducers
-from pytorch_metric_learning.distances import DotProductSimilarity, LpDistance, SNRDistance
-from pytorch_metric_learning.losses import TripletMarginLoss
-from pytorch_metric_learning.regularizers import LpRegularizer
+from of_pml import (
+    DotProductSimilarity,
+    LpDistance,
+    LpRegularizer,
+    SNRDistance,
+    TripletMarginLoss,
+    losses,
+    miners,
+    reducers,
+)
 
 from pml_ext import thresholds
 from pml_ext.pairs import PairMasks

@@ -17,10 +17,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
-from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
-from pytorch_metric_learning.utils.inference import FaissKNN
-from pytorch_metric_learning.utils.logging_presets import HookContainer
+from of_pml import AccuracyCalculator, FaissKNN, GlobalEmbeddingSpaceTester, HookContainer
 from record_keeper import RecordKeeper, RecordWriter
 from sklearn.datasets import load_digits
 
@@ -718,6 +715,7 @@ def test_record_keeper_logs_recall(digits, model, tmp_path):
 # -------------------------------------------------------------------------------------------------------- without faiss
 
 
+@pytest.mark.pml2("its accuracy calculator")
 def test_without_faiss():
     """In a process that cannot import faiss: PML fails, ours gives the same metrics."""
     code = """

@@ -6,8 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
-from pytorch_metric_learning.utils.inference import FaissKNN
+from of_pml import AccuracyCalculator, FaissKNN
 
 from pml_ext import thresholds
 from pml_ext.evaluation import TorchKNN, knn

@@ -37,6 +37,7 @@ def test_write_your_own_loss(capsys):
     assert "passes every law" in capsys.readouterr().out
 
 
+@pytest.mark.pml2("its trainers")
 def test_hardness_aware(capsys):
     results = load("hardness_aware").main(epochs=1)
     for first, last, recall in results.values():

@@ -19,7 +19,10 @@ NEEDS = {
     "pml_trainer": (),
     "sentence_transformers_trainer": ("sentence_transformers", "datasets", "accelerate"),
 }
-of_loops = [name for name in NEEDS if name != "large_batches"]
+ITS_TRAINERS = pytest.mark.pml2("its trainers")
+of_loops = [
+    pytest.param(name, marks=ITS_TRAINERS if name == "pml_trainer" else ()) for name in NEEDS if name != "large_batches"
+]
 
 
 def load(name):

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from pytorch_metric_learning import losses as pml_losses
-from pytorch_metric_learning.distances import LpDistance
+from of_pml import LpDistance
+from of_pml import losses as pml_losses
 from toy import toy
 
 from pml_ext import thresholds

@@ -131,6 +131,7 @@ def test_the_loss_sees_what_is_allowed(loss):
     assert guide.grad is None
 
 
+@pytest.mark.pml2("it collects statistics")
 def test_statistics():
     miner = GuidedMiner(collect_stats=True)
     miner(*toy(6), guide=GUIDE)

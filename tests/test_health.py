@@ -9,15 +9,12 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-import pytorch_metric_learning.losses as pml
 import torch
-from pytorch_metric_learning import distances, miners
-from pytorch_metric_learning.samplers import MPerClassSampler
-from pytorch_metric_learning.trainers import MetricLossOnly
-from pytorch_metric_learning.utils import logging_presets
+from of_pml import MetricLossOnly, MPerClassSampler, distances, logging_presets, miners
+from of_pml import losses as pml
 from torch import nn
 
-from pml_ext import catalog, losses, wrappers
+from pml_ext import _pml, catalog, losses, wrappers
 from pml_ext.analysis import EmbeddingHealth, Health, pair_weights
 from pml_ext.analysis.geometry import NAN
 from pml_ext.analysis.health import measure
@@ -148,7 +145,7 @@ STATEFUL = {
     "a memory": lambda: wrappers.CrossBatchMemory(losses.RAWLoss(), embedding_size=4, memory_size=64),
     "running centers": lambda: losses.CenterLoss(num_classes=10, embedding_size=4),
     "proxies": lambda: pml.SoftTripleLoss(10, 4),
-    "statistics": lambda: pml.ContrastiveLoss(collect_stats=True),
+    "statistics": lambda: pml.ContrastiveLoss(**{} if _pml.HAS_TERMS else {"collect_stats": True}),
     "a graph of the last call": lambda: pml.DynamicSoftMarginLoss(),
 }
 
@@ -257,6 +254,7 @@ def test_a_watched_loss_compiles_as_one_graph():
     torch.testing.assert_close(compiled(healthy_batch(), LABELS), losses.RAWLoss()(healthy_batch(), LABELS))
 
 
+@pytest.mark.pml2("it collects statistics")
 def test_statistics_of_a_distance_stay_as_they_are():
     loss = pml.AngularLoss(distance=distances.LpDistance(collect_stats=True), collect_stats=True)
     before = vars(loss.distance).copy()

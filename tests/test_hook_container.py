@@ -3,8 +3,10 @@
 from types import SimpleNamespace
 
 import pytest
-from pytorch_metric_learning.utils import common_functions as c_f
-from pytorch_metric_learning.utils.logging_presets import HookContainer
+
+pytest.importorskip("pytorch_metric_learning.trainers", reason="about PML 2: its trainers")
+
+from of_pml import HookContainer, c_f
 from record_keeper import RecordKeeper, RecordWriter
 from registry import ARGUMENTS
 

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from pytorch_metric_learning import losses as pml
-from pytorch_metric_learning import miners as pml_miners
-from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
-from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
+from of_pml import CosineSimilarity, LpDistance
+from of_pml import losses as pml
+from of_pml import miners as pml_miners
 from torch import Tensor
 from torch.nn.functional import normalize
+from toy import all_pairs
 
+from pml_ext import _pml
 from pml_ext.losses import BatchAllTripletLoss, BinomialDevianceLoss, KNNSoftmaxLoss, RAWLoss
 from pml_ext.miners import HardNegativePairMiner, KNearestNegativeMiner, KNearestPositiveMiner
 from pml_ext.pairs import PairMasks, label_masks
@@ -33,6 +34,9 @@ class Seen(pml.ContrastiveLoss):  # type: ignore[misc]
         self.args = args
         loss: Tensor = super().forward(*args)
         return loss
+
+
+OWN = pytest.mark.pml2("how a miner of one's own is written")
 
 
 class _Own(pml_miners.BaseMiner):
@@ -69,7 +73,7 @@ ROW_MINERS = [
     pml_miners.MultiSimilarityMiner(epsilon=0.1, distance=LpDistance()),
     pml_miners.PairMarginMiner(0.9, 1.1),
     pml_miners.TripletMarginMiner(type_of_triplets="semihard"),
-    _Own(),
+    pytest.param(_Own(distance=LpDistance()), marks=OWN),
     HardNegativePairMiner(),
     KNearestPositiveMiner(k=1),
     KNearestNegativeMiner(k=2),
@@ -81,7 +85,9 @@ def one_by_one(miner, embeddings, labels, refs, ref_labels, own):
     found: set[tuple[int, ...]] = set()
     for i in range(len(labels)):
         others = torch.arange(len(refs))[torch.arange(len(refs)) != own[i]]
-        for _, x, y in triples(miner(embeddings[i : i + 1], labels[i : i + 1], refs[others], ref_labels[others])):
+        for _, x, y in triples(
+            _pml.mine(miner, embeddings[i : i + 1], labels[i : i + 1], refs[others], ref_labels[others])
+        ):
             pair = y in (1, -1) and len(miner_columns(miner)) == 2
             found.add((i, int(others[x]), y if pair else int(others[y])))
     return found
@@ -159,6 +165,7 @@ def test_miners_that_cannot_mine_here_are_refused():
         CrossBatchMemory(RAWLoss(), 6, 30, RAWLoss())
 
 
+@pytest.mark.pml2("it collects statistics")
 @pytest.mark.parametrize("miner", [HardNegativePairMiner, pml_miners.MultiSimilarityMiner, pml_miners.PairMarginMiner])
 def test_miners_record_their_statistics(miner):
     memory = CrossBatchMemory(RAWLoss(), 6, 30, miner(collect_stats=True))
@@ -220,7 +227,10 @@ def test_labels_of_any_dtype_survive_a_file(dtype):
 
 
 @pytest.mark.parametrize("loss", [RAWLoss, pml.ContrastiveLoss, lambda: BranchLoss(KNNSoftmaxLoss(), 2)])
-@pytest.mark.parametrize("miner", [None, HardNegativePairMiner(), pml_miners.BatchHardMiner(), _Own()])
+@pytest.mark.parametrize(
+    "miner",
+    [None, HardNegativePairMiner(), pml_miners.BatchHardMiner(), pytest.param(_Own(distance=LpDistance()), marks=OWN)],
+)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_what_is_not_finite_is_seen_once(loss, miner, bad):
     memory, clean = (CrossBatchMemory(loss(), 6, 30, miner) for _ in range(2))
@@ -401,7 +411,7 @@ def test_given_pairs_go_with_a_mask_of_what_is_enqueued():
     embeddings, labels = batch(0)
     mask = torch.arange(12) % 3 == 0
     memory, plain = (CrossBatchMemory(BinomialDevianceLoss(), 6, 30) for _ in range(2))
-    every = lmu.get_all_pairs_indices(labels)  # all are there already
+    every = all_pairs(labels)  # all are there already
     torch.testing.assert_close(memory(embeddings, labels, every, mask), plain(embeddings, labels, enqueue_mask=mask))
 
 
@@ -411,7 +421,10 @@ def test_given_pairs_go_with_a_mask_of_what_is_enqueued():
         (lambda m, x, p: m(x), "both are None"),
         (lambda m, x, p: m(x, None, PairMasks(p[:3], p[:3])), "must have shape .12, 12."),
         (lambda m, x, p: m(x, None, (torch.tensor([0]), torch.tensor([12]), *[torch.tensor([0])] * 2)), "12..12"),
-        (lambda m, x, p: CrossBatchMemory(RAWLoss(), 6, 30, _Own())(x, None, PairMasks(p, ~p)), "_Own mines by them"),
+        (
+            lambda m, x, p: CrossBatchMemory(RAWLoss(), 6, 30, _Own(distance=LpDistance()))(x, None, PairMasks(p, ~p)),
+            "_Own mines by them",
+        ),
         (lambda m, x, p: CrossBatchMemory(RAWLoss(), 6, 30, start=-1), "start must be at least 1, got -1"),
     ],
 )

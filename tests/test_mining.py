@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nine_samples import X9, Y9
 from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity, LpDistance, SNRDistance
 
-from pml_ext import mining
+from pml_ext import _pml, mining
 from pml_ext.mining import MinedTuples, mine
 from pml_ext.mining.draws import keys
 from pml_ext.mining.scores import _topk
@@ -79,7 +79,7 @@ def score(distance, a, b):
     """Larger is closer, by plain arithmetic."""
     a, b = a.tolist(), b.tolist()
     if isinstance(distance, LpDistance):
-        if distance.normalize_embeddings:
+        if _pml.facts(distance).normalize_embeddings:
             a, b = ([value / math.hypot(*v) for value in v] for v in (a, b))
         return -math.dist(a, b)
     dot = sum(x * y for x, y in zip(a, b, strict=True))

@@ -5,10 +5,8 @@ from fractions import Fraction
 
 import pytest
 import torch
-from pytorch_metric_learning import losses as pml
-from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity, LpDistance
-from pytorch_metric_learning.miners import BatchEasyHardMiner
-from pytorch_metric_learning.reducers import MeanReducer
+from of_pml import BatchEasyHardMiner, CosineSimilarity, DotProductSimilarity, LpDistance, MeanReducer
+from of_pml import losses as pml
 from toy import gradient_of, random_batch, toy
 
 from pml_ext.catalog import build
@@ -105,7 +103,7 @@ def test_n_pair_and_soft_triple_are_those_of_pml():
     torch.testing.assert_close(recipe(embeddings, labels), expected)
     soft_triple = build("SoftTriple", num_classes=3, embedding_size=3).loss
     assert type(soft_triple) is pml.SoftTripleLoss
-    assert soft_triple.fc.shape == (3, 30)
+    assert [each.numel() for each in soft_triple.parameters()] == [3 * 30]
 
 
 # --- Identities. ------------------------------------------------------------------------------------------------------

@@ -5,8 +5,7 @@ import itertools
 
 import pytest
 import torch
-from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity, LpDistance
-from pytorch_metric_learning.reducers import DoNothingReducer
+from of_pml import CosineSimilarity, DoNothingReducer, DotProductSimilarity, LpDistance
 
 from pml_ext import losses, masked
 from pml_ext.pairs import PairMasks

@@ -6,15 +6,14 @@ import itertools
 import pickle
 
 import pytest
-import pytorch_metric_learning.losses as pml
 import torch
-from pytorch_metric_learning import distances, miners, reducers
-from pytorch_metric_learning.regularizers import LpRegularizer
+from of_pml import LpRegularizer, distances, miners, needs, reducers
+from of_pml import losses as pml
 from registry import LOSSES, WRAPPERS, exceptions
 from torch import nn
 from toy import toy
 
-from pml_ext import catalog, losses, weightings, wrappers
+from pml_ext import _pml, catalog, losses, weightings, wrappers
 from pml_ext.analysis import NoPairWeightsError, pair_weights
 from pml_ext.base import MatrixLoss
 from pml_ext.centers import BatchCenters
@@ -159,7 +158,7 @@ def test_golden_weights(name):
 def reconstructed(found, distance, embeddings, references=None):
     """The gradient by the embeddings that the weights say the loss has."""
     x = embeddings.clone().requires_grad_()
-    sim = distance(x, references) * (1 if distance.is_inverted else -1)
+    sim = distance(x, references) * _pml.sign(distance)
     (gradient,) = torch.autograd.grad((found.derivative * sim).sum(), x)
     return gradient + found.beyond
 
@@ -227,6 +226,7 @@ def of_pml(name):
     return cls(**{k: v for k, v in NUMBERS.items() if k in required}).double()
 
 
+@pytest.mark.pml2("its list of losses")
 def test_the_list_is_all_of_pml():
     known = {name for name, cls in vars(pml).items() if inspect.isclass(cls) and issubclass(cls, nn.Module)}
     assert known == set(OF_PML) | ABSTRACT | OF_LOSSES
@@ -237,6 +237,7 @@ def test_the_list_is_all_of_pml():
 @pytest.mark.filterwarnings("ignore:__array_wrap__")  # PML's LargeMarginSoftmaxLoss
 @pytest.mark.parametrize("name", OF_PML)
 def test_any_loss_of_pml(name):
+    needs(name)
     loss, batch = of_pml(name), Batch((3, 3, 3, 3), 8, seed=3)
     x, call = batch.embeddings, {} if name in ("ManifoldLoss", "VICRegLoss") else {"labels": batch.labels}
     if name == "VICRegLoss":
@@ -265,9 +266,16 @@ def test_any_loss_of_pml(name):
 def test_losses_of_losses_of_pml():
     batch = Batch((3, 3, 3), 8, seed=3)
     x, labels = batch.embeddings, batch.labels
-    found = pair_weights(pml.MultipleLosses([pml.ContrastiveLoss(), losses.RAWLoss()], weights=[1, 0.5]), x, labels)
+    both = pml.MultipleLosses({"a": pml.ContrastiveLoss(), "b": losses.RAWLoss()}, weights={"a": 1, "b": 0.5})
+    found = pair_weights(both, x, labels)
     alone = [pair_weights(loss, x, labels) for loss in (pml.ContrastiveLoss(), losses.RAWLoss())]
     torch.testing.assert_close(found.derivative, torch.stack((alone[0].derivative, 0.5 * alone[1].derivative)))
+
+
+@pytest.mark.pml2("its wrappers")
+def test_losses_of_views_and_memories_of_pml():
+    batch = Batch((3, 3, 3), 8, seed=3)
+    x, labels = batch.embeddings, batch.labels
     views = pair_weights(pml.SelfSupervisedLoss(pml.NTXentLoss()), x, ref_emb=x.flip(0))
     assert views.weights.shape == (18, 18)
     memory = pml.CrossBatchMemory(pml.ContrastiveLoss(), 8, memory_size=32)
@@ -415,7 +423,7 @@ def test_distances_and_similarities_have_weights_of_the_same_sign():
     ):
         found = pair_weights(losses.RAWLoss(distance=distance), batch.embeddings, batch.labels)
         expected = distance(batch.embeddings)
-        assert torch.equal(found.similarity, expected if distance.is_inverted else -expected)
+        assert torch.equal(found.similarity, _pml.sign(distance) * expected)
         assert (found.derivative[found.pos] <= 0).all()
         assert (found.derivative[found.neg] >= 0).all()
 
@@ -463,18 +471,22 @@ def test_half_precision_and_a_compiled_loss():
     assert compiled.given
 
 
+@pytest.mark.pml2("its DoNothingReducer")
+def test_a_loss_that_is_not_reduced_has_no_weights():
+    with pytest.raises(NoPairWeightsError, match="RAWLoss must be reduced to a scalar, its result has type dict"):
+        pair_weights(losses.RAWLoss(reducer=reducers.DoNothingReducer()), *toy(6))
+
+
 def test_errors_name_what_is_wrong():
     x, labels = toy(6)
     with pytest.raises(TypeError, match="loss must be a PML loss, got str"):
         pair_weights("RAW", x, labels)
     with pytest.raises(ValueError, match="labels must be one label for each"):
         pair_weights(losses.RAWLoss(), x, labels[1:])
-    with pytest.raises(NoPairWeightsError, match="RAWLoss must be reduced to a scalar, its result has type dict"):
-        pair_weights(losses.RAWLoss(reducer=reducers.DoNothingReducer()), x, labels)
     memory = wrappers.CrossBatchMemory(losses.RAWLoss(), embedding_size=2, memory_size=20)
     memory(x, labels)
     with pytest.raises(NoPairWeightsError, match="compares sets of different sizes, 6 x 6 and 6 x 12"):
-        pair_weights(pml.MultipleLosses([losses.RAWLoss(), memory]), x, labels)
+        pair_weights(pml.MultipleLosses({"a": losses.RAWLoss(), "b": memory}), x, labels)
 
 
 def constant(sim, pos, neg, *, weight):

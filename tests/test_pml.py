@@ -4,8 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pytorch_metric_learning import distances, losses, miners, reducers
-from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
+from of_pml import distances, lmu, losses, miners, reducers
 from torch import nn
 
 from pml_ext import _pml
@@ -13,23 +12,24 @@ from pml_ext.index_tuples import all_triplets, to_pairs, to_triplets
 from pml_ext.losses import BinomialDevianceLoss
 from pml_ext.miners import HardNegativePairMiner
 
+# Each with is_inverted, normalize_embeddings, p and power.
 DISTANCES = [
-    distances.LpDistance(),
-    distances.LpDistance(normalize_embeddings=False),
-    distances.LpDistance(p=1, power=2),
-    distances.LpDistance(p=3, power=0.5, normalize_embeddings=False),
-    distances.CosineSimilarity(),
-    distances.CosineSimilarity(power=3),
-    distances.DotProductSimilarity(normalize_embeddings=False),
-    distances.DotProductSimilarity(normalize_embeddings=False, power=2),
-    distances.DotProductSimilarity(normalize_embeddings=True, p=4),
+    (distances.LpDistance(), (False, True, 2, 1)),
+    (distances.LpDistance(normalize_embeddings=False), (False, False, 2, 1)),
+    (distances.LpDistance(p=1, power=2), (False, True, 1, 2)),
+    (distances.LpDistance(p=3, power=0.5, normalize_embeddings=False), (False, False, 3, 0.5)),
+    (distances.CosineSimilarity(), (True, True, 2, 1)),
+    (distances.CosineSimilarity(power=3), (True, True, 2, 3)),
+    (distances.DotProductSimilarity(normalize_embeddings=False), (True, False, 2, 1)),
+    (distances.DotProductSimilarity(normalize_embeddings=False, power=2), (True, False, 2, 2)),
+    (distances.DotProductSimilarity(normalize_embeddings=True, p=4), (True, True, 4, 1)),
 ]
 
 
-@pytest.mark.parametrize("distance", DISTANCES, ids=str)
-def test_a_distance_is_found_out(distance):
-    said = {name: getattr(distance, name) for name in _pml._FACTS}
-    assert _pml._facts(distance) == said
+@pytest.mark.parametrize(("distance", "said"), DISTANCES, ids=str)
+def test_a_distance_is_found_out(distance, said):
+    assert _pml._facts(distance) == {**_pml.Facts(*said)._asdict(), "collect_stats": False}
+    assert _pml.facts(distance) == said
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -80,10 +80,12 @@ class New(_pml.Loss):
 def test_defaults_go_by_either_name(cls, power):
     loss = cls()
     assert (loss.distance.power, type(loss.reducer)) == (power, reducers.SumReducer)
-    assert loss.default_distance().power == loss.get_default_distance().power == power
+    for distance in (loss.default_distance(), loss.get_default_distance()):
+        assert _pml.facts(distance).power == power
     assert type(loss.default_reducer()) is type(loss.get_default_reducer()) is reducers.SumReducer
 
 
+@pytest.mark.pml2("its default distance")
 def test_defaults_without_an_override_are_those_of_pml():
     loss = _pml.Loss()
     assert type(loss.distance) is type(losses.BaseMetricLossFunction().distance)
@@ -101,9 +103,9 @@ def test_what_is_recorded_is_named_once():
 def test_a_miner_of_any_kind_is_given_references_by_name():
     embeddings, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
     for miner in (HardNegativePairMiner(), miners.MultiSimilarityMiner()):
-        by_place = miner(embeddings, labels, embeddings.clone(), labels.clone())
-        by_name = _pml.mine(miner, embeddings, labels, embeddings.clone(), labels.clone())
-        assert all(map(torch.equal, by_place, by_name))
+        by_name = miner(embeddings, labels, ref_emb=embeddings.clone(), ref_labels=labels.clone())
+        found = _pml.mine(miner, embeddings, labels, embeddings.clone(), labels.clone())
+        assert all(map(torch.equal, found, by_name))
 
 
 labelled = st.lists(st.integers(0, 3), max_size=9).map(lambda x: torch.tensor(x, dtype=torch.long))

@@ -4,28 +4,15 @@ The double says nothing about the real one but what the documentation says. Wher
 answer, and the package has to do with both.
 """
 
-import ast
 import json
-import os
-import subprocess
-import sys
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
+from double import SWITCHES, TESTS, run_on_the_double
 from test_laws import Method
 
 from pml_ext import _pml, catalog
-
-HERE = Path(__file__).parent
-DOUBLE = HERE / "pml3" / "double"
-SWITCHES = [
-    ast.literal_eval(key)
-    for node in ast.walk(ast.parse((DOUBLE / "pytorch_metric_learning" / "switches.py").read_text(encoding="utf-8")))
-    if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SWITCHES"
-    for key in node.value.keys
-]
 
 
 @cache
@@ -44,43 +31,44 @@ def expected():
     return found
 
 
-_OPTIONS = ("-n", "0", "-q", "-p", "no:cacheprovider", "--tb=short")
+ON_THE_DOUBLE = str(TESTS / "pml3" / "on_the_double.py")
+# Ordinary tests that take no time; all of them under `slow`.
+QUICK = [str(TESTS / f"test_{name}.py") for name in ("pml", "sphere", "wrapped_losses")]
 
 
-def run_on_the_double(*arguments, flipped="", laws="few"):
-    paths = [str(DOUBLE), str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH", "")])]
-    process = subprocess.run(
-        [sys.executable, "-m", "pytest", str(HERE / "pml3" / "on_the_double.py"), *_OPTIONS, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=HERE.parent,
-        env=os.environ
-        | {
-            "PYTHONPATH": os.pathsep.join(paths),
-            "PML3_DOUBLE": flipped,
-            "PML3_LAWS": laws,
-            "PML3_EXPECTED": json.dumps(expected()),
-            "HYPOTHESIS_PROFILE": "dev",
-        },
+def passed(*arguments, flipped="", laws="few"):
+    process = run_on_the_double(
+        ["-n", "0", *arguments],
+        flipped,
+        capture=True,
+        PML3_LAWS=laws,
+        PML3_EXPECTED=json.dumps(expected()),
+        HYPOTHESIS_PROFILE="dev",
     )
     assert process.returncode == 0, process.stdout[-5000:] + process.stderr[-2000:]
-    return process.stdout
+    assert " passed" in process.stdout
 
 
 pytestmark = pytest.mark.skipif(_pml.HAS_TERMS, reason="this is PML 3 itself")
 
 
 def test_on_the_double():
-    assert " passed" in run_on_the_double()
+    passed(ON_THE_DOUBLE, *QUICK)
 
 
 def test_on_the_double_with_the_other_answers():
     """All of them at once; one by one, with all laws and the benchmark, under `slow`."""
-    assert " passed" in run_on_the_double("-k", "not keeps_the_laws and not benchmark", flipped=",".join(SWITCHES))
+    passed(ON_THE_DOUBLE, "-k", "not keeps_the_laws and not benchmark", flipped=",".join(SWITCHES))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flipped", ["", *SWITCHES, ",".join(SWITCHES)], ids=lambda name: name or "as assumed")
 def test_every_law_on_the_double(flipped):
-    assert " passed" in run_on_the_double(flipped=flipped, laws="every" if flipped else "all")
+    passed(ON_THE_DOUBLE, flipped=flipped, laws="every" if flipped else "all")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flipped", ["", *SWITCHES, ",".join(SWITCHES)], ids=lambda name: name or "as assumed")
+def test_the_suite_on_the_double(flipped):
+    """The ordinary tests, without those of the double itself."""
+    passed("tests", "--ignore=tests/pml3", flipped=flipped)

@@ -130,6 +130,7 @@ def test_levels_are_in_the_units_of_the_distance():
     assert expected.any()
 
 
+@pytest.mark.pml2("it collects statistics")
 def test_the_share_that_is_dropped():
     miner = PositiveAwareMiner(collect_stats=True)
     miner(*toy(6))

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from pytorch_metric_learning import losses as pml_losses
-from pytorch_metric_learning.distances import CosineSimilarity
+from of_pml import CosineSimilarity
+from of_pml import losses as pml_losses
 from toy import toy
 
 from pml_ext import thresholds

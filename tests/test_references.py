@@ -112,6 +112,7 @@ def test_miners_see_labels_of_references_that_are_the_embeddings(name):
     assert [index.tolist() for index in actual] == [index.tolist() for index in expected]
 
 
+@pytest.mark.pml2("references that are the batch itself")
 def test_labels_of_references_count_as_in_pml():
     x, labels, other = batch()
     expected = pml_losses.MultiSimilarityLoss()(x, labels, ref_emb=x, ref_labels=other)
@@ -139,6 +140,7 @@ def test_the_gradient_of_references_that_are_the_embeddings_is_theirs_too():
     torch.testing.assert_close(x.grad, a.grad + b.grad)
 
 
+@pytest.mark.pml2("its miners leave out the diagonal of equal label tensors")
 def test_a_pair_that_a_miner_names_twice_is_told_with_its_cause():
     x, labels, _ = batch()
     pairs = MultiSimilarityMiner()(x, labels, x.clone(), labels)

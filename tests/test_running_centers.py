@@ -82,6 +82,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.pml2("its DistributedLossWrapper")
 def test_samples_that_every_process_sees_count_once(tmp_path):
     """PML's wrapper gives each process the samples of all; without it each has its own. One process is this one."""
     batches = [[(batch(seed), LABELS) for seed in seeds] for seeds in ((0, 2, 4), (1, 3, 4))]

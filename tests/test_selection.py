@@ -5,7 +5,7 @@ import torch
 from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity, LpDistance
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from pml_ext import sampling, thresholds
+from pml_ext import _pml, sampling, thresholds
 from pml_ext.catalog import all_miners
 from pml_ext.masked import informative, kth_largest, largest, nearest, not_self
 from pml_ext.miners import (
@@ -286,16 +286,16 @@ DISTANCES = [
 ]
 
 
-@pytest.mark.parametrize("distance", DISTANCES, ids=lambda d: f"{type(d).__name__}{d.power}{d.normalize_embeddings}")
+@pytest.mark.parametrize("distance", DISTANCES, ids=lambda d: f"{type(d).__name__}{_pml.facts(d)[1:]}")
 @pytest.mark.parametrize("n", [7, 600])
 def test_scores_are_those_of_the_distance(n, distance):
     """A large batch with itself computes the half of them, here with bands of different heights."""
-    miner, sign = KNearestPositiveMiner(distance=distance), 1 if distance.is_inverted else -1
+    miner, sign = KNearestPositiveMiner(distance=distance), _pml.sign(distance)
     x, _ = batch(n, torch.float64)
     x[1] = x[0]
     scores = miner.scores(x, None)
     # Of equal samples the square root makes 1e-8 of what is left by rounding.
-    tolerance = {"rtol": 1e-12, "atol": 1e-6 if distance.power == 1 else 1e-12}
+    tolerance = {"rtol": 1e-12, "atol": 1e-6 if _pml.facts(distance).power == 1 else 1e-12}
     torch.testing.assert_close(scores, sign * distance(x), **tolerance)
     torch.testing.assert_close(scores, scores.t(), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(miner.scores(x[:5], x), scores[:5], rtol=1e-12, atol=1e-12)

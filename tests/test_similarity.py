@@ -6,7 +6,7 @@ import pytest
 import torch
 from pytorch_metric_learning.distances import BaseDistance, LpDistance, SNRDistance
 
-from pml_ext import engine, losses, miners, thresholds
+from pml_ext import _pml, engine, losses, miners, thresholds
 from pml_ext.analysis.pair_weights import pair_weights
 from pml_ext.centers import BatchCenters
 from pml_ext.similarity import Similarity, normalized, scores_by
@@ -15,6 +15,12 @@ from pml_ext.vectors import normalize, origin_of, unit_vectors
 from pml_ext.wrappers import BranchLoss, CentersAsReferences
 
 HALF = (torch.float16, torch.bfloat16)
+
+
+def described(distance):
+    """A distance as a loss has it, which says of itself what PML 2's say."""
+    _pml.describe(distance)
+    return distance
 
 
 def gradient(loss, embeddings, labels, **options):
@@ -34,7 +40,8 @@ def test_unit_vectors_are_normalized_ones_with_all_their_derivatives(unit):
 def test_vectors_are_normalized_in_the_norm_of_the_distance(p):
     x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     torch.testing.assert_close(normalize(x, p), torch.nn.functional.normalize(x, p=p))
-    assert torch.autograd.gradcheck(lambda x: normalized(LpDistance(p=p), x), x)
+    distance = described(LpDistance(p=p))
+    assert torch.autograd.gradcheck(lambda x: normalized(distance, x), x)
 
 
 @pytest.mark.parametrize("unit", [unit_vectors, normalize, lambda x: normalize(x, 1)], ids=["fast", "plain", "p=1"])
@@ -96,15 +103,21 @@ def exact(loss, embeddings, labels, ref=None, ref_labels=None):
     x = embeddings.double().requires_grad_()
     with engine.disabled():
         other = copy.deepcopy(loss)
-        other.distance = ByDifferences(
-            normalize_embeddings=loss.distance.normalize_embeddings, power=loss.distance.power
-        )
+        assert not loss.distance.normalize_embeddings
+        other.distance = ByDifferences(loss.distance.power)
         value = other(x, labels, None, None if ref is None else ref.double(), ref_labels)
         return value.detach(), torch.autograd.grad(value, x)[0]
 
 
 class ByDifferences(BaseDistance):
-    """The Euclidean distance as it is defined."""
+    """The Euclidean distance of vectors that are not normalized as it is defined, in both versions of PML."""
+
+    def __init__(self, power=1):
+        super().__init__(normalize_embeddings=False, power=power)
+        self.normalize_embeddings, self.power = False, power
+
+    def forward(self, query_emb, ref_emb=None):
+        return self.compute_mat(query_emb, query_emb if ref_emb is None else ref_emb) ** self.power
 
     def compute_mat(self, query_emb, ref_emb):
         squares = (query_emb.unsqueeze(1) - ref_emb).square().sum(-1)
@@ -184,7 +197,7 @@ def test_small_distances_between_far_clusters_stay():
 def test_miners_and_pair_weights_see_the_same_distances(layout):
     x, labels = LAYOUTS[layout]
     distance = LpDistance(normalize_embeddings=False)
-    exactly = ByDifferences(normalize_embeddings=False)
+    exactly = ByDifferences()
     miner = miners.KNearestNegativeMiner(k=1, distance=distance)
     truth = miners.KNearestNegativeMiner(k=1, distance=exactly)
     for found, wanted in zip(miner(x, labels), truth(x.double(), labels), strict=True):
@@ -223,7 +236,7 @@ def test_a_power_below_1_has_the_gradient_of_its_distinct_pairs(p):
     """The power of a distance has no derivative at 0, where every sample is from itself."""
     torch.manual_seed(0)
     x = torch.randn(6, 3, dtype=torch.float64)
-    distance = LpDistance(p=p, power=0.5, normalize_embeddings=False)
+    distance = described(LpDistance(p=p, power=0.5, normalize_embeddings=False))
     leaf, again = x.clone().requires_grad_(), x.clone().requires_grad_()
     scores_by(distance, leaf, None).sum().backward()
     pairs = [(i, j) for i in range(6) for j in range(6) if i != j]
@@ -242,7 +255,7 @@ def test_a_vector_without_variance_has_no_ratio_of_signal_to_noise():
 
 def test_equal_vectors_have_no_distance_where_nobody_may_look():
     # Their squared distance by lengths and product is a rounding error, whose root is no distance.
-    similarity = Similarity.of(LpDistance(normalize_embeddings=False))
+    similarity = Similarity.of(described(LpDistance(normalize_embeddings=False)))
     with thresholds.as_on_a_device():
         for seed in range(20):
             x = 30 * torch.randn(8, 16, generator=torch.Generator().manual_seed(seed))

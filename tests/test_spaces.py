@@ -150,10 +150,12 @@ def test_every_argument_of_the_table_exists(name):
     import pytorch_metric_learning.losses as pml_losses
     import pytorch_metric_learning.miners as pml_miners
 
-    from pml_ext import centers, losses, miners, wrappers
+    from pml_ext import _pml, centers, losses, miners, wrappers
 
     homes = (losses, miners, wrappers, centers, pml_losses, pml_miners)
     found = [getattr(home, name) for home in homes if hasattr(home, name)]
+    if not found and _pml.HAS_TERMS:
+        pytest.skip(f"about PML's own {name}, which is not there")
     assert found, "no class of that name"
     for argument in SPACES[name]:
         assert argument in spaces.arguments(found[0])

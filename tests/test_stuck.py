@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-import pytorch_metric_learning.losses as pml
 import torch
+from of_pml import LpDistance
+from of_pml import losses as pml
 from torch import nn
 
-from pml_ext import losses, wrappers
+from pml_ext import _pml, losses, wrappers
 from pml_ext.analysis import EmbeddingHealth, diagnose
 from pml_ext.analysis.geometry import geometry, pairs_of_classes, possible_rank, singular_values
 from pml_ext.analysis.stuck import parameters_behind
@@ -53,7 +54,7 @@ def test_a_run_that_gets_on_is_not_named():
 
 
 def test_embeddings_that_are_detached_get_no_gradient():
-    proxies = pml.ArcFaceLoss(CLASSES, D)
+    proxies = pml.SoftTripleLoss(CLASSES, D)
     health = run(3, loss=proxies, see=torch.Tensor.detach)
     assert health.failure == (
         "no gradient reaches the embeddings: they do not require one, as after detach() or under no_grad()"
@@ -68,11 +69,11 @@ def test_a_gradient_of_zero_is_no_gradient():
 
 
 def test_a_loss_of_zero_is_satisfied():
-    class Zero(pml.BaseMetricLossFunction):
-        def compute_loss(self, embeddings, *_):
+    class Zero(_pml.Loss):
+        def loss_dict(self, embeddings, *_):
             return {"loss": {"losses": 0 * embeddings.sum(), "indices": None, "reduction_type": "already_reduced"}}
 
-    failure = run(3, loss=Zero()).failure
+    failure = run(3, loss=Zero(distance=LpDistance())).failure
     assert failure.startswith("nothing to learn from")
 
 
@@ -86,9 +87,9 @@ def test_parameters_that_are_not_trained_are_named(rate):
 
 def test_proxies_that_are_not_trained_are_named():
     network = nn.Linear(32, D)
-    health = run(6, loss=pml.ArcFaceLoss(CLASSES, D), network=network, trained=[*network.parameters()])
+    health = run(6, loss=pml.SoftTripleLoss(CLASSES, D), network=network, trained=[*network.parameters()])
     assert health.failure.startswith("nothing moves: none of the 1 parameters of the loss has changed since step 0")
-    assert run(6, loss=pml.ArcFaceLoss(CLASSES, D)).failure == ""
+    assert run(6, loss=pml.SoftTripleLoss(CLASSES, D)).failure == ""
 
 
 def test_parameters_are_found_behind_a_compiled_network_too():
@@ -130,12 +131,12 @@ def test_a_loss_above_its_start_is_named():
 
 
 def test_a_loss_that_is_no_number_is_named():
-    class Broken(pml.BaseMetricLossFunction):
-        def compute_loss(self, embeddings, *_):
+    class Broken(_pml.Loss):
+        def loss_dict(self, embeddings, *_):
             losses = embeddings.sum(1) * torch.nan
             return {"loss": {"losses": losses.mean(), "indices": None, "reduction_type": "already_reduced"}}
 
-    assert run(2, loss=Broken()).history[0].failure == "not finite: the loss is nan"
+    assert run(2, loss=Broken(distance=LpDistance())).history[0].failure == "not finite: the loss is nan"
 
 
 @pytest.mark.parametrize("steps", [1, 7, 10, 11, 33, 100, 300])

@@ -10,17 +10,23 @@ from typing import Any
 
 import pytest
 import torch
+from of_pml import (
+    AvgNonZeroReducer,
+    BatchHardMiner,
+    CosineSimilarity,
+    LpDistance,
+    LpRegularizer,
+    MeanReducer,
+    MultipleReducers,
+    SumReducer,
+)
+from of_pml import losses as pml
 from oracles import OF_ANCHORS
-from pytorch_metric_learning import losses as pml
-from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
-from pytorch_metric_learning.miners import BatchHardMiner
-from pytorch_metric_learning.reducers import AvgNonZeroReducer, MeanReducer, SumReducer
-from pytorch_metric_learning.regularizers import LpRegularizer
 from torch import Tensor
 from toy import gradient_of, toy
 from toy import random_batch as batch
 
-from pml_ext import engine, thresholds
+from pml_ext import _pml, engine, thresholds
 from pml_ext.catalog import build
 from pml_ext.losses import (
     AnchorContrastiveLoss,
@@ -112,8 +118,8 @@ def test_worked_gradients(loss, norm, first):
 
 
 def test_worked_weights():
-    entries = AnchorWeightedLoss(BatchAllTripletLoss()).compute_loss(T6, LABELS[:6], None, T6, LABELS[:6])
-    inner = BatchAllTripletLoss().compute_loss(T6, LABELS[:6], None, T6, LABELS[:6])
+    entries = AnchorWeightedLoss(BatchAllTripletLoss()).loss_dict(T6, LABELS[:6], None, T6, LABELS[:6])
+    inner = BatchAllTripletLoss().loss_dict(T6, LABELS[:6], None, T6, LABELS[:6])
     weights = entries["loss"]["losses"] / inner["loss"]["losses"]
     assert weights.tolist() == pytest.approx([2.375e-11, 8.445e-07, 1, 1, 0.0522415564, 8.950e-11], rel=1e-4)
     assert weights[4].item() == pytest.approx(0.0522415564, abs=1e-10)
@@ -209,7 +215,7 @@ def test_the_hardest_negative_may_be_a_duplicate():
 def test_legacy_is_the_anchor_mean_over_the_number_of_triplets():
     embeddings, labels = batch((3, 2, 4))
     anchors, triplets, legacy = (
-        soft(0.7, kind).compute_loss(embeddings, labels, None, embeddings, labels)["loss"]
+        soft(0.7, kind).loss_dict(embeddings, labels, None, embeddings, labels)["loss"]
         for kind in ("anchor", "triplet", "legacy")
     )
     assert torch.equal(anchors["losses"], legacy["losses"])
@@ -225,7 +231,7 @@ def test_log_sum_exp_pairs_are_what_they_are_called_elsewhere():
     )
     torch.testing.assert_close(bounded(embeddings, labels), MultiSimilarityLoss()(embeddings, labels))
     unbounded = LogSumExpPairLoss(alpha=1, beta=1, pos_margin=0, neg_margin=1, scale=1)
-    values = unbounded.compute_loss(embeddings, labels, None, embeddings, labels)["loss"]["losses"]
+    values = unbounded.loss_dict(embeddings, labels, None, embeddings, labels)["loss"]["losses"]
     torch.testing.assert_close(values.relu().mean(), GeneralizedLiftedStructureLoss()(embeddings, labels))
 
 
@@ -342,17 +348,32 @@ def test_anchor_weight_takes_any_loss(inner, given):
     d = inner.distance(embeddings, refs)
     weights = weights_by_hand(-d if inner.distance.is_inverted else d, pos, neg, 3)
     args = embeddings, labels, indices, refs, ref_labels
-    expected = inner.compute_loss(*args)
-    for entry in expected.values():
+    expected = _pml.entries(inner, *args)
+    total = 0
+    for name, entry in expected.items():
         if isinstance(entry["losses"], Tensor) and entry["reduction_type"] != "already_reduced":
             anchors = entry["indices"] if entry["reduction_type"] == "element" else entry["indices"][0]
             weight = weights[anchors]
-            entry["losses"] = entry["losses"] * (weight[:, None] if entry["losses"].ndim == 2 else weight)
-    inner.add_embedding_regularization_to_loss_dict(expected, embeddings)
-    assert loss.sub_loss_names() == inner.sub_loss_names()
-    assert set(loss.compute_loss(*args)) == set(inner.sub_loss_names())
+            weighted = entry["losses"] * (weight[:, None] if entry["losses"].ndim == 2 else weight)
+            reducer = inner.reducer
+            if isinstance(reducer, MultipleReducers):
+                reducer = dict(reducer.reducers.items())[name]
+            if _pml.divides(reducer, name):
+                total = total + weighted.sum() / entry["divisor"]
+            elif isinstance(reducer, AvgNonZeroReducer):
+                total = total + weighted.sum() / (weighted > 0).sum().clamp(min=1)
+            else:
+                assert isinstance(reducer, MeanReducer)
+                total = total + weighted.mean()
+        else:
+            total = total + entry["losses"]
+    if inner.embedding_regularizer is not None:
+        total = total + embeddings.norm(dim=1).mean()
+    if not _pml.HAS_TERMS:
+        assert loss.sub_loss_names() == inner.sub_loss_names()
+        assert set(loss.loss_dict(*args)) == set(inner.sub_loss_names())
     value = loss(*args) if given == "references" else loss(*args[:3])
-    torch.testing.assert_close(value, inner.reducer(expected, embeddings, labels), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(value, total, rtol=1e-10, atol=1e-12)
 
 
 def test_anchor_weight_is_a_constant():
@@ -362,7 +383,7 @@ def test_anchor_weight_is_a_constant():
     same, other = _masks(labels)
     weights = weights_by_hand(d, same & ~torch.eye(9, dtype=torch.bool), other, 2)
     leaf = embeddings.clone().requires_grad_()
-    inner = LogSumExpPairLoss().compute_loss(leaf, labels, None, leaf, labels)["loss"]["losses"]
+    inner = LogSumExpPairLoss().loss_dict(leaf, labels, None, leaf, labels)["loss"]["losses"]
     (expected,) = torch.autograd.grad((weights * inner).mean(), leaf)
     torch.testing.assert_close(gradient_of(loss, embeddings, labels), expected, rtol=1e-11, atol=1e-11)
 
@@ -397,7 +418,7 @@ def test_anchor_weight_keeps_regularizers_whole(on):
     inner = BatchAllTripletLoss(**regularizer if on == "inner" else {})
     loss = AnchorWeightedLoss(inner, **regularizer if on == "wrapper" else {})
     plain = AnchorWeightedLoss(BatchAllTripletLoss())
-    assert loss.sub_loss_names() == ["loss", "embedding_reg_loss"]
+    assert _pml.HAS_TERMS or loss.sub_loss_names() == ["loss", "embedding_reg_loss"]
     expected = plain(embeddings, labels) + 3 * embeddings.norm(dim=1).mean()
     torch.testing.assert_close(loss(embeddings, labels), expected)
 

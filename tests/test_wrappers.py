@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from pytorch_metric_learning import losses as pml
-from pytorch_metric_learning import miners as pml_miners
-from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity, LpDistance
-from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
+from of_pml import CosineSimilarity, DotProductSimilarity, LpDistance
+from of_pml import losses as pml
+from of_pml import miners as pml_miners
 from torch import Tensor
-from toy import toy
+from toy import all_pairs, toy
 
-from pml_ext import wrappers
+from pml_ext import _pml, wrappers
 from pml_ext.catalog import build
+from pml_ext.index_tuples import to_pairs
 from pml_ext.losses import (
     BinomialDevianceLoss,
     EasyPositiveTripletLoss,
@@ -84,7 +84,7 @@ def test_slices_are_means_of_losses(loss, sizes):
         losses = [loss(part, y, pairs, other, ry) for part, other in zip(slices, others, strict=True)]
         return sum(losses) / len(losses)
 
-    pairs = lmu.get_all_pairs_indices(labels)
+    pairs = all_pairs(labels)
     some = (pairs[0][::2], pairs[1][::2], pairs[2][1::2], pairs[3][1::2])
     assert_same_loss(branches, by_hand, embeddings, labels)
     assert_same_loss(branches, by_hand, embeddings, labels, some)
@@ -127,7 +127,7 @@ def test_random_slices_are_drawn_anew_and_uniformly():
     loss, counts = RandomSliceLoss(RAWLoss(), 2, seed=0), torch.zeros(6)
     parts = loss.loss
     seen: list[Tensor] = []
-    parts.compute_loss = lambda embeddings, *_: seen.append(embeddings) or parts.zero_losses()  # type: ignore
+    parts.loss_dict = lambda embeddings, *_: seen.append(embeddings) or parts.zero_losses()  # type: ignore
     embeddings = torch.arange(6.0).expand(2, 6)
     for _ in range(600):
         loss(embeddings, torch.tensor([0, 1]))
@@ -154,8 +154,8 @@ def test_random_slices_cut_references_alike():
     embeddings, labels = batch(6)
     loss = RandomSliceLoss(KNNSoftmaxLoss(k=None), 2, seed=1)
     refs, ref_labels = embeddings + 1e-9, labels
-    exact = copy.deepcopy(loss)(embeddings, labels, lmu.get_all_pairs_indices(labels))
-    pairs = lmu.get_all_pairs_indices(labels)
+    exact = copy.deepcopy(loss)(embeddings, labels, all_pairs(labels))
+    pairs = all_pairs(labels)
     torch.testing.assert_close(loss(embeddings, labels, pairs, refs, ref_labels), exact, atol=1e-6, rtol=0)
 
 
@@ -240,7 +240,7 @@ def test_mined_loss_is_miner_then_loss(loss, miner):
     (embeddings, labels), (refs, ref_labels) = batch(10, classes=3), batch(11, n=9, classes=3)
 
     def by_hand(x, *others):
-        pairs = miner(x, *others)
+        pairs = _pml.mine(miner, x, *others)
         pairs = pairs.indices() if isinstance(pairs, PairMasks) else pairs
         return loss(x, others[0], pairs, *others[1:])
 
@@ -288,6 +288,7 @@ MEMORIES = [
 ]
 
 
+@pytest.mark.pml2("its memory")
 @pytest.mark.parametrize("make", MEMORIES)
 @pytest.mark.parametrize("miner", [None, HardNegativePairMiner(), pml_miners.MultiSimilarityMiner()])
 def test_memory_is_that_of_pml(make, miner):
@@ -310,6 +311,7 @@ class _Admitting(pml.CrossBatchMemory):
         pass
 
 
+@pytest.mark.pml2("its memory")
 def test_memory_is_an_instance_of_that_of_pml():
     assert isinstance(CrossBatchMemory(RAWLoss(), 4), pml.CrossBatchMemory)
     assert isinstance(build("XBM", embedding_size=8).loss.loss, pml.ContrastiveLoss)
@@ -337,6 +339,7 @@ def test_memory_resumes_as_if_it_had_not_stopped(make, steps):
         torch.testing.assert_close(resumed(*batch(seed)), whole(*batch(seed)), rtol=0, atol=0)
 
 
+@pytest.mark.pml2("its memory")
 @pytest.mark.parametrize("steps", [0, 1, 2, 5])
 def test_memory_loads_the_state_of_that_of_pml(steps):
     theirs, ours = pml.CrossBatchMemory(pml.ContrastiveLoss(), 6, 30), CrossBatchMemory(pml.ContrastiveLoss(), 6, 30)
@@ -352,14 +355,14 @@ def test_memory_loads_the_state_of_that_of_pml(steps):
 
 
 def test_memory_shifts_given_pairs_to_their_places_in_the_queue():
-    nothing = _Nothing()
+    nothing = _Nothing(distance=LpDistance())
     seen: list[Any] = []
     for outer in ("triplets", "pairs", "masks"):
         memory = CrossBatchMemory(pml.ContrastiveLoss(), 6, 20, nothing)
         memory.loss.forward = lambda x, y, pairs, refs, ref_labels: seen.append((y, pairs, refs, ref_labels)) or x.sum()
         for seed in range(4):
             embeddings, labels = batch(seed, n=7)
-            pairs: Any = pml_miners.BatchHardMiner()(embeddings, labels)
+            pairs: Any = pml_miners.TripletMarginMiner(margin=2)(embeddings, labels)
             if outer != "triplets":
                 pairs = HardNegativePairMiner(as_masks=outer == "masks")(embeddings, labels)
             memory(embeddings, labels, pairs)
@@ -367,13 +370,16 @@ def test_memory_shifts_given_pairs_to_their_places_in_the_queue():
             assert len(a) > 0
             assert (labels[a] == ref_labels[p]).all()
             assert (labels[b] != ref_labels[n]).all()
-            expected = pairs.indices() if outer == "masks" else lmu.convert_to_pairs(pairs, labels)
+            expected = pairs.indices() if outer == "masks" else to_pairs(pairs)
             torch.testing.assert_close(refs[p], embeddings[expected[1]])
             torch.testing.assert_close(refs[n], embeddings[expected[3]])
 
 
-class _Nothing(pml_miners.BaseMiner):
+class _Nothing(_pml.Miner):
     """A miner that leaves no pair."""
+
+    def forward(self, embeddings, labels, ref_emb=None, ref_labels=None):
+        return self.mined(embeddings, labels, ref_emb, ref_labels)
 
     def mine(self, embeddings, labels, ref_emb, ref_labels):
         return (torch.zeros(0, dtype=torch.long),) * 4
@@ -383,13 +389,11 @@ def test_memory_adds_given_pairs_to_its_own():
     given = CrossBatchMemory(RAWLoss(), 6, 30), CrossBatchMemory(RAWLoss(), 6, 30)
     for seed in range(4):  # all pairs are in already
         embeddings, labels = batch(seed)
-        torch.testing.assert_close(
-            given[0](embeddings, labels, lmu.get_all_pairs_indices(labels)), given[1](embeddings, labels)
-        )
+        torch.testing.assert_close(given[0](embeddings, labels, all_pairs(labels)), given[1](embeddings, labels))
     triplets = CrossBatchMemory(pml.TripletMarginLoss(), 6, 30, pml_miners.TripletMarginMiner())
     for seed in range(4):
         embeddings, labels = batch(seed)
-        assert triplets(embeddings, labels, lmu.get_all_pairs_indices(labels)).isfinite()
+        assert triplets(embeddings, labels, all_pairs(labels)).isfinite()
 
 
 def test_own_miners_never_see_a_sample_as_its_own_positive():
@@ -474,7 +478,7 @@ MISTAKES = [
     (lambda: MinedLoss(RAWLoss(), RAWLoss()), TypeError, "miner must be a PML miner"),
     (lambda: MinedLoss(RAWLoss(), HardNegativePairMiner())(X), ValueError, "labels"),
     (
-        lambda: MinedLoss(RAWLoss(), HardNegativePairMiner())(X, Y, lmu.get_all_pairs_indices(Y)),
+        lambda: MinedLoss(RAWLoss(), HardNegativePairMiner())(X, Y, all_pairs(Y)),
         ValueError,
         "indices_tuple",
     ),
@@ -502,6 +506,7 @@ def test_mistakes_are_named(make, error, message):
         make()
 
 
+@pytest.mark.pml2("its lists of losses")
 def test_everything_that_pml_admits_is_admitted():
     known = {"MarginLoss": {}, "ContrastiveLoss": {}}
     for name in pml.CrossBatchMemory.supported_losses():

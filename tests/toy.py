@@ -33,3 +33,10 @@ def gradient_of(loss, embeddings, labels, *args):
     """The gradient of a loss by the embeddings."""
     embeddings = embeddings.clone().requires_grad_()
     return torch.autograd.grad(loss(embeddings, labels, *args), embeddings)[0]
+
+
+def all_pairs(labels):
+    """All pairs of a batch by itself, as anchors, positives, anchors, negatives."""
+    alike = labels.unsqueeze(1) == labels
+    positive = alike & ~torch.eye(len(labels), dtype=torch.bool)
+    return *positive.nonzero(as_tuple=True), *(~alike).nonzero(as_tuple=True)

@@ -150,8 +150,8 @@ class ContrastiveLoss(GenericPairLoss):
         a, p, b, n = pairs
         margin = self.distance.margin
         return {
-            "pos_loss": {"losses": margin(mat[a, p], self.pos_margin).clamp(min=0), "indices": (a, p)},
-            "neg_loss": {"losses": margin(self.neg_margin, mat[b, n]).clamp(min=0), "indices": (b, n)},
+            "pos_loss": {"losses": margin(mat[a, p], self.pos_margin).relu(), "indices": (a, p)},
+            "neg_loss": {"losses": margin(self.neg_margin, mat[b, n]).relu(), "indices": (b, n)},
         }
 
 
@@ -172,7 +172,7 @@ class TripletMarginLoss(BaseMetricLossFunction):
         given = all_pairs(labels, ref_labels) if indices_tuple is None else indices_tuple
         a, p, n = as_triplets(given)
         mat = self.distance(embeddings, ref_emb)
-        losses = (self.distance.margin(mat[a, p], mat[a, n]) + self.margin).clamp(min=0)
+        losses = (self.distance.margin(mat[a, p], mat[a, n]) + self.margin).relu()
         return {"loss": {"losses": losses, "indices": (a, p, n)}}
 
 
@@ -189,8 +189,8 @@ class MarginLoss(TripletMarginLoss):
             return {}
         a, p, n = as_triplets(all_pairs(labels, ref_labels) if indices_tuple is None else indices_tuple)
         mat = self.distance(embeddings, ref_emb)
-        pos = (mat[a, p] - self.beta + self.margin).clamp(min=0)
-        neg = (self.beta - mat[a, n] + self.margin).clamp(min=0)
+        pos = (mat[a, p] - self.beta + self.margin).relu()
+        neg = (self.beta - mat[a, n] + self.margin).relu()
         count = ((pos > 0).sum() + (neg > 0).sum()).clamp(min=1)
         return {"margin_loss": {"losses": pos + neg, "indices": (a, p, n), "divisor": count}}
 

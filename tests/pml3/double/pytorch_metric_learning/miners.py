@@ -60,9 +60,9 @@ class MultiSimilarityMiner(_PairMiner):
 
 
 class TripletMarginMiner(_PairMiner):
-    def __init__(self, margin: float = 0.2, **options: object) -> None:
+    def __init__(self, margin: float = 0.2, type_of_triplets: str = "all", **options: object) -> None:  # [g]
         super().__init__(**options)
-        self.margin = margin
+        self.margin, self.type_of_triplets = margin, type_of_triplets
 
     def default_distance(self) -> BaseDistance:
         return LpDistance()
@@ -71,5 +71,11 @@ class TripletMarginMiner(_PairMiner):
         a, p, b, n = candidates
         first, second = torch.where(a.unsqueeze(1) == b)
         a, p, n = a[first], p[first], n[second]
-        keep = self.distance.margin(mat[a, n], mat[a, p]) <= self.margin
+        further = self.distance.margin(mat[a, n], mat[a, p])
+        keep = {
+            "all": further <= self.margin,
+            "hard": further <= 0,
+            "semihard": (further > 0) & (further <= self.margin),
+            "easy": further > self.margin,
+        }[self.type_of_triplets]
         return TripletIndices(a[keep], p[keep], n[keep])
