@@ -54,9 +54,9 @@ class Recipes(Mapping[str, Entry]):
 
 
 def _formula(each: Entry) -> str:
-    """The first formula in the docstring of a recipe's loss; "" where PML has none, or nothing is known."""
+    """The formula of L in the docstring of a recipe's loss; "" where PML has none, or nothing is known."""
     doc = "" if each.default is None else inspect.getdoc(type(each.default.loss)) or ""
-    found = re.search(r"^ {4}(\S.*=.*(?:\n {5,}\S.*)*)$", doc.split("\nArgs:")[0], re.MULTILINE)
+    found = re.search(r"^ {4}(L(?:_\w+)? +=.*(?:\n {5,}\S.*)*)$", doc.split("\nArgs:")[0], re.MULTILINE)
     return " ".join(found[1].split()) if found else ""
 
 
