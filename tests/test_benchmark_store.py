@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from of_pml import needs
 from torch import nn
 
 from pml_ext.benchmark import (
@@ -301,6 +302,7 @@ def test_chance_stands_below_the_table(finished):
 
 
 def test_weights_of_a_loss_are_named_with_their_rate(tmp_path):
+    needs("ProxyNCALoss")
     said: list[str] = []
     chosen = ("RAW", "ProxyNCALoss", "SoftTripleLoss(loss_learning_rate=0.5, centers_per_class=2)")
     with pytest.raises(KeyboardInterrupt):

@@ -392,7 +392,9 @@ WITHOUT_REFERENCES = [
     lambda: losses.ProxyAnchorLoss(CLASSES, DIMENSION),
     lambda: losses.NPairsLoss(),
     lambda: CenterLoss(CLASSES, DIMENSION),
-    lambda: losses.MultipleLosses({"loss": losses.ContrastiveLoss()}),
+    pytest.param(
+        lambda: losses.MultipleLosses({"loss": losses.ContrastiveLoss()}), marks=pytest.mark.pml2("its MultipleLosses")
+    ),
 ]
 
 

@@ -232,8 +232,9 @@ def _in_a_ring(loss: Any, own: Tensor, labels: Any, pairs: Any, ref_emb: Any, ra
         loss_dict = dict(loss.zero_losses())
     else:
         loss_dict = of_anchors(*ring_losses(Job(loss, form, ranks, known), x), shard)
-    # What a reducer asks of the embeddings is a zero.
-    return touched(torch.as_tensor(_pml.finish(loss, loss_dict, x, known), device=x.device), x)
+    # What a reducer asks of the embeddings is a zero; PML 3 counts them too, one for each label.
+    every = x[:0].sum().expand(len(known), 1) if _pml.HAS_TERMS else x
+    return touched(torch.as_tensor(_pml.finish(loss, loss_dict, every, known), device=x.device), x)
 
 
 class _Value(nn.Module):
