@@ -49,6 +49,7 @@ class NearestOfSeveral(BaseDistance):
         return (query_emb[:, None, :, None] - ref_emb[None, :, None]).square().sum(-1).amin((-2, -1))
 
 
+@pytest.mark.pml2("its embeddings may have any shape")
 def test_a_distance_may_have_shapes_of_its_own():
     x, distance = torch.randn(12, 3, 16, requires_grad=True), NearestOfSeveral()
     loss, miner = losses.BatchAllTripletLoss(distance=distance), miners.KNearestNegativeMiner(k=1, distance=distance)
