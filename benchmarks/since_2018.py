@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from pml_ext.benchmark import Experiment, run
 from pml_ext.benchmark.data import Data
 from pml_ext.benchmark.frozen import prepared
+from pml_ext.benchmark.models import Network
 from pml_ext.catalog import Recipe
 from pml_ext.datasets.samples import Samples
 from pml_ext.losses import MultiSimilarityLoss, SigmoidPairLoss
-from pml_ext.miners import AmbiguousNegativeMiner, PositiveAwareMiner
+from pml_ext.miners import AmbiguousNegativeMiner, GuidedMiner, PositiveAwareMiner
 from pml_ext.wrappers import ExpandedReferences, MinedLoss
 
 KNOWN = ("RAW", "MultiSimilarity")
@@ -30,11 +32,28 @@ RANKS = ("SmoothAP", "ROADMAP", "RS@k", "SupRecall", "PNP")
 SAMPLERS = ("neighbors", "greedy", "doubles", "mixed", "mined")
 
 
+class GuidedByFeatures(GuidedMiner):
+    """The guide is the frozen trunk: the features of the batch that the head was given last."""
+
+    features: Tensor
+
+    @classmethod
+    def watch(cls, module: nn.Module, given: tuple[Any, ...]) -> None:
+        """Keep what a network is given; a hook for all modules."""
+        if isinstance(module, Network):
+            cls.features = given[0]
+
+    def forward(self, embeddings: Tensor, labels: Tensor, *references: Any) -> Any:
+        """Mine the batch that the head was given last."""
+        return super().forward(embeddings, labels, *references, guide=self.features)
+
+
 def composed() -> tuple[Recipe, ...]:
     """What is made of parts: each is new for every experiment."""
     parts = {
         "SigmoidPair": SigmoidPairLoss(),
         "MS+PositiveAware": MinedLoss(MultiSimilarityLoss(), PositiveAwareMiner()),
+        "MS+Guided": MinedLoss(MultiSimilarityLoss(), GuidedByFeatures()),
         "MS+Ambiguous": MinedLoss(MultiSimilarityLoss(), AmbiguousNegativeMiner(seed=0)),
         "MS+Expanded": ExpandedReferences(MultiSimilarityLoss()),
     }
@@ -82,11 +101,14 @@ def main() -> None:
     parser.add_argument("--protocol", default="frozen-head", help="default: frozen-head")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--share", type=float, default=0.25, help="of the training classes that are split, default .25")
+    parser.add_argument("--image-size", nargs="+", type=int, default=None, help="default: that of the protocol")
     parser.add_argument("--cache", default=None, help="where features are kept")
     parser.add_argument("--out", type=Path, default=Path("runs/since_2018"), help="default: runs/since_2018")
     given = parser.parse_args()
+    nn.modules.module.register_module_forward_pre_hook(GuidedByFeatures.watch)
     for source in given.data:
-        table(source, given.protocol, tuple(given.seeds), given.out, given.share, cache=given.cache)
+        size = None if given.image_size is None else tuple(given.image_size)
+        table(source, given.protocol, tuple(given.seeds), given.out, given.share, cache=given.cache, image_size=size)
 
 
 if __name__ == "__main__":
