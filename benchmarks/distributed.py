@@ -377,7 +377,7 @@ def worker(options: argparse.Namespace) -> None:
     dist.init_process_group("gloo", init_method=store, rank=options.rank, world_size=options.size, timeout=timeout)
     if options.part == "parity":
         # As larger batches are computed, in blocks and by own rows.
-        with thresholds.replaced(STOCK_PAYS=0, SUMMED_SCORES=4 * N):
+        with thresholds.replaced(STOCK_PAYS=0, SUMMED_SCORES=4 * N, SUMMED_FROM=0):
             found = parity(options.rank, options.size)
     else:
         found = measured(options.rank, options.size, options.part, options.samples)

@@ -89,8 +89,10 @@ SELECTED_ROWS = 64
 # So many draws of a bootstrap at a time: 64 MB.
 DRAWS = 1 << 23
 
-# Several processes: scores of a loss of all pairs that are held at once, and computed again.
+# Several processes: scores of a loss of all pairs that are held at once, and computed again. Up to so many of the whole
+# batch every process computes all of them, which takes a third of the time.
 SUMMED_SCORES = 1 << 20
+SUMMED_FROM = 1 << 22
 
 # Stock losses: scores of the rows that are worked on at a time.
 STOCK_BLOCK = 1 << 17
@@ -118,6 +120,7 @@ TINY: dict[str, float] = {
     "SOFT_TRIPLETS": 64,
     "RANK_SLOPES": 16,
     "SUMMED_SCORES": 30,
+    "SUMMED_FROM": 0,
     "STOCK_BLOCK": 20,
     "STOCK_PAYS": 0,
     "STOCK_OWN_SHARE": 0.6,  # grows, as GATHERED_SHARE

@@ -38,7 +38,7 @@ def own_rows_only(monkeypatch):
         raise AssertionError(f"{type(loss).__name__} was computed by all")
 
     monkeypatch.setattr(distributed_values, "computed_by_all", refuse)
-    with thresholds.replaced(SUMMED_SCORES=4 * N):
+    with thresholds.replaced(SUMMED_SCORES=4 * N, SUMMED_FROM=0):
         yield
 
 
@@ -118,3 +118,17 @@ def test_a_column_needs_the_gradients_of_all(monkeypatch):
     monkeypatch.setattr(distributed_sums, "total", add_up)
     with pytest.raises(AssertionError, match="the gradient"):
         check(losses.LiftedStructureLoss(), None, SPLITS[0])
+
+
+def test_a_small_batch_is_computed_by_all(monkeypatch):
+    """Sums of rows would take every process longer than the whole batch."""
+
+    def refuse(*_):
+        raise AssertionError("sums of few scores")
+
+    monkeypatch.undo()
+    monkeypatch.setattr(distributed_values, "by_sums", refuse)
+    with thresholds.replaced(SUMMED_FROM=N * N):
+        check(losses.MeanGapLoss(), None, SPLITS[0])
+    with thresholds.replaced(SUMMED_FROM=N * N - 1), pytest.raises(AssertionError, match="sums of few scores"):
+        check(losses.MeanGapLoss(), None, SPLITS[0])

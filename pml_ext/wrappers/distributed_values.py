@@ -17,7 +17,7 @@ from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pml_ext import _pml, miners
+from pml_ext import _pml, miners, thresholds
 from pml_ext.base import BatchLoss, RowLoss
 from pml_ext.centers import Centers, CenterSource, LearnedCenters, RunningCenters, leave_one_out
 from pml_ext.losses import CenterLoss
@@ -116,7 +116,8 @@ def _(loss: RowLoss, shard: Shard, pairs: GivenPairs = None) -> Tensor:
 
 @global_value.register
 def _(loss: BatchLoss, shard: Shard, pairs: GivenPairs = None) -> Tensor:
-    if type(loss) not in OF_KIND or shard.more or isinstance(pairs, Pairs):
+    few = shard.ranks.n * len(shard.refs) <= thresholds.SUMMED_FROM
+    if few or type(loss) not in OF_KIND or shard.more or isinstance(pairs, Pairs):
         return computed_by_all(loss, shard, pairs)
     loss.reset_stats()
     return finished(loss, already_reduced(by_sums(loss, shard, pairs)), shard)
