@@ -3,19 +3,21 @@
     python benchmarks/kernels.py                        a table of the losses that most people use
     python benchmarks/kernels.py --entries RAW NCA      of others
     python benchmarks/kernels.py --calls RAW            every kernel of one of them, with the line that calls it
+    python benchmarks/kernels.py --labels-on-host       of labels as a data loader gives them
     python benchmarks/kernels.py --device cuda          the same on a GPU, to see that it is the same
 
 A forward and backward pass is watched operator by operator. Views and allocations cost nothing, every other operator is
 one kernel or, for a sort or an index, a few; it reads its tensors and writes its results once, a broadcast one once for
-what is stored of it. On the CPU the losses are told that looking at a number is not free, that blocks are those of a
-GPU and that no product is halved, which is all by which they choose: the operators are a GPU's. Traffic is counted in
-matrices of n x n float32, the products apart. A wait is what makes the host read a number of the device.
+what is stored of it. Copies of labels from the host are not counted. On the CPU the losses are told that looking at a
+number is not free, that blocks are those of a GPU and that no product is halved, which is all by which they choose: the
+operators are a GPU's. Traffic is counted in matrices of n x n float32, the products apart. A wait is what makes the
+host read a number of the device.
 """
 
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +34,7 @@ from torch.utils._pytree import tree_leaves
 
 import pml_ext
 from pml_ext import thresholds
+from pml_ext.pairs import pairs_from_host
 
 USUAL = ("RAW", "MultiSimilarity", "BatchHard", "BatchAll", "SemiHard", "NCA", "Contrastive2018")
 # Of which the host waits for the result.
@@ -128,29 +131,35 @@ def as_on_a_gpu() -> AbstractContextManager[None]:
     return thresholds.replaced(LOOKS=False, BLOCK_CPU=thresholds.BLOCK_GPU, SYMMETRIC_ROWS=1 << 30)
 
 
-def watched(function: Callable[[Tensor, Tensor], Tensor], setting: Setting, device: str) -> Watch:
+def watched(function: Any, setting: Setting, device: str, labels_on_host: bool = False) -> Watch:
     """The kernels of the second forward and backward pass."""
     x, labels = batch(setting, device)
     x.requires_grad_()
-    with nullcontext() if device == "cuda" else as_on_a_gpu():
-        function(x, labels).backward()
+
+    def step(watch: Watch) -> Watch:
         x.grad = None
-        with Watch() as watch:
-            function(x, labels).backward()
-    return watch
+        # What a loss makes of labels on the host: here they are where the embeddings are.
+        pairs = pairs_from_host(labels.cpu(), x.device) if labels_on_host else None
+        with nullcontext() if device == "cuda" else as_on_a_gpu(), watch:
+            (function(x, labels) if pairs is None else function.loss(x, labels, pairs)).backward()
+        return watch
+
+    step(Watch())
+    return step(Watch())
 
 
-def table(names: Sequence[str], setting: Setting, device: str) -> Iterator[str]:
+def table(names: Sequence[str], setting: Setting, device: str, labels_on_host: bool = False) -> Iterator[str]:
     """The lines of a table in Markdown."""
     matrix = 4 * setting.n**2
-    yield f"n = {setting.n}, d = {setting.d}, {setting.per_class} per class, labels; a step of a loss"
+    where = ", still on the host" if labels_on_host else ""
+    yield f"n = {setting.n}, d = {setting.d}, {setting.per_class} per class, labels{where}; a step of a loss"
     yield ""
     yield "| | kernels | of these on n x n | n x n matrices read and written | products | waits |"
     yield "|---|---:|---:|---:|---:|---:|"
     jobs = [(name, build(name, setting)) for name in names]
     jobs += [(f"{name}, dense by autograd", DENSE[name]) for name in names if name in DENSE]
     for name, function in jobs:
-        found = watched(function, setting, device)
+        found = watched(function, setting, device, labels_on_host and "dense" not in name)
         cells = (
             found.kernels,
             found.large(matrix // 4),
@@ -161,10 +170,10 @@ def table(names: Sequence[str], setting: Setting, device: str) -> Iterator[str]:
         yield f"| {name} | {' | '.join(map(str, cells))} |"
 
 
-def listed(name: str, setting: Setting, device: str) -> Iterator[str]:
+def listed(name: str, setting: Setting, device: str, labels_on_host: bool = False) -> Iterator[str]:
     """Every kernel of one loss, and how many come from which line."""
     matrix = 4 * setting.n**2
-    watch = watched(build(name, setting), setting, device)
+    watch = watched(build(name, setting), setting, device, labels_on_host)
     for call in watch.calls:
         yield f"{call.bytes / matrix:8.3f}  {call.name:24} {call.where}"
     yield ""
@@ -182,12 +191,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--n", type=int, default=1024)
     parser.add_argument("--d", type=int, default=512)
     parser.add_argument("--per-class", type=int, default=4)
+    parser.add_argument("--labels-on-host", action="store_true", help="labels that have not been moved to the device")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     setting = Setting(options.n, options.d, options.per_class)
-    lines = listed(options.calls, setting, options.device) if options.calls else None
-    for line in lines or table(options.entries, setting, options.device):
+    given = setting, options.device, options.labels_on_host
+    for line in listed(options.calls, *given) if options.calls else table(options.entries, *given):
         print(line, flush=True)
 
 

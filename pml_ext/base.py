@@ -8,7 +8,7 @@ once: with the pairs that were given (`Pairs.of`) and scores that are larger for
 from abc import abstractmethod
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from pml_ext.by_autograd import PerAnchor, plain_batch, plain_rows
 from pml_ext.closed_form import ClosedForm
 from pml_ext.engine import Form, batch_weighed, row_losses, rows_weighed
 from pml_ext.masked import Counted, Needs
-from pml_ext.pairs import IndicesTuple, Pairs, own_set
+from pml_ext.pairs import IndicesTuple, Pairs, own_set, pairs_from_host
 from pml_ext.reducer import LossDict, already_reduced, by_element
 from pml_ext.reducer import StaticDivisorReducer as StaticDivisorReducer
 from pml_ext.renamed import renamed
@@ -62,18 +62,19 @@ class MatrixLoss(PairModule, _pml.Loss):
             ref_emb: [m, d], what the embeddings are compared with. By default the batch, without self-pairs. Those
                 given are a set of their own, unless embeddings and labels are both the same tensors.
             ref_labels: [m].
-            mat: [n, m], what the distance makes of embeddings and references, for a miner and a loss, or several, that
-                share it. The gradient goes where it came from. None: it is computed.
+            mat: [n, m], what the distance makes of embeddings and references, for losses and miners that share it; the
+                gradient goes where it came from. None: it is computed.
         """
         any_shape = getattr(embeddings, "ndim", 2) > 2 and has_own_shapes(self.distance)
         arguments.batch(embeddings, labels, ref_emb, ref_labels, any_shape=any_shape)
         if ref_emb is None:
             embeddings = at_least_single(embeddings)
+            if indices_tuple is None and labels is not None and labels.device != embeddings.device:
+                indices_tuple = pairs_from_host(labels, embeddings.device)
         else:
             embeddings, ref_emb = in_full(embeddings, own_set(embeddings, labels, ref_emb, ref_labels))
         with nullcontext() if mat is None else self.given(mat, embeddings, ref_emb):
-            loss: Tensor = super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        return loss
+            return cast(Tensor, super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels))
 
     def loss_dict(self, embeddings: Tensor, labels: Any, indices_tuple: Any, ref_emb: Any, ref_labels: Any) -> Any:
         """PML's loss dict."""
@@ -124,8 +125,7 @@ class RowLoss(MatrixLoss):
         self, pairs: Pairs, x: Tensor, ref: Tensor | None, per_anchor: PerAnchor, form: Form | None
     ) -> tuple[Tensor, Tensor | int]:
         """Losses [n], and what each adds to the divisor, [n] or one number."""
-        # Scores that are given are all there.
-        chunk_size = self.chunk_size if self._given is None else None
+        chunk_size = self.chunk_size if self._given is None else None  # scores that are given are all there
         plain = partial(plain_rows, self.similarity, pairs, per_anchor, self.needs, chunk_size)
         similarity = self.known_similarity()
         if similarity is None:

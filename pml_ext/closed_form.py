@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from pml_ext.masked import FAR, crossing_point, largest, softplus
+from pml_ext import thresholds
+from pml_ext.masked import FAR, all_known, count, crossing_point, largest, looks_are_free, only, softplus
 
 # Score of a pair that is not there: a positive infinitely close, a negative (with a minus) infinitely far.
 ABSENT = FAR
@@ -36,8 +37,8 @@ class Sides(NamedTuple):
 
     @property
     def gathered(self) -> bool:
-        """Whether the positives have been gathered: then scores are numbers, and to look at them waits for nothing."""
-        return self.columns is not None
+        """Whether the positives have been gathered, scores are numbers, and to look at them waits for nothing."""
+        return self.columns is not None and looks_are_free(self.pos)
 
     @property
     def has_pos(self) -> Tensor:
@@ -62,18 +63,29 @@ class Sides(NamedTuple):
         # NaN stays what it is.
         return torch.where(self.pos > ABSENT / 2, -ABSENT, self.pos)
 
-    def only_hardest_neg(self) -> tuple[Tensor, Tensor] | None:
-        """The nearest negative of each row with its column [b, 1] each; None where equals would have to share."""
-        if not self.gathered:
-            return None
-        # A maximum with its index takes four times as long as this.
-        top = self.hardest_neg()
-        equal = torch.eq(self.neg, top, out=torch.empty_like(self.neg))
+    def on_hardest_neg(self, score: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The weight [b, 1] on the nearest negative of each row, of that score, and its column; overwrites `neg`.
+
+        On all columns, and None, where equals have to share, and where few columns are no gain.
+        """
+        hits = torch.eq(self.neg, score, out=self.neg)
+        times = hits.sum(1, keepdim=True)
         # NaN equals nothing.
-        if ((equal.sum(1, keepdim=True) != 1) & ~absent(top)).any():
-            return None
-        numbers = torch.arange(equal.shape[1], dtype=equal.dtype, device=equal.device)
-        return top, equal.mul_(numbers).amax(1, keepdim=True).long()
+        is_few = hits.shape[1] > thresholds.FEW_FROM and self.gathered
+        if not is_few or ((times != 1) & ~absent(score)).any():
+            return hits.mul_(weight / times), None
+        # A maximum with its index takes four times as long as this.
+        numbers = torch.arange(hits.shape[1], dtype=hits.dtype, device=hits.device)
+        return weight, hits.mul_(numbers).amax(1, keepdim=True).long()
+
+
+def sides_of(sim: Tensor, pos: Tensor, neg: Tensor) -> Sides:
+    """The two sides of a block of scores by masks [b, m], the positives where they are."""
+    pos_count, neg_count = (count(mask).to(sim.dtype) for mask in (pos, neg))
+    if all_known(sim):
+        return Sides(only(sim, pos, ABSENT), only(sim, neg, -ABSENT), pos_count, neg_count)
+    # What is no number, in a pair that is not selected, would still be none after an addition.
+    return Sides(torch.where(pos, sim, ABSENT), torch.where(neg, sim, -ABSENT), pos_count, neg_count)
 
 
 class SideWeights(NamedTuple):
@@ -159,6 +171,12 @@ def below(x: Tensor, level: Tensor | float) -> Tensor:
     return torch.lt(x, level, out=torch.empty_like(x))
 
 
+def in_equal_parts(weight: Tensor, scores: Tensor, score: Tensor) -> Tensor:
+    """The weight of each row [b, 1] in equal parts on those scores that are equal to one; overwrites the scores."""
+    hits = torch.eq(scores, score, out=scores)
+    return hits.mul_(weight / hits.sum(1, keepdim=True))
+
+
 def keep_nearest(pos: Tensor, neg: Tensor, k: int | None) -> tuple[Tensor | None, Tensor | None]:
     """Which scores are above the (k+1)-th largest of both sides, as numbers, with the nearest positive always kept.
 
@@ -172,27 +190,46 @@ def keep_nearest(pos: Tensor, neg: Tensor, k: int | None) -> tuple[Tensor | None
     return keep_pos, above(neg, threshold)
 
 
-def exponential_sum(scores: Tensor, slope: float, keep: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Log of the sum over each row of exp(slope * score), the terms up to a factor, and their sum; overwrites scores.
+def exponential_sum(
+    scores: Tensor, slope: float, keep: Tensor | None = None, *, level: float = 0, top: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log of the sum over each row of exp(slope * (score - level)), the terms up to a factor, and their sum.
 
     The logarithm [b, 1] is very negative, the terms are finite and their sum is above 0, for a row without entries.
+
+    Args:
+        scores: [b, m], which are overwritten.
+        slope: above 0, or below.
+        keep: 1 for scores that count and 0 for others, None for all.
+        level: of the scores.
+        top: the score of each row with the largest term [b, 1], where that is known.
     """
+    if top is None:
+        top = scores.amax(1, keepdim=True) if slope > 0 else scores.amin(1, keepdim=True)
     # Base 2: the same job at a quarter of the price of exp.
-    exponent = scores.mul_(slope / math.log(2))
-    top = exponent.amax(1, keepdim=True)
-    terms = exponent.sub_(top).exp2_()
-    if keep is not None:
-        terms.mul_(keep)
-    total = terms.sum(1, keepdim=True)
-    log_sum = top.mul_(math.log(2)).add_(total.log())
-    return log_sum, terms, total.clamp_min_(torch.finfo(total.dtype).tiny)
+    terms = scores.sub_(top).mul_(slope / math.log(2)).exp2_()
+    total = (terms if keep is None else terms.mul_(keep)).sum(1, keepdim=True)
+    log_sum = total.log().add_(top - level if level else top, alpha=slope)
+    return log_sum, terms, total if keep is None else total.clamp_min_(torch.finfo(total.dtype).tiny)
 
 
-def soft_side(scores: Tensor, slope: float, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """log(1 + sum exp(slope * score)) / |slope| of each row [b, 1], and its derivative; overwrites scores."""
-    log_sum, terms, total = exponential_sum(scores, slope, keep)
-    weights = terms.mul_(math.copysign(1, slope) * torch.sigmoid(log_sum) / total)
-    return softplus(log_sum) / abs(slope), weights
+def soft_sides(
+    sides: Sides,
+    alpha: float,
+    beta: float,
+    level: float,
+    keep: tuple[Tensor | None, Tensor | None] = (None, None),
+    tops: tuple[Tensor | None, Tensor | None] = (None, None),
+) -> SideWeights:
+    """log(1 + sum exp(slope * (score - level))) / |slope| of both sides, and its derivatives; overwrites the scores.
+
+    The slope is -alpha on positives and beta on negatives; `keep` and `tops` as for `exponential_sum`, of both.
+    """
+    pull, pos, pos_total = exponential_sum(sides.pos, -alpha, keep[0], level=level, top=tops[0])
+    push, neg, neg_total = exponential_sum(sides.neg, beta, keep[1], level=level, top=tops[1])
+    losses = softplus(pull).div_(alpha).add_(softplus(push), alpha=1 / beta)
+    pos.mul_(pull.sigmoid_().div_(pos_total).neg_())
+    return SideWeights(losses.squeeze(1), pos, neg.mul_(push.sigmoid_().div_(neg_total)))
 
 
 def crossing_of(sides: Sides) -> Tensor:

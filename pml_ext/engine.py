@@ -152,18 +152,19 @@ def _of_sides(sides: Sides, found: SideWeights, doubt: Tensor | None, needs: Nee
     losses, pos, neg, counts, neg_column = found
     columns, m = sides.columns, sides.neg.shape[1]
     if doubt is not None:
-        losses, neg = losses + doubt.squeeze(1), neg + doubt
+        losses, pos = losses + doubt.squeeze(1), pos + doubt
     defined = None if needs is None else defined_rows(sides.has_pos, sides.has_neg, needs)
     if defined is not None and not (doubt is None and bool(defined.all())):
         losses = torch.where(defined.squeeze(1), losses, 0.0)
         counts = defined.squeeze(1).long() * (1 if counts is None else counts)
-        pos = torch.where(defined, pos, 0.0)
-        neg = neg.masked_fill_(~defined, 0.0) if neg_column is None else torch.where(defined, neg, 0.0)
+        if columns is None and neg_column is None:
+            return losses, torch.where(defined, neg.add_(pos), 0.0), counts
+        pos, neg = torch.where(defined, pos, 0.0), torch.where(defined, neg, 0.0)
     count: Tensor | int = 1 if counts is None else counts
     if neg_column is None:
         return losses, neg.add_(pos) if columns is None else neg.scatter_add_(1, columns, pos), count
     few = max(thresholds.FEW_COLUMNS, thresholds.FEW_SHARE * m)
-    if columns is not None and columns.shape[1] + neg_column.shape[1] <= few:
+    if columns is not None and m > thresholds.FEW_FROM and columns.shape[1] + neg_column.shape[1] <= few:
         return losses, Sparse(torch.cat((columns, neg_column), 1), torch.cat((pos, neg), 1)), count
     dense = torch.zeros_like(sides.neg).scatter_add_(1, neg_column, neg)
     return losses, dense.add_(pos) if columns is None else dense.scatter_add_(1, columns, pos), count

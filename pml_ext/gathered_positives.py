@@ -3,6 +3,8 @@
 Only where to look at labels and masks waits for nothing, for the number of columns depends on them.
 """
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,17 +37,22 @@ class Gathered(NamedTuple):
 
     def sides(self, sim: Tensor, start: int, neg: Tensor | None) -> Sides:
         """The sides of the block of scores [b, m] that begins at a row; neg, its negatives, where they are many."""
-        rows = slice(start, start + sim.shape[0])
-        columns = self.columns[rows]
-        near = sim.gather(1, columns)
-        if self.absent is not None:
-            near.masked_fill_(self.absent[rows], ABSENT)
-        if self.excluded is not None:
-            far = sim.clone().scatter_(1, self.excluded[rows], -ABSENT)
+        b = sim.shape[0]
+        part = self if b == self.columns.shape[0] else self.each(lambda x: x[start : start + b])
+        near = sim.gather(1, part.columns)
+        if part.absent is not None:
+            near.masked_fill_(part.absent, ABSENT)
+        if part.excluded is not None:
+            far = sim.clone().scatter_(1, part.excluded, -ABSENT)
         else:
             assert neg is not None
             far = only(sim, neg, -ABSENT)
-        return Sides(near, far, self.pos_count[rows].to(sim.dtype), self.neg_count[rows].to(sim.dtype), columns)
+        return Sides(near, far, part.pos_count.to(sim.dtype), part.neg_count.to(sim.dtype), part.columns)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Gathered":
+        """The same of other tensors: those of some anchors, or on a device."""
+        changed: dict[str, Any] = {name: change(x) for name, x in self._asdict().items() if isinstance(x, Tensor)}
+        return self._replace(**changed)
 
     @staticmethod
     def by_labels(labels: Tensor, ref_labels: Tensor, same: bool, own: Tensor | None) -> "Gathered | None":
@@ -63,6 +70,9 @@ class Gathered(NamedTuple):
             return None  # equal to nothing, not even to itself
         order = refs.argsort(kind="stable")
         ordered = refs[order]
+        found = _of_equal_classes(order, ordered) if same else None
+        if found is not None:
+            return found
         first = ordered.searchsorted(mine)
         sizes = ordered.searchsorted(mine, side="right") - first
         selves = np.arange(len(mine)) if same else None if own is None else as_array(own)
@@ -114,6 +124,35 @@ class Gathered(NamedTuple):
             torch.from_numpy(others[:, None]),
             bool(counts.min() > 0 and others.min() > 0),
         )
+
+
+def _of_equal_classes(order: Any, ordered: Any) -> Gathered | None:
+    """Of a batch with itself; None if its classes are not of one size, at a third of the time where they are.
+
+    Args:
+        order: the places of the labels in ascending order [n].
+        ordered: the labels in that order [n].
+    """
+    n = len(order)
+    size = int(ordered.searchsorted(ordered[0], side="right")) if n else 0
+    if size < 2 or n % size or size == n or size - 1 > thresholds.GATHERED_SHARE * n:
+        return None
+    first, last = ordered[::size], ordered[size - 1 :: size]
+    if not ((first == last).all() and (first[1:] != last[:-1]).all()):
+        return None
+    excluded = np.empty((n, size), np.int64)
+    excluded[order] = order.reshape(-1, size).take(_each_last(size), axis=1).reshape(n, size)
+    pos_count, neg_count = (torch.from_numpy(np.full((n, 1), x, np.float32)) for x in (size - 1, n - size))
+    of_class = torch.from_numpy(excluded)
+    return Gathered(of_class[:, :-1], None, of_class, pos_count, neg_count, True)
+
+
+@lru_cache(8)
+def _each_last(size: int) -> Any:
+    """The numbers from 0 to size - 1, in a row for each of them with that one at the end: [size, size]."""
+    place = np.arange(size)
+    others = np.broadcast_to(place, (size, size))[~np.eye(size, dtype=bool)].reshape(size, size - 1)
+    return np.concatenate((others, place[:, None]), 1)
 
 
 def as_array(labels: Tensor) -> Any:

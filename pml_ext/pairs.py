@@ -6,15 +6,15 @@ the two sides of a block, of which the positives are gathered to few columns whe
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from pml_ext import arguments, thresholds
-from pml_ext.closed_form import ABSENT, Sides
+from pml_ext.closed_form import ABSENT, Sides, sides_of
 from pml_ext.gathered_positives import Gathered, numbered
-from pml_ext.masked import all_known, count, not_self, only
+from pml_ext.masked import is_eager, not_self
 from pml_ext.pair_masks import PairMasks as PairMasks
 from pml_ext.pair_masks import both, check_masks, index_masks, without_self
 from pml_ext.pair_masks import label_masks as label_masks
@@ -109,16 +109,15 @@ class ByLabels(Pairs):
 
     def sides(self, sim: Tensor, start: int, looks: bool) -> Sides:
         """Without a boolean matrix; labels are looked at once."""
-        if self.gathered is None and self.ids is None:
-            if looks:
-                self.gathered = Gathered.by_labels(self.labels, self.ref_labels, self.same, self.own)
+        if looks and self.gathered is None and self.ids is None:
+            self.gathered = Gathered.by_labels(self.labels, self.ref_labels, self.same, self.own)
             if self.gathered is None:
                 self.ids = numbered(self.labels, None if self.same else self.ref_labels)
             else:
                 self.complete = self.gathered.complete
         if self.gathered is not None:
             return self.gathered.sides(sim, start, None)
-        return self._in_place(sim, start)
+        return self._in_place(sim, start) if looks else sides_of(sim, *self.masks(sim, start))
 
     def _in_place(self, sim: Tensor, start: int) -> Sides:
         assert self.ids is not None
@@ -263,6 +262,18 @@ class Narrowed(Pairs):
         return sides_of(sim, pos, neg) if gathered is None else gathered.sides(sim, 0, neg)
 
 
+def pairs_from_host(labels: Tensor, device: torch.device) -> Any:
+    """All pairs by labels that are still on the host, where to look at them waits for nothing; None if they are not."""
+    if labels.device.type != "cpu" or not is_eager():
+        return None
+    moved = labels.to(device, non_blocking=True)
+    pairs, found = ByLabels(moved, moved, same=True), Gathered.by_labels(labels, labels, True, None)
+    if found is not None:
+        pairs.gathered = found.each(lambda x: x.to(device, non_blocking=True))
+        pairs.complete = found.complete
+    return pairs
+
+
 def own_set(
     embeddings: Tensor, labels: Tensor | None, ref_emb: Tensor | None, ref_labels: Tensor | None
 ) -> Tensor | None:
@@ -285,12 +296,3 @@ def check_versions(tensors: Iterable[Tensor], before: tuple[int, ...]) -> None:
     """Raise an error if one of the tensors was written to."""
     if before and versions(*tensors) != before:
         raise RuntimeError("labels or an indices_tuple were modified by an inplace operation before backward")
-
-
-def sides_of(sim: Tensor, pos: Tensor, neg: Tensor) -> Sides:
-    """The two sides of a block of scores by masks [b, m], the positives where they are."""
-    pos_count, neg_count = (count(mask).to(sim.dtype) for mask in (pos, neg))
-    if all_known(sim):
-        return Sides(only(sim, pos, ABSENT), only(sim, neg, -ABSENT), pos_count, neg_count)
-    # What is no number, in a pair that is not selected, would still be none after an addition.
-    return Sides(torch.where(pos, sim, ABSENT), torch.where(neg, sim, -ABSENT), pos_count, neg_count)

@@ -105,7 +105,7 @@ def rank_losses(sim: Tensor, pos: Tensor, neg: Tensor, step: Step, exact: bool, 
 
 def rank_weights(sides: Sides, step: Step, exact: bool, head: Head) -> SideWeights | None:
     """The same from the two sides of a block, with pair weights; None where positives have not been gathered."""
-    if not sides.gathered:
+    if sides.columns is None:
         return None
     there = ~absent(sides.pos)  # NaN is, and makes the loss one
     pos, neg = sides.pos.masked_fill(~there, 0.0), sides.neg

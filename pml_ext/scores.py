@@ -82,10 +82,7 @@ class Space:
         """The same for the way back, with 0 for what is no number: its pairs have weights that are none, or none."""
         if all(all_known(vectors.points) for vectors in (self.a, self.r) if vectors is not None):
             return self
-        tensors = [None if x is None else x.nan_to_num(0.0, 0.0, 0.0) for x in self.tensors]
-        for place, vectors in ((2, self.a), (5, self.r)):
-            if vectors is not None and vectors.norm is not None:
-                tensors[place] = vectors.norm.nan_to_num(torch.inf, torch.inf)
+        tensors = [x for vectors in (self.a, self.r) for x in (3 * [None] if vectors is None else vectors.known())]
         return Space(self.similarity, *self.given, self.private is not None, self.looks, tensors)
 
     @cached_property
@@ -139,7 +136,8 @@ class Space:
     @cached_property
     def largest_near(self) -> float:
         """What no near pair of any block is below, as -D^2 / 2: by the longest vector of either set."""
-        longest = sum(x.max().item() for x in self.half_squares)
+        of_a, of_r = self.half_squares
+        longest = of_a.max().item() + of_r.max().item() if self.r is not None else 2 * of_r.max().item()
         return -thresholds.NEAR_ROUNDINGS * torch.finfo(self.shared.dtype).eps * longest
 
     def _are_all_far(self, scores: Tensor, start: int, first: int) -> bool:
@@ -148,12 +146,15 @@ class Space:
         If none are, the distance of a vector from itself is made 0.
         """
         if self.r is not None:
-            return bool(scores.max() < self.largest_near)  # not where one is no number
+            return scores.max().item() < self.largest_near  # not where one is no number
         own = scores.diagonal(start - first)
         before = own.clone()
         own.fill_(-torch.inf)
-        is_far = bool(scores.max() < self.largest_near)
-        own.copy_(torch.zeros_like(before) if is_far else before)
+        is_far = scores.max().item() < self.largest_near
+        if is_far:
+            own.zero_()
+        else:
+            own.copy_(before)
         return is_far
 
     def _near(self, scores: Tensor, is_some: Tensor, start: int, first: int) -> tuple[Tensor, Tensor] | None:

@@ -28,6 +28,8 @@ GATHERED_SHARE = 0.25
 # of full matrices if they are more: that is where the two take the same time.
 FEW_COLUMNS = 8
 FEW_SHARE = 1 / 16
+# Of no more columns than these always in a product, which takes fewer calls.
+FEW_FROM = 256
 # With more positives than this, sorting the negatives is cheaper than comparing with each positive.
 BATCH_ALL_POSITIVES = 64
 SEMI_HARD_POSITIVES = 128
@@ -114,6 +116,7 @@ TINY: dict[str, float] = {
     "GATHERED_SHARE": 0.6,  # grows: small classes of a small batch are gathered, too
     "FEW_COLUMNS": 2,
     "FEW_SHARE": 1 / 16,
+    "FEW_FROM": 1,
     "BATCH_ALL_POSITIVES": 1,
     "SEMI_HARD_POSITIVES": 1,
     "HISTOGRAM_BLOCK": 16,

@@ -114,6 +114,12 @@ class Vectors(NamedTuple):
         """The same about an origin."""
         return self._replace(points=self.points - origin)
 
+    def known(self) -> "Vectors":
+        """The same with 0 for what is no number, and with a gradient of 0 there."""
+        points = self.points.nan_to_num(0.0, 0.0, 0.0)
+        base = points if self.base is self.points else self.base.nan_to_num(0.0, 0.0, 0.0)
+        return Vectors(points, base, None if self.norm is None else self.norm.nan_to_num(torch.inf, torch.inf))
+
     def back(self, grad: Tensor) -> Tensor:
         """The gradient by the vectors that were given from that by the points; overwrites it."""
         if self.norm is None:

@@ -46,10 +46,8 @@ def right(
     losses = losses + softplus(cost).sum(1, keepdim=True) / width
     pos = -pos - 4 * cost.sigmoid() / width
     counts = (sides.pos_count * sides.neg_count).squeeze(1).long() if count else None
-    found = column(sides) if column else None
-    if found is not None:
-        return SideWeights(losses.squeeze(1), pos, slope, counts, found[1])
-    return SideWeights(losses.squeeze(1), pos, neg, counts)
+    neg, at = column(sides, top, slope) if column else (neg, None)
+    return SideWeights(losses.squeeze(1), pos, neg, counts, at)
 
 
 def side_share(equal, share, first):
@@ -77,7 +75,7 @@ class Right(RowLoss):
 
     @staticmethod
     def closed_form(sides, *, base):
-        return right(sides, base=base, column=Sides.only_hardest_neg)
+        return right(sides, base=base, column=Sides.on_hardest_neg)
 
 
 @caught_by("equal_scores_share_their_weight")
@@ -159,4 +157,4 @@ class AlwaysFloat64(Right):
 class AColumnWithoutGatheredPositives(Right):
     @staticmethod
     def closed_form(sides, *, base):
-        return right(sides, base=base, column=lambda sides: sides.neg.max(1, keepdim=True))
+        return right(sides, base=base, column=lambda sides, top, slope: (slope, sides.neg.argmax(1, keepdim=True)))

@@ -116,7 +116,7 @@ MUTATIONS = [
         ("pos_count = alike_count - (own >= 0).to(sim.dtype)", "pos_count = alike_count"),
         ("if self.private and sim.shape[1] != pos.shape[1]:", "if False:"),
         ("rank[1:] = (ordered[1:] != ordered[:-1]).cumsum(0)", "rank[1:] = (ordered[1:] != ordered[:-1])"),
-        ("pos = torch.where(defined, pos, 0.0)", "pass"),
+        ("pos, neg = torch.where(defined, pos, 0.0),", "pos, neg = pos,"),
         (
             "Sparse(torch.cat((columns, neg_column), 1), torch.cat((pos, neg), 1))",
             "Sparse(torch.cat((columns, neg_column), 1), torch.cat((neg, pos), 1))",
@@ -137,7 +137,7 @@ MUTATIONS = [
             MANY,
             _laws("LargeMargin", "SoftTripletLoss"),
         ),
-        ("if ((equal.sum(1, keepdim=True) != 1) & ~absent(top)).any():", "if False:"),
+        ("if not is_few or ((times != 1) & ~absent(score)).any():", "if not is_few:"),
         ("return torch.where(self.pos > ABSENT / 2, -ABSENT, self.pos)", "return self.pos"),
         ("if bool(((times > 1) & ~absent(last)).any()):", "if False:"),
         (
@@ -150,8 +150,8 @@ MUTATIONS = [
             "threshold = largest(neg, k, pos).amin(1, keepdim=True)",
         ),
         ("keep_pos.scatter_(1, pos.argmax(1, keepdim=True), 1.0)", "pass"),
-        ("log_sum = top.mul_(math.log(2)).add_(total.log())", "log_sum = top.mul_(math.log(2))"),
-        ("weights = terms.mul_(math.copysign(1, slope) *", "weights = terms.mul_("),
+        ("log_sum = total.log().add_(", "log_sum = total.mul(0).add_("),
+        ("pos.mul_(pull.sigmoid_().div_(pos_total).neg_())", "pos.mul_(pull.sigmoid_().div_(pos_total))"),
         ("return torch.gt(x, level, out=torch.empty_like(x))", "return torch.ge(x, level, out=torch.empty_like(x))"),
         ("deviation = known.sub_(mean).mul_(there)", "deviation = known.sub_(mean)"),
     ),
@@ -203,17 +203,17 @@ MUTATIONS = [
     *_of(
         "losses/batch_hard_triplet.py",
         ("tests/test_triplet_family.py", "tests/test_engine.py", HARD),
-        ("pos = equal.mul_(-slope / equal.sum(1, keepdim=True))", "pos = equal.mul_(-slope)"),
+        ("pos = in_equal_parts(-slope, sides.pos, hardest_pos)", "pos = -(sides.pos == hardest_pos) * slope"),
         (
-            "slope = torch.relu(violation + margin), above(violation + margin, 0)",
-            "slope = torch.relu(violation + margin), above(violation, 0)",
+            "slope = above(violation.add_(margin), 0)",
+            "slope = above(violation.add_(margin), margin)",
         ),
     ),
     *_of(
         "losses/easy_positive_triplet.py",
         ("tests/test_triplet_family.py", "tests/test_engine.py", HARD),
-        ("weights = equal.mul_(-slope / equal.sum(1, keepdim=True))", "weights = equal.mul_(-slope)"),
-        ("pos = sides.near_pos()", "pos = sides.pos"),
+        ("pos = in_equal_parts(-slope, near, easiest_pos)", "pos = -(near == easiest_pos) * slope"),
+        ("near, hardest_neg = sides.near_pos()", "near, hardest_neg = sides.pos"),
     ),
     *_of(
         "losses/batch_all_triplet.py",
@@ -236,8 +236,8 @@ MUTATIONS = [
         "losses/raw.py",
         ("tests/test_oracles.py", MANY),
         (
-            "keep_pos, keep_neg = below(sides.pos, hardest_neg + epsilon)",
-            "keep_pos, keep_neg = below(sides.pos, hardest_neg)",
+            "keep = below(sides.pos, tops[1] + epsilon)",
+            "keep = below(sides.pos, tops[1])",
         ),
     ),
     *_of(

@@ -6,12 +6,13 @@ from functools import partial
 import pytest
 import torch
 from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity, LpDistance
+from registry import LOSSES
 
 from pml_ext import losses, miners, thresholds
 from pml_ext.base import RowLoss, StaticDivisorReducer
 from pml_ext.centers import BatchCenters
 from pml_ext.miners.base import PairMiner
-from pml_ext.pairs import ByLabels, ByMasks, Narrowed, PairMasks, Pairs, label_masks
+from pml_ext.pairs import ByLabels, ByMasks, Narrowed, PairMasks, Pairs, label_masks, pairs_from_host
 from pml_ext.scores import Space
 from pml_ext.seeded import Seeded
 from pml_ext.similarity import Similarity
@@ -229,8 +230,19 @@ def assert_same_sides(found, wanted):
 def test_sides_are_the_same_however_pairs_are_given(selves, dtype):
     """By labels, masks and index tensors; positives gathered and in place; in blocks of rows."""
     torch.manual_seed(0)
-    for n, classes in ((1, 1), (2, 1), (7, 3), (40, 12), (40, 40), (33, 2)):
+    for n, classes, equal in (
+        (1, 1, 0),
+        (2, 1, 0),
+        (7, 3, 0),
+        (40, 12, 0),
+        (40, 40, 0),
+        (33, 2, 0),
+        (40, 10, 1),
+        (6, 2, 1),
+    ):
         labels = torch.randint(1 if dtype == torch.bool else classes, (n,)).to(dtype)
+        if equal:
+            labels = (torch.arange(n) % classes)[torch.randperm(n)].to(dtype)
         order = torch.randperm(2 * n)
         refs = labels if selves == "the batch" else labels.repeat(2)[order]
         m = len(refs)
@@ -262,6 +274,49 @@ def test_sides_are_the_same_however_pairs_are_given(selves, dtype):
                             assert torch.equal(found, mask[rows])
                 if pairs.complete:
                     assert bool((pos.any(1) & neg.any(1)).all())
+
+
+BY_ROWS = [name for name, make in LOSSES.items() if isinstance(make(), RowLoss) and make().closed_form is not None]
+
+
+@pytest.mark.parametrize("name", BY_ROWS)
+@pytest.mark.parametrize("sizes", [(3, 3, 3, 3, 3), (1, 2, 3, 4, 5)], ids=str)
+def test_a_closed_form_looks_at_nothing_where_only_labels_are_on_the_host(name, sizes):
+    """Positives are gathered there before PML moves the labels; the scores are on a device that one would wait for."""
+    torch.manual_seed(0)
+    labels = torch.repeat_interleave(torch.arange(5), torch.tensor(sizes))[torch.randperm(15)]
+    loss, embeddings = LOSSES[name](), torch.randn(15, 6, dtype=torch.float64)
+    expected = loss(embeddings, labels), gradient(loss, embeddings, labels)
+    with thresholds.replaced(GATHERED_SHARE=0.6):
+        pairs = pairs_from_host(labels, embeddings.device)
+    assert pairs.gathered is not None
+    x = embeddings.clone().requires_grad_()
+    with thresholds.replaced(LOOKS=False):
+        value = loss(x, labels, pairs)
+        value.backward()
+    torch.testing.assert_close((value.detach(), x.grad), expected, rtol=1e-9, atol=1e-12)
+    x = embeddings.clone()
+    x[3, 1] = torch.nan
+    with thresholds.replaced(LOOKS=False):
+        x.requires_grad_()
+        value = loss(x, labels, pairs)
+        value.backward()
+    assert value.isnan()
+    assert x.grad.isnan().any()
+
+
+def test_labels_on_the_host_are_looked_at_there_and_then_moved():
+    labels, x = torch.arange(24) // 4, torch.randn(24, 4, device="meta", requires_grad=True)
+    pairs = pairs_from_host(labels, x.device)
+    assert pairs.complete
+    assert {tensor.device.type for tensor in (pairs.labels, *pairs.gathered[:1], *pairs.gathered[2:5])} == {"meta"}
+    assert pairs_from_host(labels.to("meta"), x.device) is None
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:  # the engine asks for autocast, of which this device knows nothing
+        patch.setattr(RowLoss, "of_pairs", lambda loss, pairs, x, ref: seen.append(pairs) or dict(loss.zero_losses()))
+        losses.RAWLoss()(x, labels)
+        losses.RAWLoss()(x, labels.to("meta"))
+    assert [pairs.gathered is not None for pairs in seen] == [True, False]
 
 
 @pytest.mark.parametrize("start", [0, 16])

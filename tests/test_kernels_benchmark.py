@@ -44,13 +44,21 @@ def test_a_product_is_counted_apart_and_so_is_a_wait():
     assert watch.large(4 * 9) == 1
 
 
+@pytest.mark.parametrize("on_host", [False, True])
 @pytest.mark.parametrize("name", kernels.USUAL)
-def test_no_loss_waits_for_the_device(name):
-    found = kernels.watched(build(name, SETTING), SETTING, "cpu")
+def test_no_loss_waits_for_the_device(name, on_host):
+    found = kernels.watched(build(name, SETTING), SETTING, "cpu", on_host)
     assert found.waits == 0
     assert found.products == 2
     assert found.kernels > 30
     assert found.traffic() > 20 * 4 * N**2
+
+
+@pytest.mark.parametrize("name", kernels.USUAL)
+def test_labels_on_the_host_spare_traffic(name):
+    large = Setting(256, 8, 4)
+    on_device, on_host = (kernels.watched(build(name, large), large, "cpu", each) for each in (False, True))
+    assert on_host.traffic() < 0.85 * on_device.traffic()
 
 
 @pytest.mark.parametrize("name", sorted(DENSE))

@@ -31,7 +31,7 @@ def batch_all_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: float) -
 
 def batch_all_triplet_weights(sides: Sides, *, margin: float) -> SideWeights | None:
     """Sums, numbers and pair weights of the active triplets, by counting them positive by positive."""
-    if not sides.gathered or sides.pos.shape[1] > thresholds.BATCH_ALL_POSITIVES:
+    if sides.columns is None or sides.pos.shape[1] > thresholds.BATCH_ALL_POSITIVES:
         return None
     active_pos, hits, active_neg = torch.zeros_like(sides.neg), torch.empty_like(sides.neg), []
     for threshold in (sides.pos - margin).unbind(1):

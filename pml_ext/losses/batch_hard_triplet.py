@@ -9,7 +9,7 @@ from typing_extensions import Unpack
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss, StaticDivisorReducer
-from pml_ext.closed_form import ClosedForm, Sides, SideWeights, above
+from pml_ext.closed_form import ClosedForm, Sides, SideWeights, above, in_equal_parts
 from pml_ext.hyperparameters import RowLossArguments
 from pml_ext.masked import masked_max, masked_min, softplus
 
@@ -20,21 +20,18 @@ def batch_hard_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: float |
     return softplus(violation) if margin is None else torch.relu(violation + margin)
 
 
-def batch_hard_triplet_weights(sides: Sides, *, margin: float | None) -> SideWeights | None:
+def batch_hard_triplet_weights(sides: Sides, *, margin: float | None) -> SideWeights:
     """Batch-hard loss and its few pair weights of each anchor."""
-    hardest_pos = sides.hardest_pos()
-    found = sides.only_hardest_neg()
-    if found is None:
-        return None
-    hardest_neg, column = found
+    hardest_pos, hardest_neg = sides.hardest_pos(), sides.hardest_neg()
     violation = hardest_neg - hardest_pos
     if margin is None:
         losses, slope = softplus(violation), violation.sigmoid()
     else:
-        losses, slope = torch.relu(violation + margin), above(violation + margin, 0)
-    equal = (sides.pos == hardest_pos).to(slope.dtype)
-    pos = equal.mul_(-slope / equal.sum(1, keepdim=True))
-    return SideWeights(losses.squeeze(1), pos, slope, neg_column=column)
+        slope = above(violation.add_(margin), 0)
+        losses = violation.relu_()
+    pos = in_equal_parts(-slope, sides.pos, hardest_pos)
+    neg, column = sides.on_hardest_neg(hardest_neg, slope)
+    return SideWeights(losses.squeeze(1), pos, neg, neg_column=column)
 
 
 @final

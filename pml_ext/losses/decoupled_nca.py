@@ -25,7 +25,7 @@ def decoupled_nca(sim: Tensor, pos: Tensor, neg: Tensor, *, alpha: float, beta: 
 
 def decoupled_nca_weights(sides: Sides, *, alpha: float, beta: float, k: int | None) -> SideWeights | None:
     """Decoupled NCA loss and pair weights in closed form."""
-    if not sides.gathered or beta == 0:
+    if sides.columns is None or beta == 0:
         return None
     pos, neg = sides.near_pos(), sides.neg
     keep_pos, keep_neg = keep_nearest(pos, neg, k)

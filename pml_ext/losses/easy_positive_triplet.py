@@ -9,7 +9,7 @@ from typing_extensions import Unpack
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import ClosedForm, Sides, SideWeights, above
+from pml_ext.closed_form import ClosedForm, Sides, SideWeights, above, in_equal_parts
 from pml_ext.hyperparameters import RowLossArguments
 from pml_ext.masked import masked_max
 
@@ -19,19 +19,15 @@ def easy_positive_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: floa
     return torch.relu(masked_max(sim, neg) - masked_max(sim, pos) + margin).squeeze(-1)
 
 
-def easy_positive_triplet_weights(sides: Sides, *, margin: float) -> SideWeights | None:
+def easy_positive_triplet_weights(sides: Sides, *, margin: float) -> SideWeights:
     """Easy positive triplet loss and its few pair weights of each anchor."""
-    found = sides.only_hardest_neg()
-    if found is None:
-        return None
-    hardest_neg, column = found
-    pos = sides.near_pos()
-    easiest_pos = pos.amax(1, keepdim=True)
+    near, hardest_neg = sides.near_pos(), sides.hardest_neg()
+    easiest_pos = near.amax(1, keepdim=True)
     violation = hardest_neg - easiest_pos + margin
     slope = above(violation, 0)
-    equal = (pos == easiest_pos).to(slope.dtype)
-    weights = equal.mul_(-slope / equal.sum(1, keepdim=True))
-    return SideWeights(torch.relu(violation).squeeze(1), weights, slope, neg_column=column)
+    pos = in_equal_parts(-slope, near, easiest_pos)
+    neg, column = sides.on_hardest_neg(hardest_neg, slope)
+    return SideWeights(torch.relu(violation).squeeze(1), pos, neg, neg_column=column)
 
 
 @final

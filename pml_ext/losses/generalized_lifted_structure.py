@@ -25,8 +25,8 @@ def generalized_lifted_structure(
 
 def generalized_lifted_structure_weights(sides: Sides, *, neg_margin: float, pos_margin: float) -> SideWeights:
     """Generalized lifted structure loss and pair weights in closed form."""
-    pull, pos, pos_total = exponential_sum(sides.pos.sub_(pos_margin), -1)
-    push, neg, neg_total = exponential_sum(sides.neg.sub_(neg_margin), 1)
+    pull, pos, pos_total = exponential_sum(sides.pos, -1, level=pos_margin)
+    push, neg, neg_total = exponential_sum(sides.neg, 1, level=neg_margin)
     total = pull + push
     active = above(total, 0)
     return SideWeights(total.relu().squeeze(1), pos.mul_(-active / pos_total), neg.mul_(active / neg_total))

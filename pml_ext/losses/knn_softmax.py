@@ -25,7 +25,7 @@ def knn_softmax(
 
 def knn_softmax_weights(sides: Sides, *, alpha: float, k: int | None, negative_weight: float) -> SideWeights | None:
     """k-NN softmax loss and pair weights in closed form."""
-    if not sides.gathered and k is not None and k < sides.neg.shape[1]:
+    if sides.columns is None and k is not None and k < sides.neg.shape[1]:
         return None
     pos, neg = sides.near_pos(), sides.neg
     keep_pos, keep_neg = keep_nearest(pos, neg, k)

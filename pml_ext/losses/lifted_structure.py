@@ -31,7 +31,7 @@ def lifted_structure_weights(sides: Sides, *, neg_margin: float, pos_margin: flo
     if sides.columns is None:
         return None
     number = sides.pos_count.sum()
-    log_sum, terms, total = exponential_sum(sides.neg.sub_(neg_margin), 1)
+    log_sum, terms, total = exponential_sum(sides.neg, 1, level=neg_margin)
     of_positive = log_sum.squeeze(1)[sides.columns]  # [n, k]
     violation = torch.relu(pos_margin - sides.pos + torch.logaddexp(log_sum, of_positive))
     pull = violation / number.clamp(min=1)

@@ -45,8 +45,8 @@ def log_sum_exp_pair_weights(
     bounded: bool,
 ) -> SideWeights:
     """Log-sum-exp pair loss and pair weights in closed form."""
-    pull, pos, pos_total = exponential_sum(sides.pos.sub_(pos_margin), -alpha)
-    push, neg, neg_total = exponential_sum(sides.neg.sub_(neg_margin), beta)
+    pull, pos, pos_total = exponential_sum(sides.pos, -alpha, level=pos_margin)
+    push, neg, neg_total = exponential_sum(sides.neg, beta, level=neg_margin)
     pos_slope, neg_slope = scale / pos_total, scale / neg_total
     if bounded:
         pos_slope, neg_slope = pos_slope * pull.sigmoid(), neg_slope * push.sigmoid()

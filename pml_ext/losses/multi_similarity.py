@@ -8,7 +8,7 @@ from typing_extensions import Unpack
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import ClosedForm, Sides, SideWeights, soft_side
+from pml_ext.closed_form import ClosedForm, Sides, SideWeights, soft_sides
 from pml_ext.hyperparameters import RowLossArguments
 from pml_ext.masked import Needs, masked_logsumexp, softplus
 
@@ -22,9 +22,7 @@ def multi_similarity(sim: Tensor, pos: Tensor, neg: Tensor, *, alpha: float, bet
 
 def multi_similarity_weights(sides: Sides, *, alpha: float, beta: float, base: float) -> SideWeights:
     """Multi-Similarity loss and pair weights in closed form."""
-    pull, pos = soft_side(sides.pos.sub_(base), -alpha)
-    push, neg = soft_side(sides.neg.sub_(base), beta)
-    return SideWeights((pull + push).squeeze(1), pos, neg)
+    return soft_sides(sides, alpha, beta, base)
 
 
 @final

@@ -9,7 +9,7 @@ from typing_extensions import Unpack
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import ClosedForm, Sides, SideWeights
+from pml_ext.closed_form import ClosedForm, Sides, SideWeights, in_equal_parts
 from pml_ext.hyperparameters import RowLossArguments
 from pml_ext.masked import masked_max, softplus
 
@@ -32,21 +32,17 @@ def _is_hard(nearest_pos: Tensor, nearest_neg: Tensor, level: float | None) -> T
 
 def selectively_contrastive_triplet_weights(
     sides: Sides, *, temperature: float, lam: float, level: float | None
-) -> SideWeights | None:
+) -> SideWeights:
     """Selectively contrastive triplet loss and its few pair weights of each anchor."""
-    found = sides.only_hardest_neg()
-    if found is None:
-        return None
-    nearest_neg, column = found
-    pos = sides.near_pos()
-    nearest_pos = pos.amax(1, keepdim=True)
+    near, nearest_neg = sides.near_pos(), sides.hardest_neg()
+    nearest_pos = near.amax(1, keepdim=True)
     hard = _is_hard(nearest_pos, nearest_neg, level)
     gap = (nearest_neg - nearest_pos) / temperature
     slope = gap.sigmoid() / temperature
-    equal = (pos == nearest_pos).to(slope.dtype)
-    weights = equal.mul_(torch.where(hard, 0.0, -slope) / equal.sum(1, keepdim=True))
     losses = torch.where(hard, lam * nearest_neg, softplus(gap))
-    return SideWeights(losses.squeeze(1), weights, torch.where(hard, lam, slope), neg_column=column)
+    pos = in_equal_parts(torch.where(hard, 0.0, -slope), near, nearest_pos)
+    neg, column = sides.on_hardest_neg(nearest_neg, torch.where(hard, lam, slope))
+    return SideWeights(losses.squeeze(1), pos, neg, neg_column=column)
 
 
 @final

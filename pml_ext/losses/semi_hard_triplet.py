@@ -31,7 +31,7 @@ def semi_hard_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: float) -
 
 def semi_hard_triplet_weights(sides: Sides, *, margin: float) -> SideWeights | None:
     """Sums and pair weights of the positive pairs, positive by positive."""
-    if not sides.gathered or sides.pos.shape[1] > thresholds.SEMI_HARD_POSITIVES:
+    if sides.columns is None or sides.pos.shape[1] > thresholds.SEMI_HARD_POSITIVES:
         return None
     neg, hits = sides.neg, torch.empty_like(sides.neg)
     numbers = torch.arange(neg.shape[1], dtype=neg.dtype, device=neg.device)
@@ -42,13 +42,14 @@ def semi_hard_triplet_weights(sides: Sides, *, margin: float) -> SideWeights | N
         columns.append(torch.eq(neg, nearest, out=hits).mul_(numbers).amax(1, keepdim=True))
     scores, column = torch.cat(chosen, 1), torch.cat(columns, 1)
     none_behind = absent(scores)
-    if none_behind.any():
+    looks = sides.gathered
+    if not looks or none_behind.any():
         last = farthest(neg)
         from_the_end = torch.eq(neg, last, out=hits).mul_(len(numbers) - numbers).amax(1, keepdim=True)
         scores = torch.where(none_behind, last, scores)
         # The first of equals; any column of a row without negatives.
         column = torch.where(none_behind, (len(numbers) - from_the_end).clamp_(max=len(numbers) - 1), column)
-    if scores.isnan().any():
+    if looks and scores.isnan().any():
         return None  # which has no column
     present = ~absent(sides.pos)  # true of NaN, which must stay visible
     violation = torch.where(present, scores - sides.pos + margin, 0.0)

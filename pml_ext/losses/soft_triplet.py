@@ -118,7 +118,7 @@ def soft_triplet_weights(
     sides: Sides, *, beta: float, threshold: float, normalization: Normalization
 ) -> SideWeights | None:
     """Soft triplet loss and pair weights, positive by positive."""
-    if not sides.gathered:
+    if sides.columns is None:
         return None
     neg = sides.neg
     cut = beyond_absent(_cut(threshold) / beta)
