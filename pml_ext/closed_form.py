@@ -6,6 +6,7 @@ with which it costs nothing: a positive is infinitely close, a negative infinite
 """
 
 import math
+import warnings
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -62,6 +63,18 @@ class Sides(NamedTuple):
         """The positives with absent ones infinitely far: for a sum or a maximum over closeness."""
         # NaN stays what it is.
         return torch.where(self.pos > ABSENT / 2, -ABSENT, self.pos)
+
+    def only_hardest_neg(self) -> tuple[Tensor, Tensor] | None:
+        """The nearest negative of each row with its column [b, 1] each; None where equals would have to share.
+
+        Deprecated: `on_hardest_neg` puts the weight there, equals or not.
+        """
+        warnings.warn("only_hardest_neg is called on_hardest_neg now, and takes the weight", DeprecationWarning, 2)
+        top = self.hardest_neg()
+        equal = self.neg == top
+        if not self.gathered or ((equal.sum(1, keepdim=True) != 1) & ~absent(top)).any():
+            return None
+        return top, equal.long().argmax(1, keepdim=True)
 
     def on_hardest_neg(self, score: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         """The weight [b, 1] on the nearest negative of each row, of that score, and its column; overwrites `neg`.

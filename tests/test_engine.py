@@ -11,6 +11,7 @@ from registry import LOSSES
 from pml_ext import losses, miners, thresholds
 from pml_ext.base import RowLoss, StaticDivisorReducer
 from pml_ext.centers import BatchCenters
+from pml_ext.closed_form import ABSENT, Sides
 from pml_ext.miners.base import PairMiner
 from pml_ext.pairs import ByLabels, ByMasks, Narrowed, PairMasks, Pairs, label_masks, pairs_from_host
 from pml_ext.scores import Space
@@ -465,3 +466,14 @@ def test_private_references_have_columns_of_their_own():
     for found, mask in zip(pairs.wide(), pairs.given, strict=True):
         assert torch.equal(found[:, :5], mask[:, :-1])
         assert torch.equal(found[:, 5:], torch.diag(mask[:, -1]))
+
+
+def test_the_hardest_negative_by_its_old_name():
+    neg = torch.tensor([[0.5, -ABSENT, 0.25], [-ABSENT, -0.5, 0.75]])
+    ones = torch.ones(2, 1)
+    sides = Sides(ones.clone(), neg, ones, 2 * ones, torch.tensor([[1], [0]]))
+    with pytest.warns(DeprecationWarning, match="only_hardest_neg is called on_hardest_neg now"):
+        found = sides.only_hardest_neg()
+    assert [x.tolist() for x in found] == [[[0.5], [0.75]], [[0], [2]]]
+    with pytest.warns(DeprecationWarning, match="only_hardest_neg"):
+        assert sides._replace(neg=torch.zeros(2, 3)).only_hardest_neg() is None, "equals have to share"

@@ -44,8 +44,11 @@ def ranked_pull_deviance_weights(
     """Loss and pair weights in closed form."""
     ranks = min(len(margins), sides.pos.shape[1])
     ranked, columns = sides.near_pos().topk(min(ranks + 1, sides.pos.shape[1]), dim=1)  # nearest first
-    if sides.gathered and ((ranked[:, 1:] == ranked[:, :-1]) & ~absent(ranked[:, 1:])).any():
-        return None  # which of equals comes first depends on where they stand
+    if sides.columns is not None:
+        # Which of equals comes first depends on where they stand.
+        equal = (ranked[:, 1:] == ranked[:, :-1]) & ~absent(ranked[:, 1:])
+        if not sides.gathered or equal.any():
+            return None
     ranked, columns = ranked[:, :ranks], columns[:, :ranks]
     margin, alpha = ranked.new_tensor(margins[:ranks]), ranked.new_tensor(alphas[:ranks])
     steepness = alpha if sharp else torch.ones_like(alpha)
