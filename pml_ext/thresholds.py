@@ -92,7 +92,7 @@ SELECTED_ROWS = 64
 DRAWS = 1 << 23
 
 # Several processes: scores of a loss of all pairs that are held at once, and computed again. Up to so many of the whole
-# batch every process computes all of them, which takes a third of the time.
+# batch every process computes all of them, which takes a third of the time, but for a histogram.
 SUMMED_SCORES = 1 << 20
 SUMMED_FROM = 1 << 22
 

@@ -121,7 +121,7 @@ def test_a_column_needs_the_gradients_of_all(monkeypatch):
 
 
 def test_a_small_batch_is_computed_by_all(monkeypatch):
-    """Sums of rows would take every process longer than the whole batch."""
+    """Sums of rows would take every process longer than the whole batch, but for a histogram."""
 
     def refuse(*_):
         raise AssertionError("sums of few scores")
@@ -130,5 +130,6 @@ def test_a_small_batch_is_computed_by_all(monkeypatch):
     monkeypatch.setattr(distributed_values, "by_sums", refuse)
     with thresholds.replaced(SUMMED_FROM=N * N):
         check(losses.MeanGapLoss(), None, SPLITS[0])
-    with thresholds.replaced(SUMMED_FROM=N * N - 1), pytest.raises(AssertionError, match="sums of few scores"):
-        check(losses.MeanGapLoss(), None, SPLITS[0])
+    for loss, scores in ((losses.MeanGapLoss(), N * N - 1), (losses.HistogramLoss(), N * N)):
+        with thresholds.replaced(SUMMED_FROM=scores), pytest.raises(AssertionError, match="sums of few scores"):
+            check(loss, None, SPLITS[0])

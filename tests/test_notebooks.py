@@ -156,6 +156,5 @@ def test_a_built_example_is_that_of_its_text_and_small(path):
     assert [(c.cell_type, c.source) for c in built.cells] == [(c.cell_type, c.source) for c in text.cells]
     assert any({"text/html", "image/png"} & kinds(cell) for cell in built.cells if cell.cell_type == "code")
     page = path.read_text(encoding="utf-8")
-    assert "/home/" not in page
-    assert "/tmp/" not in page
+    assert not re.search("/(home|tmp|Users)/", page), "a path of the machine that built it"
     assert "Traceback" not in page

@@ -39,10 +39,10 @@ class DistributedLoss(nn.Module):
 
     A loss of rows, that is every `RowLoss` and the wrappers of one, is computed for own anchors against the samples of
     all: a W-th of the work and of the memory. So are those losses of PML that `accelerate` knows, which exchange sums
-    of each row, and `HistogramLoss`, `LiftedStructureLoss` and `MeanGapLoss`, which are made of sums over rows, from
-    batches on where their memory matters (some 2,000 samples). Any other loss is computed of all samples by every
-    process, and so are the pairs of a miner that does not select row by row. Batches may have any size on each process,
-    0 too. Without a process group, or in one process, this is the loss itself.
+    of each row, and `HistogramLoss`, `LiftedStructureLoss` and `MeanGapLoss`, which are made of sums over rows, the
+    last two from batches on where their memory matters (some 2,000 samples). Any other loss is computed of all samples
+    by every process, and so are the pairs of a miner that does not select row by row. Batches may have any size on each
+    process, 0 too. Without a process group, or in one process, this is the loss itself.
 
     Args:
         loss: any loss, of this package, of PML or of one's own, wrappers and `MultipleLosses` included. Of

@@ -78,6 +78,11 @@ class Blocks:
         return int(pos), int(neg)
 
 
+def sums_pay(loss: BatchLoss, scores: int) -> bool:
+    """Whether the sums are better than the whole batch on every process, which has so many scores."""
+    return type(loss) in OF_KIND and (isinstance(loss, HistogramLoss) or scores > thresholds.SUMMED_FROM)
+
+
 def by_sums(loss: BatchLoss, shard: Shard, pairs: AllPairs | OwnPairs | None) -> Tensor:
     """The loss of the pairs of all processes."""
     blocks = Blocks(loss, shard, pairs)

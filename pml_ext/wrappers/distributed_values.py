@@ -17,7 +17,7 @@ from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pml_ext import _pml, miners, thresholds
+from pml_ext import _pml, miners
 from pml_ext.base import BatchLoss, RowLoss
 from pml_ext.centers import Centers, CenterSource, LearnedCenters, RunningCenters, leave_one_out
 from pml_ext.losses import CenterLoss
@@ -34,7 +34,7 @@ from pml_ext.wrappers.centers_as_references import CentersAsReferences, leave_on
 from pml_ext.wrappers.cross_batch_memory import CrossBatchMemory
 from pml_ext.wrappers.distributed_batch import AllPairs, GivenPairs, OwnPairs, Shard, all_masks
 from pml_ext.wrappers.distributed_rows import Rows, as_rows, mined_rows, own_losses, selection
-from pml_ext.wrappers.distributed_sums import OF_KIND, by_sums
+from pml_ext.wrappers.distributed_sums import by_sums, sums_pay
 from pml_ext.wrappers.mined import MinedLoss
 from pml_ext.wrappers.queue_pairs import Queue, label_pairs
 from pml_ext.wrappers.random_slice import RandomSliceLoss
@@ -116,8 +116,7 @@ def _(loss: RowLoss, shard: Shard, pairs: GivenPairs = None) -> Tensor:
 
 @global_value.register
 def _(loss: BatchLoss, shard: Shard, pairs: GivenPairs = None) -> Tensor:
-    few = shard.ranks.n * len(shard.refs) <= thresholds.SUMMED_FROM
-    if few or type(loss) not in OF_KIND or shard.more or isinstance(pairs, Pairs):
+    if not sums_pay(loss, shard.ranks.n * len(shard.refs)) or shard.more or isinstance(pairs, Pairs):
         return computed_by_all(loss, shard, pairs)
     loss.reset_stats()
     return finished(loss, already_reduced(by_sums(loss, shard, pairs)), shard)
