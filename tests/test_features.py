@@ -1,5 +1,8 @@
 """Features of a frozen trunk: computed once, resumed, never taken from a damaged file; the head that PCA starts."""
 
+import re
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -38,6 +41,34 @@ def test_features_are_computed_once(tmp_path):
     assert trunk.training
     assert torch.equal(compute(trunk, tmp_path), first)
     assert trunk.seen == 50
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".npy"]
+
+
+def test_two_processes_compute_the_same_features_once(tmp_path):
+    begun, told, seen = threading.Event(), threading.Event(), []
+
+    class Slow(Counting):
+        def forward(self, images):
+            begun.set()
+            assert told.wait(30)
+            return super().forward(images)
+
+    def second():
+        assert begun.wait(30)
+        # A lock of a thread of its own stands for that of a process: the file is opened anew.
+        other = Counting()
+        seen.append(compute(other, tmp_path, say=lambda line: (lines.append(line), told.set())))
+        seen.append(other.seen)
+
+    lines = []
+    thread = threading.Thread(target=second)
+    thread.start()
+    first = compute(Slow(), tmp_path)
+    thread.join(30)
+    assert torch.equal(seen[0], first)
+    assert seen[1] == 0
+    assert len(lines) == 1
+    assert re.match(r"waiting for another process that makes .*\.npy$", lines[0])
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".npy"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from pml_ext.benchmark import files
+from pml_ext.benchmark import files, lock
 from pml_ext.benchmark.errors import BenchmarkError
 from pml_ext.benchmark.models import evaluating
 from pml_ext.benchmark.progress import tqdm, watched
@@ -32,11 +32,12 @@ def cached(
     workers: int = 0,
     device: torch.device | str = "cpu",
     show: bool = True,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Tensor:
     """Features [n, features] of images by a trunk, in float16, computed unless they are in the folder already.
 
     An interrupted computation goes on where it stood; a file that is damaged, or of other images or weights, is
-    computed again.
+    computed again. Of several processes that want the same features one computes them, the others wait for it.
 
     Args:
         trunk: images [n, channels, height, width] -> features [n, features]; it is run in evaluation mode.
@@ -47,6 +48,7 @@ def cached(
         workers: processes that read images. Default 0.
         device: on which the trunk runs. Default "cpu".
         show: whether to draw a bar. Default True.
+        say: takes a line that says that another process is waited for. Default: nothing is said.
 
     Raises:
         BenchmarkError: a feature is not a number, or too large for float16.
@@ -57,11 +59,14 @@ def cached(
     known = _kept(done, note)
     if known is None:
         folder.mkdir(parents=True, exist_ok=True)
-        _compute(trunk, images, part, batch_size, workers, torch.device(device), show)
-        known = np.load(part, allow_pickle=False)
-        files.write(note, json.dumps({**identity, "sha256": _sha256(known)}, indent=1).encode())
-        part.replace(done)
-        _progress_note(part).unlink(missing_ok=True)
+        with lock.alone(done, say):
+            known = _kept(done, note)
+            if known is None:
+                _compute(trunk, images, part, batch_size, workers, torch.device(device), show)
+                known = np.load(part, allow_pickle=False)
+                files.write(note, json.dumps({**identity, "sha256": _sha256(known)}, indent=1).encode())
+                part.replace(done)
+                _progress_note(part).unlink(missing_ok=True)
     return torch.from_numpy(known)
 
 

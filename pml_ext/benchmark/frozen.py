@@ -79,6 +79,7 @@ def _features(experiment: Experiment, data: Data, index: Tensor, say: Say) -> Te
         },
         workers=experiment.workers,
         device=torch_device(experiment.device),
+        say=say,
     )
 
 

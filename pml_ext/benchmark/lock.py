@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -43,6 +43,25 @@ def held(folder: Path) -> Iterator[None]:
     finally:
         with suppress(OSError):
             (folder / HOLDER).unlink()
+        lock.release()
+
+
+@contextmanager
+def alone(file: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Be the only process that makes a file; another one that does is said and waited for."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(str(file.with_name(f".{file.name}{LOCK}")))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"waiting for another process that makes {file}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        # Who waits for this one takes another lock than who comes later: each looks whether the file is there by then.
+        Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 
