@@ -46,7 +46,7 @@ LAYERS = (
     ("masked", "potential", "synthesis"),
     ("hyperparameters",),
     ("_pml",),
-    ("arguments", "inputs", "renamed", "thresholds"),
+    ("arguments", "bins", "inputs", "renamed", "thresholds"),
     ("figures", "palette", "shown", "spelling", "watched"),
 )
 

@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 
 from pml_ext import arguments, thresholds
 from pml_ext.base import BatchLoss
+from pml_ext.bins import looked_up, sums_of_rows
 from pml_ext.closed_form import ClosedForm, Sides, SideWeights
 from pml_ext.hyperparameters import LossArguments
 
@@ -69,9 +70,9 @@ def _nodes(scores: Tensor, n_bins: int, center: float, absent: Tensor, at: int) 
     numbers, uppers = scores.new_zeros(2, n_bins, dtype=torch.float64)
     for block in _blocks(scores):
         bins, upper, _ = _places(block, n_bins, center)
-        for total, values in ((numbers, torch.ones_like(upper)), (uppers, upper)):
-            # Per anchor first: the sum of millions of shares in one number would lose them in float32.
-            total += upper.new_zeros(len(block), n_bins).scatter_add_(1, bins, values).sum(0, dtype=torch.float64)
+        # Per anchor first: the sum of millions of shares in one number would lose them in float32.
+        for total, rows in zip((numbers, uppers), sums_of_rows(bins, upper, n_bins), strict=True):
+            total += rows.sum(0, dtype=torch.float64)
     nodes = F.pad(uppers, (1, 0)) + F.pad(numbers - uppers, (0, 1))
     nodes[at] -= absent
     return nodes
@@ -82,18 +83,18 @@ def _of_bins(scores: Tensor, slopes: Tensor, center: float) -> Tensor:
     slopes = slopes.to(scores.dtype)
     for block in _blocks(scores):
         bins, _, inside = _places(block, len(slopes), center)
-        block.copy_(slopes.index_select(0, bins.flatten()).view_as(block).mul_(inside))
+        block.copy_(looked_up(slopes, bins).mul_(inside))
     return scores
 
 
 def _places(scores: Tensor, n_bins: int, center: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The bin of each score as an integer, the share of its upper node, and 1 for scores in the range, 0 beyond."""
+    """The bin of each score, the share of its upper node, and 1 for scores in the range, 0 beyond."""
     reach = scores.sub(center - 1)
     place = reach.clamp(0, 2)
     inside = torch.eq(reach, place, out=reach)
     # The bin of a NaN is any; its share of the upper node is NaN.
     node = place.mul_(n_bins / 2).floor().clamp_(max=n_bins - 1).nan_to_num_(0.0)
-    return node.long(), place.sub_(node), inside
+    return node, place.sub_(node), inside
 
 
 def _blocks(scores: Tensor) -> tuple[Tensor, ...]:

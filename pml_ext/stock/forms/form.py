@@ -72,7 +72,7 @@ class Form(ABC):
     def summarize(self, distances: Tensor, start: int, *, keep: bool) -> Rows:
         """Of each row what the value needs.
 
-        With `keep` the block may be overwritten by what `gradient` needs of it: it will be given the same memory.
+        The block may be overwritten, with `keep` by what `gradient` needs of it: it will be given the same memory.
         """
 
     @abstractmethod

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pml_ext.bins import looked_up, sums_of_rows
 from pml_ext.stock.forms.form import Form, Rows, positives, scatter_positives
 from pml_ext.stock.incidence import LABELS, Incidence
-
-Kept = Callable[[Tensor], Tensor]
 
 
 class FastAP(Form):
@@ -19,6 +17,9 @@ class FastAP(Form):
 
     A distance is shared between the two nodes around it. With `h` and `H` the numbers of positives at and up to a node,
     and `T` the number of all up to it, `AP = sum h H / T / number of positives`.
+
+    An interval is that before the first node, those between nodes, that behind the last one, and what lies farther; the
+    column before them is for a distance at a node, where there is no slope.
     """
 
     pays_from = 1 << 14
@@ -27,11 +28,11 @@ class FastAP(Form):
 
     @property
     def _width(self) -> float:
-        return float(2**self.loss.distance.power) / int(self.loss.num_bins)
+        return float(2**self.loss.distance.power) / self._number
 
-    def _nodes(self, like: Tensor) -> Tensor:
-        bins = int(self.loss.num_bins)
-        return torch.linspace(0.0, 2**self.loss.distance.power, bins + 1, device=like.device, dtype=like.dtype)
+    @property
+    def _number(self) -> int:
+        return int(self.loss.num_bins)
 
     def is_empty(self) -> bool:
         return not self.lengths[0]
@@ -39,17 +40,18 @@ class FastAP(Form):
     def summarize(self, distances: Tensor, start: int, *, keep: bool) -> Rows:
         incidence = self.of(start, distances)
         near = positives(distances, incidence)
-        there, of_all = (incidence.counts > 0).to(near.dtype), self._nearest(distances)
-        found = (
-            self._histogram(*self._nearest(near), near, lambda share: share.mul_(there)),
-            self._histogram(*of_all, distances, lambda share: incidence.negatives.blank(share, 0)),
-        )
+        intervals, shares = self._intervals(distances)
+        incidence.negatives.blank(intervals, self._number + 3)
+        numbers, uppers = sums_of_rows(intervals, shares, self._number + 4)
         if keep:
-            distances.copy_(self._intervals(*of_all))
-        return found
+            torch.mul(intervals, shares.sign_(), out=distances)
+        return near, (numbers - uppers)[:, 2:-1] + uppers[:, 1:-2]
 
     def combine(self, rows: Rows) -> dict[str, Tensor]:
         near, far = rows
+        intervals, shares = self._intervals(near)
+        near = self._near_nodes(near, intervals.long(), self.incidence.counts > 0)
+        self._of_near = intervals.mul_(shares.sign_())
         number = (self.incidence.counts > 0).sum(1).to(near.dtype)
         below, total = near.cumsum(1), (near + far).cumsum(1)
         product = near * below
@@ -65,56 +67,51 @@ class FastAP(Form):
             value, pull = self.reductions["loss"].nothing(), torch.zeros_like(losses)
         pull = -(pull * weights / number.clamp_min(1))[:, None]
         squared = torch.where(safe, near / whole**2, 0)
-        self._at_near = pull * (torch.where(safe, below / whole, 0) + _suffix(squared * (total - below)))
-        self._at_far = -pull * _suffix(squared * below)
+        self._by_near = self._slopes(pull * (torch.where(safe, below / whole, 0) + _suffix(squared * (total - below))))
+        self._by_far = self._slopes(-pull * _suffix(squared * below))
         return {"loss": value}
 
     def gradient(self, distances: Tensor, start: int, *, kept: bool) -> Tensor:
         incidence = self.of(start, distances)
         stop = start + len(distances)
-        of_all = distances.long() if kept else self._intervals(*self._nearest(distances))
-        near = of_all.gather(1, incidence.positives)
-        by_near = torch.where(incidence.counts > 0, self._slopes(self._at_near[start:stop]).gather(1, near), 0)
-        by_far = self._slopes(self._at_far[start:stop]).gather(1, of_all)
-        return scatter_positives(incidence.negatives.blank(by_far, 0), incidence, by_near)
+        if not kept:
+            intervals, shares = self._intervals(distances)
+            distances = incidence.negatives.blank(intervals, self._number + 3).mul_(shares.sign_())
+        by_near = looked_up(self._by_near[start:stop], self._of_near[start:stop])
+        by_near = torch.where(incidence.counts > 0, by_near, 0)
+        return scatter_positives(looked_up(self._by_far[start:stop], distances), incidence, by_near)
 
-    def _nearest(self, distances: Tensor) -> tuple[Tensor, Tensor]:
-        """The nearest node of each distance, and how far beyond it that is."""
-        nodes = self._nodes(distances)
-        nearest = (distances / self._width).round_().clamp_(0, len(nodes) - 1).long()
-        return nearest, distances - nodes[nearest]
+    def _intervals(self, distances: Tensor) -> tuple[Tensor, Tensor]:
+        """The interval of each distance, from 1 on, and the share of the node behind it."""
+        places = torch.div(distances, self._width).clamp_(-1, self._number + 1)
+        intervals = places.floor()
+        shares = places.sub_(intervals)
+        return intervals.add_(2), shares
 
-    def _histogram(self, nearest: Tensor, beyond: Tensor, distances: Tensor, kept: Kept) -> Tensor:
-        """What the distances of each row give to the nodes: to the nearest and to the next on their side."""
-        nodes = torch.nn.functional.pad(self._nodes(distances), (1, 1), value=torch.inf)
-        out = distances.new_zeros(len(distances), len(nodes))
-        out.scatter_add_(1, nearest + 1, kept(self._share(beyond.abs())))
-        # From the next node's own distance: a perfect list costs exactly 0, as PML's does.
-        following = (beyond < 0).long().mul_(-2).add_(nearest).add_(2)
-        out.scatter_add_(1, following, kept(self._share((distances - nodes[following]).abs_())))
-        return out[:, 1:-1]
+    def _near_nodes(self, near: Tensor, intervals: Tensor, there: Tensor) -> Tensor:
+        """What the positives of each row give to the nodes around them: [n, k] -> [n, nodes].
 
-    def _share(self, offsets: Tensor) -> Tensor:
-        return (1 - offsets.div_(self._width)).relu_()
-
-    def _intervals(self, nearest: Tensor, beyond: Tensor) -> Tensor:
-        """Columns of `_slopes`: between which nodes each distance is."""
-        out = nearest + (beyond > 0)
-        flat = beyond == 0
-        if float(beyond.abs().max()) >= self._width:
-            flat |= beyond.abs() >= self._width
-        return out.masked_fill_(flat, int(self.loss.num_bins) + 2)
+        Each share is made of the distance from its own node: a perfect list costs exactly 0, as PML's does.
+        """
+        nodes = torch.linspace(0.0, 2**self.loss.distance.power, self._number + 1, device=near.device, dtype=near.dtype)
+        nodes = torch.nn.functional.pad(nodes, (2, 2), value=torch.inf)
+        out = near.new_zeros(len(near), len(nodes))
+        for at in (intervals, intervals + 1):
+            share = (near - nodes[at]).abs_().div_(self._width)
+            out.scatter_add_(1, at, (1 - share).relu_().mul_(there))
+        return out[:, 2:-2]
 
     def _slopes(self, at_nodes: Tensor) -> Tensor:
-        """Of each interval, those before and after all nodes included; then of a node itself and what is far away."""
+        """Of each interval; 0 at a node, and of what is farther than one interval from all of them."""
         between = torch.nn.functional.pad(at_nodes, (1, 1)).diff(dim=1)
-        return torch.nn.functional.pad(between.div_(self._width), (0, 1))
+        return torch.nn.functional.pad(between.div_(self._width), (1, 1))
 
 
 class Histogram(Form):
     """`sum over nodes of h-_r * (sum of h+ up to r)`: how probably a negative is more similar than a positive.
 
-    Each pair of samples is one pair, with the score above the diagonal.
+    Each pair of samples is one pair, with the score above the diagonal. Bins are counted from 1; what is not compared
+    is in bin 0.
     """
 
     takes_references = False
@@ -128,66 +125,73 @@ class Histogram(Form):
         return not bool((self.incidence.counts.sum(1) * self.incidence.negatives.per_row).any())
 
     @property
-    def _bins_of_all(self) -> int:
+    def _number(self) -> int:
         return round(1 + 2 / float(self.loss.delta)) - 1
 
     def summarize(self, distances: Tensor, start: int, *, keep: bool) -> Rows:
         incidence = self.of(start, distances)
-        near, above = positives(distances, incidence), self._above(incidence, start)
-        right = distances[:, start:]  # nothing before it is above the diagonal
-        bins, far = self._bins(right), self._far(incidence, start, distances)
-        found = (
-            self._histogram(near, self._bins(near), above),
-            self._histogram(right, bins, far),
-            above.sum(1),
-            far.sum(1),
-        )
-        if keep:
-            distances[:, :start] = 0
-            right.copy_(bins)
-        return found
+        near = positives(distances, incidence)
+        shares = self._binned(distances, incidence, start)
+        return near, *sums_of_rows(distances[:, start:], shares, self._number + 1)
 
     def combine(self, rows: Rows) -> dict[str, Tensor]:
-        near, far, near_number, far_number = (each.sum(0) for each in rows)
-        near, far = near / near_number, far / far_number
-        self._by_near = -far[:-1] / (self.loss.delta * near_number)
-        self._by_far = near[1:] / (self.loss.delta * far_number)
+        near, *far_sums = rows
+        self._of_near, shares = self._bins(near)
+        above = self.incidence.positives > torch.arange(len(near), device=near.device)[:, None]
+        self._of_near.mul_(above & (self.incidence.counts > 0))
+        sums = (*sums_of_rows(self._of_near, shares, self._number + 1), *far_sums)
+        near_numbers, near_uppers, far_numbers, far_uppers = (each.sum(0)[1:] for each in sums)
+        near_number, far_number = near_numbers.sum(), far_numbers.sum()
+        near = self._at_nodes(near_numbers, near_uppers) / near_number
+        far = self._at_nodes(far_numbers, far_uppers) / far_number
+        scale = self.sign / float(self.loss.delta)
+        self._by_near = torch.nn.functional.pad(far[:-1] * (-scale / near_number), (1, 0))
+        self._by_far = torch.nn.functional.pad(near[1:] * (scale / far_number), (1, 0))
         return {"loss": (far * near.cumsum(0)).sum()}
 
     def gradient(self, distances: Tensor, start: int, *, kept: bool) -> Tensor:
         incidence = self.of(start, distances)
-        near, right = positives(distances, incidence), distances[:, start:]
-        of_near, of_right = (near, right) if kept else (self._bins(near), self._bins(right))
-        by_near = self._by_near[of_near.long()] * self._above(incidence, start) * self.sign
-        by_far = self._by_far[of_right.long()].mul_(self._far(incidence, start, distances)).mul_(self.sign)
-        out = torch.zeros_like(distances)
-        out[:, start:] = by_far
-        return scatter_positives(out, incidence, by_near)
+        if not kept:
+            self._binned(distances, incidence, start)
+        right = distances[:, start:]
+        right.copy_(looked_up(self._by_far, right))
+        by_near = looked_up(self._by_near, self._of_near[start : start + len(distances)])
+        return scatter_positives(distances, incidence, by_near)
 
-    def _above(self, incidence: Incidence, start: int) -> Tensor:
-        rows = torch.arange(start, start + len(incidence.positives), device=incidence.positives.device)
-        return incidence.counts * (incidence.positives > rows[:, None])
+    def _binned(self, distances: Tensor, incidence: Incidence, start: int) -> Tensor:
+        """Overwrite distances by the bins of negatives above the diagonal of which one end has a positive.
 
-    def _far(self, incidence: Incidence, start: int, like: Tensor) -> Tensor:
-        """1 above the diagonal for a negative pair of which one end has a positive, of the columns from `start` on."""
-        far = incidence.negatives.blank(torch.ones_like(like), 0)[:, start:].triu_(1)
+        Returns the shares of the columns from `start` on: nothing before it is above the diagonal.
+        """
+        right = distances[:, start:]
+        bins, shares = self._bins(right)
+        right.copy_(bins)
+        distances[:, :start] = 0
+        incidence.negatives.blank(distances, 0)
+        right[:, : len(right)].triu_(1)
         alone = self.incidence.counts.sum(1) == 0
         if bool(alone.any()):
-            far.masked_fill_(alone[start : start + len(like), None] & alone[start:], 0)
-        return far
+            right.masked_fill_(alone[start : start + len(right), None] & alone[start:], 0)
+        return shares
 
-    def _bins(self, distances: Tensor) -> Tensor:
-        # PML finds the bin in single precision whatever the precision of the scores; equal ones are in the last.
-        scores = (distances * self.sign).float()
-        return ((scores + 1) / float(self.loss.delta)).floor_().clamp_(0, self._bins_of_all - 1)
+    def _bins(self, distances: Tensor) -> tuple[Tensor, Tensor]:
+        """The bin of each score, and the share of its upper node.
 
-    def _histogram(self, distances: Tensor, bins: Tensor, weights: Tensor) -> Tensor:
-        scores, delta = distances * self.sign, float(self.loss.delta)
-        out = distances.new_zeros(len(distances), self._bins_of_all + 1)
-        places = bins.long()  # PML's nodes, too, are in single precision
-        out[:, 1:].scatter_add_(1, places, (scores + 1).sub_(bins * delta).div_(delta).mul_(weights))
-        out[:, :-1].scatter_add_(1, places, torch.sub((bins + 1) * delta - 1, scores).div_(delta).mul_(weights))
-        return out
+        PML finds the bin in single precision whatever the precision of the scores; equal ones are in the last.
+        """
+        delta = float(self.loss.delta)
+        beyond = (distances * self.sign).add_(1)
+        single = beyond if beyond.dtype == torch.float32 else (distances * self.sign).float().add_(1)
+        bins = (single / delta).floor_().clamp_(0, self._number - 1)
+        shares = beyond.sub_(bins * delta).div_(delta)
+        return bins.add_(1), shares
+
+    def _at_nodes(self, numbers: Tensor, uppers: Tensor) -> Tensor:
+        """From the sums of bins to those of nodes; PML's nodes, too, are in single precision."""
+        nodes = torch.arange(self._number + 1, dtype=torch.float32, device=numbers.device) * float(self.loss.delta)
+        widths = ((nodes[1:] - 1).to(numbers.dtype) + 1 - nodes[:-1]) / float(self.loss.delta)
+        pad = torch.nn.functional.pad
+        return pad(uppers, (1, 0)) + pad(widths * numbers - uppers, (0, 1))
 
 
 def _suffix(values: Tensor) -> Tensor:
