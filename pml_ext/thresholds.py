@@ -16,6 +16,8 @@ BLOCK_ROWS = 32
 # Rows of the blocks above the diagonal of symmetric scores, from three blocks on: long enough for the product, few
 # enough to waste little.
 SYMMETRIC_ROWS = 96
+# A matrix of more numbers does not stay in the cache while its transpose is added to it: that is done in such rows.
+MIRRORED = 1 << 19
 
 # Distances: a square of up to so many roundings of the two squared lengths is computed again by differences, ...
 NEAR_ROUNDINGS = 1024
@@ -111,6 +113,7 @@ TINY: dict[str, float] = {
     "BLOCK_GPU": 1,
     "BLOCK_ROWS": 3,
     "SYMMETRIC_ROWS": 2,
+    "MIRRORED": 1,
     "NEAR_ROUNDINGS": 1 << 51,  # grows: in double precision half of all pairs are near
     "NEAR_SHARE": 1 / 16,
     "GATHERED_SHARE": 0.6,  # grows: small classes of a small batch are gathered, too

@@ -585,6 +585,24 @@ def test_ways_of_differentiation(name):
     assert_same(found[1], found[0])
 
 
+@pytest.mark.parametrize("name", ["NTXent", "Triplet", "SNR", "FastAP"])
+def test_vectors_without_a_direction(name):
+    embeddings, labels = batch(0, 10, 3)
+    for length in (0, 1e-14, 1e-12, 3e-12):
+        short = embeddings.clone()
+        short[2] *= length / short[2].norm()
+        assert_equals_stock(LOSSES[name](), short, labels)
+
+
+def test_snr_in_other_norms():
+    embeddings, labels = batch(0, 10, 3)
+    others, ref_labels = batch(1, 7, 3)
+    for norm in ({"p": 1}, {"normalize_embeddings": False}):
+        loss = losses.TripletMarginLoss(margin=0.4, distance=distances.SNRDistance(**norm))
+        assert_equals_stock(loss, embeddings, labels)
+        assert_equals_stock(loss, embeddings, labels, ref_emb=others, ref_labels=ref_labels)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own decompositions
 def test_forward_differentiation():
     embeddings, labels = batch(0, 10, 3)

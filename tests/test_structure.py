@@ -43,7 +43,7 @@ LAYERS = (
     ("gathered_positives",),
     ("closed_form", "kept_weights", "ranks", "pair_masks", "similarity"),
     ("vectors",),
-    ("masked", "potential", "synthesis"),
+    ("masked", "mirrored", "potential", "synthesis"),
     ("hyperparameters",),
     ("_pml",),
     ("arguments", "bins", "inputs", "renamed", "thresholds"),

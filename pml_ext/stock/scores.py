@@ -7,9 +7,11 @@ from pytorch_metric_learning import distances
 from torch import Tensor, nn
 
 from pml_ext import thresholds
-from pml_ext.masked import looks_are_free
+from pml_ext.masked import are_numbers, looks_are_free
+from pml_ext.mirrored import plus_mirror_image
 from pml_ext.scores import Space
 from pml_ext.similarity import Similarity
+from pml_ext.vectors import SHORTEST
 
 # A block of rows of these is made of those rows alone.
 ROW_WISE = (
@@ -38,7 +40,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 def is_finite(vectors: Tensor) -> bool:
     """Whether all numbers are finite."""
-    return bool(torch.isfinite(vectors.detach()).all())
+    return are_numbers(vectors) or bool(torch.isfinite(vectors.detach()).all())
 
 
 def scores(distance: distances.BaseDistance, rows: Tensor, references: Tensor) -> Tensor:
@@ -164,31 +166,56 @@ class _Symmetric(Back):
         return kind in (distances.CosineSimilarity, distances.DotProductSimilarity) and distance.power == 1
 
     def __init__(self, of: Scores) -> None:
-        self.of = of
-        self.is_distance = type(of.distance) is distances.LpDistance
-        self.keeps_scores = self.is_distance and of.distance.power == 1
-        with torch.enable_grad():
-            self.leaf = of.embeddings.detach().requires_grad_()
-            self.vectors = of.distance.maybe_normalize(self.leaf)
+        self.of, distance = of, of.distance
+        self.is_distance = type(distance) is distances.LpDistance
+        self.keeps_scores = self.is_distance and distance.power == 1
+        self.normalized = _Normalized(distance, of.embeddings)
         with torch.no_grad():
-            self.scores = scores(of.distance, of.embeddings, of.embeddings)
+            vectors = self.normalized.vectors
+            self.scores: Tensor = distance.compute_mat(vectors, vectors)
+            if distance.power != 1:
+                self.scores.pow_(distance.power)
 
     def back(self, by_score: Tensor) -> None:
-        vectors = self.vectors.detach()
-        both = by_score.mT.contiguous().add_(by_score)
+        vectors = self.normalized.vectors
         if self.keeps_scores:
-            for start, stop in blocks(*both.shape):
-                part, distance = both[start:stop], self.scores[start:stop]
-                part.div_(distance).masked_fill_(distance == 0, 0)
+            for start, stop in blocks(*by_score.shape):
+                by_score[start:stop].mul_(_inverse(self.scores[start:stop]))
+        both = plus_mirror_image(by_score)
         if self.is_distance:
             at_vectors = torch.addmm(both.sum(1, keepdim=True) * vectors, both, vectors, alpha=-1)
             at_vectors = at_vectors if self.keeps_scores else at_vectors.mul_(2)
         else:
             at_vectors = both @ vectors
-        if self.vectors is self.leaf:
-            self.of.add(0, len(vectors), at_vectors, None)
-        else:
-            self.of.add(0, len(vectors), torch.autograd.grad(self.vectors, self.leaf, at_vectors)[0], None)
+        self.of.add(0, len(vectors), self.normalized.back(at_vectors), None)
+
+
+def _inverse(distances: Tensor) -> Tensor:
+    """1 / distance, and 0 for 0: of what is 0 the gradient is."""
+    square = distances.square().clamp_min_(torch.finfo(distances.dtype).tiny)
+    return torch.div(distances, square, out=square)
+
+
+class _Normalized:
+    """Vectors as a distance normalizes them, and the way back to those that were given."""
+
+    def __init__(self, distance: distances.BaseDistance, given: Tensor) -> None:
+        self.distance, self.given = distance, given.detach()
+        with torch.no_grad():
+            self.vectors: Tensor = distance.maybe_normalize(self.given)
+
+    def back(self, by_vector: Tensor) -> Tensor:
+        """The gradient by what was given; overwrites that by the vectors."""
+        if not self.distance.normalize_embeddings:
+            return by_vector
+        if self.distance.p != 2:
+            with torch.enable_grad():
+                leaf = self.given.requires_grad_()
+                return torch.autograd.grad(self.distance.maybe_normalize(leaf), leaf, by_vector)[0]
+        length = torch.linalg.vector_norm(self.given, dim=1, keepdim=True)
+        radial = torch.linalg.vecdot(by_vector, self.vectors).unsqueeze(1)
+        radial.masked_fill_(length < SHORTEST, 0)  # which are divided by a constant
+        return by_vector.addcmul_(self.vectors, radial, value=-1).div_(length.clamp_min_(SHORTEST))
 
 
 class _Signal:
@@ -206,30 +233,32 @@ class _Signal:
 
     def __init__(self, of: Scores) -> None:
         self.of = of
-        self.leaves = [of.embeddings] if of.is_batch else [of.embeddings, of.references]
-        with torch.enable_grad():
-            self.leaves = [leaf.detach().requires_grad_() for leaf in self.leaves]
-            vectors = [of.distance.maybe_normalize(leaf) for leaf in self.leaves]
-            self.centered = [each - each.mean(1, keepdim=True) for each in vectors]
-        self.rows, self.columns = self.centered[0].detach(), self.centered[-1].detach()
+        given = [of.embeddings] if of.is_batch else [of.embeddings, of.references]
+        self.normalized = [_Normalized(of.distance, each) for each in given]
+        centered = [each.vectors - each.vectors.mean(1, keepdim=True) for each in self.normalized]
+        self.rows, self.columns = centered[0], centered[-1]
         self.power = self.rows.square().sum(1, keepdim=True)
         squares = Similarity(normalize=False, euclidean=True, power=2)
         looks = looks_are_free(self.rows)
         self.space = Space(squares, self.rows, None if of.is_batch else self.columns, False, looks)
-        self.found = [
-            torch.zeros_like(each) if need else None for each, need in zip(self.centered, of.needed, strict=False)
-        ]
+        self.found = [torch.zeros_like(each) if need else None for each, need in zip(centered, of.needed, strict=False)]
 
     def scores(self, start: int, stop: int) -> Tensor:
         whole = self.space.is_symmetric and stop - start == len(self.rows)
         found = self.space.symmetric_scores() if whole else self.space.scores(start, stop)
-        return found.neg_().div_(self.power[start:stop])
+        return found.div_(-self.power[start:stop])
 
     def add(self, by_score: Tensor, found: Tensor, start: int, stop: int) -> None:
         power, rows = self.power[start:stop], self.rows[start:stop]
-        of_power = (by_score * found).sum(1, keepdim=True)
+        parts = zip(*(each.split(blocks(*found.shape)[0][1]) for each in (by_score, found)), strict=True)
+        of_power = torch.cat([torch.linalg.vecdot(*part) for part in parts]).unsqueeze(1)
         weights = by_score.div_(power)
         of_rows, of_columns = self.found[0], self.found[-1]
+        if self.of.is_batch and of_rows is not None and len(rows) == len(self.rows):
+            both = plus_mirror_image(weights)
+            own = (both.sum(1, keepdim=True) - of_power / power) * rows
+            of_rows.add_(torch.addmm(own, both, rows, alpha=-1), alpha=2)
+            return
         if of_rows is not None:
             own = (weights.sum(1, keepdim=True) - of_power / power) * rows
             of_rows[start:stop].add_(torch.addmm(own, weights, self.columns, alpha=-1), alpha=2)
@@ -238,11 +267,11 @@ class _Signal:
             of_columns.add_(torch.addmm(own, weights.mT, rows, alpha=-1), alpha=2)
 
     def finish(self) -> None:
-        for leaf, vectors, found, whole in zip(self.leaves, self.centered, self.found, (True, False), strict=False):
+        for normalized, found, whole in zip(self.normalized, self.found, (True, False), strict=False):
             if found is None:
                 continue
-            by_leaf = torch.autograd.grad(vectors, leaf, found)[0]
-            rows, references = (by_leaf, None) if whole else (None, by_leaf)
+            by_given = normalized.back(found.sub_(found.mean(1, keepdim=True)))
+            rows, references = (by_given, None) if whole else (None, by_given)
             self.of.add(0, len(self.of.embeddings), rows, references)
 
 
