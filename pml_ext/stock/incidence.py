@@ -112,7 +112,7 @@ def by_labels(labels: Tensor, ref_labels: Tensor, *, without_self: bool, dtype: 
         without_self: leave out the pair of a sample with itself; the references are the batch then.
         dtype: of the counts.
     """
-    n, m = len(labels), len(ref_labels)
+    m = len(ref_labels)
     own, present = own_columns(labels, ref_labels)
     found = present.sum(1)
     if own.shape[1] and own.shape[1] <= thresholds.STOCK_OWN_SHARE * m and bool((found > 0).all()):
@@ -120,10 +120,19 @@ def by_labels(labels: Tensor, ref_labels: Tensor, *, without_self: bool, dtype: 
     else:
         absent = labels[:, None] == ref_labels[None]
         negatives = Negatives(None, absent, None, (m - found).to(dtype))
-    counts = present.to(dtype)
     if without_self:
-        counts.masked_fill_(own == torch.arange(n, device=own.device)[:, None], 0)
-    return Incidence(LABELS, own, counts, negatives, m)
+        own, present = _others(own, present)
+    return Incidence(LABELS, own, present.to(dtype), negatives, m)
+
+
+def _others(own: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """Without the sample itself: one column less, so that in classes of one size there is a positive in each."""
+    itself = own == torch.arange(len(own), device=own.device)[:, None]
+    slots = torch.arange(max(own.shape[1] - 1, 0), device=own.device).expand(len(own), -1)
+    if not slots.numel():
+        return own[:, :0], present[:, :0]
+    places = slots + (slots >= itself.byte().argmax(1, keepdim=True))
+    return own.gather(1, places), present.gather(1, places)
 
 
 def own_columns(labels: Tensor, ref_labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -179,8 +179,8 @@ class _Symmetric(Back):
     def back(self, by_score: Tensor) -> None:
         vectors = self.normalized.vectors
         if self.keeps_scores:
-            for start, stop in blocks(*by_score.shape):
-                by_score[start:stop].mul_(_inverse(self.scores[start:stop]))
+            for start, stop in blocks(*by_score.shape):  # the gradient of a distance of 0 is 0
+                by_score[start:stop].mul_(self.scores[start:stop].reciprocal_().nan_to_num_(0.0, 0.0, 0.0))
         both = plus_mirror_image(by_score)
         if self.is_distance:
             at_vectors = torch.addmm(both.sum(1, keepdim=True) * vectors, both, vectors, alpha=-1)
@@ -188,12 +188,6 @@ class _Symmetric(Back):
         else:
             at_vectors = both @ vectors
         self.of.add(0, len(vectors), self.normalized.back(at_vectors), None)
-
-
-def _inverse(distances: Tensor) -> Tensor:
-    """1 / distance, and 0 for 0: of what is 0 the gradient is."""
-    square = distances.square().clamp_min_(torch.finfo(distances.dtype).tiny)
-    return torch.div(distances, square, out=square)
 
 
 class _Normalized:

@@ -92,17 +92,19 @@ class TripletMargin(Form):
 
         With `swap` the derivatives at the negatives are complete if `pull`, the rows' factor, is given.
         """
-        sums, kept = near.new_zeros(len(near)), near.new_zeros(len(near))
         counts = incidence.counts.sum(1) * incidence.negatives.per_row
+        chosen = None if self.choice is None else self.choice.masks(start, start + len(distances))
+        if chosen:
+            counts = torch.stack([each.sum(1) for each in chosen]).sum(0).to(near.dtype)
+        if self._is_counted and not self.loss.swap:
+            sums, by_near, by_far = self._counted(distances, incidence, near, chosen)
+            return sums, by_near.sum(1), counts, by_near, by_far
+        sums, kept = near.new_zeros(len(near)), near.new_zeros(len(near))
         by_near = torch.zeros_like(near)
         by_far = torch.zeros_like(distances) if derivative else distances
         # What is no negative is so far away that no margin reaches it.
         others = distances if self.loss.swap else incidence.negatives.blank(distances.clone(), torch.inf)
-        complete = bool((incidence.counts == 1).all())
         buffer = torch.empty_like(distances)
-        chosen = None if self.choice is None else self.choice.masks(start, start + len(distances))
-        if chosen is not None:
-            counts = torch.stack([each.sum(1) for each in chosen]).sum(0).to(near.dtype) if chosen else counts
         for slot in range(near.shape[1]):
             times = incidence.counts[:, slot]
             partner = incidence.positives[:, slot]
@@ -113,13 +115,12 @@ class TripletMargin(Form):
                 far = others
             mask = None if chosen is None else chosen[slot]
             total, number, active = self._slot(near[:, slot, None], far, incidence, buffer, mask)
-            sums += total if complete else total * times
-            kept += number if complete else number * times
+            sums += total * times
+            kept += number * times
             if not derivative:
                 continue
-            if not complete:
-                active.mul_(times[:, None])
-            by_near[:, slot] = number if complete and self._counts_active else active.sum(1)
+            active.mul_(times[:, None])
+            by_near[:, slot] = active.sum(1)
             if not self.loss.swap:
                 by_far.sub_(active)
             elif pull is not None:
@@ -127,23 +128,39 @@ class TripletMargin(Form):
         return sums, kept, counts, by_near, by_far
 
     @property
-    def _counts_active(self) -> bool:
+    def _is_counted(self) -> bool:
         """Whether what is reduced are the losses above 0 of a hinge."""
         return not self.loss.smooth_loss and self.reductions["loss"].limits in ((None, None), (0, None))
+
+    def _counted(
+        self, distances: Tensor, incidence: Incidence, near: Tensor, chosen: list[Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums of each row's hinges, and their derivatives: in how many triplets of a hinge above 0 each pair is.
+
+        Overwrites the distances.
+        """
+        # What is no negative is so far away that no margin reaches it, and still a number: times 0 it is 0.
+        far = incidence.negatives.blank(distances, torch.finfo(distances.dtype).max)
+        complete = bool((incidence.counts == 1).all())
+        by_near, by_far, active = torch.empty_like(near), torch.zeros_like(far), torch.empty_like(far)
+        for slot, pair in enumerate(near.t().contiguous().unsqueeze(2)):
+            # Rounded as PML rounds the difference; its sum with the margin is above 0 exactly then.
+            torch.gt(torch.sub(pair, far, out=active), -self.loss.margin, out=active)
+            if chosen is not None:
+                active.mul_(chosen[slot])
+            incidence.negatives.weighted(active)
+            if not complete:
+                active.mul_(incidence.counts[:, slot, None])
+            by_near[:, slot] = active.sum(1)
+            by_far.sub_(active)
+        sums = ((near + self.loss.margin) * by_near).sum(1) + torch.linalg.vecdot(far, by_far)
+        return sums.clamp_min_(0), by_near, by_far
 
     def _slot(
         self, near: Tensor, far: Tensor, incidence: Incidence, buffer: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Of one positive of each row: sum of losses, number of kept ones, and the derivative by `near - far`."""
         inside = torch.sub(near, far, out=buffer).add_(self.loss.margin)
-        weights = incidence.negatives.weights
-        if self._counts_active:
-            losses = inside.clamp_min_(0)
-            if mask is not None:
-                losses.mul_(mask)
-            total = (losses if weights is None else losses * weights).sum(1)
-            active = incidence.negatives.weighted(losses.sign_())
-            return total, active.sum(1), active
         if self.loss.smooth_loss:
             losses = torch.nn.functional.softplus(inside)
             active = torch.where(inside > 20, 1, inside.sigmoid())  # where softplus is the identity
