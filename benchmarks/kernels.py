@@ -76,7 +76,8 @@ class Watch(TorchDispatchMode):
         if not (func.is_view or name in NOTHING or name.startswith(("empty", "new_empty"))):
             out = [x for x in tree_leaves(given.pop("out", None)) if isinstance(x, Tensor)]
             read = [x for x in tree_leaves((args, given)) if isinstance(x, Tensor)]
-            written = out or [x for x in tree_leaves(result) if isinstance(x, Tensor)]
+            # Of several tensors in place nothing is returned.
+            written = out or [x for x in tree_leaves(args[0] if result is None else result) if isinstance(x, Tensor)]
             if name.rstrip("_") in ("fill", "zero", "copy") and read:
                 read = read[1:]  # is only written to
             sizes = [stored_bytes(x) for x in (*read, *written)]

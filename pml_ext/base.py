@@ -131,7 +131,7 @@ class RowLoss(MatrixLoss):
         if similarity is None:
             return plain(x, ref)
         weigh = partial(rows_weighed, pairs=pairs, form=form, per_anchor=per_anchor, needs=self.needs)
-        return row_losses(x, ref, similarity, weigh, plain, chunk_size, pairs.private)
+        return row_losses(x, ref, similarity, weigh, plain, pairs, chunk_size)
 
 
 class BatchLoss(MatrixLoss):
@@ -154,7 +154,7 @@ class BatchLoss(MatrixLoss):
             losses, _ = plain(x, ref)
         else:
             weigh = partial(batch_weighed, pairs=pairs, form=self.form(), per_batch=self.per_batch, needs=self.needs)
-            losses, _ = row_losses(x, ref, similarity, weigh, plain, None, pairs.private, together=True)
+            losses, _ = row_losses(x, ref, similarity, weigh, plain, pairs, together=True)
         return already_reduced(losses.sum())
 
 

@@ -7,6 +7,7 @@ with which it costs nothing: a positive is infinitely close, a negative infinite
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -122,6 +123,8 @@ class SideWeights(NamedTuple):
 class ClosedForm(Protocol):
     """Losses and pair weights of the two sides of some rows; None to leave these rows to autograd.
 
+    A score that is no number makes the loss of its row none.
+
     Of a loss of the whole batch the rows are all of it, compared with itself by its labels, the positives gathered:
     pairs (i, j) and (j, i) may share their weight in any way.
     """
@@ -184,6 +187,11 @@ def below(x: Tensor, level: Tensor | float) -> Tensor:
     return torch.lt(x, level, out=torch.empty_like(x))
 
 
+def kept(comparison: Callable[..., Tensor], x: Tensor, level: Tensor) -> Tensor:
+    """Where comparison(x, level) holds, as torch.gt(x, level): to multiply with, as numbers or booleans."""
+    return comparison(x, level, out=torch.empty_like(x)) if looks_are_free(x) else comparison(x, level)
+
+
 def in_equal_parts(weight: Tensor, scores: Tensor, score: Tensor) -> Tensor:
     """The weight of each row [b, 1] in equal parts on those scores that are equal to one; overwrites the scores."""
     hits = torch.eq(scores, score, out=scores)
@@ -191,20 +199,20 @@ def in_equal_parts(weight: Tensor, scores: Tensor, score: Tensor) -> Tensor:
 
 
 def keep_nearest(pos: Tensor, neg: Tensor, k: int | None) -> tuple[Tensor | None, Tensor | None]:
-    """Which scores are above the (k+1)-th largest of both sides, as numbers, with the nearest positive always kept.
+    """Which scores are above the (k+1)-th largest of both sides, as `kept`, with the nearest positive always kept.
 
     Absent positives are infinitely far here (`Sides.near_pos`). None and None if all are kept.
     """
     if k is None or k >= neg.shape[1]:
         return None, None
     threshold = largest(neg, k + 1, pos).amin(1, keepdim=True)
-    keep_pos = above(pos, threshold)
-    keep_pos.scatter_(1, pos.argmax(1, keepdim=True), 1.0)
-    return keep_pos, above(neg, threshold)
+    keep_pos = kept(torch.gt, pos, threshold)
+    keep_pos.scatter_(1, pos.argmax(1, keepdim=True), 1)
+    return keep_pos, kept(torch.gt, neg, threshold)
 
 
 def exponential_sum(
-    scores: Tensor, slope: float, keep: Tensor | None = None, *, level: float = 0, top: Tensor | None = None
+    scores: Tensor, slope: float, keep: Tensor | None = None, *, level: float = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log of the sum over each row of exp(slope * (score - level)), the terms up to a factor, and their sum.
 
@@ -213,12 +221,10 @@ def exponential_sum(
     Args:
         scores: [b, m], which are overwritten.
         slope: above 0, or below.
-        keep: 1 for scores that count and 0 for others, None for all.
+        keep: which scores count, as numbers or booleans, None for all.
         level: of the scores.
-        top: the score of each row with the largest term [b, 1], where that is known.
     """
-    if top is None:
-        top = scores.amax(1, keepdim=True) if slope > 0 else scores.amin(1, keepdim=True)
+    top = scores.amax(1, keepdim=True) if slope > 0 else scores.amin(1, keepdim=True)
     # Base 2: the same job at a quarter of the price of exp.
     terms = scores.sub_(top).mul_(slope / math.log(2)).exp2_()
     total = (terms if keep is None else terms.mul_(keep)).sum(1, keepdim=True)
@@ -226,23 +232,33 @@ def exponential_sum(
     return log_sum, terms, total if keep is None else total.clamp_min_(torch.finfo(total.dtype).tiny)
 
 
-def soft_sides(
-    sides: Sides,
-    alpha: float,
-    beta: float,
-    level: float,
-    keep: tuple[Tensor | None, Tensor | None] = (None, None),
-    tops: tuple[Tensor | None, Tensor | None] = (None, None),
-) -> SideWeights:
+def soft_sides(sides: Sides, alpha: float, beta: float, level: float, epsilon: float | None = None) -> SideWeights:
     """log(1 + sum exp(slope * (score - level))) / |slope| of both sides, and its derivatives; overwrites the scores.
 
-    The slope is -alpha on positives and beta on negatives; `keep` and `tops` as for `exponential_sum`, of both.
+    The slope is -alpha on positives and beta on negatives. With an epsilon only the informative pairs count
+    (`pml_ext.masked.informative`). As `exponential_sum` twice, with as few calls as both sides together need.
     """
-    pull, pos, pos_total = exponential_sum(sides.pos, -alpha, keep[0], level=level, top=tops[0])
-    push, neg, neg_total = exponential_sum(sides.neg, beta, keep[1], level=level, top=tops[1])
-    losses = softplus(pull).div_(alpha).add_(softplus(push), alpha=1 / beta)
-    pos.mul_(pull.sigmoid_().div_(pos_total).neg_())
-    return SideWeights(losses.squeeze(1), pos, neg.mul_(push.sigmoid_().div_(neg_total)))
+    pos, neg = sides.pos, sides.neg
+    hardest, totals = pos.new_empty(2, pos.shape[0], 1).unbind(), pos.new_empty(2, pos.shape[0], 1)
+    torch.amin(pos, 1, keepdim=True, out=hardest[0])
+    torch.amax(neg, 1, keepdim=True, out=hardest[1])
+    if epsilon is None:
+        keep, tops = None, torch._foreach_add(hardest, [-level, -level])
+    else:
+        shifted = torch._foreach_add([*hardest, *hardest], [-level, -level, -epsilon, epsilon])
+        keep, tops = (kept(torch.lt, pos, shifted[3]), kept(torch.gt, neg, shifted[2])), shifted[:2]
+    torch._foreach_mul_([pos.sub_(hardest[0]), neg.sub_(hardest[1])], [-alpha / math.log(2), beta / math.log(2)])
+    for i, terms in enumerate((pos.exp2_(), neg.exp2_())):
+        torch.sum(terms.mul_(keep[i]) if keep else terms, 1, keepdim=True, out=totals[i])
+    log_sums = totals.log()
+    log_sums[0].add_(tops[0], alpha=-alpha)
+    log_sums[1].add_(tops[1], alpha=beta)
+    if keep:
+        totals.clamp_min_(torch.finfo(totals.dtype).tiny)
+    pull, push = softplus(log_sums)
+    losses = pull.div_(alpha).add_(push, alpha=1 / beta)
+    of_pos, of_neg = log_sums.sigmoid_().div_(totals)
+    return SideWeights(losses.squeeze(1), pos.mul_(of_pos.neg_()), neg.mul_(of_neg))
 
 
 def crossing_of(sides: Sides) -> Tensor:

@@ -35,8 +35,11 @@ from pml_ext.vectors import without_autocast
 Form = Callable[[Sides], SideWeights | None]
 # Losses [b], their derivative by the scores, [b, m] or a few of each row, and what each adds to the divisor.
 Weighed = tuple[Tensor, Tensor | Sparse, Tensor | int]
-# Scores [b, m] of the rows from one on, not to be written to, that row, and whether the scores are known to be numbers.
-Weigh = Callable[[Tensor, int, bool | None], Weighed]
+# Makes the scores of a block again.
+Again = Callable[[], Tensor]
+# Scores [b, m] of the rows from one on, that row, whether the scores are known to be numbers, and None, or how to make
+# them again: then they may be overwritten.
+Weigh = Callable[[Tensor, int, bool | None, Again | None], Weighed]
 
 
 def row_losses(
@@ -45,8 +48,8 @@ def row_losses(
     similarity: Similarity,
     weigh: Weigh,
     plain: Callable[[Tensor, Tensor | None], Counted],
+    pairs: Pairs,
     chunk_size: int | None = None,
-    private: bool = False,
     together: bool = False,
 ) -> tuple[Tensor, Tensor | int]:
     """Losses and counts of all rows, [n] each or one count for each; the losses are differentiable by both sets.
@@ -57,13 +60,13 @@ def row_losses(
         similarity: how scores come from them.
         weigh: losses, pair weights and counts of some rows from their scores.
         plain: all losses and counts [n] by ordinary autograd, for a derivative of the derivative.
+        pairs: which of them count.
         chunk_size: None to keep W, n * m numbers; a number to compute it again, at most so many rows at a time.
-        private: whether the last n references belong to one row each, and are the last of its scores: [b, m - n + 1].
         together: whether the rows are to be asked for all at once, because they depend on one another.
     """
     with without_autocast(x):
         found: tuple[Tensor, Tensor | int] = _RowLosses.apply(
-            x, ref, similarity, weigh, plain, chunk_size, private, together, torch.is_grad_enabled()
+            x, ref, similarity, weigh, plain, pairs, chunk_size, together, torch.is_grad_enabled()
         )
     return found
 
@@ -72,6 +75,7 @@ def rows_weighed(
     sim: Tensor,
     start: int,
     known: bool | None,
+    again: Again | None = None,
     *,
     pairs: Pairs,
     form: Form | None,
@@ -84,18 +88,18 @@ def rows_weighed(
         sim: the scores.
         start: the first row.
         known: whether the scores are all numbers, None where nobody has looked.
+        again: None, or how to make the scores again: then they are overwritten.
         pairs: which of them count.
         form: the closed form, or None. Where it gives None, and where a score is no number, autograd takes over.
         per_anchor: losses of rows from scores and masks, by operations that autograd follows.
         needs: which pairs define an anchor.
     """
     if form is not None and known is not False:
-        sides = pairs.sides(sim, start, known is not None)
-        # Where nobody looks, 0 for rows of numbers and not a number for others.
-        doubt = None if known else (sides.pos.sum(1, keepdim=True) + sides.neg.sum(1, keepdim=True)) * 0
+        sides = pairs.sides(sim, start, known is not None, again is not None)
         found = form(sides)
         if found is not None:
-            return _of_sides(sides, found, doubt, None if pairs.complete else needs)
+            return _of_sides(sides, found, known is True, None if pairs.complete else needs)
+        sim = again() if again is not None and sides.neg is sim else sim
     counts: list[Tensor] = []
 
     def losses(leaf: Tensor) -> Tensor:
@@ -111,6 +115,7 @@ def batch_weighed(
     sim: Tensor,
     start: int,
     known: bool | None,
+    _: Again | None = None,
     *,
     pairs: Pairs,
     form: Form | None,
@@ -147,14 +152,15 @@ def _differentiated(sim: Tensor, function: Callable[[Tensor], Tensor]) -> tuple[
     return values.detach(), weights
 
 
-def _of_sides(sides: Sides, found: SideWeights, doubt: Tensor | None, needs: Needs | None) -> Weighed:
+def _of_sides(sides: Sides, found: SideWeights, known: bool, needs: Needs | None) -> Weighed:
     """The answer of a closed form by all columns or a few; needs is None where every anchor is known to be defined."""
     losses, pos, neg, counts, neg_column = found
     columns, m = sides.columns, sides.neg.shape[1]
-    if doubt is not None:
-        losses, pos = losses + doubt.squeeze(1), pos + doubt
+    if not known:
+        # Where a score is no number the loss of its row is none, and here the weights.
+        pos = torch.add(pos, losses.unsqueeze(1), alpha=0)
     defined = None if needs is None else defined_rows(sides.has_pos, sides.has_neg, needs)
-    if defined is not None and not (doubt is None and bool(defined.all())):
+    if defined is not None and not (known and bool(defined.all())):
         losses = torch.where(defined.squeeze(1), losses, 0.0)
         counts = defined.squeeze(1).long() * (1 if counts is None else counts)
         if columns is None and neg_column is None:
@@ -185,12 +191,12 @@ class _RowLosses(torch.autograd.Function):
         similarity: Similarity,
         weigh: Weigh,
         plain: Callable[[Tensor, Tensor | None], Counted],
+        pairs: Pairs,
         chunk_size: int | None,
-        private: bool,
         together: bool,
         learns: bool,
     ) -> tuple[Tensor, Tensor | int]:
-        space = Space(similarity, x, ref, private, looks_are_free(x))
+        space = Space(similarity, x, ref, pairs.private, looks_are_free(x))
         keep = chunk_size is None and learns and any(ctx.needs_input_grad[:2])
         scores = space.symmetric_scores() if keep and space.is_symmetric else None
         kept: tuple[Tensor, ...] = ()
@@ -198,7 +204,8 @@ class _RowLosses(torch.autograd.Function):
         if len(blocks) == 1:
             sim = space.scores(0, len(x)) if scores is None else scores
             is_known = are_numbers(sim) if space.looks else None
-            losses, v, counts = weigh(sim, 0, is_known)
+            again = None if space.needs_scores else partial(space.scores, 0, len(x))
+            losses, v, counts = weigh(sim, 0, is_known, again)
             if keep:
                 v = space.by_products(v, sim)
                 kept = tuple(v) if isinstance(v, Sparse) else (v,)
@@ -209,18 +216,19 @@ class _RowLosses(torch.autograd.Function):
             for start, stop in blocks:
                 sim = space.scores(start, stop) if scores is None else scores[start:stop]
                 known = are_numbers(sim) if space.looks else None
-                losses[start:stop], v, counts[start:stop] = weigh(sim, start, known)
-                is_known = is_known and known is True
+                again = None if space.needs_scores else partial(space.scores, start, stop)
+                losses[start:stop], v, counts[start:stop] = weigh(sim, start, known, again)
+                is_known = known if is_known else is_known
                 if keep:
-                    whole.put(space.by_products(v, sim), start, len(x))
+                    whole.put(space.by_products(v, sim), start, len(x), v is sim and scores is not None)
                 del v, sim
             kept = whole.tensors() if keep else ()
         # Saved, not put into ctx: so the backward pass frees them, however long the loss itself is kept.
         ctx.save_for_backward(x, ref, *((*space.tensors, *kept) if keep else ()))
         ctx.plain, ctx.is_precise, ctx.keeps = plain, space.is_precise, keep
-        # Vectors all of whose scores are numbers are so themselves.
-        ctx.is_known = is_known is True
-        ctx.space = partial(Space, similarity, private=private, looks=space.looks)
+        # Vectors all of whose scores are numbers are so themselves; and of one that is not no weight here is a number.
+        ctx.is_known = is_known is True or (is_known is None and pairs.mirrored and pairs.complete)
+        ctx.space = partial(Space, similarity, private=pairs.private, looks=space.looks)
         ctx.weigh, ctx.blocks = weigh, blocks
         if isinstance(counts, Tensor):
             ctx.mark_non_differentiable(counts)
@@ -242,7 +250,8 @@ class _RowLosses(torch.autograd.Function):
                 is_precise = ctx.is_precise and grad.dtype == torch.float32
                 back = space.doubled if is_precise else space
                 back = back if ctx.is_known else back.known()
-                grad = (grad.to(back.shared.dtype) * space.factor).unsqueeze(1)
+                grad = grad.to(back.shared.dtype).unsqueeze(1)
+                grad = grad if space.factor == 1 else grad * space.factor
                 if ctx.keeps:
                     gradients = back.gradients(done[6:], grad, needed)
                 else:
@@ -272,7 +281,9 @@ def _recomputed(
     ga, gr = back.empty((True, True) if space.r is None else needed)
     for start, stop in blocks:
         sim = space.scores(start, stop)
-        v = space.by_products(weigh(sim, start, are_numbers(sim) if space.looks else None)[1], sim)
+        known = are_numbers(sim) if space.looks else None
+        again = None if space.needs_scores else partial(space.scores, start, stop)
+        v = space.by_products(weigh(sim, start, known, again)[1], sim)
         if isinstance(v, Sparse):
             v = scattered(v, torch.empty_like(sim))
         back.add(v * grad[start:stop], start, ga, gr)

@@ -35,15 +35,22 @@ class Gathered(NamedTuple):
     neg_count: Tensor
     complete: bool
 
-    def sides(self, sim: Tensor, start: int, neg: Tensor | None) -> Sides:
-        """The sides of the block of scores [b, m] that begins at a row; neg, its negatives, where they are many."""
+    def sides(self, sim: Tensor, start: int, neg: Tensor | None, spare: bool = False) -> Sides:
+        """The sides of the block of scores [b, m] that begins at a row.
+
+        Args:
+            sim: the scores.
+            start: the row.
+            neg: the negatives, where they are many.
+            spare: whether the scores may be overwritten.
+        """
         b = sim.shape[0]
         part = self if b == self.columns.shape[0] else self.each(lambda x: x[start : start + b])
         near = sim.gather(1, part.columns)
         if part.absent is not None:
             near.masked_fill_(part.absent, ABSENT)
         if part.excluded is not None:
-            far = sim.clone().scatter_(1, part.excluded, -ABSENT)
+            far = (sim if spare else sim.clone()).scatter_(1, part.excluded, -ABSENT)
         else:
             assert neg is not None
             far = only(sim, neg, -ABSENT)

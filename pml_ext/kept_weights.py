@@ -30,15 +30,16 @@ class Kept:
         self.is_dense = False
         self.few: list[tuple[int, Sparse]] = []
 
-    def put(self, v: Tensor | Sparse, start: int, n: int) -> None:
-        """Add V of the rows from a start on, of n."""
+    def put(self, v: Tensor | Sparse, start: int, n: int, is_there: bool) -> None:
+        """Add V of the rows from a start on, of n; `is_there`: it has been made where it is put together."""
         if isinstance(v, Sparse):
             self.few.append((start, v))
             return
         self.is_dense = True
         if self.dense is None:
             self.dense = v.new_empty(n, v.shape[1])
-        self.dense[start : start + len(v)] = v
+        if not is_there:
+            self.dense[start : start + len(v)] = v
 
     def tensors(self) -> tuple[Tensor, ...]:
         """V, or its columns and weights if all blocks have few."""

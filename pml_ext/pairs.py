@@ -41,8 +41,8 @@ class Pairs(ABC):
         """
 
     @abstractmethod
-    def sides(self, sim: Tensor, start: int, looks: bool) -> Sides:
-        """The two sides of the block of scores [b, m] that begins at a row; `looks`: looking at numbers is free."""
+    def sides(self, sim: Tensor, start: int, looks: bool, spare: bool = False) -> Sides:
+        """The two sides of the scores [b, m] from a row on; looks: that is free; spare: they may be overwritten."""
 
     @staticmethod
     def of(
@@ -107,7 +107,7 @@ class ByLabels(Pairs):
         other = self.own[start : start + len(sim), None] != torch.arange(pos.shape[1], device=pos.device)
         return PairMasks(pos & other, neg & other)
 
-    def sides(self, sim: Tensor, start: int, looks: bool) -> Sides:
+    def sides(self, sim: Tensor, start: int, looks: bool, spare: bool = False) -> Sides:
         """Without a boolean matrix; labels are looked at once."""
         if looks and self.gathered is None and self.ids is None:
             self.gathered = Gathered.by_labels(self.labels, self.ref_labels, self.same, self.own)
@@ -116,7 +116,7 @@ class ByLabels(Pairs):
             else:
                 self.complete = self.gathered.complete
         if self.gathered is not None:
-            return self.gathered.sides(sim, start, None)
+            return self.gathered.sides(sim, start, None, spare)
         return self._in_place(sim, start) if looks else sides_of(sim, *self.masks(sim, start))
 
     def _in_place(self, sim: Tensor, start: int) -> Sides:
@@ -163,7 +163,7 @@ class ByMasks(Pairs):
             return self._wide(pos, neg, start)
         return PairMasks(pos, neg)
 
-    def sides(self, sim: Tensor, start: int, looks: bool) -> Sides:
+    def sides(self, sim: Tensor, start: int, looks: bool, spare: bool = False) -> Sides:
         """The masks are looked at once."""
         if not self.was_looked_at:
             self.was_looked_at = True
@@ -171,7 +171,7 @@ class ByMasks(Pairs):
                 self.gathered = Gathered.by_masks(*self.given)
             self.complete = self.gathered is not None and self.gathered.complete
         pos, neg = self.masks(sim, start)
-        return sides_of(sim, pos, neg) if self.gathered is None else self.gathered.sides(sim, start, neg)
+        return sides_of(sim, pos, neg) if self.gathered is None else self.gathered.sides(sim, start, neg, spare)
 
     def wide(self) -> PairMasks:
         """The masks with a column for every reference."""
@@ -215,7 +215,7 @@ class ByIndices(Pairs):
         check_versions((*self.pos, *self.neg), self.versions)
         return self.rows(start, start + len(sim))
 
-    def sides(self, sim: Tensor, start: int, looks: bool) -> Sides:
+    def sides(self, sim: Tensor, start: int, looks: bool, spare: bool = False) -> Sides:
         """By the masks."""
         return sides_of(sim, *self.masks(sim, start))
 
@@ -255,11 +255,11 @@ class Narrowed(Pairs):
         with torch.no_grad():
             return PairMasks(*self.select(sim.detach(), *pairs))
 
-    def sides(self, sim: Tensor, start: int, looks: bool) -> Sides:
+    def sides(self, sim: Tensor, start: int, looks: bool, spare: bool = False) -> Sides:
         """By the selection, which is looked at."""
         pos, neg = self.masks(sim, start)
         gathered = Gathered.by_masks(pos, neg) if looks else None
-        return sides_of(sim, pos, neg) if gathered is None else gathered.sides(sim, 0, neg)
+        return sides_of(sim, pos, neg) if gathered is None else gathered.sides(sim, 0, neg, spare)
 
 
 def pairs_from_host(labels: Tensor, device: torch.device) -> Any:

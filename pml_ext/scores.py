@@ -25,6 +25,7 @@ class Space:
         is_known: whether the scores that were computed are known to be numbers, all of them.
         is_symmetric: whether the scores are those of the batch with itself, of which half are to be computed.
         tensors: what it consists of, six for the constructor.
+        needs_scores: whether V is made of scores and weights, not of weights alone: of a distance that is no square.
         factor: what V lacks: d(-D^2) / d<a, r> = 2;  d(-D) / d<a, r> = 1 / D, of which it has 1 / -D.
 
     Args:
@@ -65,6 +66,7 @@ class Space:
         self.shared, self.private = points[:m], points[m:] if private else None
         self.tensors = (*a, *((None, None, None) if r is None else r))
         self.factor = 1.0 if not similarity.euclidean else 2.0 if similarity.power == 2 else -1.0
+        self.needs_scores = similarity.euclidean and similarity.power == 1
         self.looks, self.finds_near = looks, looks and self.centered
         self.is_precise, self.is_known = False, self.finds_near
         # Not on a GPU, where many small products take longer, nor for fewer than three blocks.
@@ -192,7 +194,7 @@ class Space:
 
     def by_products(self, weights: Tensor | Sparse, sim: Tensor) -> Tensor | Sparse:
         """The derivative by the inner products, up to `factor`, from that by the scores, which it overwrites."""
-        if not self.similarity.euclidean or self.similarity.power == 2:
+        if not self.needs_scores:
             return weights
         if isinstance(weights, Sparse):
             return Sparse(weights.columns, weights.weights * self._inverse(sim.gather(1, weights.columns)))
@@ -212,7 +214,7 @@ class Space:
             return self._of_few(kept[0], kept[1] * grad, needed)
         dense = kept[0].to(grad.dtype)
         if self.r is None:
-            both = torch.empty_like(dense).copy_(dense.t()).mul_(grad.t()).addcmul_(dense, grad)
+            both = self._both_ways(dense, grad)
             of_batch = both @ self.shared
             if self.centered:
                 of_batch.addcmul_(both.sum(1, keepdim=True), self.shared, value=-1)
@@ -220,6 +222,12 @@ class Space:
         ga, gr = self.empty(needed)
         self.add(dense * grad, 0, ga, gr)
         return self.back(ga, gr)
+
+    def _both_ways(self, v: Tensor, grad: Tensor) -> Tensor:
+        """V + V^T, with row i of V scaled by grad_i."""
+        if self.looks:  # a CPU transposes much faster than it computes with a transposed matrix
+            return torch.empty_like(v).copy_(v.t()).mul_(grad.t()).addcmul_(v, grad)
+        return (v.t() * grad.t()).addcmul_(v, grad)
 
     def empty(self, needed: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
         """Gradients of 0 by both sets of points, those of them that are needed."""

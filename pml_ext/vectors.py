@@ -10,6 +10,7 @@ their vectors. Where to look would wait for the device, and in a graph, they sta
 roundings: that is no more than an error, and 0.
 """
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from pml_ext.masked import FAR, looks_are_free
 
 # The epsilon of torch's own normalize. In half precision it would be 0, so that is never used here.
 SHORTEST = 1e-12
+_SHORTER = math.nextafter(SHORTEST, 0)
 # A squared distance of so many roundings of |a|^2 + |r|^2 is no distance.
 NOTHING = 8
 # Scores beyond this would come near those of absent pairs. They are not a number, as those that overflow.
@@ -104,7 +106,7 @@ class Vectors(NamedTuple):
             return Vectors(x, x, None)
         norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
         unit = x / norm.clamp_min(SHORTEST)
-        return Vectors(unit, unit, norm.masked_fill_(norm < SHORTEST, torch.inf))
+        return Vectors(unit, unit, torch.threshold_(norm, _SHORTER, torch.inf))
 
     def bounded(self) -> "Vectors":
         """The same, not a number where they are too long for their inner products."""

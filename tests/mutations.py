@@ -71,10 +71,13 @@ MUTATIONS = [
         "engine.py",
         (*ENGINE, "tests/test_thresholds.py", MANY),
         (
-            "losses[start:stop], v, counts[start:stop] = weigh(sim, start, known)",
-            "losses[start:stop], v, counts[:] = weigh(sim, start, known)",
+            "losses[start:stop], v, counts[start:stop] = weigh(sim, start, known, again)",
+            "losses[start:stop], v, counts[:] = weigh(sim, start, known, again)",
         ),
         ("self.dense[start : start + len(v)] = v", "self.dense[: len(v)] = v"),
+        ("sim = again() if again is not None and sides.neg is sim else sim", "pass"),
+        ("pos = torch.add(pos, losses.unsqueeze(1), alpha=0)", "pass"),
+        ("(is_known is None and pairs.mirrored and pairs.complete)", "is_known is None"),
         (
             "keep = chunk_size is None and learns",
             "keep = chunk_size is not None and learns",
@@ -85,7 +88,7 @@ MUTATIONS = [
     *_of(
         "vectors.py",
         (*ENGINE, "tests/test_laws.py -k float32_or_zero_or_BatchAllTripletLoss"),
-        ("norm.masked_fill_(norm < SHORTEST, torch.inf)", "norm.clamp_min(SHORTEST)"),
+        ("torch.threshold_(norm, _SHORTER, torch.inf)", "norm.clamp_min(SHORTEST)"),
         ("return grad.addcmul_(self.base, radial, value=-1).div_(self.norm)", "return grad.div_(self.norm)"),
         ("NOTHING = 8", "NOTHING = 0"),
         ("LARGEST = FAR / 10", "LARGEST = FAR * 1000"),
@@ -149,9 +152,9 @@ MUTATIONS = [
             "threshold = largest(neg, k + 1, pos).amin(1, keepdim=True)",
             "threshold = largest(neg, k, pos).amin(1, keepdim=True)",
         ),
-        ("keep_pos.scatter_(1, pos.argmax(1, keepdim=True), 1.0)", "pass"),
+        ("keep_pos.scatter_(1, pos.argmax(1, keepdim=True), 1)", "pass"),
         ("log_sum = total.log().add_(", "log_sum = total.mul(0).add_("),
-        ("pos.mul_(pull.sigmoid_().div_(pos_total).neg_())", "pos.mul_(pull.sigmoid_().div_(pos_total))"),
+        ("pos.mul_(of_pos.neg_())", "pos.mul_(of_pos)"),
         ("return torch.gt(x, level, out=torch.empty_like(x))", "return torch.ge(x, level, out=torch.empty_like(x))"),
         ("deviation = known.sub_(mean).mul_(there)", "deviation = known.sub_(mean)"),
     ),
@@ -233,12 +236,10 @@ MUTATIONS = [
         ("count = is_there.sum(1, keepdim=True).clamp_(min=1)", "count = is_there.shape[1]"),
     ),
     *_of(
-        "losses/raw.py",
+        "closed_form.py",
         ("tests/test_oracles.py", MANY),
-        (
-            "keep = below(sides.pos, tops[1] + epsilon)",
-            "keep = below(sides.pos, tops[1])",
-        ),
+        ("[-level, -level, -epsilon, epsilon]", "[-level, -level, -epsilon, 0]"),
+        ("[-level, -level, -epsilon, epsilon]", "[-level, -level, 0, epsilon]"),
     ),
     *_of(
         "losses/binomial_deviance.py",

@@ -12,6 +12,7 @@ from pml_ext import losses, miners, thresholds
 from pml_ext.base import RowLoss, StaticDivisorReducer
 from pml_ext.centers import BatchCenters
 from pml_ext.closed_form import ABSENT, Sides
+from pml_ext.losses.multi_similarity import multi_similarity
 from pml_ext.miners.base import PairMiner
 from pml_ext.pairs import ByLabels, ByMasks, Narrowed, PairMasks, Pairs, label_masks, pairs_from_host
 from pml_ext.scores import Space
@@ -304,6 +305,30 @@ def test_a_closed_form_looks_at_nothing_where_only_labels_are_on_the_host(name, 
         value.backward()
     assert value.isnan()
     assert x.grad.isnan().any()
+
+
+@pytest.mark.parametrize("chunk_size", [None, 7])
+@pytest.mark.parametrize("looks", [True, False])
+@pytest.mark.parametrize("n", [24, 600])
+def test_rows_that_a_closed_form_leaves_to_autograd_have_their_own_scores(n, looks, chunk_size):
+    """A form may overwrite its sides, which may be the scores themselves, and then leave the rows to autograd."""
+
+    class Leaving(RowLoss):
+        needs, closed_form = "either", staticmethod(lambda sides: [None, sides.neg.fill_(9)][0])
+
+        def get_default_distance(self):
+            return CosineSimilarity()
+
+        def per_anchor(self, sim, pos, neg):
+            return multi_similarity(sim, pos, neg, alpha=2, beta=50, base=0.5)
+
+    torch.manual_seed(0)
+    labels, x = torch.arange(n) // 4, torch.randn(n, 6, dtype=torch.float64)
+    pairs, usual = pairs_from_host(labels, x.device), losses.MultiSimilarityLoss(chunk_size=chunk_size)
+    with thresholds.replaced(LOOKS=looks):
+        leaf = x.clone().requires_grad_()
+        (found,) = torch.autograd.grad(Leaving(chunk_size=chunk_size)(leaf, labels, pairs), leaf)
+    torch.testing.assert_close(found, gradient(usual, x, labels), rtol=1e-9, atol=1e-12)
 
 
 def test_labels_on_the_host_are_looked_at_there_and_then_moved():

@@ -36,6 +36,13 @@ def test_views_cost_nothing_and_broadcast_numbers_once():
     assert watch.products == watch.waits == 0
 
 
+def test_several_tensors_in_place_are_one_kernel():
+    x, y = torch.ones(6, 4), torch.ones(2)
+    with kernels.Watch() as watch:
+        torch._foreach_mul_([x, y], [2.0, 3.0])
+    assert [(call.name, call.bytes) for call in watch.calls] == [("_foreach_mul", 4 * 2 * (24 + 2))]
+
+
 def test_a_product_is_counted_apart_and_so_is_a_wait():
     with kernels.Watch() as watch:
         (torch.ones(3, 2) @ torch.ones(2, 3)).sum().item()
@@ -79,5 +86,5 @@ def test_the_script_prints_a_table_and_the_calls_of_a_loss(capsys):
     assert [line.split("|")[1].strip() for line in lines[4:]] == ["RAW", "RAW, dense by autograd"]
     kernels.main(["--calls", "RAW", "--n", "24", "--d", "8"])
     out = capsys.readouterr().out
-    assert "losses/raw.py:" in out
+    assert "pml_ext/closed_form.py:" in out
     assert "matrices" in out

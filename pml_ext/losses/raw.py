@@ -8,7 +8,7 @@ from typing_extensions import Unpack
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import ClosedForm, Sides, SideWeights, above, below, soft_sides
+from pml_ext.closed_form import ClosedForm, Sides, SideWeights, soft_sides
 from pml_ext.hyperparameters import RowLossArguments
 from pml_ext.masked import informative, masked_logsumexp, softplus
 
@@ -23,9 +23,7 @@ def raw(sim: Tensor, pos: Tensor, neg: Tensor, *, alpha: float, beta: float, gam
 
 def raw_weights(sides: Sides, *, alpha: float, beta: float, gamma: float, epsilon: float) -> SideWeights:
     """RAW loss and pair weights in closed form."""
-    tops = sides.hardest_pos(), sides.hardest_neg()
-    keep = below(sides.pos, tops[1] + epsilon), above(sides.neg, tops[0] - epsilon)
-    return soft_sides(sides, alpha, beta, gamma, keep, tops)
+    return soft_sides(sides, alpha, beta, gamma, epsilon)
 
 
 @final
