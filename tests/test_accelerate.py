@@ -35,6 +35,7 @@ from pml_ext import thresholds
 from pml_ext.stock import NotAcceleratedError, accelerate
 from pml_ext.stock.coverage import PASSED_THROUGH, REFUSED, coverage, statement
 from pml_ext.stock.forms import FORMS
+from pml_ext.stock.loss import why_stock
 from pml_ext.stock.miners import MINERS
 
 F64 = torch.float64
@@ -390,6 +391,30 @@ def test_few_scores_are_left_to_stock():
     with thresholds.replaced(STOCK_PAYS=1):
         assert type(miner(embeddings, labels)) is tuple
         assert torch.equal(loss(embeddings, labels), losses.NCALoss()(embeddings, labels))
+
+
+def test_ratios_of_variances_pay_from_32_samples():
+    embeddings, labels = batch(0, 32, 8)
+    with thresholds.replaced(STOCK_PAYS=1):
+        for make, expected in ((losses.SignalToNoiseRatioContrastiveLoss, None), (losses.ContrastiveLoss, "")):
+            assert why_stock(accelerate(make()), embeddings, labels, None, None, None) == expected
+
+
+def test_of_a_chunk_only_its_rows_stay(monkeypatch):
+    # Small tensors that lived on among large ones that are freed left holes in the heap: five times the memory.
+    kind, made = FORMS[losses.MarginLoss], []
+    summarize = kind.summarize
+
+    def watched(self, *args, **kwargs):
+        assert all(each() is None for each in made)
+        found = summarize(self, *args, **kwargs)
+        made.extend(map(weakref.ref, found))
+        return found
+
+    monkeypatch.setattr(kind, "summarize", watched)
+    embeddings, labels = batch(0, 12, 3)
+    accelerate(losses.MarginLoss(), chunk_size=4)(embeddings, labels)
+    assert len(made) == 9
 
 
 def test_the_lists_name_only_classes_of_pml():

@@ -34,13 +34,14 @@ def run(form: Form, scores: Scores, chunk_size: int | None, share: Share = WHOLE
         return _whole(form, scores, share)
     starts = range(0, rows, chunk_size)
     parts = [(start, min(start + chunk_size, rows)) for start in starts]
+
+    def distances(start: int, stop: int) -> Tensor:
+        return _signed(scores.plain(start, stop), scores.sign)
+
     if form.looks_first:
-        looks = [form.first(_signed(scores.plain(*part), scores.sign), first + part[0]) for part in parts]
-        form.look(_together(looks, share))
-    summaries = [
-        form.summarize(_signed(scores.plain(*part), scores.sign), first + part[0], keep=False) for part in parts
-    ]
-    value = _total(form.combine(_together(summaries, share)), scores.embeddings)
+        form.look(_of_rows(lambda a, b: form.first(distances(a, b), first + a), parts, share))
+    found = _of_rows(lambda a, b: form.summarize(distances(a, b), first + a, keep=False), parts, share)
+    value = _total(form.combine(found), scores.embeddings)
     if any(scores.needed):
         for start, stop in parts:
             block, way = scores.block(start, stop)
@@ -62,9 +63,9 @@ def _whole(form: Form, scores: Scores, share: Share) -> Tensor:
             torch.mul(found[start:stop], scores.sign, out=work[start:stop])
     wanted = any(scores.needed)
     if form.looks_first:
-        form.look(_together([form.first(work[start:stop], first + start) for start, stop in parts], share))
-    summaries = [form.summarize(work[start:stop], first + start, keep=wanted) for start, stop in parts]
-    value = _total(form.combine(_together(summaries, share)), scores.embeddings)
+        form.look(_of_rows(lambda a, b: form.first(work[a:b], first + a), parts, share))
+    summaries = _of_rows(lambda a, b: form.summarize(work[a:b], first + a, keep=wanted), parts, share)
+    value = _total(form.combine(summaries), scores.embeddings)
     if wanted:
         for start, stop in parts:
             block = work[start:stop]
@@ -79,8 +80,25 @@ def _signed(values: Tensor, sign: float) -> Tensor:
     return values.neg_() if sign < 0 else values
 
 
-def _together(rows: Sequence[tuple[Tensor, ...]], share: Share) -> tuple[Tensor, ...]:
-    return tuple(share.of_all(torch.cat(each)) for each in zip(*rows, strict=True))
+def _of_rows(
+    make: Callable[[int, int], tuple[Tensor, ...]], parts: Sequence[tuple[int, int]], share: Share
+) -> tuple[Tensor, ...]:
+    """What is made of the rows of each part, of all rows."""
+    out: tuple[Tensor, ...] = ()
+    for part in parts:
+        out = _put(make(*part), out, part, parts[-1][1])
+    return tuple(share.of_all(each) for each in out)
+
+
+def _put(made: tuple[Tensor, ...], into: tuple[Tensor, ...], part: tuple[int, int], rows: int) -> tuple[Tensor, ...]:
+    """Copy what was made of some rows to that of all.
+
+    Small tensors that stay behind among large ones that are freed would take the place of the next large ones.
+    """
+    into = into or tuple(each.new_empty(rows, *each.shape[1:]) for each in made)
+    for all_rows, each in zip(into, made, strict=True):
+        all_rows[slice(*part)] = each
+    return into
 
 
 def _total(values: dict[str, Tensor], like: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from pml_ext.stock.forms.lse import (
     TupletMargin,
 )
 from pml_ext.stock.forms.nca import NCA
-from pml_ext.stock.forms.pairs import Contrastive, IntraPairVariance
+from pml_ext.stock.forms.pairs import Contrastive, IntraPairVariance, SignalToNoiseRatioContrastive
 from pml_ext.stock.forms.ranked_list import RankedList
 from pml_ext.stock.forms.triplets import Margin, TripletMargin
 
@@ -31,7 +31,7 @@ FORMS: dict[type, type[Form]] = {
     losses.NCALoss: NCA,
     losses.NTXentLoss: NTXent,
     losses.RankedListLoss: RankedList,
-    losses.SignalToNoiseRatioContrastiveLoss: Contrastive,
+    losses.SignalToNoiseRatioContrastiveLoss: SignalToNoiseRatioContrastive,
     losses.SupConLoss: SupCon,
     losses.TripletMarginLoss: TripletMargin,
     losses.TupletMarginLoss: TupletMargin,

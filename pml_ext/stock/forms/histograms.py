@@ -22,7 +22,7 @@ class FastAP(Form):
     column before them is for a distance at a node, where there is no slope.
     """
 
-    pays_from = 1 << 14
+    pays_from = 1 << 13
     by_labels = True
     takes_references = False
 

@@ -18,7 +18,7 @@ class NCA(Form):
     only weigh the samples.
     """
 
-    pays_from = 1 << 17
+    pays_from = 1 << 16
     by_labels = True
 
     def is_empty(self) -> bool:

@@ -13,7 +13,7 @@ from pml_ext.stock.reduction import Reduction
 class Contrastive(Form):
     """`[D - p]+` of positives and `[q - D]+` of negatives, each reduced for itself."""
 
-    pays_from = 1 << 15
+    pays_from = 1 << 14
     names = ("pos_loss", "neg_loss")
 
     def summarize(self, distances: Tensor, start: int, *, keep: bool) -> Rows:
@@ -45,6 +45,12 @@ class Contrastive(Form):
     def _pushed(self, distances: Tensor, incidence: Incidence) -> Tensor:
         pushed = (self.sign * float(self.loss.neg_margin) - distances).relu_()
         return incidence.negatives.blank(pushed, 0)
+
+
+class SignalToNoiseRatioContrastive(Contrastive):
+    """The same of ratios of variances, for which PML forms the differences of all pairs."""
+
+    pays_from = 1 << 10
 
 
 def sums_of(losses: Tensor, incidence: Incidence, reduction: Reduction) -> Rows:
@@ -79,7 +85,7 @@ def chosen_of(losses: Tensor, reduction: Reduction) -> Tensor:
 class IntraPairVariance(Form):
     """Squared distance beyond a share of the mean of all positives, and short of one of the mean of all negatives."""
 
-    pays_from = 1 << 15
+    pays_from = 1 << 14
     names = ("pos_loss", "neg_loss")
     looks_first = True
 
