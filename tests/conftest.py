@@ -11,6 +11,7 @@ from hypothesis import settings
 from of_pml import is_absent
 
 from pml_ext._pml import HAS_TERMS
+from pml_ext.analysis.plots import weight_curves
 
 # The double of PML 3 stands in place of PML, in a process of its own; what is typed only a type checker reads.
 collect_ignore = ["pml3/double", "typing"]
@@ -49,6 +50,12 @@ def _few_examples():
     settings.load_profile("few")
     yield
     settings.load_profile(PROFILE)
+
+
+@pytest.fixture
+def _few_points(monkeypatch):
+    """Curves of pair weights have a few points only: what is said of them is tried elsewhere."""
+    monkeypatch.setitem(weight_curves.__kwdefaults__, "points", 5)
 
 
 @pytest.fixture(scope="session")

@@ -151,6 +151,7 @@ def test_explain_any_method(name):
     assert all(len(line) <= 122 for line in page.splitlines())
 
 
+@pytest.mark.usefixtures("_few_points")
 @pytest.mark.parametrize(
     ("name", "ending"),
     [
@@ -170,6 +171,7 @@ def test_explain_on_the_command_line(name, ending, capsys):
     assert [path.name for path in Path().iterdir()] == ([] if name == "Center" else [f"{name}_weights.png"])
 
 
+@pytest.mark.usefixtures("_few_points")
 def test_explain_says_what_is_wrong(capsys):
     assert main(["explain", "RAWW", "--out", "x.png"]) == 2
     assert capsys.readouterr().err == "pml_ext explain: unknown loss 'RAWW'; did you mean RAW or RAWLoss?\n"
@@ -182,6 +184,7 @@ def test_explain_says_what_is_wrong(capsys):
     assert "a name as in train" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("_few_points")
 def test_explain_draws_into_the_file_that_was_named(capsys):
     assert main(["explain", "RAW", "--out", "weights"]) == 0
     assert capsys.readouterr().out.endswith("drawn in weights\n")
@@ -189,12 +192,14 @@ def test_explain_draws_into_the_file_that_was_named(capsys):
     assert [path.name for path in Path().iterdir()] == ["weights"]
 
 
+@pytest.mark.usefixtures("_few_points")
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_explain_says_that_the_disk_is_full(capsys):
     assert main(["explain", "RAW", "--out", "/dev/full"]) == 2
     assert "the disk is full" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("_few_points")
 @pytest.mark.parametrize(
     "name", ["RAWLoss", "pml:TripletMarginLoss", "TripletMarginLoss", "own:Mine", "RAW(gamma=0.3)"]
 )

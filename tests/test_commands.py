@@ -197,6 +197,7 @@ def test_arrays_of_every_kind_are_the_same():
     assert half["recall_at_1"] == pytest.approx(expected["recall_at_1"], abs=0.1)
 
 
+@pytest.mark.usefixtures("_few_points")
 def test_explain_shows_itself():
     found = pml_ext.explain("RAW")
     assert len(repr(found).splitlines()) <= 40

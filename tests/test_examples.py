@@ -46,6 +46,7 @@ def test_hardness_aware(capsys):
     assert "nan" not in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("_few_points")
 def test_plot_pair_weights(tmp_path, capsys):
     shares = load("plot_pair_weights").main(tmp_path / "weights.png")
     assert len(shares) == 6

@@ -33,7 +33,7 @@ def expected():
 
 ON_THE_DOUBLE = str(TESTS / "pml3" / "on_the_double.py")
 # Ordinary tests that take no time; all of them under `slow`.
-QUICK = [str(TESTS / f"test_{name}.py") for name in ("pml", "sphere", "wrapped_losses")]
+QUICK = [str(TESTS / f"test_{name}.py") for name in ("pml", "sphere")]
 
 
 def passed(*arguments, flipped="", laws="few"):
