@@ -138,7 +138,7 @@ class GeneralizedLiftedStructure(AgainstNegatives):
 class SupCon(NeedsBoth):
     """Mean over positives of `-log` of their share among all pairs of the row, by `e^(-D / temperature)`."""
 
-    pays_from = 1 << 14
+    pays_from = 1 << 15
     once = True
 
     def logits(self, distances: Tensor) -> Tensor:

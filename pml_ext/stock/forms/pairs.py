@@ -13,7 +13,7 @@ from pml_ext.stock.reduction import Reduction
 class Contrastive(Form):
     """`[D - p]+` of positives and `[q - D]+` of negatives, each reduced for itself."""
 
-    pays_from = 1 << 14
+    pays_from = 1 << 15
     names = ("pos_loss", "neg_loss")
 
     def summarize(self, distances: Tensor, start: int, *, keep: bool) -> Rows:
@@ -85,7 +85,7 @@ def chosen_of(losses: Tensor, reduction: Reduction) -> Tensor:
 class IntraPairVariance(Form):
     """Squared distance beyond a share of the mean of all positives, and short of one of the mean of all negatives."""
 
-    pays_from = 1 << 14
+    pays_from = 1 << 15
     names = ("pos_loss", "neg_loss")
     looks_first = True
 
