@@ -9,7 +9,7 @@ import torch
 from mistakes import CountsForgotten, TiesNotShared
 from pytorch_metric_learning import losses as pml_losses
 from pytorch_metric_learning import miners as pml_miners
-from pytorch_metric_learning.distances import CosineSimilarity
+from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
 
 from pml_ext import arguments
 from pml_ext.base import BatchLoss, RowLoss
@@ -206,8 +206,6 @@ class FirstCoordinate(Sound):
 
 @breaks("translation_changes_nothing")
 def norms_added():
-    from pytorch_metric_learning.distances import LpDistance
-
     return FirstCoordinate(distance=LpDistance())
 
 
@@ -223,6 +221,9 @@ class HalfTheClosedForm(Sound):
 
 @breaks("hand_written_gradients_agree_with_autograd")
 class HalfTheClosedFormOfABatch(BatchLoss):
+    def get_default_distance(self):
+        return LpDistance()
+
     def per_batch(self, sim, pos, neg):
         pos, neg = pos.flatten(-2), neg.flatten(-2)
         return masked_mean(sim.flatten(-2), neg) - masked_mean(sim.flatten(-2), pos)
@@ -644,6 +645,9 @@ class MinesByDistancesThatCancel(SoundMiner):
 
 class SoundSampler(Seeded, PairMiner):
     """Two negatives, drawn uniformly; nothing is wrong with it."""
+
+    def get_default_distance(self):
+        return LpDistance()
 
     def select(self, sim, pos, neg):
         k = torch.full_like(sim[..., :1], 2).long()

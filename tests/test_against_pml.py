@@ -60,6 +60,7 @@ def test_derivative_of_raw_by_a_similarity_is_the_weight_of_the_paper(batch):
     assert_equal((gradient,), (expected,))
 
 
+@pytest.mark.pml2("an option of its TripletMarginLoss")
 @pytest.mark.parametrize("batch", BATCHES, ids=str)
 @pytest.mark.parametrize("margin", [0.02, 0.3])
 def test_batch_all_is_the_triplet_loss_of_all_triplets(batch, margin):
@@ -121,7 +122,7 @@ def test_our_losses_live_in_multiple_losses(name):
     batch = Batch((4, 4, 4), 4, seed=0)
     parts = LOSSES[name](), pml_losses.ContrastiveLoss()
     expected = [value_and_gradient(part.eval(), batch) for part in parts]
-    together = pml_losses.MultipleLosses(list(parts), weights=[0.5, 2.0])
+    together = pml_losses.MultipleLosses(dict(zip("ab", parts, strict=True)), weights={"a": 0.5, "b": 2.0})
     assert_equal(value_and_gradient(together, batch), [0.5 * a + 2 * b for a, b in zip(*expected, strict=True)])
 
 

@@ -115,6 +115,7 @@ def test_unknown_names(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.pml2("losses of its own, by name")
 def test_losses_that_cannot_be_run(tmp_path, capsys):
     out = ["--data", "digits", "--out", str(tmp_path / "out")]
     assert "no default for margin, Tn" in fails(["--losses", "RankedListLoss", *out], capsys)
@@ -247,7 +248,7 @@ def full_for_csv(patch):
         lambda patch: full_for(checkpoint.NAME, patch),
         lambda patch: full_for("results.jsonl", patch),
         lambda patch: full_for("table.md", patch),
-        full_for_sqlite,
+        pytest.param(full_for_sqlite, marks=pytest.mark.pml2("what record-keeper writes beside it")),
         full_for_csv,
     ],
     ids=["checkpoint", "results", "table", "sqlite", "csv"],

@@ -354,6 +354,7 @@ class Killed(BaseException):
     """Stands for a kill: nothing catches it, nothing is tidied up."""
 
 
+@pytest.mark.pml2("its ProxyAnchorLoss")
 @pytest.mark.parametrize("amp", ["none", "fp16"])
 def test_everything_that_has_a_state_resumes(amp, tmp_path, monkeypatch):
     experiment = replace(

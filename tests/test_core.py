@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from of_pml import LpDistance
 
 import pml_ext
 from pml_ext import losses
@@ -90,6 +91,7 @@ def inside(frame):
 GIVEN = {"labels": lambda _: None, "masks": lambda masks: masks, "indices": as_pairs}
 
 
+@pytest.mark.pml2("how many calls a step takes beside it")
 @pytest.mark.parametrize(("given", "most"), [("labels", 50), ("masks", 58), ("indices", 62)])
 def test_a_batch_on_its_way_to_a_gradient(given, most):
     """It goes down, through at most five files at once, and no file that it has left is called from below."""
@@ -109,6 +111,9 @@ def test_a_batch_on_its_way_to_a_gradient(given, most):
 
 def test_a_call_back_up_is_seen():
     class Calling(losses.RAWLoss.__mro__[1]):
+        def get_default_distance(self):
+            return LpDistance()
+
         def per_anchor(self, sim, pos, neg):
             return self.lacks_pairs(1, sim, None) + (sim * pos).sum(-1)
 

@@ -534,6 +534,9 @@ def _own_random_numbers(mutant):
 class _LocalMaximum(RowLoss):
     """A loss that is none of rows, though it says so: it takes the largest of the rows that it is given."""
 
+    def get_default_distance(self):
+        return LpDistance()
+
     def per_anchor(self, sim, pos, neg):
         return masked_mean(sim, neg) + masked_mean(sim, neg).max()
 

@@ -21,6 +21,7 @@ def script():
     return module
 
 
+@pytest.mark.pml2("what its own classes do")
 def test_a_page_is_made(script, tmp_path, monkeypatch, capsys):
     page = tmp_path / "page.md"
     only = ["BatchHardMiner", "FastAPLoss"]
@@ -36,6 +37,7 @@ def test_a_page_is_made(script, tmp_path, monkeypatch, capsys):
     assert "# 0.0 0.0" in text
 
 
+@pytest.mark.pml2("what its own classes do")
 def test_findings_are_still_there(script):
     """If not, PML has changed, and the page should."""
     lines = [line for line in script.findings() if line.startswith("# ")]
@@ -44,6 +46,7 @@ def test_findings_are_still_there(script):
     assert "# nan" in lines
 
 
+@pytest.mark.pml2("what its own classes do")
 def test_every_class_is_held_against_the_laws_or_left_out(script):
     made = [
         *script.classes(script.losses, script.BaseMetricLossFunction),

@@ -38,8 +38,17 @@ def _as_found(monkeypatch):
     monkeypatch.setattr("pml_ext.testing.check._Cases.smallest", lambda cases, kind, broken, check: broken)
 
 
-LOSS_CASES = [(name, law) for name, (_, laws) in LOSS_MUTANTS.items() for law in laws]
-MINER_CASES = [(name, law) for name, (_, laws) in MINER_MUTANTS.items() for law in laws]
+def cases(mutants):
+    """Each mutant with each law that it breaks."""
+    of_pml = pytest.mark.pml2("faults of its own classes")
+    return [
+        pytest.param(name, law, marks=[of_pml] if name.startswith("pml_") else [])
+        for name, (_, laws) in mutants.items()
+        for law in laws
+    ]
+
+
+LOSS_CASES, MINER_CASES = cases(LOSS_MUTANTS), cases(MINER_MUTANTS)
 
 
 @pytest.mark.parametrize(("name", "law"), LOSS_CASES)
@@ -62,8 +71,10 @@ SHARDED = {"sharding_changes_nothing", "sharding_changes_no_pair"}
 
 
 def test_every_law_has_a_mutant():
-    assert {law for _, law in (*LOSS_CASES, *MISTAKES.values())} | SHARDED == set(LOSS_LAWS) | SHARDED
-    assert {law for _, law in MINER_CASES} | SHARDED == set(MINER_LAWS) | SHARDED
+    assert {case.values[1] for case in LOSS_CASES} | {law for _, law in MISTAKES.values()} | SHARDED == set(
+        LOSS_LAWS
+    ) | SHARDED
+    assert {case.values[1] for case in MINER_CASES} | SHARDED == set(MINER_LAWS) | SHARDED
 
 
 CAUSES = {
@@ -91,6 +102,7 @@ def test_what_is_sound_keeps_all_laws():
     check_miner(SoundSampler, examples=10)
 
 
+@pytest.mark.pml2("its TripletMarginLoss, whose default distance normalizes")
 def test_losses_and_miners_of_pml_can_be_checked():
     # PML leaves bfloat16 to torch, whose distances on the CPU do not know it, divides by the length of a zero vector,
     # and leaves what is NaN out of its mean.

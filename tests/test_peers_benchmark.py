@@ -28,6 +28,7 @@ def without_others(monkeypatch):
     monkeypatch.setattr(speed_peers, "_imported", lambda name: None)
 
 
+@pytest.mark.pml2("its own losses as contenders")
 def test_every_contender_takes_a_step(without_others):
     x, labels = batch(SETTING, "cpu")
     found = contenders()
@@ -38,6 +39,7 @@ def test_every_contender_takes_a_step(without_others):
             one.step(SETTING, x, labels)()
 
 
+@pytest.mark.pml2("its own losses as contenders")
 def test_both_sides_of_a_task_with_tuples_compute_the_same(without_others):
     x, labels = batch(SETTING, "cpu", torch.float64)
     values = {}
@@ -52,6 +54,7 @@ def test_both_sides_of_a_task_with_tuples_compute_the_same(without_others):
     torch.testing.assert_close(mined["pml_ext"], mined["PML"])
 
 
+@pytest.mark.pml2("its own losses as contenders")
 def test_what_is_installed_takes_part(monkeypatch):
     calls = []
 
@@ -113,6 +116,7 @@ def test_the_page_says_where_we_are_not_first():
     assert "Nowhere." in page(found[:2], "cpu")
 
 
+@pytest.mark.pml2("its own losses as contenders")
 def test_lines_and_page_are_written(without_others, tmp_path, capsys):
     options = Namespace(
         device="cpu", no_compile=True, out=tmp_path, n=[24], d=[8], per_class=None, quick=True, entries=["BatchHard"]

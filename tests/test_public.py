@@ -37,6 +37,7 @@ def test_nothing_heavy_is_imported_with_the_package():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.pml2("names that are there beside it alone")
 def test_the_public_names_are_those_of_the_record():
     recorded = public_names.RECORD.read_text(encoding="utf-8").splitlines()
     found = public_names.lines()

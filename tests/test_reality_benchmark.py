@@ -88,6 +88,7 @@ def test_corrected_p_values():
     assert reality_page.holm([]) == []
 
 
+@pytest.mark.pml2("its own losses, by name")
 def test_every_method_and_every_claim_has_a_name_that_is_known():
     from pml_ext.benchmark.losses import parse
 

@@ -310,6 +310,9 @@ def test_scores_are_those_of_the_distance(n, distance):
 class BySum(PairMiner):
     """Has scores of its own."""
 
+    def get_default_distance(self):
+        return LpDistance()
+
     def similarity(self, embeddings, ref_emb):
         return embeddings.sum(1, keepdim=True) + (embeddings if ref_emb is None else ref_emb).sum(1)
 

@@ -63,13 +63,19 @@ def test_a_loss_with_its_miner_takes_the_matrix_for_both(references, x):
             (a,), (b,) = (torch.autograd.grad(value, x) for value in (actual, expected))
             torch.testing.assert_close(a, b)
             assert mined._mat is None
-    stock = losses.ContrastiveLoss()
+
+
+@pytest.mark.pml2("that it takes no matrix of scores")
+def test_what_takes_no_matrix_is_refused(x):
+    stock, mat = losses.ContrastiveLoss(), CosineSimilarity()(x)
     with pytest.raises(ValueError, match="not ContrastiveLoss"):
         MinedLoss(stock, HardNegativePairMiner())(x, LABELS, mat=mat)
     with pytest.raises(ValueError, match="MultiSimilarityMiner of PML 2 takes no mat"):
         MinedLoss(RAWLoss(), miners.MultiSimilarityMiner())(x, LABELS, mat=mat)
     with pytest.raises(ValueError, match="not AnchorWeightedLoss"):
         MinedLoss(AnchorWeightedLoss(RAWLoss()), HardNegativePairMiner())(x, LABELS, mat=mat)
+    with pytest.raises(ValueError, match="MultiSimilarityMiner of PML 2 takes no indices_tuple"):
+        CappedMiner(miners.MultiSimilarityMiner(), 2)(x, LABELS, indices_tuple=label_masks(LABELS, LABELS).indices())
 
 
 def test_candidates_and_matrix_of_miners_with_a_miner(x):
@@ -88,8 +94,6 @@ def test_candidates_and_matrix_of_miners_with_a_miner(x):
         assert all(map(torch.equal, found, by_matrix))
     with pytest.raises(ValueError, match="of which there is none"):
         GuidedMiner()(x, LABELS, mat=mat)
-    with pytest.raises(ValueError, match="MultiSimilarityMiner of PML 2 takes no indices_tuple"):
-        CappedMiner(miners.MultiSimilarityMiner(), 2)(x, LABELS, indices_tuple=candidates.indices())
 
 
 def test_the_matrix_decides_not_the_embeddings(x):

@@ -54,6 +54,7 @@ def test_the_loop_that_draws_has_the_value_and_the_gradient_of_ours_on_the_same_
     torch.testing.assert_close(other_gradient, gradient, rtol=1e-6, atol=1e-10)
 
 
+@pytest.mark.pml2("its own losses as peers")
 def test_every_job_has_a_name_of_its_own_and_every_peer_something_to_be_compared_with():
     jobs = all_jobs()
     assert len({job.key for job in jobs}) == len(jobs)
@@ -61,6 +62,7 @@ def test_every_job_has_a_name_of_its_own_and_every_peer_something_to_be_compared
     assert {job.name for job in jobs if job.side != "ours"} <= ours
 
 
+@pytest.mark.pml2("its own losses as peers")
 def test_what_cannot_run_is_a_result_and_the_others_are_measured():
     def broken(setting):
         raise RuntimeError("no such thing")

@@ -67,10 +67,11 @@ def test_a_dozen_samples_fall_into_blocks(monkeypatch):
 
 def test_where_the_engine_is_disabled_the_distance_is_asked(monkeypatch):
     name = "compute_mat" if hasattr(LpDistance, "compute_mat") else "forward"
+    subjects = losses.BatchAllTripletLoss(), miners.HardNegativePairMiner(distance=LpDistance())
     calls, matrix = [], getattr(LpDistance, name)
     monkeypatch.setattr(LpDistance, name, lambda *given: calls.append(1) or matrix(*given))
     embeddings, labels = torch.randn(12, 4, requires_grad=True), torch.arange(12) // 3
-    for subject in (losses.BatchAllTripletLoss(), miners.HardNegativePairMiner(distance=LpDistance())):
+    for subject in subjects:
         subject(embeddings, labels)
         assert calls == []
         by_autograd(subject)(embeddings, labels)

@@ -227,7 +227,7 @@ def _in_a_ring(loss: Any, own: Tensor, labels: Any, pairs: Any, ref_emb: Any, ra
     shard = Shard(Set(ranks, x, x, known), x, None, {})
     form = streamed(loss)
     assert form is not None
-    loss.reset_stats()
+    _pml.reset_stats(loss)
     if ranks.n < (3 if loss.needs == "both" else 2):
         loss_dict = dict(loss.zero_losses())
     else:

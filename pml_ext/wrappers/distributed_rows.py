@@ -10,6 +10,7 @@ import torch
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor
 
+from pml_ext import _pml
 from pml_ext.base import RowLoss
 from pml_ext.by_autograd import PerAnchor
 from pml_ext.engine import Form
@@ -56,7 +57,7 @@ def selection(miner: PairMiner, loss: BaseMetricLossFunction, shard: Shard) -> N
 
 def mined_rows(miner: PairMiner, shard: Shard) -> OwnPairs:
     """What a miner finds for own rows among all references."""
-    miner.reset_stats()
+    _pml.reset_stats(miner)
     found = miner.masks(shard.own, None, shard.refs, None, own_pairs(shard, None))
     miner.output_assertion(found)
     return OwnPairs(*found)

@@ -110,7 +110,7 @@ def _(loss: RowLoss, shard: Shard, pairs: GivenPairs = None) -> Tensor:
     rows = as_rows(loss)
     if rows is None:
         return computed_by_all(loss, shard, pairs)
-    loss.reset_stats()
+    _pml.reset_stats(loss)
     return finished(loss, dict_of_rows(rows, shard, pairs), shard)
 
 
@@ -118,7 +118,7 @@ def _(loss: RowLoss, shard: Shard, pairs: GivenPairs = None) -> Tensor:
 def _(loss: BatchLoss, shard: Shard, pairs: GivenPairs = None) -> Tensor:
     if not sums_pay(loss, shard.ranks.n * len(shard.refs)) or shard.more or isinstance(pairs, Pairs):
         return computed_by_all(loss, shard, pairs)
-    loss.reset_stats()
+    _pml.reset_stats(loss)
     return finished(loss, already_reduced(by_sums(loss, shard, pairs)), shard)
 
 
@@ -127,7 +127,7 @@ def _(loss: AnchorWeightedLoss, shard: Shard, pairs: GivenPairs = None) -> Tenso
     rows = as_rows(loss)
     if rows is None:
         return computed_by_all(loss, shard, pairs)
-    loss.reset_stats()
+    _pml.reset_stats(loss)
     _pml.reset_stats(loss.loss)
     loss_dict = dict_of_rows(rows, shard, pairs)
     _pml.add_penalties(loss.loss, loss_dict, shard.anchors.same())
@@ -251,7 +251,7 @@ def _(loss: CenterLoss, shard: Shard, pairs: GivenPairs = None) -> Tensor:
     source = loss.centers
     if pairs is not None or shard.references is not None or shard.labels is None or not _is_known(source):
         return computed_by_all(loss, shard, pairs)  # which also refuses what does not fit
-    loss.reset_stats()
+    _pml.reset_stats(loss)
     samples, every = shard.own.to(shard.refs.dtype), shard.anchors.rows
     if loss.distance.normalize_embeddings:
         samples, every = normalized(loss.distance, samples), normalized(loss.distance, every)
@@ -275,7 +275,7 @@ def _(loss: CrossBatchMemory, shard: Shard, pairs: GivenPairs = None) -> Tensor:
     if labels is None or shard.labels is None or not (by_rows and is_in_use and is_plain):
         return computed_by_all(loss, shard, pairs)
     loss.check(every, labels, None, None)
-    loss.reset_stats()
+    _pml.reset_stats(loss)
     loss.add_to_memory(every, labels, len(every))
     used = loss.memory_size if loss.has_been_filled else loss.queue_idx
     memory, of_memory, place = loss.embedding_memory[:used], loss.label_memory[:used], loss.curr_batch_idx

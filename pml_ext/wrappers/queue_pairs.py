@@ -90,7 +90,7 @@ def mined_masks(
     miner: PairMiner, embeddings: Tensor, labels: Tensor | None, queue: Queue, pairs: Pairs | PairMasks
 ) -> PairMasks:
     """What a miner of ours finds among the pairs [n, m]; it records the statistics of a call."""
-    miner.reset_stats()
+    _pml.reset_stats(miner)
     found = miner.masks(embeddings, labels, queue.embeddings, queue.labels, pairs)
     miner.output_assertion(found)
     return found
