@@ -117,7 +117,7 @@ def in_a_process(job: dict[str, Any], gigabytes: float, limit: float) -> dict[st
 def table(lines: list[dict[str, Any]]) -> str:
     """One table for each setting: stock, accelerated, times as fast, memory."""
     settings = sorted({(line["n"], line["d"], line["per_class"], line["chunk_size"] or 0) for line in lines})
-    out = ["# Stock PML, and the same accelerated", ""]
+    out = ["# Stock PML, and the same accelerated", "", "    python benchmarks/accelerate.py", ""]
     if lines:
         hardware = lines[-1]["hardware"]
         out += [
