@@ -123,8 +123,8 @@ def table(lines: list[dict[str, Any]]) -> str:
         out += [
             f"{hardware['cpu']}, one thread, float32, torch {lines[-1]['versions']['torch']},"
             f" PML {lines[-1]['versions']['pytorch-metric-learning']}, commit {str(lines[-1]['commit'])[:7]}.",
-            "F is the time of three matrix products n x n x d of the same batch; MB is the peak above the inputs. A stock",
-            "loss dies where its process needs more memory or time than it was given.",
+            "F is the time of three matrix products n x n x d of the same batch; MB is the peak above the inputs.",
+            "A stock loss dies where its process needs more memory or time than it was given.",
             "",
             "![Time of a step, stock and accelerated](accelerate.png)",
             "",
