@@ -547,7 +547,9 @@ class _LocalMaximum(RowLoss):
         _own_first,
         _factor_on_the_loss,
         _parameters_are_not_added_up,
-        _nothing_is_touched,
+        pytest.param(
+            _nothing_is_touched, marks=pytest.mark.pml2("beside PML 3 the reducer adds 0 times all embeddings")
+        ),
         _no_reduce_scatter,
         _own_random_numbers,
         lambda mutant: (_LocalMaximum(), None),
