@@ -281,8 +281,7 @@ def example(rank, size, folder):
 
 def main(rank, size, folder):
     failing_processes.check(rank, size, folder / "failures")
-    if size > 2:
-        example(rank, size, folder)
+    example(rank, size, folder)
     references = {}
     for name, make in LOSSES.items():
         loss, miner = made(make)

@@ -90,14 +90,17 @@ def test_a_goal_says_by_how_much_it_is_missed():
 
 def test_the_script_measures_and_reports(tmp_path):
     pytest.importorskip("matplotlib")
-    command = [sys.executable, str(BENCHMARKS / "speed.py"), "--entries", "RAW", "--n", "32"]
+    command = [sys.executable, str(BENCHMARKS / "speed.py"), "--entries", "RAW", "BatchHard", "--n", "32"]
     options = ["--d", "8", "--rounds", "3", "--seconds", "0", "--out", str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(BENCHMARKS.parent)}
     done = subprocess.run([*command, *options], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert "Goals" in done.stdout
     lines = [json.loads(line) for line in (tmp_path / "speed.jsonl").read_text().splitlines()]
-    assert {line["job"] for line in lines} == {"F", "RAW", "RAW, stock", "RAW, loop"}
+    assert {line["job"] for line in lines} == {
+        "F",
+        *(f"{name}{side}" for name in ("RAW", "BatchHard") for side in ("", ", stock", ", loop")),
+    }
     assert all(line["seconds"] > 0 and line["commit"] and line["hardware"] and line["date"] for line in lines)
     assert "| RAW |" in (tmp_path / "speed.md").read_text()
     assert (tmp_path / "speed.png").stat().st_size < 150_000

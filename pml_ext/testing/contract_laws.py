@@ -114,7 +114,7 @@ def calls_leave_no_trace(loss: Any, case: Batch) -> None:
     assert_same(evaluate(loss, case.embeddings, case.labels), expected, "called again")
 
 
-@law("loss", "once", is_ours, stage="use", as_shipped_only=True)
+@law("loss", "once", is_ours, stage="use")
 def nothing_waits_for_the_device(loss: Any, case: Batch) -> None:
     """On the path of labels no operation asks for the value of a tensor, forward, backward, and in the reducer.
 
