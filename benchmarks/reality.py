@@ -14,6 +14,7 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import reality_page
 
@@ -49,32 +50,32 @@ TRIALS, SEEDS, SHARE = 15, 10, 0.1
 BUDGET = {"protocol": "frozen-head", "epochs": 5, "steps": 40}
 
 
-def experiment(source: str, out: Path, methods: tuple[str, ...], cache: str | None) -> Experiment:
+def experiment(source: str, out: Path, methods: tuple[str, ...], **arguments: Any) -> Experiment:
     """What is the same for all methods of a data set, in a folder of its own."""
-    plain = Experiment(data=source, losses=methods, cache=cache, **BUDGET)
+    plain = Experiment(data=source, losses=methods, **BUDGET, **arguments)
     return replace(plain, out=str(out / Data.of(plain).name))
 
 
-def tuned(source: str, out: Path, methods: tuple[str, ...], trials: int, cache: str | None) -> None:
+def tuned(source: str, out: Path, methods: tuple[str, ...], trials: int, **arguments: Any) -> None:
     """Search the hyperparameters and rates of each method; the same number of trials for all."""
-    whole = experiment(source, out, methods, cache)
+    whole = experiment(source, out, methods, **arguments)
     where = Path(str(whole.out)) / "tuned"
     there = (where / "tune.json").exists()
     tune(replace(whole, seeds=(TUNING_SEED,), out=str(where)), trials, rates=True, resume=there, say=print)
 
 
-def measured(source: str, out: Path, seeds: tuple[int, ...], cache: str | None) -> None:
+def measured(source: str, out: Path, seeds: tuple[int, ...], **arguments: Any) -> None:
     """Train what was found with further seeds, and test it on the classes kept for that."""
-    whole = experiment(source, out, METHODS, cache)
+    whole = experiment(source, out, METHODS, **arguments)
     where = Path(str(whole.out))
     found = tuple(json.loads((where / "tuned" / "tuned.json").read_text())["losses"])
     there = (where / "tested").exists()
     run(replace(whole, losses=found, seeds=seeds, out=str(where / "tested")), resume=there, say=print)
 
 
-def again(source: str, out: Path, share: float, cache: str | None) -> None:
+def again(source: str, out: Path, share: float, **arguments: Any) -> None:
     """Run a random part of what was tested once more; the page holds both beside each other."""
-    whole = experiment(source, out, METHODS, cache)
+    whole = experiment(source, out, METHODS, **arguments)
     where = Path(str(whole.out))
     lines = [line for line in reality_page.lines(where / "tested") if line["loss"] not in reality_page.UNTRAINED]
     drawn = random.Random(0).sample(lines, max(1, round(share * len(lines))))
@@ -93,16 +94,20 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=TRIALS, help=f"of each loss, default {TRIALS}")
     parser.add_argument("--seeds", type=int, default=SEEDS, help=f"how many, default {SEEDS}")
     parser.add_argument("--share", type=float, default=SHARE, help=f"that is run again, default {SHARE}")
+    parser.add_argument("--image-size", nargs="+", type=int, help="of whole images; default: that of the protocol")
     parser.add_argument("--cache", default=None, help="where features are kept")
     parser.add_argument("--out", type=Path, default=Path("runs/reality"), help="default: runs/reality")
     given = parser.parse_args()
+    arguments: dict[str, Any] = {"cache": given.cache}
+    if given.image_size:
+        arguments |= {"image_size": tuple(given.image_size), "shorter_side": min(given.image_size)}
     for source in given.data:
         if given.what == "tune":
-            tuned(source, given.out, tuple(given.losses), given.trials, given.cache)
+            tuned(source, given.out, tuple(given.losses), given.trials, **arguments)
         elif given.what == "test":
-            measured(source, given.out, tuple(range(given.seeds)), given.cache)
+            measured(source, given.out, tuple(range(given.seeds)), **arguments)
         elif given.what == "again":
-            again(source, given.out, given.share, given.cache)
+            again(source, given.out, given.share, **arguments)
     if given.what == "page":
         reality_page.write(given.out)
 

@@ -101,14 +101,16 @@ def main() -> None:
     parser.add_argument("--protocol", default="frozen-head", help="default: frozen-head")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--share", type=float, default=0.25, help="of the training classes that are split, default .25")
-    parser.add_argument("--image-size", nargs="+", type=int, default=None, help="default: that of the protocol")
+    parser.add_argument("--image-size", nargs="+", type=int, help="of whole images; default: that of the protocol")
     parser.add_argument("--cache", default=None, help="where features are kept")
     parser.add_argument("--out", type=Path, default=Path("runs/since_2018"), help="default: runs/since_2018")
     given = parser.parse_args()
     nn.modules.module.register_module_forward_pre_hook(GuidedByFeatures.watch)
+    whole = {}
+    if given.image_size:
+        whole = {"image_size": tuple(given.image_size), "shorter_side": min(given.image_size)}
     for source in given.data:
-        size = None if given.image_size is None else tuple(given.image_size)
-        table(source, given.protocol, tuple(given.seeds), given.out, given.share, cache=given.cache, image_size=size)
+        table(source, given.protocol, tuple(given.seeds), given.out, given.share, cache=given.cache, **whole)
 
 
 if __name__ == "__main__":
