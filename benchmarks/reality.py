@@ -1,18 +1,21 @@
-"""Every loss of the catalog and of PML, each tuned by the same number of trials, on frozen features; then many seeds.
+"""Losses of the catalog and of PML beside each other: each tuned by the same number of trials, then many seeds.
 
-    python benchmarks/reality.py tune cub:CUB_200_2011 cars196:CARS omniglot:DIR emoji/    # hours: goes on where it was
-    python benchmarks/reality.py test cub:CUB_200_2011 cars196:CARS omniglot:DIR emoji/    # the same
-    python benchmarks/reality.py again cub:CUB_200_2011                                    # a tenth of the runs anew
-    python benchmarks/reality.py page                                                      # what has ended so far
+    python benchmarks/reality.py tune cub:CUB_200_2011 omniglot:DIR emoji/                # hours: goes on where it was
+    python benchmarks/reality.py test cub:CUB_200_2011 omniglot:DIR emoji/                # the same
+    python benchmarks/reality.py again cub:CUB_200_2011                                   # a tenth of the runs anew
+    python benchmarks/reality.py tune glyphs omniglot:DIR --track scratch                 # nights
+    python benchmarks/reality.py test cars196:CARS --track fine-tuned --image-size 96 128 # nights, not tuned
+    python benchmarks/reality.py page                                                     # what has ended so far
 
 The hyperparameters and learning rates of a loss are chosen by the MAP@R of classes that it was not trained on and that
-are not those of the test. Losses of one data set have the same features, initial heads, batches and steps.
+are not those of the test. Losses of one data set have the same features or initial weights, batches and steps.
 """
 
 import argparse
 import json
 import random
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,38 +47,72 @@ PML = (
     "TupletMarginLoss",
 )
 METHODS = (*recipes, *(f"pml:{name}" for name in PML))
+# As different as can be: of each family one or two.
+DIFFERENT = (
+    *("RAW", "MultiSimilarity", "BatchHard", "BatchAll", "SemiHard", "BinDeviance2018", "Binomial2020", "NCA"),
+    *("Neighbour", "DistanceWeighted", "LiftedStructure", "Histogram", "NPair", "CenterNCA", "SmoothAP", "HCL", "XBM"),
+    *("pml:ContrastiveLoss", "pml:ProxyAnchorLoss", "pml:ArcFaceLoss"),
+)
 TUNING_SEED = 1000  # the seeds of the tests are 0, 1, ...
-TRIALS, SEEDS, SHARE = 15, 10, 0.1
-# 200 steps as the protocol has them, looked at five times.
-BUDGET = {"protocol": "frozen-head", "epochs": 5, "steps": 40}
+SHARE = 0.1
 
 
-def experiment(source: str, out: Path, methods: tuple[str, ...], **arguments: Any) -> Experiment:
+@dataclass(frozen=True)
+class Track:
+    """How long each method trains, what is compared, and how often.
+
+    Args:
+        methods: by name.
+        trials: of the search for each method; 0: each has its defaults.
+        seeds: how many.
+        budget: the arguments of `Experiment` that are the same for all.
+    """
+
+    methods: tuple[str, ...]
+    trials: int
+    seeds: int
+    budget: Mapping[str, Any]
+
+
+TRACKS = {
+    # 200 steps as the protocol has them, looked at five times.
+    "frozen": Track(METHODS, 15, 10, {"protocol": "frozen-head", "epochs": 5, "steps": 40}),
+    "scratch": Track(DIFFERENT, 15, 10, {"trunk": "conv4", "epochs": 12}),
+    "fine-tuned": Track(
+        ("RAW", "MultiSimilarity", "SemiHard", "Binomial2020", "XBM", "pml:ContrastiveLoss"),
+        0,
+        5,
+        {"trunk": "efficientnet_lite0", "head": "pca", "embedding_size": 128, "epochs": 12, "batch_size": 96}
+        | {"classes_per_batch": 24, "learning_rate": 1e-3, "trunk_learning_rate": 5e-4, "schedule": "cosine"}
+        | {"warmup": 10, "crop_scale": 0.5},
+    ),
+}
+
+
+def experiment(track: str, source: str, out: Path, methods: tuple[str, ...], **arguments: Any) -> Experiment:
     """What is the same for all methods of a data set, in a folder of its own."""
-    plain = Experiment(data=source, losses=methods, **BUDGET, **arguments)
-    return replace(plain, out=str(out / Data.of(plain).name))
+    plain = Experiment(data=source, losses=methods, **TRACKS[track].budget, **arguments)
+    return replace(plain, out=str(out / track / Data.of(plain).name))
 
 
-def tuned(source: str, out: Path, methods: tuple[str, ...], trials: int, **arguments: Any) -> None:
+def tuned(whole: Experiment, trials: int) -> None:
     """Search the hyperparameters and rates of each method; the same number of trials for all."""
-    whole = experiment(source, out, methods, **arguments)
     where = Path(str(whole.out)) / "tuned"
     there = (where / "tune.json").exists()
     tune(replace(whole, seeds=(TUNING_SEED,), out=str(where)), trials, rates=True, resume=there, say=print)
 
 
-def measured(source: str, out: Path, seeds: tuple[int, ...], **arguments: Any) -> None:
+def measured(whole: Experiment, seeds: tuple[int, ...]) -> None:
     """Train what was found with further seeds, and test it on the classes kept for that."""
-    whole = experiment(source, out, METHODS, **arguments)
     where = Path(str(whole.out))
-    found = tuple(json.loads((where / "tuned" / "tuned.json").read_text())["losses"])
+    found = where / "tuned" / "tuned.json"
+    losses = tuple(json.loads(found.read_text())["losses"]) if found.exists() else whole.losses
     there = (where / "tested").exists()
-    run(replace(whole, losses=found, seeds=seeds, out=str(where / "tested")), resume=there, say=print)
+    run(replace(whole, losses=losses, seeds=seeds, out=str(where / "tested")), resume=there, say=print)
 
 
-def again(source: str, out: Path, share: float, **arguments: Any) -> None:
+def again(whole: Experiment, share: float) -> None:
     """Run a random part of what was tested once more; the page holds both beside each other."""
-    whole = experiment(source, out, METHODS, **arguments)
     where = Path(str(whole.out))
     lines = [line for line in reality_page.lines(where / "tested") if line["loss"] not in reality_page.UNTRAINED]
     drawn = random.Random(0).sample(lines, max(1, round(share * len(lines))))
@@ -90,9 +127,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("tune", "test", "again", "page"))
     parser.add_argument("data", nargs="*", help="as --data of python -m pml_ext.benchmark")
-    parser.add_argument("--losses", nargs="+", default=METHODS, metavar="NAME", help="default: all")
-    parser.add_argument("--trials", type=int, default=TRIALS, help=f"of each loss, default {TRIALS}")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help=f"how many, default {SEEDS}")
+    parser.add_argument("--track", choices=TRACKS, default="frozen", help="default: frozen")
+    parser.add_argument("--losses", nargs="+", metavar="NAME", help="default: those of the track")
+    parser.add_argument("--trials", type=int, help="of each loss, default: as the track has them")
+    parser.add_argument("--seeds", type=int, help="how many, default: as the track has them")
     parser.add_argument("--share", type=float, default=SHARE, help=f"that is run again, default {SHARE}")
     parser.add_argument("--image-size", nargs="+", type=int, help="of whole images; default: that of the protocol")
     parser.add_argument("--cache", default=None, help="where features are kept")
@@ -101,13 +139,16 @@ def main() -> None:
     arguments: dict[str, Any] = {"cache": given.cache}
     if given.image_size:
         arguments |= {"image_size": tuple(given.image_size), "shorter_side": min(given.image_size)}
+    track = TRACKS[given.track]
+    methods, seeds = tuple(given.losses or track.methods), range(given.seeds or track.seeds)
     for source in given.data:
+        whole = experiment(given.track, source, given.out, methods, **arguments)
         if given.what == "tune":
-            tuned(source, given.out, tuple(given.losses), given.trials, **arguments)
+            tuned(whole, given.trials or track.trials)
         elif given.what == "test":
-            measured(source, given.out, tuple(range(given.seeds)), **arguments)
+            measured(whole, tuple(seeds))
         elif given.what == "again":
-            again(source, given.out, given.share, **arguments)
+            again(whole, given.share)
     if given.what == "page":
         reality_page.write(given.out)
 

@@ -186,7 +186,7 @@ def picture(sets: Mapping[str, Mapping[str, Standing]], path: Path, most: int = 
 
 def write(out: Path) -> None:
     """Write `results/reality.md`, its picture, and the lines that they are made of."""
-    folders = {each.name: each for each in sorted(out.glob("*/")) if lines(each / "tested")}
+    folders = {f"{each.parent.name}: {each.name}": each for each in sorted(out.glob("*/*/")) if lines(each / "tested")}
     if not folders:
         raise SystemExit(f"no run of {out} has ended")
     queries = {name: of_queries(each / "tested") for name, each in folders.items()}
@@ -201,9 +201,9 @@ def write(out: Path) -> None:
     RESULTS.write_text(text.split(mark)[0] + mark + "\n\n" + "\n".join(page).rstrip() + "\n")
     picture(standing, RESULTS.with_suffix(".png"))
     with RESULTS.with_suffix(".jsonl").open("w") as file:
-        for folder in folders.values():
+        for name, folder in folders.items():
             for line in lines(folder / "tested"):
                 kept = {key: value for key, value in line.items() if key not in ("history", "arguments", "hardware")}
                 arguments = {k: v for k, v in line["arguments"].items() if k not in ("losses", "cache", "out", "data")}
-                file.write(json.dumps(kept | {"data": folder.name, "arguments": arguments}) + "\n")
+                file.write(json.dumps(kept | {"data": name, "arguments": arguments}) + "\n")
     print(f"written: {RESULTS}, .png, .jsonl")

@@ -38,10 +38,10 @@ def write_runs(folder, methods):
 def out(tmp_path, monkeypatch):
     monkeypatch.setattr(reality_page, "RESULTS", tmp_path / "reality.md")
     write_runs(
-        tmp_path / "A" / "tested",
+        tmp_path / "frozen" / "A" / "tested",
         {"RAW(gamma=0.3)": 0.4, "pml:ContrastiveLoss": 0.3, "BatchHard": 0.5, "BatchAll": 0.5},
     )
-    (tmp_path / "B").mkdir()  # nothing was tested there yet
+    (tmp_path / "frozen" / "B").mkdir()  # nothing was tested there yet
     return tmp_path
 
 
@@ -61,19 +61,19 @@ def test_the_page_has_the_differences_that_there_are_and_marks_no_others(out):
     assert (out / "reality.png").stat().st_size > 1000
     kept = [json.loads(line) for line in (out / "reality.jsonl").read_text().splitlines()]
     assert len(kept) == 12  # the run that diverged has no metrics
-    assert {line["data"] for line in kept} == {"A"}
+    assert {line["data"] for line in kept} == {"frozen: A"}
     assert kept[0]["arguments"] == {"epochs": 5}
 
 
 def test_what_was_run_again_is_held_against_the_first_run(out):
-    first = reality_page.lines(out / "A" / "tested")
+    first = reality_page.lines(out / "frozen" / "A" / "tested")
     for place, change in enumerate((0.0, 0.01)):
         line = first[place] | {"metrics": {"mean_average_precision_at_r": 0.0}}
         line["metrics"]["mean_average_precision_at_r"] = first[place]["metrics"]["mean_average_precision_at_r"] + change
-        where = out / "A" / "again" / str(place)
+        where = out / "frozen" / "A" / "again" / str(place)
         where.mkdir(parents=True)
         (where / "results.jsonl").write_text(json.dumps(line) + "\n")
-    said = reality_page.repeated(out / "A")
+    said = reality_page.repeated(out / "frozen" / "A")
     assert said[0] == "2 runs were made again; 1 have the same MAP@R to nine digits."
     assert said[2].startswith("- RAW, seed 1: MAP@R ")
 
@@ -95,5 +95,8 @@ def test_every_method_and_every_claim_has_a_name_that_is_known():
     assert len(set(reality.METHODS)) == len(reality.METHODS)
     for name in reality.METHODS:
         assert parse(name)
+    for name, track in reality.TRACKS.items():
+        assert set(track.methods) <= set(reality.METHODS), name
+        reality.Experiment(losses=track.methods, **track.budget)
     claimed = {name for first, second, _ in reality_page.CLAIMS for name in (first, second)}
     assert claimed <= set(reality.METHODS)
