@@ -50,5 +50,5 @@ def h_scl(
 
 @recipe("SigLIP", source="Zhai et al. 2023, arXiv 2303.15343, with its bias; for class labels take bias='prior'")
 def siglip(*, temperature: float = 10, bias: float = -10, **kwargs: Any) -> SigmoidPairLoss:
-    """Every pair a trial of its own, with a slope and a level that are learned."""
+    """Each pair classified on its own, with a learned slope and bias."""
     return SigmoidPairLoss(temperature=temperature, bias=bias, **kwargs)

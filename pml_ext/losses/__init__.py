@@ -1,13 +1,24 @@
 """Losses: subclasses of PML's `BaseMetricLossFunction`, usable wherever a PML loss is.
 
+In the formulas, i is an anchor, P_i and N_i are its positives and its negatives, and |P_i| is their number. s_ij is the
+score of anchor i and reference j, where larger is closer: what the `distance` of the loss computes, or minus that if it
+is a distance and not a similarity. D_ij = -s_ij. L_i is the loss of an anchor, which the reducer averages, and L that
+of a batch. [x]+ is max(0, x), log is the natural logarithm. Arrays have n anchors, m references and d dimensions;
+[.., n, m] has any number of leading batch dimensions.
+
+"A level of the distance" is a hyperparameter in the units of the `distance`, such as a cosine of 0.5 or a Euclidean
+distance of 1: choose it anew for another distance. "A difference of two scores" is added to or subtracted from scores.
+An anchor that lacks the pairs that a loss needs has a loss of 0 and no gradient.
+
 Short names of sources, such as DM18, are in `pml_ext.catalog.KEYS`.
 
 What is not here, and why:
 
-- DCLW, decoupled contrastive with weights: they couple the anchors, may be negative, and its own table is against it.
-- H-AP (HAPPIER): it needs graded relevance, which two masks cannot say; with two levels it is `SupAPLoss`.
-- Similarity mixup (SiMix): masks do not say which references share a class.
-- Potential fields (PFML): without code or settings, and with a minimum at which classes cannot be told apart.
+- DCLW, decoupled contrastive learning with weights: the weights couple the anchors and may be negative, and its authors
+  report lower accuracy with them in seven of eight settings.
+- H-AP (HAPPIER): it needs graded relevance, which two masks cannot express; with two grades it is `SupAPLoss`.
+- Similarity mixup (SiMix): it needs to know which references share a class, which masks do not say.
+- Potential fields (PFML): published without code or settings, and one of its minima does not separate the classes.
 - Non-isotropy (NIR): a normalizing flow trained beside the network, not a term of a few lines.
 - Metrix and symmetrical synthesis: see `pml_ext.wrappers.ExpandedReferences`.
 - Threshold-consistent margin: it is PML's `ContrastiveLoss` on cosines, the recipe TCM.

@@ -54,12 +54,13 @@ class AdaptiveBinomialDevianceLoss(RowLoss):
     r"""Binomial deviance around a level that each anchor's own positive and negative scores decide.
 
     With mu and sigma the mean and the population standard deviation of the scores of an anchor's positives and of its
-    negatives, the level is where both are equally many standard deviations away, drawn towards a fixed score:
+    negatives, the level b_i is the score that is equally many standard deviations away from both means, interpolated
+    with a fixed score `base`:
 
         b_i = adaptivity (sigma-_i mu+_i + sigma+_i mu-_i) / (sigma+_i + sigma-_i) + (1 - adaptivity) base
 
-    It is a constant to the gradient. Of the negatives those more similar than the least similar positive minus
-    epsilon count, N'_i = { n in N_i : s_in > min_{p in P_i} s_ip - epsilon }:
+    The level is held constant in the backward pass. Only the negatives more similar than the least similar positive
+    minus epsilon count, N'_i = { n in N_i : s_in > min_{p in P_i} s_ip - epsilon }:
 
         L_i = scale ( 1/alpha mean_{p in P_i}  log(1 + exp(-alpha (s_ip - b_i)))
                     + 1/beta  mean_{n in N'_i} log(1 + exp(  beta (s_in - b_i))) )   if N'_i is not empty, else 0
@@ -69,8 +70,9 @@ class AdaptiveBinomialDevianceLoss(RowLoss):
         beta: steepness on negatives, above 0.
         epsilon: how much less similar than the hardest positive a negative may be, at least 0; a difference of two
             scores.
-        base: absolute score towards which the level is drawn; a level of the distance.
-        adaptivity: how much the level follows the anchor's scores, in 0..1; 0 is `base` everywhere.
+        base: fixed score with which the level is interpolated; a level of the distance.
+        adaptivity: how much the level follows the anchor's scores, from 0 to 1; at 0 the level is `base` for every
+            anchor.
         scale: factor of the whole loss, above 0, and the largest slope of both terms.
         kwargs: those of `RowLoss`.
 
@@ -81,10 +83,10 @@ class AdaptiveBinomialDevianceLoss(RowLoss):
         CosineSimilarity, MeanReducer (divides by all n anchors), needs a positive and a negative.
 
     Source:
-        DM18's MarginDeviance. The means and deviations are over all pairs that the loss is given, not only
-        those in N'_i: so the selection is in here and not a miner. Where neither scores differ among themselves (one
-        positive and one negative) the reference divides 0 by 0; here the level is halfway. It raises when no anchor is
-        left, where we return 0.
+        DM18's MarginDeviance. The means and deviations are over all pairs that the loss is given, not only those in
+        N'_i: this is why the selection is a part of the loss and not a miner. Where neither the positive nor the
+        negative scores vary (one positive and one negative) the reference code divides 0 by 0; here the level is
+        halfway between the two means. The reference code raises when no anchor is left; here the loss is 0.
 
     Raises:
         TypeError, ValueError: a hyperparameter that is not a number, not finite or out of range.

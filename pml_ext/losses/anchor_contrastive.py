@@ -46,10 +46,10 @@ class AnchorContrastiveLoss(RowLoss):
     A missing side contributes 0. The mean is over active and inactive pairs alike; with `average=False` it is a sum.
 
     Args:
-        pos_margin: the distance up to which a positive costs nothing; a level of the distance.
-        neg_margin: the distance from which on a negative costs nothing; a level of the distance.
+        pos_margin: the distance below which a positive costs nothing; a level of the distance.
+        neg_margin: the distance above which a negative costs nothing; a level of the distance.
         average: whether to take the mean over an anchor's pairs, or their sum.
-        step: what each negative inside its margin costs beyond its hinge, at least 0. It has no gradient.
+        step: a constant that is added for each negative closer than `neg_margin`, at least 0. It has no gradient.
         kwargs: those of `RowLoss`.
 
     Shape:
@@ -60,12 +60,13 @@ class AnchorContrastiveLoss(RowLoss):
         positive or a negative.
 
     Source:
-        The contrastive loss of DM18, after Hadsell, Chopra, LeCun, "Dimensionality Reduction by Learning an
-        Invariant Mapping", CVPR 2006, whose terms are squares. The reference code fixes the two levels and ignores
-        its `margin` argument; here they are arguments. PML's `ContrastiveLoss` has the same hinges, averaged over
-        the active pairs of the batch instead of all pairs of the anchor. DM20's contrastive loss has sums
-        (average=False), `CosineSimilarity`, pos_margin=1 and neg_margin=0.5; its value, not its gradient, jumps where
-        a negative crosses the margin, because that costs its score and not only what is beyond: step=0.5.
+        The contrastive loss of DM18, after Hadsell, Chopra, LeCun, "Dimensionality Reduction by Learning an Invariant
+        Mapping", CVPR 2006, whose terms are squares. The reference code fixes the two levels and ignores its `margin`
+        argument; here they are arguments. PML's `ContrastiveLoss` has the same hinges, averaged over the active pairs
+        of the batch instead of all pairs of the anchor. DM20's contrastive loss has sums (average=False),
+        `CosineSimilarity`, pos_margin=1 and neg_margin=0.5; there a negative above the margin costs its whole score and
+        not only the part above the margin, so the value, not the gradient, jumps at the margin: step=0.5 reproduces
+        this.
 
     Raises:
         TypeError, ValueError: a hyperparameter that is not a number or not finite.

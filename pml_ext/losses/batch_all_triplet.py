@@ -17,9 +17,9 @@ from pml_ext.masked import Counted, active_triplets, masked_mean
 def batch_all_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: float) -> Counted:
     """Sum and number of the active triplets of each anchor: sim, pos, neg [.., n, m] -> [.., n] each.
 
-    The sum of [s_n - s_p + margin]+ is linear in the scores while no triplet crosses the margin: a negative counts
-    once for every positive with which it is active, a positive minus once for every such negative. So the loss is
-    these numbers times the scores, and they are its gradient.
+    The sum of [s_n - s_p + margin]+ is linear in the scores while no triplet crosses the margin: a negative counts once
+    for every positive with which it is active, a positive counts minus once for every such negative. So the loss is the
+    sum of these counts times the scores, and the counts are its gradient.
     """
     with torch.no_grad():
         weight, count = active_triplets(sim, pos, neg, margin)
@@ -68,11 +68,11 @@ class BatchAllTripletLoss(RowLoss):
         the number V of active ones), needs a positive and a negative. The loss dict holds the sum of each anchor.
 
     Source:
-        Hermans, Beyer, Leibe, "In Defense of the Triplet Loss for Person Re-Identification", 2017, arXiv
-        1703.07737, the batch-all loss averaged over non-zero terms; the margin is that of DM18, whose count
-        of triplets wraps at 256 and which needs classes of equal size. Equal to PML's `TripletMarginLoss` over all
-        triplets with `AvgNonZeroReducer`. Given an `indices_tuple` of triplets, every positive of an anchor is
-        combined with every negative of it.
+        Hermans, Beyer, Leibe, "In Defense of the Triplet Loss for Person Re-Identification", 2017, arXiv 1703.07737,
+        the batch-all loss averaged over non-zero terms; the margin is that of DM18, whose code needs classes of equal
+        size and counted triplets in 8 bits, modulo 256. Equal to PML's `TripletMarginLoss` over all triplets with
+        `AvgNonZeroReducer`. Given an `indices_tuple` of triplets, every positive of an anchor is combined with every
+        negative of it.
 
     Raises:
         TypeError, ValueError: a margin that is not a number, not finite or negative.

@@ -45,8 +45,10 @@ class BinomialDevianceLoss(RowLoss):
         alpha: steepness on positives, above 0.
         beta: steepness on negatives, above 0.
         base: absolute score that separates positives from negatives; a level of the distance.
-        scale: factor of the whole loss, above 0; the default 2 gives the reference's 1 and 0.04.
-        balance: largest slope on negatives over that on positives, above 0; beta / alpha for factors of 1 on both.
+        scale: factor of the whole loss, above 0; the default 2 gives the factors of the reference code, 1 on positives
+            and 0.04 on negatives.
+        balance: ratio of the largest slope on negatives to that on positives, above 0; beta / alpha gives both means
+            the same factor.
         kwargs: those of `RowLoss`.
 
     Shape:
@@ -56,12 +58,12 @@ class BinomialDevianceLoss(RowLoss):
         CosineSimilarity, MeanReducer (divides by all n anchors), needs a positive or a negative.
 
     Source:
-        Yi, Lei, Li, "Deep Metric Learning for Practical Person Re-Identification", 2014, arXiv 1407.4979. Their
-        weight C of the negatives is beta / alpha here, and also `balance`: they do not divide by the steepness.
-        DM18's BinDeviance is this loss on the pairs of `HardNegativePairMiner`; its reference code raises when
-        every anchor is skipped, ignores its `alpha` argument, and overflows on embeddings that are not normalized.
-        DM20's Binomial has beta=40 and, without its hard mining, balance=20 and so slopes of 2 and 40, the
-        negatives drowning the positives; its hard mining divides by a steepness of 0.
+        Yi, Lei, Li, "Deep Metric Learning for Practical Person Re-Identification", 2014, arXiv 1407.4979. Their cost C
+        of the negatives is both beta / alpha and `balance` here, because they do not divide by the steepness. DM18's
+        BinDeviance is this loss on the pairs of `HardNegativePairMiner`; its reference code raises when every anchor is
+        skipped, ignores its `alpha` argument, and overflows on embeddings that are not normalized. DM20's Binomial has
+        beta=40. Without its hard mining it has balance=20, so slopes of up to 2 on positives and 40 on negatives, which
+        dominate; with it, the code divides by its default steepness of 0.
 
     Raises:
         TypeError, ValueError: a hyperparameter that is not a number, not finite or out of range.

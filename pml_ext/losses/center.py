@@ -24,18 +24,19 @@ class CenterLoss(SampleLoss):
 
         L_i = 1/2 ||x_i - c_{y_i}||^2
 
-    With centers="running", the default, the centers are no parameters but a state: after the loss of each batch in
+    With centers="running", the default, the centers are not parameters but buffers: after the loss of each batch in
     training mode, with n_k samples of class k,
 
         c_k <- c_k - alpha / (1 + n_k)  sum_{i: y_i = k} (c_k - x_i)
 
-    It pushes nothing apart: use it beside another loss, with a small weight, or all embeddings become one.
+    It pushes nothing apart. Use it beside another loss, with a small weight: alone it lets all embeddings collapse to
+    one point.
 
     Args:
-        num_classes: labels are in 0..num_classes - 1.
+        num_classes: the number of classes; labels are in 0..num_classes - 1.
         embedding_size: the dimension of the embeddings.
         centers: "running"; "learned", where the centers are parameters and the loss needs an optimizer; or any source
-            of `pml_ext.centers`, `BatchCenters()` say, for which the other arguments mean nothing.
+            of `pml_ext.centers`, for example `BatchCenters()`, for which the other arguments have no effect.
         alpha: the rate at which running centers follow, in (0, 1].
         kwargs: those of `SampleLoss`.
 
@@ -43,19 +44,20 @@ class CenterLoss(SampleLoss):
         embeddings [n, d], labels [n] -> a scalar.
 
     Defaults:
-        LpDistance(power=2, normalize_embeddings=False) (squared Euclidean distance; the only other choice is whether
-        it normalizes the samples, and with them learned centers), MeanReducer (divides by all n samples).
+        LpDistance(power=2, normalize_embeddings=False) (squared Euclidean distance; of its arguments only
+        `normalize_embeddings` may differ: True normalizes the samples and learned centers), MeanReducer (divides by all
+        n samples).
 
     Source:
-        Wen, Zhang, Li, Qiao, "A Discriminative Feature Learning Approach for Deep Face Recognition", ECCV 2016
-        (weight .003 beside a softmax loss). There the sum over the batch is taken (`SumReducer` gives it). Running
-        centers start at zero, and in several processes follow the samples of all; the loss takes the centers as they
-        were before the batch. DM18's loss of this name is another one, `ClassCenterMarginLoss`.
+        Wen, Zhang, Li, Qiao, "A Discriminative Feature Learning Approach for Deep Face Recognition", ECCV 2016 (weight
+        0.003 beside a softmax loss), with the sum over the batch, which `SumReducer` gives. Running centers start at
+        zero, and in several processes follow the samples of all processes; the loss uses the centers as they were
+        before the batch. DM18's loss of this name is `ClassCenterMarginLoss` here.
 
     Raises:
         TypeError, ValueError: an argument or a label out of range, a distance other than the squared Euclidean,
             embeddings of another dimension, an `indices_tuple` or `ref_emb`. On a GPU labels are checked without a
-            synchronisation, by an assertion on the device.
+            synchronization, by an assertion on the device.
 
     Example:
         >>> import torch

@@ -40,12 +40,12 @@ class ClampedNCALoss(RowLoss):
 
         L_i = log sum_{N_i} exp(-min(D_in, neg_margin)) - log sum_{P_i} exp(-max(D_ip, pos_margin))
 
-    With a single positive, its class center say, the second term is the distance max(D_ip, pos_margin) itself. A loss
-    may be negative.
+    With a single positive, for example the class center, the second term is the distance max(D_ip, pos_margin) itself.
+    A loss may be negative.
 
     Args:
-        pos_margin: the distance up to which a positive is not pulled; an absolute distance.
-        neg_margin: the distance from which on a negative is not pushed; an absolute distance.
+        pos_margin: the distance below which a positive is not pulled; an absolute distance.
+        neg_margin: the distance above which a negative is not pushed; an absolute distance.
         kwargs: those of `RowLoss`.
 
     Shape:
@@ -56,12 +56,12 @@ class ClampedNCALoss(RowLoss):
         positive and a negative.
 
     Source:
-        DM18's CenterTripletLoss, which compares samples with class centers: `CenterPair` in the catalog. Its
-        code has the sign of the second term wrong, which pulls samples to the centers of other classes, and mixes
-        the distances of several samples, so that the value depends on their order; neither is reproduced. It selects
-        no triplet. A batch of one class, of which the reference takes the positive term, has no loss here. With
-        the clamps away this is the loss of Movshovitz-Attias et al., "No Fuss Distance Metric Learning using
-        Proxies", ICCV 2017.
+        DM18's CenterTripletLoss, which compares samples with class centers: `CenterPair` in the catalog. Its code has
+        the sign of the second term wrong, which pulls samples to the centers of other classes, and mixes the distances
+        of several samples, so that the value depends on their order; neither is reproduced. Despite its name it has no
+        triplets. For a batch of one class the reference code returns the positive term; here the loss is 0. Without the
+        clamps this is the loss of Movshovitz-Attias et al., "No Fuss Distance Metric Learning using Proxies", ICCV
+        2017.
 
     Raises:
         TypeError, ValueError: a hyperparameter that is not a finite number.

@@ -38,8 +38,8 @@ class ClassCenterMarginLoss(SampleLoss):
         L_k = [center_margin - min_{l != k} D(c_k, c_l)]+ + [max_{i: y_i = k} D(x_i, c_k) - sample_margin]+
 
     Args:
-        center_margin: the distance from which on centers of two classes are not pushed; an absolute distance.
-        sample_margin: the distance to its center up to which a sample is not pulled; an absolute distance.
+        center_margin: the distance above which the centers of two classes are not pushed; an absolute distance.
+        sample_margin: the distance to its center below which a sample is not pulled; an absolute distance.
         kwargs: those of `SampleLoss`.
 
     Shape:
@@ -51,10 +51,10 @@ class ClassCenterMarginLoss(SampleLoss):
         holds the loss of each class at its first sample, 0 at the others.
 
     Source:
-        DM18's CenterLoss, which is not that of Wen et al. (that is `CenterLoss`). Its code minimizes the
-        distance of centers that are too close, and so pulls them together, and subtracts no margin, so that it jumps
-        there. Wrong values are not reproduced: here both terms are hinges, and centers are pushed. In a batch of one
-        class, on which the reference code raises, there is no other center and the first term is 0.
+        DM18's CenterLoss, which is not that of Wen et al. (that is `CenterLoss`). Its code minimizes the distance of
+        centers that are too close, which pulls them together, and subtracts no margin, so that the value jumps at the
+        margin. Neither is reproduced: here both terms are hinges, and centers are pushed. In a batch of one class, on
+        which the reference code raises, there is no other center and the first term is 0.
 
     Raises:
         TypeError, ValueError: a margin that is not a finite number; an `indices_tuple` or `ref_emb`.

@@ -35,7 +35,7 @@ class DecoupledContrastiveLoss(RowLoss):
 
     With one positive InfoNCE is log(1 + exp(L_i)), so its gradient is that of L_i times a factor, one minus the softmax
     probability of the positive, which vanishes for easy anchors and in small batches. Here that factor is 1. The loss
-    is negative for positives that are well separated: a reducer that drops what is not above zero breaks it.
+    is negative for positives that are well separated: do not combine it with a reducer that drops losses of 0 or less.
 
     Args:
         temperature: divides the scores, above 0.
@@ -48,13 +48,13 @@ class DecoupledContrastiveLoss(RowLoss):
         CosineSimilarity, MeanReducer (divides by all n anchors), needs a positive and a negative.
 
     Source:
-        Yeh et al., "Decoupled Contrastive Learning", ECCV 2022, arXiv 2110.06848, for one positive, of which the mean
-        over several is ours. The public code adds the two directions of two views where this is the mean over all
-        anchors of both, and keeps the own pairs in the sum with a factor of 1e-45. lightly's `DCLLoss` has the sum
-        of two logarithms, one for each view, in place of the paper's one. The paper's weighted form, DCLW, is not
-        built: its weights couple the anchors of a batch and may be negative, and in its public table it is below the
-        plain one in seven of eight settings. `DecoupledNCALoss` is another decoupling, that of two slopes: it keeps
-        the factor which is 1 here.
+        Yeh et al., "Decoupled Contrastive Learning", ECCV 2022, arXiv 2110.06848, for one positive; the mean over
+        several is ours. The public code adds the losses of the two directions of two views, where this is the mean over
+        all anchors of both, and keeps self-pairs in the sum with a factor of 1e-45. lightly's `DCLLoss` has the sum of
+        two logarithms, one for each view, in place of the one in the paper. The paper's weighted form, DCLW, is not
+        provided: its weights couple the anchors of a batch and may be negative, and in its authors' table it is below
+        the unweighted loss in seven of eight settings. `DecoupledNCALoss` decouples the two steepnesses instead, and
+        keeps the factor that is 1 here.
 
     Raises:
         TypeError, ValueError: a temperature that is not a number, not finite or not above 0.

@@ -1,4 +1,4 @@
-"""The decoupled NCA loss: pull and push of the k-nearest-neighbor softmax with a steepness each."""
+"""The decoupled NCA loss: pull and push of the k-nearest-neighbor softmax with a steepness of their own."""
 
 from typing import Any, ClassVar, final
 
@@ -48,12 +48,13 @@ class DecoupledNCALoss(RowLoss):
         a_i = S- / (S+ + S-),   S+ = sum_{P^k_i} exp(-alpha D_ip),  S- = sum_{N^k_i} exp(-alpha D_in)
 
     so that the gradient is a_i alpha softmax_{P^k_i}(-beta D) on positives and -a_i alpha softmax_{N^k_i}(-alpha D) on
-    negatives. With beta = alpha it is that of `KNNSoftmaxLoss`; only gradients mean something here, values do not.
+    negatives. With beta = alpha it is that of `KNNSoftmaxLoss`. Only the gradient has a meaning here, the value has
+    none.
 
     Args:
         alpha: steepness on negatives and of a_i, above 0.
-        beta: steepness on positives, at least 0; at 0 all positives are pulled alike, and the second term is alpha
-            times one plus their mean distance.
+        beta: steepness on positives, at least 0; at 0 all positives are pulled equally, and the second term is alpha
+            times (1 + their mean distance).
         k: how many of the nearest references count, at least 1; None for all.
         kwargs: those of `RowLoss`.
 
@@ -65,9 +66,9 @@ class DecoupledNCALoss(RowLoss):
         positive and a negative.
 
     Source:
-        DM18's Grad_NCA. Its code is NaN for an anchor without negatives among its k nearest references,
-        which here has no loss, and raises for batches of at most k + 1. The 1 that is added to the mean distance where
-        beta is 0 is the code's: it changes no gradient.
+        DM18's Grad_NCA. Its code is NaN for an anchor without negatives among its k nearest references, whose loss is 0
+        here, and raises for batches of at most k + 1. The 1 that is added to the mean distance where beta is 0 is the
+        code's: it changes no gradient.
 
     Raises:
         TypeError, ValueError: a hyperparameter that is not a number, not finite or out of range.

@@ -51,9 +51,9 @@ class EasyPositiveTripletLoss(RowLoss):
         positive and a negative.
 
     Source:
-        DM18's NeighbourHard, hard in its negative only. Equal to PML's `TripletMarginLoss` on the triplets of
+        DM18's NeighbourHard, in which only the negative is hard. Equal to PML's `TripletMarginLoss` on the triplets of
         `BatchEasyHardMiner(pos_strategy="easy", neg_strategy="hard")` with `MeanReducer`, where every anchor has a
-        positive and a negative. Gradients are shared by equally near references.
+        positive and a negative. Equally near references share the gradient.
 
     Raises:
         TypeError, ValueError: a margin that is not a number, not finite or negative.

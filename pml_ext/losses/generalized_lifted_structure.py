@@ -39,8 +39,8 @@ class GeneralizedLiftedStructureLoss(RowLoss):
         L_i = [ log sum_{p in P_i} exp(D_ip - pos_margin) + log sum_{n in N_i} exp(neg_margin - D_in) ]+
 
     Args:
-        neg_margin: subtracted from by the distances of negatives; a level of the distance.
-        pos_margin: subtracted from the distances of positives; a level of the distance.
+        neg_margin: the level from which the distances of negatives are subtracted; a level of the distance.
+        pos_margin: the level that is subtracted from the distances of positives; a level of the distance.
         kwargs: those of `RowLoss`.
 
     Shape:
@@ -54,7 +54,7 @@ class GeneralizedLiftedStructureLoss(RowLoss):
         Hermans, Beyer, Leibe, "In Defense of the Triplet Loss for Person Re-Identification", 2017, arXiv 1703.07737,
         page 4, after Song et al. 2016 (`LiftedStructureLoss`). Equal to PML's `GeneralizedLiftedStructureLoss`, whose
         arguments and defaults it has, wherever every anchor has a positive and a negative: PML takes the logarithm of
-        an empty sum for 0, so that an anchor without positives is still pushed from its negatives, or one without
+        an empty sum as 0, so that an anchor without positives is still pushed from its negatives, or one without
         negatives pulled to its positives; by the formula it is minus infinity and the hinge 0, as it is here. A pair
         named twice in `indices_tuple` counts once.
 

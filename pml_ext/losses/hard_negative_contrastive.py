@@ -105,20 +105,20 @@ class HardNegativeContrastiveLoss(RowLoss):
         G_i = |N_i| max( (E- - tau_plus E+) / (1 - tau_plus), exp(farthest / temperature) ) ,
         E- = sum_{n in N_i} exp((1 + beta) x_in) / sum_{n in N_i} exp(beta x_in) ,    E+ the same over P_i
 
-    beta=0 and tau_plus > 0: the debiased contrastive loss; beta > 0 and tau_plus=0: the supervised hard-negative
-    loss (H-SCL); both above 0: HCL; both 0: InfoNCE, which is also the limit of no tilt. Unlike a lower temperature,
-    beta touches the negatives only, and gives to one what it takes from the others.
+    beta=0 and tau_plus > 0: the debiased contrastive loss; beta > 0 and tau_plus=0: the supervised hard-negative loss
+    (H-SCL); both above 0: HCL; both 0: InfoNCE. Unlike a lower temperature, beta changes the negatives only, and moves
+    weight from some of them to others.
 
     Args:
         temperature: divides the scores, above 0.
-        beta: how much more near negatives count, at least 0; for each unit of the score divided by the temperature.
-        tau_plus: the share of the negatives that are positives in truth, in [0, 1). Negatives by labels are
-            negatives: 0. About one over the number of classes where each sample is its own class, as in two views.
-            With clean labels anchors whose positives are near stop pushing at all.
-        detach: whether the tilt is held constant in the backward pass. If not, as published, negatives that are
-            easier than the mean are pulled: an exception to the signs of pair weights.
-        farthest: the value of the distance for the farthest pair there can be, below which the mean over the true
-            negatives cannot fall; a level of the distance. It matters where tau_plus is above 0 only.
+        beta: how strongly the mean is tilted to near negatives, at least 0; it multiplies s / temperature.
+        tau_plus: the share of the negatives that are in truth positives, in [0, 1). 0 if labels are correct: with a
+            larger value, anchors with near positives then stop pushing at all. About one over the true number of
+            classes if each sample is labeled as a class of its own, as with two views.
+        detach: whether the tilt is held constant in the backward pass. If not, as published, negatives that are easier
+            than the mean are pulled instead of pushed.
+        farthest: the value of the distance for the farthest possible pair (-1 for cosines), a lower bound on the mean
+            over the true negatives; a level of the distance. It has an effect only if tau_plus is above 0.
         kwargs: those of `RowLoss`.
 
     Shape:
@@ -128,13 +128,13 @@ class HardNegativeContrastiveLoss(RowLoss):
         CosineSimilarity, MeanReducer (divides by all n anchors), needs a positive and a negative.
 
     Source:
-        Debiased: Chuang et al., "Debiased Contrastive Learning", NeurIPS 2020, arXiv 2007.00224 (tau_plus=0.1,
-        beta=0). HCL: Robinson et al., "Contrastive Learning with Hard Negative Samples", ICLR 2021, arXiv 2010.04592
+        Debiased: Chuang et al., "Debiased Contrastive Learning", NeurIPS 2020, arXiv 2007.00224 (tau_plus=0.1, beta=0).
+        HCL: Robinson et al., "Contrastive Learning with Hard Negative Samples", ICLR 2021, arXiv 2010.04592
         (tau_plus=0.1, beta=1). H-SCL: Jiang et al., "Supervised Contrastive Learning with Hard Negative Samples", arXiv
-        2209.00078 (tau_plus=0). Their codes have one positive, or several for H-SCL, and no `detach`: they are the
-        recipes of these names. For several positives E+ is over all of them with the same tilt; H-SCL's code
-        multiplies by n - 2 for |N_i| and takes the mean over pairs, so that large classes count more. All of them
-        take exponentials first, which overflow float32 at a temperature of 0.02.
+        2209.00078 (tau_plus=0). Their codes have one positive, or several for H-SCL, and do not detach: the recipes of
+        these names in the catalog are set so. For several positives E+ is over all of them with the same tilt; H-SCL's
+        code multiplies by n - 2 instead of |N_i| and takes the mean over pairs, so that large classes count more. All
+        of these codes take exponentials before logarithms, which overflow in float32 at a temperature of 0.02.
 
     Raises:
         TypeError, ValueError: a hyperparameter that is not a number, not finite or out of range.

@@ -1,4 +1,4 @@
-"""The hardness-weighted contrastive loss: InfoNCE whose negatives count more the nearer they are."""
+"""The hardness-weighted contrastive loss: InfoNCE whose nearer negatives count more."""
 
 from typing import Any, ClassVar, final
 
@@ -29,16 +29,16 @@ def hardness_weighted_contrastive_weights(sides: Sides, *, temperature: float, a
 
 @final
 class HardnessWeightedContrastiveLoss(RowLoss):
-    r"""InfoNCE in which a negative counts the more, the nearer it is: an adaptive margin of one number.
+    r"""InfoNCE in which nearer negatives count more: an adaptive margin with one parameter.
 
         L_i = mean_{p in P_i} log(1 + sum_{n in N_i} exp(s_in / temperature + alpha sg[s_in] - s_ip / temperature))
 
-    with sg[.] held constant in the backward pass: the negatives compete with a steepness of 1 / temperature + alpha,
-    the gradient keeps the factor 1 / temperature, and its signs are always right. alpha=0 is InfoNCE.
+    where sg[.] is held constant in the backward pass: the softmax over the negatives has a steepness of 1 / temperature
+    + alpha, the gradient keeps the factor 1 / temperature, and negatives are never pulled. alpha=0 is InfoNCE.
 
     Args:
         temperature: divides the scores, above 0.
-        alpha: how much more near negatives count, for each unit of the score, at least 0.
+        alpha: how much more near negatives count, at least 0; it multiplies the score.
         kwargs: those of `RowLoss`.
 
     Shape:
@@ -49,10 +49,10 @@ class HardnessWeightedContrastiveLoss(RowLoss):
 
     Source:
         Lan et al., "LLaVE: Large Language and Vision Embedding Models with Hardness-Weighted Contrastive Learning",
-        EMNLP Findings 2025, arXiv 2503.04812, whose numbers are the defaults. Its code averages two directions: here
-        those are two calls, embeddings and references exchanged. sentence-transformers has it as
-        `hardness_mode="all_negatives"`, where other modes weight a part of the negatives only; there
-        `hardness_strength` is alpha. The mean over several positives, outside the logarithm, is ours.
+        EMNLP Findings 2025, arXiv 2503.04812, whose values are the defaults. Its code averages two directions: here
+        that takes two calls, the second with embeddings and references exchanged. sentence-transformers has it as
+        `hardness_mode="all_negatives"`, with alpha as `hardness_strength`; its other modes weight only a part of the
+        negatives. The mean over several positives, outside the logarithm, is ours.
 
     Raises:
         TypeError, ValueError: a hyperparameter that is not a number, not finite or out of range.

@@ -108,21 +108,22 @@ class HistogramLoss(BatchLoss):
     r"""The probability that a random negative pair is at least as similar as a random positive pair, from histograms.
 
     The scores of all positive and of all negative pairs are turned into histograms with n_bins + 1 nodes t_r from
-    center - 1 to center + 1, a score being split linearly between its two nearest nodes (a width of Delta apart):
+    center - 1 to center + 1, where each score is split linearly between its two nearest nodes (at a distance of Delta):
 
         L = sum_r h-_r sum_{q <= r} h+_q,   h_r = mean over the pairs of [1 - |s - t_r| / Delta]+
 
     Args:
         n_bins: number of bins, at least 1, one less than the number of nodes.
-        center: middle of the range of the histograms, of length 2, to which scores are clamped; a level of the
-            distance (1 for `LpDistance`, whose values are then best between 0 and 2).
+        center: middle of the range of the histograms, which has length 2 and to which scores are clamped; a level of
+            the distance (1 for `LpDistance`, whose values lie between 0 and 2 for normalized embeddings).
         kwargs: those of every PML loss.
 
     Shape:
         embeddings [n, d], labels [n] -> a scalar.
 
     Defaults:
-        CosineSimilarity, needs a positive and a negative pair in the batch, whose loss is one number.
+        CosineSimilarity, needs a positive and a negative pair in the batch. The loss of a batch is one number, so the
+        reducer has no effect.
 
     Source:
         Ustinova, Lempitsky, "Learning Deep Embeddings with Histogram Loss", NIPS 2016, arXiv 1611.00822, with

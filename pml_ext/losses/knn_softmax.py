@@ -41,7 +41,7 @@ class KNNSoftmaxLoss(RowLoss):
     r"""Maximizes the softmax probability of the positives among the k nearest references of each anchor.
 
     With P^k_i and N^k_i the positives and negatives closer than the (k+1)-th nearest reference (if no positive is that
-    close, P^k_i is the nearest one), and D the distance to the chosen power:
+    close, P^k_i is the nearest one), and D the distance, raised to the `power` of the distance object:
 
         L_i = -log( S+ / (S+ + negative_weight S-) )
         S+ = sum_{p in P^k_i} exp(-alpha D_ip),   S- = sum_{n in N^k_i} exp(-alpha D_in)
@@ -60,12 +60,12 @@ class KNNSoftmaxLoss(RowLoss):
         anchors), needs a positive and a negative.
 
     Source:
-        Goldberger et al., "Neighbourhood Components Analysis", NIPS 2004 (k=None, alpha=1); DM18's NCA
-        (alpha=16, k=32, squared distance) and GaussianLDA (alpha=30, k=16, `LpDistance(power=1)`), which has neither
-        a Gaussian nor LDA in it. The reference code raises for batches of at most k + 1 and divides by zero where
-        the exponentials underflow; here k is cut to the batch, and sums stay logarithms. Its SoftmaxNeig
-        (alpha=50, k=None, negative_weight=0.5, `LpDistance(power=1)`) cannot be constructed; the 5 nearest positives
-        and 15 nearest negatives that it finds are not used in its formula, so neither are they here.
+        Goldberger et al., "Neighbourhood Components Analysis", NIPS 2004 (k=None, alpha=1); DM18's NCA (alpha=16, k=32,
+        squared distance) and GaussianLDA (alpha=30, k=16, `LpDistance(power=1)`), which has neither a Gaussian nor LDA
+        in it. The reference code raises for batches of at most k + 1 and divides by zero where the exponentials
+        underflow; here k is limited by the batch, and sums are computed as logarithms. Its SoftmaxNeig (alpha=50,
+        k=None, negative_weight=0.5, `LpDistance(power=1)`) cannot be constructed; the 5 nearest positives and 15
+        nearest negatives that it finds are not used in its formula, and so not here.
 
     Raises:
         TypeError, ValueError: a hyperparameter that is not a number, not finite or out of range.

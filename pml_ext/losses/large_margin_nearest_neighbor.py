@@ -67,12 +67,12 @@ class LargeMarginNearestNeighborLoss(RowLoss):
         positive and a negative.
 
     Source:
-        DM18's Neighbour loss, after Weinberger, Saul, "Distance Metric Learning for Large Margin Nearest
-        Neighbor Classification", JMLR 2009, whose targets are fixed in advance and whose hinge is taken per triplet.
-        With one sampled positive and `CosineSimilarity` it is DM18's DistWeightLoss; with k=None, margin=1 and
-        `CosineSimilarity`, on pairs selected by PML's `MultiSimilarityMiner`, DM20's HardMining,
-        mean (1 - s_ip) + mean s_in, because no negative selected is farther than such a margin. Equal to DM18's
-        formula on its balanced batches; here classes may have any size.
+        DM18's Neighbour loss, after Weinberger, Saul, "Distance Metric Learning for Large Margin Nearest Neighbor
+        Classification", JMLR 2009, whose targets are fixed in advance and whose hinge is taken per triplet. With one
+        sampled positive and `CosineSimilarity` it is DM18's DistWeightLoss; with k=None, margin=1 and
+        `CosineSimilarity`, on pairs selected by PML's `MultiSimilarityMiner`, DM20's HardMining, mean (1 - s_ip) + mean
+        s_in, because with such a margin every selected negative is an impostor. Equal to DM18's formula on balanced
+        batches, which its code needs; here classes may have any size.
 
     Raises:
         TypeError, ValueError: a hyperparameter that is not a number, not finite or out of range.

@@ -52,24 +52,24 @@ class LiftedStructureLoss(BatchLoss):
     Memory n * m numbers.
 
     Args:
-        neg_margin: subtracted from by the distances of negatives; a level of the distance.
-        pos_margin: subtracted from the distances of positives; a level of the distance.
+        neg_margin: the level from which the distances of negatives are subtracted; a level of the distance.
+        pos_margin: the level that is subtracted from the distances of positives; a level of the distance.
         kwargs: those of every PML loss.
 
     Shape:
         embeddings [n, d], labels [n] -> a scalar.
 
     Defaults:
-        LpDistance (Euclidean distance of normalized embeddings); the reducer has nothing to do (`already_reduced`);
-        needs a positive and a negative pair in the batch.
+        LpDistance (Euclidean distance of normalized embeddings); the reducer has no effect (`already_reduced`); needs a
+        positive and a negative pair in the batch.
 
     Source:
-        Song et al., "Deep Metric Learning via Lifted Structured Feature Embedding", CVPR 2016, arXiv 1511.06452.
-        Equal to PML's `LiftedStructureLoss`, whose arguments and defaults it has, on labels, and with an
-        `indices_tuple` that names with every pair its mirror image, once. The negatives of a pair's other end j are
-        here the anchors whose negative is j: with references other than the batch, or pairs that are not symmetric,
-        PML takes the negatives of the anchor of the same number instead. Where neither end has a negative the sum is
-        empty and the term 0; PML takes its logarithm for 0.
+        Song et al., "Deep Metric Learning via Lifted Structured Feature Embedding", CVPR 2016, arXiv 1511.06452. Equal
+        to PML's `LiftedStructureLoss`, whose arguments and defaults it has, on labels, and with an `indices_tuple` that
+        holds every pair and its mirror image once each. The negatives of a pair's other end j are here the anchors
+        whose negative is j: with references other than the batch, or pairs that are not symmetric, PML takes the
+        negatives of the anchor of the same number instead. Where neither end has a negative the sum is empty and the
+        term is 0; PML takes the logarithm of the empty sum as 0.
 
     Raises:
         TypeError, ValueError: a hyperparameter that is not a number or not finite.

@@ -55,12 +55,13 @@ class LinearPullDevianceLoss(RowLoss):
     r"""Pulls hard positives with a constant force and pushes hard negatives below a level that each anchor decides.
 
     With mu and sigma the mean and the population standard deviation of the scores of an anchor's positives and of its
-    negatives, the level is where both are equally many standard deviations away, drawn towards a fixed score:
+    negatives, the level b_i is the score that is equally many standard deviations away from both means, interpolated
+    with a fixed score `base`:
 
         b_i = adaptivity (sigma-_i mu+_i + sigma+_i mu-_i) / (sigma+_i + sigma-_i) + (1 - adaptivity) base
 
-    It is a constant to the gradient. With the hard negatives N'_i = { n in N_i : s_in > min_{p in P_i} s_ip - epsilon }
-    and the hard positives P'_i = { p in P_i : s_ip < max_{n in N'_i} s_in + epsilon }:
+    The level is held constant in the backward pass. With the hard negatives N'_i = { n in N_i : s_in > min_{p in P_i}
+    s_ip - epsilon } and the hard positives P'_i = { p in P_i : s_ip < max_{n in N'_i} s_in + epsilon }:
 
         L_i = mean_{p in P'_i} (b_i - s_ip)
             + balance/beta mean_{n in N'_i} log(1 + exp(beta (s_in - b_i)))   if N'_i is not empty, else 0
@@ -70,9 +71,10 @@ class LinearPullDevianceLoss(RowLoss):
     Args:
         beta: steepness on negatives, above 0.
         epsilon: how far beyond the hardest opposite pair a pair still counts, at least 0; a difference of two scores.
-        base: absolute score towards which the level is drawn; a level of the distance.
-        adaptivity: how much the level follows the anchor's scores, in 0..1; 0 is `base` everywhere.
-        balance: largest slope on negatives over that on positives, above 0.
+        base: fixed score with which the level is interpolated; a level of the distance.
+        adaptivity: how much the level follows the anchor's scores, from 0 to 1; at 0 the level is `base` for every
+            anchor.
+        balance: ratio of the largest slope on negatives to that on positives, above 0.
         kwargs: those of `RowLoss`.
 
     Shape:
@@ -82,10 +84,10 @@ class LinearPullDevianceLoss(RowLoss):
         CosineSimilarity, MeanReducer (divides by all n anchors), needs a positive and a negative.
 
     Source:
-        DM18's MarginPositive. The means and deviations are over all pairs that the loss is given, not only
-        the hard ones: so the selection is in here and not a miner. Where neither scores differ among themselves (one
-        positive and one negative) the reference divides 0 by 0; here the level is halfway. It raises when no anchor is
-        left, where we return 0.
+        DM18's MarginPositive. The means and deviations are over all pairs that the loss is given, not only the hard
+        ones: this is why the selection is a part of the loss and not a miner. Where neither the positive nor the
+        negative scores vary (one positive and one negative) the reference code divides 0 by 0; here the level is
+        halfway between the two means. The reference code raises when no anchor is left; here the loss is 0.
 
     Raises:
         TypeError, ValueError: a hyperparameter that is not a number, not finite or out of range.

@@ -62,15 +62,16 @@ class LogSumExpPairLoss(RowLoss):
         L_i = scale ( 1/alpha log sum_{p in P_i} exp(alpha (D_ip - pos_margin))
                     + 1/beta  log sum_{n in N_i} exp( beta (neg_margin - D_in)) )
 
-    It has no lower bound, and pulls and pushes with the full force of `scale` forever. With `bounded` each logarithm l
-    becomes log(1 + exp(l)), which tends to 0 once all pairs are beyond their level.
+    It has no lower bound, and its gradient does not fade: the pair weights of each side always add up to `scale`. With
+    `bounded` each logarithm l becomes log(1 + exp(l)), which tends to 0 once all pairs are beyond their level.
 
     Args:
         alpha: steepness on positives, above 0.
         beta: steepness on negatives, above 0.
         pos_margin: the distance that positives are compared with; a level of the distance.
         neg_margin: the distance that negatives are compared with; a level of the distance.
-        scale: factor of the whole loss, above 0; the default 20 gives the reference's bare logarithms.
+        scale: factor of the whole loss, above 0; the default 20 cancels the default steepness, as in the reference
+            code.
         bounded: whether to bound both terms by 0 from below.
         kwargs: those of `RowLoss`.
 
@@ -82,13 +83,13 @@ class LogSumExpPairLoss(RowLoss):
         positive and a negative.
 
     Source:
-        The pair term of DM18's AHardPair, which is this loss in `AnchorWeightedLoss(alpha=40)`, with one
-        steepness of 20 for both sides and fixed levels. Its notes say that only pairs beyond their level count, which
-        is false: the levels are constants added to the loss. The reference code overflows in float32 for distances
-        above 5.2; here it stays a logarithm. DM20's
-        LiftedStructure is this loss with alpha=2, beta=40, scale=2, both margins 0 and `CosineSimilarity`: the lifted
-        loss of Hermans et al. 2017 with temperatures and without its hinge, not that of Song et al. 2016. `bounded` is
-        ours; with it, scale=1 and one margin for both sides this is `MultiSimilarityLoss`.
+        The pair term of DM18's AHardPair, which is this loss in `AnchorWeightedLoss(alpha=40)`, with one steepness of
+        20 for both sides and fixed levels. The notes of the reference code say that only pairs beyond their level
+        count, which is false: the levels are constants added to the loss. The reference code overflows in float32 for
+        distances above 5.2; here the sum is computed as a logarithm. DM20's LiftedStructure is this loss with alpha=2,
+        beta=40, scale=2, both margins 0 and `CosineSimilarity`: the lifted loss of Hermans et al. 2017 with
+        temperatures and without its hinge, not that of Song et al. 2016. `bounded` is ours; with it, scale=1 and one
+        margin for both sides this is `MultiSimilarityLoss`.
 
     Raises:
         TypeError, ValueError: a hyperparameter that is not a number, not finite or out of range.

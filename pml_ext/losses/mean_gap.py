@@ -103,26 +103,28 @@ def _shares(scores: Tensor, nearest: Tensor) -> Tensor:
 class MeanGapLoss(BatchLoss):
     r"""Separates the closest positive pairs of a batch from its closest negative pairs by their mean distances.
 
-    With r = floor(fraction |P|), p the mean of the r smallest positive and n that of the r smallest negative distances:
+    With |P| the number of positive pairs, r = floor(fraction |P|), p the mean of the r smallest positive and n that of
+    the r smallest negative distances:
 
         A = { kept positive distances above n },   B = { kept negative distances below p }
         L = mean A - mean B,   the mean of an empty set being 0
 
     Args:
-        fraction: share of the positive pairs that is kept, above 0 and at most 1; as many negative pairs are kept.
+        fraction: share of the positive pairs that is kept, above 0 and at most 1; the same number of negative pairs is
+            kept.
         kwargs: those of every PML loss.
 
     Shape:
         embeddings [n, d], labels [n] -> a scalar.
 
     Defaults:
-        LpDistance (Euclidean distance of normalized embeddings), needs a positive and a negative pair in the batch,
-        whose loss is one number.
+        LpDistance (Euclidean distance of normalized embeddings), needs a positive and a negative pair in the batch. The
+        loss of a batch is one number, so the reducer has no effect.
 
     Source:
-        DM18's GaussianMetric, in which nothing is Gaussian. The reference code is NaN for fewer than five
-        positive pairs, of which none is kept; here the loss is 0. Each pair counts once in each direction. The loss
-        jumps where a distance passes the mean: one that equals it but for rounding is not beyond it.
+        DM18's GaussianMetric, in which nothing is Gaussian. The reference code is NaN for fewer than five positive
+        pairs, of which none is kept; here the loss is 0. Each pair counts once in each direction. The loss jumps where
+        a distance crosses the mean; a distance that differs from the mean only by rounding is not beyond it.
 
     Raises:
         TypeError, ValueError: a fraction that is not a number or out of range.

@@ -1,4 +1,4 @@
-"""A loss that is defined by what it does to each pair."""
+"""A loss that is defined by the weight of each pair."""
 
 import inspect
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from pml_ext.masked import Needs, as_numbers
 
 
 def pair_weighted(sim: Tensor, pos: Tensor, neg: Tensor, *, weights: Tensor) -> Tensor:
-    """Weighted scores of the negatives less those of the positives: all [.., n, m] -> [.., n]."""
+    """Weighted scores of the negatives minus those of the positives: all [.., n, m] -> [.., n]."""
     sign = as_numbers(neg, sim.dtype) - as_numbers(pos, sim.dtype)
     signed = torch.where(pos | neg, weights, 0.0).mul(sign)
     losses: Tensor = torch.linalg.vecdot(sim, signed.detach())
@@ -23,13 +23,14 @@ def pair_weighted(sim: Tensor, pos: Tensor, neg: Tensor, *, weights: Tensor) -> 
 
 @final
 class PairWeightedLoss(RowLoss):
-    r"""Pulls positives and pushes negatives with weights that are given as a function: a loss made of its gradient.
+    r"""Pulls positives and pushes negatives with weights that are given as a function: a loss defined by its gradient.
 
         L_i = sum_{n in N_i} sg[w_in] s_in  -  sum_{p in P_i} sg[w_ip] s_ip ,   w = weighting(s, P, N)
 
-    sg[] is a constant to the gradient: the derivative by s_ip is -w_ip, that by s_in is w_in. So any way of weighting
-    pairs can be trained with, also one that is the gradient of no function. The value is not that of a loss with the
-    same gradient, and may grow while the loss gets better: judge it by its pairs.
+    sg[.] is held constant in the backward pass: the derivative with respect to s_ip is -w_ip, that with respect to s_in
+    is w_in. So any weighting of pairs can be used for training, even one that is not the gradient of any function. The
+    value is not that of a loss with the same gradient, and may grow while the embeddings improve: do not judge training
+    by it.
 
     Args:
         weighting: f(sim, pos, neg, *, hyperparameters) -> w, all [.., n, m], w at least 0: one of
@@ -47,11 +48,11 @@ class PairWeightedLoss(RowLoss):
 
     Source:
         The function F of general pair weighting: Wang et al., "Multi-Similarity Loss with General Pair Weighting for
-        Deep Metric Learning", CVPR 2019, arXiv 1904.06627, equation 5. There it is a way to look at losses.
+        Deep Metric Learning", CVPR 2019, arXiv 1904.06627, equation 5. There it is a way to analyze losses.
 
     Raises:
-        TypeError, ValueError: a weighting that is not such a function, a hyperparameter that it does not have, that it
-            needs, that is not finite or out of range; in a call, weights of another shape than the scores.
+        TypeError, ValueError: a weighting that is not such a function; a hyperparameter that it does not have, that is
+            missing, not finite or out of range; in a call, weights of another shape than the scores.
 
     Example:
         >>> from pml_ext import weightings
@@ -88,7 +89,7 @@ class PairWeightedLoss(RowLoss):
         if value is inspect.Parameter.empty:
             raise TypeError(f"the weighting needs {name}: give {name}=")
         if hasattr(self, name):
-            raise ValueError(f"a hyperparameter of the weighting must not be called {name}: every loss has one")
+            raise ValueError(f"a hyperparameter of the weighting must not be called {name}, an attribute of every loss")
         if name in getattr(self.weighting, "positive", ()):
             return arguments.positive(name, value)
         if name in getattr(self.weighting, "non_negative", ()):

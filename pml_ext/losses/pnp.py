@@ -1,4 +1,4 @@
-"""The PNP losses: what the negatives before each positive cost, and nothing else."""
+"""The PNP losses: a penalty on the negatives ranked before each positive, and on nothing else."""
 
 from functools import partial
 from typing import Any, ClassVar, Literal, final, get_args
@@ -48,9 +48,9 @@ def penalized(ahead: Tensor, before: Tensor, there: Tensor, *, b: float, alpha: 
 
 @final
 class PNPLoss(RowLoss):
-    r"""Penalizes the negatives before each positive, and only those.
+    r"""Penalizes the negatives ranked before each positive, and nothing else.
 
-    With sigma(x) = 1 / (1 + exp(-x / temperature)) and the number of negatives before each positive, B_p:
+    With sigma(x) = 1 / (1 + exp(-x / temperature)) and B_p the smoothed number of negatives before positive p:
 
         L_i = mean_{p in P_i} phi(B_p) ,    B_p = sum_{n in N_i} sigma(s_in - s_ip)
 
@@ -76,11 +76,11 @@ class PNPLoss(RowLoss):
         CosineSimilarity, MeanReducer (divides by all n anchors), needs a positive and a negative.
 
     Source:
-        Li et al., "Rethinking the Optimization of Average Precision: Only Penalizing Negative Instances before
-        Positive Ones is Enough", AAAI 2022, arXiv 2102.04640; the best command of its authors is variant="Dq",
-        alpha=4. PML's class of this name, which calls the temperature `anneal`, has the same formula with the anchor
-        among its own positives, the mean over anchors that have another positive, memory that grows with n^3, and
-        neither references nor miners. With one positive, "Dq" with alpha=1 is `SmoothAPLoss`.
+        Li et al., "Rethinking the Optimization of Average Precision: Only Penalizing Negative Instances before Positive
+        Ones is Enough", AAAI 2022, arXiv 2102.04640; the best published setting of its authors is variant="Dq",
+        alpha=4. PML's class of this name, which calls the temperature `anneal`, has the same formula but counts the
+        anchor among its own positives, takes the mean over anchors that have another positive, needs memory that grows
+        with n^3, and takes neither references nor miners. With one positive, "Dq" with alpha=1 is `SmoothAPLoss`.
 
     Raises:
         TypeError, ValueError: a hyperparameter that is not a number, not finite or out of range, an unknown variant.

@@ -72,15 +72,16 @@ class RankedPullDevianceLoss(RowLoss):
         L_i = 1/J sum_{j <= J} 1/alphas_j log(1 + exp(D_(j) - base + margins_j))
             + 1/beta mean_{n in N_i} log(1 + exp(beta (base - D_in)))
 
-    With `sharp` the steepness multiplies too, as in the term of the negatives: log(1 + exp(alphas_j (D_(j) - ...))).
+    With `sharp` the steepness also multiplies the exponent, as in the term of the negatives: log(1 + exp(alphas_j
+    (D_(j) - ...))).
 
     Args:
         margins: for each rank, nearest first, how much closer than `base` a positive must be; differences of two
-            scores. As many positives count.
-        alphas: for each rank what divides the pull, above 0; with `sharp` its steepness.
+            scores. As many positives count as there are margins.
+        alphas: for each rank the divisor of its term, above 0; with `sharp` also its steepness.
         beta: steepness on negatives, above 0.
         base: the distance that separates positives from negatives; a level of the distance.
-        sharp: whether `alphas` are steepnesses, and not only divisors as in the reference.
+        sharp: whether `alphas` are also steepnesses, and not only divisors as in the reference code.
         kwargs: those of `RowLoss`.
 
     Shape:
@@ -91,9 +92,9 @@ class RankedPullDevianceLoss(RowLoss):
         positive and a negative. The levels of the three ranks are distances of 0.95, 1.05 and 1.12.
 
     Source:
-        DM18's DistanceMatch, which is this loss on pairs that `ChainedMiner` selects. Its reference code
-        raises for anchors with fewer than three positives, where we average over those that there are. It divides by
-        `alphas` without multiplying by them, in all likelihood by mistake: `sharp` does both.
+        DM18's DistanceMatch, which is this loss on pairs that `ChainedMiner` selects. Its reference code raises for
+        anchors with fewer than three positives, where we average over those that exist. It divides by `alphas` without
+        multiplying by them, in all likelihood by mistake: `sharp` does both.
 
     Raises:
         TypeError, ValueError: a hyperparameter that is not a number, not finite or out of range, or lists of

@@ -56,13 +56,12 @@ class RAWLoss(RowLoss):
         CosineSimilarity, MeanReducer (divides by all n anchors), needs a positive and a negative.
 
     Source:
-        "A Unified View of Deep Metric Learning via Gradient Analysis", OpenReview Skf5qiC5KQ, 2018. We follow its
-        three formula pictures. The published re-implementation (raw.py) differs: it takes the exponential of a sum
-        for the sum of exponentials, which gives every pair of an anchor the same weight; it keeps the easy positives
-        instead of the hard ones; it counts the anchor as its own positive; an anchor without pairs costs log 2; it
-        has no epsilon. The paper's own hyperparameters are not known to us: the defaults are those of the
-        Multi-Similarity loss (Wang et al., CVPR 2019), to which this loss with its miner is equal, with gamma as the
-        base.
+        "A Unified View of Deep Metric Learning via Gradient Analysis", OpenReview Skf5qiC5KQ, 2018. We follow its three
+        formula pictures. The published re-implementation (raw.py) differs: it takes the exponential of a sum instead of
+        the sum of exponentials, which gives every pair of an anchor the same weight; it keeps the easy positives
+        instead of the hard ones; it counts the anchor as its own positive; an anchor without pairs costs log 2; it has
+        no epsilon. The paper's own hyperparameters are not known to us: the defaults are those of the Multi-Similarity
+        loss (Wang et al., CVPR 2019), to which this loss with its miner is equal, with gamma as the base.
 
     Raises:
         TypeError, ValueError: a hyperparameter that is not a number, not finite or out of range.

@@ -63,20 +63,21 @@ def shortlisted(
 class RecallAtKLoss(RowLoss):
     r"""One minus the recall among the first k of each anchor's list, with soft ranks and a soft end of the list.
 
-    With sigma(x, t) = 1 / (1 + exp(-x / t)) and the rank R_p = A_p + B_p of each positive p, of `SmoothAPLoss`:
+    With sigma(x, t) = 1 / (1 + exp(-x / t)) and R_p = A_p + B_p the smoothed rank of positive p as in `SmoothAPLoss`:
 
         L_i = 1 - mean_k min(k, sum_{p in P_i} sigma(k - R_p, k_temperature)) / min(k, |P_i|)
 
-    Its least value is not 0: a perfect list costs 0.10 with three positives and the five k. Positives compete for
-    ranks: one near the end of the list pushes others, so its derivative is of either sign, unless ranks="upper". Only
-    ranks within some k_temperature of a k have a gradient: it is made for large batches, memories and references.
+    Its minimum is not 0: a perfect list costs 0.10 with three positives and the five default values of k. Positives
+    compete for ranks: one near the end of the list pushes others, so derivatives with respect to positives have either
+    sign, unless ranks="upper". Only ranks within a few k_temperature of some k have a gradient, so the loss is meant
+    for large batches, memory banks and references.
 
     Args:
-        k: the lengths of the list, of which the mean is taken, at least 1 each; a number or several.
+        k: the length of the list, at least 1: one integer, or several of which the mean is taken.
         temperature: the width of the steps of the ranks, a difference of two scores, above 0.
         k_temperature: the width of the end of the list, a difference of two ranks, above 0.
-        ranks: "smooth", or "upper" for the ranks of `SupAPLoss` with its defaults, exact among positives and more
-            than exact of negatives, without the min(k, .): then positives never push each other.
+        ranks: "smooth", or "upper" for the ranks of `SupAPLoss` with its defaults (exact among positives, an upper
+            bound on the number of negatives), without the first min(k, .): then positives never push each other.
         kwargs: those of `RowLoss`.
 
     Shape:
@@ -87,8 +88,8 @@ class RecallAtKLoss(RowLoss):
 
     Source:
         Patel, Tolias, Matas, "Recall@k Surrogate Loss with Large Batches and Similarity Mixup", CVPR 2022, arXiv
-        2108.11179. In the reference code the anchor is in its own list, so that every rank is one too large; groups
-        are by position, and k is cut to the batch. Its similarity mixup is not built: masks do not say
+        2108.11179. In the reference code the anchor is in its own list, so that every rank is one too large; classes
+        are groups by position, and k is limited by the batch. Its similarity mixup is not provided: masks do not say
         which references share a class. ranks="upper" is SupRecall, of "Optimization of Rank Losses for Image
         Retrieval", arXiv 2309.08250, without the anchor in its list.
 

@@ -51,16 +51,16 @@ class SelectivelyContrastiveTripletLoss(RowLoss):
 
     With p and n the scores of the nearest positive and the nearest negative of anchor i:
 
-        L_i = log(1 + exp((n - p) / temperature)) ;    L_i = lam n  if n > p or n > level
+        L_i = lam n    if n > p or n > level,    else log(1 + exp((n - p) / temperature))
 
-    Once a negative beats the positive, a triplet moves its anchor in two directions that all but contradict each
-    other; here only the negative is pushed then, with a constant force. The value jumps at n = p, and may be
-    negative: no reducer may drop what is not above zero. Hard anchors never pull, so that clusters need not get
-    tight.
+    Where the negative is nearer than the positive, a triplet loss moves its anchor in two nearly opposite directions;
+    here only the negative is pushed then, with a constant weight. The value jumps at n = p, and may be negative: do not
+    combine it with a reducer that drops losses of 0 or less. Anchors with a hard negative never pull, so clusters need
+    not become tight.
 
     Args:
         temperature: divides the difference of the two scores, above 0.
-        lam: the push of hard negatives, above 0.
+        lam: the weight with which hard negatives are pushed, above 0.
         level: the score above which a negative is hard in any case; a level of the distance. None for the rule of
             the paper, n > p alone.
         kwargs: those of `RowLoss`.
@@ -72,11 +72,11 @@ class SelectivelyContrastiveTripletLoss(RowLoss):
         CosineSimilarity, MeanReducer (divides by all n anchors), needs a positive and a negative.
 
     Source:
-        Xuan et al., "Hard Negative Examples are Hard, but Useful", ECCV 2020, arXiv 2007.12749. The level is in the
-        authors' code only, as are the numbers. There anchors with n = p or n = level are in neither of the two cases
-        and not counted, the divisor is the number of the others, positives with a score above 0.9999 are left out,
-        and a batch without a triplet is an error. With lam n replaced by the softmax it is the loss of
-        `EasyPositiveTripletLoss` with a soft margin.
+        Xuan et al., "Hard Negative Examples are Hard, but Useful", ECCV 2020, arXiv 2007.12749. The level and the
+        values of the hyperparameters are only in the authors' code. There anchors with n = p or n = level are in
+        neither of the two cases and not counted, the divisor is the number of the others, positives with a score above
+        0.9999 are left out, and a batch without a triplet is an error. With lam n replaced by the softmax it is the
+        loss of `EasyPositiveTripletLoss` with a soft margin.
 
     Raises:
         TypeError, ValueError: a hyperparameter that is not a number, not finite or out of range.

@@ -1,4 +1,4 @@
-"""The semi-hard triplet loss: every positive pair against the nearest negative behind it."""
+"""The semi-hard triplet loss: every positive pair against the nearest negative that is farther than the positive."""
 
 from typing import Any, final
 
@@ -17,8 +17,8 @@ from pml_ext.masked import Counted, masked_sum
 def semi_hard_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: float) -> Counted:
     """Sum and number of the positive pairs of each anchor: sim, pos, neg [.., n, m] -> [.., n] each.
 
-    Sorts the negatives and looks every positive up among them. The one before it in the order is the nearest of those
-    behind it; if there is none, the first negative of the order is the farthest of all.
+    Sorts the negatives and looks every positive up among them. The negative before it in the order is the nearest of
+    those farther than it; if there is none, the first negative of the order is the farthest of all.
     """
     m = sim.shape[-1]
     # Stable: of equal negatives the last column is the nearest, the first one the farthest.
@@ -80,8 +80,8 @@ class SemiHardTripletLoss(RowLoss):
 
     Source:
         Schroff, Kalenichenko, Philbin, "FaceNet", CVPR 2015, arXiv 1503.03832 (margin 0.2), with the rule of
-        TensorFlow's `triplet_semihard_loss` (margin 1) for pairs without a semi-hard negative. DM20's loss of
-        this name is another one: it merely drops the negatives that are harder than the easiest positive.
+        TensorFlow's `triplet_semihard_loss` (margin 1) for pairs without a semi-hard negative. DM20's loss of this name
+        differs: it only drops the negatives that are harder than the easiest positive.
 
     Raises:
         TypeError, ValueError: a margin that is not a number, not finite or negative.

@@ -1,4 +1,4 @@
-"""The sigmoid pair loss: every pair is a trial of its own, with a slope and a level that are learned."""
+"""The sigmoid pair loss: every pair is classified on its own, with a learned slope and bias."""
 
 import math
 from typing import Any, ClassVar, Literal, final
@@ -33,23 +33,23 @@ def sigmoid_pair(logits: Tensor, pos: Tensor, neg: Tensor, *, reduction: Reducti
 
 @final
 class SigmoidPairLoss(RowLoss):
-    r"""Tells positives from negatives pair by pair, with a sigmoid whose slope and level are learned.
+    r"""Classifies each pair as positive or negative on its own, with a sigmoid whose slope and bias are learned.
 
     With the logits l_ij = t s_ij + b of the scores,
 
         L_i = sum_{p in P_i} log(1 + exp(-l_ip)) + sum_{n in N_i} log(1 + exp(l_in))
 
-    A missing side contributes 0, and no pair depends on another: blocks, queues and shards are exact. t = exp(t') and b
-    are parameters: give them to an optimizer, without weight decay.
+    A missing side contributes 0. No pair depends on another, so the loss is exact in chunks, with queues and over
+    several processes. t = exp(t') and b are parameters: give them to an optimizer, without weight decay.
 
     Args:
-        temperature: t at the beginning, above 0; it multiplies, as the method has it.
-        bias: b at the beginning; "prior" for the logarithm of the number of positives over that of negatives, in the
-            first batch in training that has both. With a number far below it, every positive of a small batch keeps
-            pulling.
-        max_temperature: t never counts more, and has no gradient above; None for no limit.
-        reduction: "sum"; "positives" divides by the number of positives, at least 1; "mean" divides the positives'
-            part only. With one positive all are the same; in "sum" alone b is a calibration.
+        temperature: initial value of t, above 0; it multiplies the scores, as in the paper.
+        bias: initial value of b; "prior" for the logarithm of the ratio of positives to negatives in the first training
+            batch that has both. With a value far below it, every positive of a small batch is pulled without end.
+        max_temperature: upper limit to which t is clamped, above 0; t has no gradient above it. None for no limit.
+        reduction: "sum"; "positives" divides by the number of positives, at least 1; "mean" divides the term of the
+            positives only. With one positive all three are equal. Only with "sum" are the logits log-odds of a pair to
+            be positive.
         kwargs: those of `RowLoss`.
 
     Shape:
@@ -59,11 +59,11 @@ class SigmoidPairLoss(RowLoss):
         CosineSimilarity, MeanReducer (divides by all n anchors), needs a positive or a negative.
 
     Source:
-        Zhai et al., "Sigmoid Loss for Language Image Pre-Training" (SigLIP), ICCV 2023, arXiv 2303.15343, for one
-        positive, two sets of vectors and bias=-10, which is parity with its code; several positives, labels and
-        "prior" are ours, after open_clip's log(p / (1 - p)) for small batches. There t is clamped after each step of
-        the optimizer, here in the formula. With t and b held fixed, on classes of equal size, it is
-        `BinomialDevianceLoss(alpha=t, beta=t, base=-b/t, scale=t |P|, balance=|N|/|P|)`.
+        Zhai et al., "Sigmoid Loss for Language Image Pre-Training" (SigLIP), ICCV 2023, arXiv 2303.15343, to which it
+        is equal for one positive, two sets of vectors and bias=-10; several positives, labels and "prior" are ours,
+        after open_clip's log(p / (1 - p)) for small batches. There t is clamped after each step of the optimizer, here
+        in the formula. With t and b held fixed, on classes of equal size, it is `BinomialDevianceLoss(alpha=t, beta=t,
+        base=-b/t, scale=t |P|, balance=|N|/|P|)`.
 
     Raises:
         TypeError, ValueError: a hyperparameter that is not a number, not finite or out of range, an unknown

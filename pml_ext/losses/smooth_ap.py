@@ -27,14 +27,14 @@ def smooth_ap_weights(sides: Sides, *, temperature: float) -> SideWeights | None
 class SmoothAPLoss(RowLoss):
     r"""One minus the average precision of each anchor's list, with sigmoids in place of the steps of its ranks.
 
-    With sigma(x) = 1 / (1 + exp(-x / temperature)), the rank of each positive p among the positives, A_p, and the
-    number of negatives before it, B_p:
+    With sigma(x) = 1 / (1 + exp(-x / temperature)), A_p the smoothed rank of positive p among the positives, and B_p
+    the smoothed number of negatives before it:
 
         L_i = 1 - mean_{p in P_i} A_p / (A_p + B_p) ,
         A_p = 1 + sum_{j in P_i, j != p} sigma(s_ij - s_ip) ,    B_p = sum_{n in N_i} sigma(s_in - s_ip)
 
-    Positives compete for ranks, so a positive may be pushed by another: its derivative is of either sign. Time
-    n * m * p for p positives of each anchor, memory n * m numbers.
+    Positives compete for ranks, so a positive may be pushed by another: the derivative with respect to a positive has
+    either sign. Time n * m * p for p positives of each anchor, memory n * m numbers.
 
     Args:
         temperature: the width of the steps, a difference of two scores, above 0.
@@ -48,10 +48,10 @@ class SmoothAPLoss(RowLoss):
 
     Source:
         Brown et al., "Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval", ECCV 2020, arXiv 2007.12163.
-        In the reference code the anchor is one of its own positives, classes are groups by position and of equal
-        size, and memory grows with n^3; here it is in no list, and classes, references and masks are any. PML 2.9's
-        class of this name is right only where there are as many classes as samples of each, sorted by class: eight
-        perfect clusters of four cost 0.32 there, and 0 here.
+        In the reference code the anchor is one of its own positives, classes are groups by position and of equal size,
+        and memory grows with n^3; here it is not in its own list, and classes of any size, references and masks are
+        allowed. PML 2.9's class of this name is correct only if there are as many classes as samples in each class,
+        sorted by class: eight perfect clusters of four cost 0.32 there, and 0 here.
 
     Raises:
         TypeError, ValueError: a temperature that is not a number, not finite or not above 0.

@@ -156,13 +156,13 @@ class SoftTripletLoss(RowLoss):
         L = 1/V    sum_i sum_{A_i} t                    normalization="triplet": V = the number of triplets in all A_i
         L = 1/V    sum_{i in A} mean_{A_i} t            normalization="legacy"
 
-    The selection is a constant: the value jumps where a triplet crosses the threshold, the gradient does not see it.
-    Memory n * m numbers, time n * m * m.
+    The selection is held constant in the backward pass: the value jumps where a triplet crosses the threshold, which
+    the gradient ignores. Memory n * m numbers, time n * m * m.
 
     Args:
         beta: steepness, above 0.
-        threshold: only triplets whose t is above it count, at least 0; 0 for all. A triplet with D_ip = D_in has
-            t = log 2 = 0.693.
+        threshold: only triplets with t above it count, at least 0; 0 for all. A triplet with D_ip = D_in has t = log 2
+            = 0.693.
         normalization: "anchor", "triplet" or "legacy".
         kwargs: those of `RowLoss`.
 
@@ -170,13 +170,13 @@ class SoftTripletLoss(RowLoss):
         embeddings [n, d], labels [n] -> a scalar.
 
     Defaults:
-        LpDistance (Euclidean distance of normalized embeddings), DivisorReducer (sum over the batch, divided by what
-        `normalization` counts), needs a positive and a negative.
+        LpDistance (Euclidean distance of normalized embeddings), DivisorReducer (sum over the batch, divided by the
+        number that `normalization` names), needs a positive and a negative.
 
     Source:
-        DM18's Triplet (threshold=0.7) and ATriplet (threshold=0.65, in `AnchorWeightedLoss(alpha=40)`); the
-        soft margin is that of Hermans, Beyer, Leibe 2017, arXiv 1703.07737. The reference code divides by the number
-        of triplets twice, which makes the loss shrink with the batch: that is "legacy". Its count wraps at 256, it
+        DM18's Triplet (threshold=0.7) and ATriplet (threshold=0.65, in `AnchorWeightedLoss(alpha=40)`); the soft margin
+        is that of Hermans, Beyer, Leibe 2017, arXiv 1703.07737. The reference code divides by the number of triplets
+        twice, which makes the loss shrink with the batch: that is "legacy". It counted triplets in 8 bits, modulo 256,
         needs classes of equal size and overflows for large distances.
 
     Raises:

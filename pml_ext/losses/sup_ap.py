@@ -1,4 +1,4 @@
-"""The SupAP loss: an upper bound of one minus the average precision, whose slope does not fade."""
+"""The SupAP loss: an upper bound on one minus the average precision, whose slope does not fade."""
 
 from typing import Any, ClassVar, final
 
@@ -37,21 +37,23 @@ def sup_ap_weights(
 
 @final
 class SupAPLoss(RowLoss):
-    r"""An upper bound of one minus the average precision, with a slope for negatives far before a positive, too.
+    r"""An upper bound on one minus the average precision that keeps a slope for negatives ranked far before a positive.
 
-    With the exact rank of each positive p among the positives, A_p, and more than the number of negatives before it:
+    With A_p the exact rank of positive p among the positives, and B_p an upper bound on the number of negatives before
+    it:
 
         L_i = 1 - mean_{p in P_i} A_p / (A_p + B_p) ,    B_p = sum_{n in N_i} h(s_in - s_ip) ,
         h(x) = sigma(x) for x <= 0 ,    start + sigma(x) up to delta ,    offset + rho (x - delta) beyond
 
-    with sigma(x) = 1 / (1 + exp(-x / temperature)). Positives do not push each other: the ranks among them are
-    constants to the gradient, and equal ones are before each other. The value, not the gradient, jumps where a
-    negative meets a positive. Time n * m * p for p positives of each anchor, memory n * m numbers.
+    with sigma(x) = 1 / (1 + exp(-x / temperature)). Positives do not push each other: the ranks among them are held
+    constant in the backward pass, and positives with equal scores count as before each other. The value, not the
+    gradient, jumps where a negative has the score of a positive. Time n * m * p for p positives of each anchor, memory
+    n * m numbers.
 
     Args:
         temperature: the width of the step, a difference of two scores, above 0.
         rho: the slope beyond `delta`, at least 0.
-        delta: from which difference of two scores on, at least 0.
+        delta: the difference of two scores beyond which h is linear, at least 0.
         start: by how much the step jumps at 0, at least 0; from 0.5 on L is an upper bound.
         offset: h at delta; None for no jump there: start + sigma(delta).
         kwargs: those of `RowLoss`.
