@@ -198,7 +198,7 @@ def check_evaluation(rank, size):
 
 def job(folder, epochs, **more):
     given = {"steps": 3, "batch_size": 20, "classes_per_batch": 5, "optimizer": "sgd", "learning_rate": 0.02}
-    given |= {"losses": ("MultiSimilarityLoss", "ProxyNCALoss"), "data": "digits", "device": "cpu"}
+    given |= {"losses": ("MultiSimilarityLoss", "SoftTripleLoss"), "data": "digits", "device": "cpu"}
     return Experiment(**(given | more), epochs=epochs, out=str(folder)).run(resume=None)
 
 

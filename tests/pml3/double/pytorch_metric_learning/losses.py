@@ -260,7 +260,9 @@ class MultipleLosses(nn.Module):
                 # [p]: candidates are the third argument, as those of a loss.
                 order = (indices_tuple, ref_emb, ref_labels) if assumed("miner_order") else (ref_emb, ref_labels)
                 pairs = self.miners[name](embeddings, labels, *order)
-            total = total + self.weights.get(name, 1) * loss(embeddings, labels, pairs, ref_emb, ref_labels)
+            # [d]: a memory takes no references, so losses are given them only where there are some.
+            references = () if ref_emb is None else (ref_emb, ref_labels)
+            total = total + self.weights.get(name, 1) * loss(embeddings, labels, pairs, *references)
         return total
 
 
