@@ -2,6 +2,7 @@
 
 import math
 import random
+import weakref
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from nine_samples import X9, Y9
 from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity, LpDistance, SNRDistance
 
 from pml_ext import _pml, mining
-from pml_ext.mining import MinedTuples, mine
+from pml_ext.mining import MinedTuples, mine, search
 from pml_ext.mining.draws import keys
 from pml_ext.mining.scores import _topk
 
@@ -462,6 +463,29 @@ def test_the_largest_by_groups_are_those_of_topk(m):
         assert torch.equal(values, x.topk(min(k, m)).values)
         assert torch.equal(x.gather(1, columns), values)
         assert all(row.unique().numel() == len(row) for row in columns)
+
+
+@pytest.mark.parametrize("per", ["anchor", "pair"])
+def test_nothing_of_a_chunk_is_kept_but_a_copy(per, monkeypatch):
+    """Small tensors that stay among the blocks of scores keep the heap from taking these places again."""
+    chunk, before = search._Search.chunk, []
+
+    def watched(*given):
+        assert not any(each() is not None for each in before)
+        found = chunk(*given)
+        before.extend(weakref.ref(each) for each in found.tuples)
+        return found
+
+    settings = {"per": per, "positives": "all", "absolute_margin": 0.1}
+    whole = mine(X9, Y9, **settings)
+    monkeypatch.setattr(search._Search, "chunk", watched)
+    mined = mine(X9, Y9, chunk_size=2, **settings)
+    assert len(before) == 25
+    for name in ("anchors", "positives", "negatives", "positive_scores", "negative_scores"):
+        found = getattr(mined, name)
+        torch.testing.assert_close(found, getattr(whole, name), equal_nan=True, rtol=0, atol=0)
+        assert found.untyped_storage().nbytes() == found.numel() * found.element_size()
+    assert mined.statistics() == whole.statistics()
 
 
 def test_what_is_exported():

@@ -16,6 +16,7 @@ from pml_ext.miners import InverseDensityMiner
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import mining  # noqa: E402
 from loops import dist_weight_neighbour, loops  # noqa: E402
 from speed_jobs import FLOOR, Setting, all_jobs, batch  # noqa: E402
 from speed_measure import peak_megabytes, times  # noqa: E402
@@ -79,6 +80,18 @@ def test_what_cannot_run_is_a_result_and_the_others_are_measured():
 def test_the_peak_of_a_step_is_that_of_its_largest_tensors():
     matrix = 2000**2 * 4 / 1e6
     assert 0.9 * matrix < peak_megabytes(FLOOR, Setting(2000, 8, 4), "cpu") < 3 * matrix
+
+
+def test_mining_is_measured_beside_what_it_cannot_do_without(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(mining, "megabytes", lambda *_: 1.0)
+    out = tmp_path / "mining.jsonl"
+    sizes = ["--size", "60x8x12", "--graph", "40x8x20", "--anchors", "10", "--candidates", "6"]
+    mining.main([*sizes, "--rounds", "1", "--out", str(out)])
+    lines = {line["job"]: line for line in map(json.loads, out.read_text().splitlines())}
+    assert set(lines) == {*mining.JOBS, *mining.GRAPHS}
+    assert all(line["seconds"] > 0 and line["times_floor"] > 0 for line in lines.values())
+    assert [lines[job]["anchors"] for job in ("mine", "class graph of means")] == [10, 20]
+    assert capsys.readouterr().out.count("\n| ") == len(lines)
 
 
 def test_a_goal_says_by_how_much_it_is_missed():

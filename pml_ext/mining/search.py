@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity
@@ -183,12 +183,10 @@ def mine(
             is_own=refs is None,
             seed=seed,
         )
-        found = [
-            search.chunk(
-                rows[start : start + chunk].to(x.device), None if places is None else places[start : start + chunk]
-            )
-            for start in range(0, len(rows), chunk)
-        ] or [search.empty()]
+        found = _Gathered(search.empty(), len(rows))
+        for start in range(0, len(rows), chunk):
+            some = None if places is None else places[start : start + chunk]
+            found.add(search.chunk(rows[start : start + chunk].to(x.device), some))
     return search.tuples(found)
 
 
@@ -223,15 +221,54 @@ class _Rule:
         return self.num_positives > 0 or self.positives == "all" or self.has_margins
 
 
-@dataclass(frozen=True)
-class _Found:
+class _Tuples(NamedTuple):
     anchors: Tensor  # [t]
     positives: Tensor  # [t, kp]
     negatives: Tensor  # [t, kn]
     positive_scores: Tensor
     negative_scores: Tensor
+
+
+class _Found(NamedTuple):
+    tuples: _Tuples
     looked_at: int
     dropped: dict[str, int]
+
+
+class _Gathered:
+    """What was found for one chunk after another, copied to one place.
+
+    Small tensors that stay behind among large ones that are freed would take the place of the next large ones.
+
+    Args:
+        nothing: what is found for no anchors.
+        size: how many tuples to expect.
+    """
+
+    def __init__(self, nothing: _Found, size: int) -> None:
+        self.looked_at, self.dropped, self.count = 0, nothing.dropped, 0
+        self.rows = _Tuples(*(each.new_empty(size, *each.shape[1:]) for each in nothing.tuples))
+
+    def add(self, found: _Found) -> None:
+        """Those of some more anchors."""
+        self.looked_at += found.looked_at
+        self.dropped = {name: count + found.dropped[name] for name, count in self.dropped.items()}
+        size, stop = len(self.rows.anchors), self.count + len(found.tuples.anchors)
+        if stop > size:
+            before, after = self.tuples(), max(stop, 2 * size)
+            self.rows = _Tuples(*(each.new_empty(after, *each.shape[1:]) for each in before))
+            self._put(before, 0)
+        self._put(found.tuples, self.count)
+        self.count = stop
+
+    def _put(self, some: _Tuples, start: int) -> None:
+        for rows, each in zip(self.rows, some, strict=True):
+            rows[start : start + len(each)] = each
+
+    def tuples(self) -> _Tuples:
+        """All that were added, and no more memory than that."""
+        is_full = self.count == len(self.rows.anchors)
+        return self.rows if is_full else _Tuples(*(each[: self.count].clone() for each in self.rows))
 
 
 class _Search:
@@ -287,7 +324,8 @@ class _Search:
             )
         limit = len(self.ref_ids) if candidates is None else candidates.shape[1]
         negatives, negative_scores, looked_at, dropped = self._negatives(rows, line, reference, rank, limit)
-        return _Found(rows[line], positives, negatives, positive_scores, negative_scores, looked_at, dropped)
+        found = _Tuples(rows[line], positives, negatives, positive_scores, negative_scores)
+        return _Found(found, looked_at, dropped)
 
     def _members(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The references of the class of each row [b, most], and which of them are no repetition to fill up."""
@@ -481,24 +519,21 @@ class _Search:
         none, scores = self.ids.new_empty(0), self.scores.embeddings.new_empty(0)
         kp, kn = 1 if self.rule.of_pairs else self.num_positives, self.rule.num_negatives
         dropped = dict.fromkeys(self.rule.filters, 0)
-        return _Found(none, none.view(0, kp), none.view(0, kn), scores.view(0, kp), scores.view(0, kn), 0, dropped)
+        return _Found(
+            _Tuples(none, none.view(0, kp), none.view(0, kn), scores.view(0, kp), scores.view(0, kn)), 0, dropped
+        )
 
-    def tuples(self, found: list[_Found]) -> MinedTuples:
-        """All chunks together."""
-
-        def joined(name: str) -> Tensor:
-            return torch.cat([getattr(each, name) for each in found])
-
-        looked_at = sum(each.looked_at for each in found)
-        drops = {name: sum(each.dropped[name] for each in found) for name in self.rule.filters}
+    def tuples(self, found: _Gathered) -> MinedTuples:
+        """All chunks together, in the units of the distance."""
+        tuples, looked_at = found.tuples(), found.looked_at
         return MinedTuples(
-            anchors=joined("anchors"),
-            positives=joined("positives"),
-            negatives=joined("negatives"),
-            positive_scores=self.sign * joined("positive_scores"),
-            negative_scores=self.sign * joined("negative_scores"),
+            anchors=tuples.anchors,
+            positives=tuples.positives,
+            negatives=tuples.negatives,
+            positive_scores=tuples.positive_scores.mul_(self.sign),
+            negative_scores=tuples.negative_scores.mul_(self.sign),
             needs_positive=self.rule.needs_positive,
-            dropped={name: count / looked_at if looked_at else float("nan") for name, count in drops.items()},
+            dropped={name: count / looked_at if looked_at else float("nan") for name, count in found.dropped.items()},
         )
 
 
