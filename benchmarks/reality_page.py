@@ -69,12 +69,12 @@ def method(name: str) -> str:
     return name.split("(", 1)[0]
 
 
-def of_queries(folder: Path) -> dict[str, NDArray[np.float64]]:
-    """The average precision at R of each query in each run [seeds, n], by method."""
+def of_queries(folder: Path, metric: str = CHOSEN_BY) -> dict[str, NDArray[np.float64]]:
+    """A metric, MAP@R by default, of each query in each run [seeds, n], by method."""
     found: dict[str, list[NDArray[np.float64]]] = {}
     for line in lines(folder):
         with np.load(run_folder(folder, line["loss"], line["seed"]) / "queries.npz", allow_pickle=False) as values:
-            found.setdefault(method(line["loss"]), []).append(values[CHOSEN_BY].astype(np.float64))
+            found.setdefault(method(line["loss"]), []).append(values[metric].astype(np.float64))
     return {name: np.stack(each) for name, each in found.items()}
 
 
