@@ -151,10 +151,10 @@ def test_errors_name_argument_and_value():
             miner(x, labels, guide=guide)
     with pytest.raises(ValueError, match="guide must be finite, got nan"):
         miner(x, labels, guide=GUIDE * math.nan)
-    with pytest.raises(ValueError, match="guide_refs was given without guide"):
+    with pytest.raises(ValueError, match="guide_refs needs guide, got None"):
         miner(x, labels, x[:3], labels[:3], guide_refs=GUIDE[:3])
     for references, guide_refs in (((x[:3], labels[:3]), None), ((), GUIDE)):
-        with pytest.raises(ValueError, match="guide_refs are those of ref_emb"):
+        with pytest.raises(ValueError, match="guide_refs and ref_emb must be given together"):
             miner(x, labels, *references, guide=GUIDE, guide_refs=guide_refs)
     with pytest.raises(TypeError, match=r"miner must be a miner of this package .*, got int"):
         GuidedMiner(miner=3)

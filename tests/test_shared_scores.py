@@ -92,7 +92,7 @@ def test_candidates_and_matrix_of_miners_with_a_miner(x):
         more = {"guide": x} if isinstance(miner(), GuidedMiner) else {}
         by_matrix = miner()(nothing, LABELS, indices_tuple=candidates, mat=mat, **more)
         assert all(map(torch.equal, found, by_matrix))
-    with pytest.raises(ValueError, match="of which there is none"):
+    with pytest.raises(ValueError, match="but miner is None"):
         GuidedMiner()(x, LABELS, mat=mat)
 
 

@@ -1,5 +1,10 @@
 """Miners: subclasses of PML's `BaseMiner`, usable wherever a PML miner is.
 
+A miner selects, for each anchor i, the positives P'_i among P_i and the negatives N'_i among N_i. Symbols, scores and
+levels of the distance are those of `pml_ext.losses`.
+
+Miners that draw at random use torch's global generator, or one of their own if they get a `seed`.
+
 Short names of sources, such as DM18, are in `pml_ext.catalog.KEYS`.
 """
 

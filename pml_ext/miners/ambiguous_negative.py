@@ -45,13 +45,15 @@ class AmbiguousNegativeMiner(Seeded, PairMiner):
 
         w_in = exp(-a (s_in - r_i - b)^2),  r_i = max_{p in P_i} s_ip
 
-    Far nearer ones may be positives without a label, far ones teach little.
+    Negatives that are much nearer may be unlabeled positives, and far negatives have little to teach.
 
     Args:
         k: how many to draw for each anchor, at least 1 (all if it has fewer).
-        a: how sharp the choice is, at least 0; on cosines 1 is nearly uniform, default 10.
-        b: the score of the likeliest negatives less that of the positives, a difference of two scores, default 0.
-        reference: which of the positives: the nearest ("max", default), the farthest ("min") or their "mean".
+        a: how strongly negatives near the target score are preferred, at least 0; for cosines 1 is nearly uniform.
+            Default 10.
+        b: the score of the most likely negatives minus r_i, a difference of two scores. Default 0.
+        reference: which positive gives r_i: the nearest ("max", default) or the farthest ("min"), or "mean" for the
+            mean of their scores.
         kwargs: `seed` as in `Seeded`; those of `PairMiner`.
 
     Shape:
@@ -62,7 +64,7 @@ class AmbiguousNegativeMiner(Seeded, PairMiner):
 
     Source:
         Zhou et al. 2022, SimANS, arXiv 2210.11773, where a is 1 and scores are inner products. An anchor without
-        positives has nothing to compare with, and no negatives.
+        positives has no r_i, and keeps no negatives.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, not finite or out of range, an unknown reference.

@@ -1,4 +1,4 @@
-"""What every miner of this package is: a selection that narrows the masks of a pair matrix, as a PML miner."""
+"""The base of every miner of this package: a selection that narrows the masks of a pair matrix, as a PML miner."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -38,11 +38,12 @@ class PairMiner(PairModule, _pml.Miner):
     Attributes:
         embedding_size: the dimension of the embeddings of the last call, for a selection that depends on it.
         is_random: whether the selection draws at random.
-        is_row_function: whether `select` is a pure function of each row, and a loss may call it itself, again and block
-            by block; it is no such function unless its class says so.
+        is_row_function: whether `select` is a pure function of each row, so that a loss may call it itself, repeatedly
+            and block by block; False unless a class says otherwise.
 
     Args:
-        as_masks: return `PairMasks` instead, which our losses take without a detour over index tensors.
+        as_masks: return `PairMasks` instead, which the losses of this package take without a conversion to index
+            tensors. Default False.
         kwargs: those of every PML miner: `distance`, `collect_stats`.
     """
 
@@ -76,7 +77,8 @@ class PairMiner(PairModule, _pml.Miner):
             ref_emb: [m, d], what the embeddings are compared with. By default the batch, without self-pairs.
             ref_labels: [m].
             indices_tuple: the candidates among which to mine, PML's or `PairMasks`. None: all pairs.
-            mat: [n, m], what the distance makes of embeddings and references. None: it is computed.
+            mat: [n, m], the matrix that the distance computes from embeddings and references. None: it is computed
+                here.
 
         Returns:
             Four index tensors, or `PairMasks` if the miner was made with `as_masks`. Anchors index `embeddings`,

@@ -1,4 +1,4 @@
-"""At most so many pairs, or triplets, of an anchor from any miner."""
+"""A limit on the number of pairs, or triplets, of each anchor, for any miner."""
 
 from typing import Any, ClassVar, final
 
@@ -24,12 +24,12 @@ def capped(anchors: Tensor, k: int, generator: torch.Generator | None) -> Tensor
 
 @final
 class CappedMiner(Seeded, Configured, _pml.Miner):
-    r"""Keeps at most so many positives and negatives of each anchor of what another miner finds, drawn uniformly.
+    r"""Keeps at most a given number of positives and negatives per anchor of what another miner finds, drawn uniformly.
 
-        P'_i = per_anchor of P_i,  N'_i = per_anchor of N_i,  or all if there are fewer;  (P_i, N_i) = miner(x, y)
+        (P_i, N_i) = miner(x, y);   P'_i = per_anchor of P_i,  N'_i = per_anchor of N_i,  or all if there are fewer
 
-    Of a miner that finds triplets, so many triplets of each anchor. So no anchor outweighs the others by the number of
-    its pairs, and memory and time of the loss are bounded.
+    If the miner finds triplets, `per_anchor` triplets of each anchor are kept. So no anchor outweighs the others by the
+    number of its pairs, and memory and time of the loss are bounded.
 
     Args:
         miner: any PML miner, of this package or not. The distance is its distance.

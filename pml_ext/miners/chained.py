@@ -17,10 +17,10 @@ class ChainedMiner(PairMiner):
 
         (pos, neg) = miner_k( ... miner_2(miner_1(all positives, all negatives)))
 
-    All see the same scores, those of the chain's distance. Without miners all pairs are kept.
+    All miners use the same scores, those of the distance of the chain. Without miners all pairs are kept.
 
     Args:
-        miners: miners of this package that have the chain's distance.
+        miners: miners of this package that have the distance of the chain.
         kwargs: those of `PairMiner`.
 
     Shape:
@@ -30,8 +30,8 @@ class ChainedMiner(PairMiner):
         LpDistance (Euclidean distance of normalized embeddings).
 
     Source:
-        Ours. It is what DM18's DistWeightNeighbour and DistanceMatch do: draw negatives, keep the three
-        nearest positives, and then the drawn negatives that are not farther than these and a little more.
+        Ours. It is what DM18's DistWeightNeighbour and DistanceMatch do: draw negatives, keep the three nearest
+        positives, and then the drawn negatives that are not farther than these plus a small margin.
 
     Raises:
         TypeError: a miner that is not a `PairMiner`.

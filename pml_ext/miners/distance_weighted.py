@@ -71,12 +71,13 @@ class DistanceWeightedMiner(Seeded, PairMiner):
     among the negatives closer than `nonzero_loss_cutoff`; where there is none, uniformly among all of the anchor.
 
     Args:
-        cutoff: distances below it count as this one, so that near negatives are not always drawn; above 0, below 2.
-        nonzero_loss_cutoff: None, or the distance from which on negatives are not drawn as long as there are others,
-            because they would cost nothing; above 0.
-        dimension: d, at least 1; None for that of the embeddings (128 where `select` gets scores alone). Only above 3
-            are distant negatives, beyond sqrt(2), rare and so more likely than average ones; up to 3 they are frequent
-            and the less likely the more distant.
+        cutoff: smaller distances are replaced by this one, so that near negatives are not always drawn; above 0, below
+            2.
+        nonzero_loss_cutoff: the distance above which negatives are not drawn as long as there are nearer ones, because
+            their loss would be 0; above 0. None for no limit.
+        dimension: d, at least 1; None for that of the embeddings (128 where `select` gets scores alone). Only for d
+            above 3 are negatives farther than sqrt(2) rare, and so more likely to be drawn than average ones; up to 3
+            they are frequent, and less likely with growing distance.
         kwargs: `seed` as in `Seeded`; those of `PairMiner`. The embeddings are taken to be on the unit sphere,
             as PML's distances make them by default: cosine similarities s are turned into distances sqrt(2 - 2 s),
             powers of a distance into the distance.
@@ -88,11 +89,11 @@ class DistanceWeightedMiner(Seeded, PairMiner):
         LpDistance (Euclidean distance of normalized embeddings), torch's global generator.
 
     Source:
-        Wu et al., "Sampling Matters in Deep Embedding Learning", ICCV 2017, arXiv 1706.07567; the cut-offs are those
-        of PML's miner of this name. That one draws a negative for each positive pair, with replacement, and gives
-        triplets, class by class; here the draws of an anchor are different negatives, in one step for the whole
-        batch, and pairs. PML drops the anchors without a negative closer than the cut-off, and, because it compares
-        the weights with the largest of the whole batch, those whose weights then underflow.
+        Wu et al., "Sampling Matters in Deep Embedding Learning", ICCV 2017, arXiv 1706.07567; the cut-offs are those of
+        PML's miner of this name. PML's miner draws one negative for each positive pair, with replacement, and returns
+        triplets, class by class; here an anchor's negatives are all different, are drawn in one step for the whole
+        batch, and are returned as pairs. PML drops the anchors without a negative closer than the cut-off and, because
+        it divides the weights by the largest of the whole batch, also those whose weights then underflow.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, not finite or out of range; an inner product of embeddings

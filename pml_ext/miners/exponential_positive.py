@@ -35,7 +35,8 @@ class ExponentialPositiveMiner(Seeded, PairMiner):
 
     Args:
         num_positives: how many to draw for each anchor, at least 1 (all if it has fewer).
-        scale: what multiplies the scores, a finite number: 0 draws uniformly, below 0 hard positives are likely.
+        scale: factor of the scores, a finite number: 0 draws uniformly, and with a number below 0 hard positives are
+            the most likely.
         kwargs: `seed` as in `Seeded`; those of `PairMiner`.
 
     Shape:

@@ -1,4 +1,4 @@
-"""Negatives that a guide, another model's embeddings of the same samples, holds to be negatives."""
+"""Negatives that a guide, another model's embeddings of the same samples, confirms as negatives."""
 
 from typing import Any, final
 
@@ -14,37 +14,37 @@ from pml_ext.pairs import IndicesTuple, PairMasks, own_set
 
 @final
 class GuidedMiner(Configured, _pml.Miner):
-    r"""Keeps the negatives that a guide finds less similar than the positives, among them those of another miner.
+    r"""Keeps the negatives that a guide finds less similar than the positives, and of these what another miner selects.
 
         N'_i = { n in N_i : g_in < min(r_i - absolute_margin, r_i - relative_margin |r_i|) },  r_i = max_{p in P_i} g_ip
 
-    for scores g of the guide: the embeddings of a good model, frozen, of the same samples. Then the inner miner chooses
-    by the scores of the embeddings, so that the hardest are taken of those that the guide allows. It is of use where
-    labels are incomplete; a guide that knows less than the labels does harm. An anchor without kept negatives drops
-    out, with its positives.
+    where g are the scores of the guide, the embeddings of the same samples by a good, frozen model. Then the inner
+    miner selects by the scores of the embeddings, so that the hardest of the negatives that the guide allows are kept.
+    It helps where labels are incomplete; a guide that is less reliable than the labels does harm. An anchor without
+    kept negatives drops out, with its positives.
 
     Args:
-        miner: None (default) for all that the guide allows, or a miner of this package that mines among them. It has a
-            distance of its own.
-        absolute_margin: how much less similar than the positives a negative must be, at least 0, default 0; None for
-            no such margin.
-        relative_margin: the same as a share of the positives' score, at least 0; None (default) for none.
-        reference: which of the positives the margins start from: the nearest ("max", default), the farthest ("min")
-            or their "mean".
+        miner: a miner of this package that mines among the pairs that the guide allows, with a distance of its own;
+            None (default) for all that the guide allows.
+        absolute_margin: how much less similar than r_i a negative must be, at least 0, default 0; None for no such
+            margin.
+        relative_margin: the same as a share of |r_i|, at least 0; None (default) for none.
+        reference: which positive gives r_i: the nearest ("max", default) or the farthest ("min"), or "mean" for the
+            mean of their scores.
         as_masks: return `PairMasks` instead of index tensors.
         kwargs: `distance`, that of the guide's embeddings, and `collect_stats`.
 
     Shape:
-        embeddings [n, d], labels [n], guide [n, e] -> (anchors, positives, anchors, negatives). With references
-        ref_emb [m, d] there are guide_refs [m, e]. Without a guide the embeddings guide themselves: then no negative
-        is left that is nearer than the positives, and no such error is ever corrected.
+        embeddings [n, d], labels [n], guide [n, e] -> (anchors, positives, anchors, negatives). References ref_emb [m,
+        d] need guide_refs [m, e]. Without a guide the embeddings are their own guide: then no negative nearer than the
+        positives is kept, and such errors are never corrected.
 
     Defaults:
         CosineSimilarity.
 
     Source:
-        Solatorio 2024, GISTEmbed, arXiv 2402.16829, where an anchor has one positive and a negative equal to the
-        ceiling is kept.
+        Solatorio 2024, GISTEmbed, arXiv 2402.16829, where an anchor has one positive, and a negative with a score equal
+        to the limit is kept.
 
     Raises:
         TypeError, ValueError: a miner that is not one of this package's, arguments out of range; in a call, a guide of
@@ -95,7 +95,7 @@ class GuidedMiner(Configured, _pml.Miner):
         indices_tuple: IndicesTuple | None = None,
         mat: Tensor | None = None,
     ) -> IndicesTuple:
-        """The pairs that the guide allows; the other arguments are those of every miner, `mat` that of the inner one's.
+        """The pairs that the guide allows; the other arguments are those of every miner, `mat` is for the inner miner.
 
         Args:
             embeddings: [n, d].
@@ -105,7 +105,8 @@ class GuidedMiner(Configured, _pml.Miner):
             guide: [n, e], other embeddings of the same samples. By default the embeddings.
             guide_refs: [m, e], of the references.
             indices_tuple: the candidates among which to mine, PML's or `PairMasks`. None: all pairs.
-            mat: [n, m], what the distance of the inner miner makes of embeddings and references. None: it is computed.
+            mat: [n, m], the matrix that the distance of the inner miner computes from embeddings and references. None:
+                it is computed here.
         """
         self.reset_stats()
         more: dict[str, Any] = {"guide": guide, "guide_refs": guide_refs, "indices_tuple": indices_tuple, "mat": mat}
@@ -137,13 +138,13 @@ class GuidedMiner(Configured, _pml.Miner):
         is_batch = ref_emb is None or ref_emb is embeddings
         if guide is None:
             if guide_refs is not None:
-                raise ValueError("guide_refs was given without guide")
+                raise ValueError("guide_refs needs guide, got None")
             guide, guide_refs = embeddings, ref_emb
         else:
             _check("guide", guide, labels)
             if is_batch != (guide_refs is None):
-                given = "without" if guide_refs is None else "with"
-                raise ValueError(f"guide_refs are those of ref_emb, got {given} guide_refs but not so with ref_emb")
+                only = "ref_emb" if guide_refs is None else "guide_refs"
+                raise ValueError(f"guide_refs and ref_emb must be given together, got {only} only")
             if guide_refs is not None:
                 _check("guide_refs", guide_refs, ref_labels)
         if is_batch or ref_emb is None or guide_refs is None:
@@ -154,7 +155,7 @@ class GuidedMiner(Configured, _pml.Miner):
         allowed = rule.masks(guide, labels, refs, of_refs, indices_tuple)
         if self.miner is None:
             if mat is not None:
-                raise ValueError("mat is for the inner miner, of which there is none")
+                raise ValueError("mat is for the inner miner, but miner is None")
             return allowed
         return self.miner.masks(embeddings, labels, own, of_refs, allowed, mat=mat)
 

@@ -19,7 +19,7 @@ from pml_ext.seeded import Seeded
 def inverse_density_log_weights(sim: Tensor, neg: Tensor, *, max_z: float | None = None) -> Tensor:
     """Logarithm of the unnormalized probability of each negative: sim, neg [.., n, m] -> [.., n, m], 0 elsewhere.
 
-    z^2 / 2 with z the score standardised over the negatives of the anchor; the reciprocal of a Gaussian density fitted
+    z^2 / 2 with z the score standardized over the negatives of the anchor; the reciprocal of a Gaussian density fitted
     to them. All equal if the scores do not differ.
     """
     there = as_numbers(neg, sim.dtype)
@@ -62,8 +62,10 @@ class InverseDensityMiner(Seeded, PairMiner):
 
     Args:
         num_negatives: how many to draw for each anchor, at least 1 (all if it has fewer).
-        per_positive: how many more for each of the anchor's positives, at least 1. If both are None: one.
-        max_z: None, or where |D - mu| / sigma is cut off, above 0, so that a single outlier is not always drawn.
+        per_positive: how many to draw in addition for each positive of the anchor, at least 1. If both are None, one
+            negative per anchor is drawn.
+        max_z: upper limit of |D_in - mu_i| / sigma_i, above 0, so that a single outlier is not always drawn; None for
+            no limit.
         kwargs: `seed` as in `Seeded`; those of `PairMiner`.
 
     Shape:
@@ -73,10 +75,10 @@ class InverseDensityMiner(Seeded, PairMiner):
         LpDistance (Euclidean distance of normalized embeddings), torch's global generator.
 
     Source:
-        DM18's DistWeight losses, after the idea of Wu et al., "Sampling Matters in Deep Embedding Learning",
-        ICCV 2017, whose density is that of points on a sphere (`DistanceWeightedMiner`). The weight
-        is computed from its logarithm; equal distances, which the reference divides by zero, are equally likely; an
-        anchor with too few negatives gets all of them.
+        DM18's DistWeight losses, after the idea of Wu et al., "Sampling Matters in Deep Embedding Learning", ICCV 2017,
+        whose density is that of points on a sphere (`DistanceWeightedMiner`). The weight is computed from its
+        logarithm; equal distances, for which the reference code divides by zero, are equally likely; an anchor with too
+        few negatives gets all of them.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, not finite or out of range.

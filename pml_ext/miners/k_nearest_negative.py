@@ -35,8 +35,8 @@ class KNearestNegativeMiner(PairMiner):
         LpDistance (Euclidean distance of normalized embeddings).
 
     Source:
-        The negatives of DM18's MCA, there the 32 nearest centers of other classes. Of equally near negatives
-        the reference code keeps as many as fit, and so does this.
+        The negatives of DM18's MCA, there the 32 nearest centers of other classes. Where several negatives are equally
+        near, the reference code keeps only as many as k allows, and so does this miner.
 
     Raises:
         TypeError, ValueError: a k that is not an integer or below 1.

@@ -1,4 +1,4 @@
-"""Negatives that are not as near as the positives: what may be a positive without a label is left out."""
+"""Negatives that are not as near as the positives: possible unlabeled positives are left out."""
 
 from functools import partial
 from typing import Any, Literal, final, get_args
@@ -23,10 +23,10 @@ def ceilings(
     relative_margin: float | None = None,
     max_score: float | None = None,
 ) -> dict[str, Tensor]:
-    """The ceilings that are asked for, by name: r - absolute, r - relative |r|, and a constant; shaped as r.
+    """The upper limits in use, by name: r - absolute, r - relative |r|, and a constant; of the shape of r.
 
-    A negative passes if its score lies below all of them. With the absolute value a margin lowers the ceiling of
-    negative scores too.
+    A negative passes if its score lies below all of them. Because of the absolute value, the margin lowers the limit
+    where r is negative, too.
     """
     found = {}
     if absolute_margin is not None:
@@ -39,7 +39,7 @@ def ceilings(
 
 
 def reference_score(sim: Tensor, pos: Tensor, reference: Reference) -> Tensor:
-    """The score of an anchor's positives from which its margins start: sim, pos [.., n, m] -> [.., n, 1]."""
+    """The score r of an anchor's positives, from which margins are subtracted: sim, pos [.., n, m] -> [.., n, 1]."""
     if reference == "mean":
         return masked_mean(sim, pos).unsqueeze(-1)
     return masked_max(sim, pos) if reference == "max" else masked_min(sim, pos)
@@ -59,7 +59,7 @@ def positive_aware(
     k: int | None,
     reference: Reference,
 ) -> tuple[Tensor, Tensor]:
-    """The negatives below the ceilings, and all positives of their anchors: sim, pos, neg [.., n, m] -> both."""
+    """The negatives below the limits, and all positives of their anchors: sim, pos, neg [.., n, m] -> both."""
     levels = ceilings(
         reference_score(sim, pos, reference),
         absolute_margin=absolute_margin,
@@ -87,35 +87,38 @@ class PositiveAwareMiner(PairMiner):
         N'_i = the k nearest of { n in N_i : range_min <= rank_i(n) < range_max, min_score <= s_in < tau_i }
         tau_i = min(r_i - absolute_margin, r_i - relative_margin |r_i|, max_score),  r_i = max_{p in P_i} s_ip
 
-    What is as near as a positive may be one that has no label as such. With clean labels it is the very error to learn
-    from, and this miner does harm: with `reference="min"` and an absolute margin it keeps exactly the negatives that
-    multi-similarity mining, and `HardNegativePairMiner`, leave out. An anchor without kept negatives drops out, with
-    its positives.
+    A negative as near as a positive may be an unlabeled positive. With clean labels, however, it is the very error to
+    learn from, and this miner does harm: with `reference="min"` and an absolute margin it keeps exactly the negatives
+    that multi-similarity mining, and `HardNegativePairMiner`, leave out. An anchor without kept negatives drops out,
+    with its positives.
 
     Args:
-        absolute_margin: how much less similar than the positives a negative must be, at least 0; None (default) for
-            no such margin.
-        relative_margin: the same as a share of the positives' score, at least 0, default 0.05; None for none.
-        max_score: a level that a negative must be farther than, in the units of the distance; None (default) for none.
-        min_score: a level that a negative must be nearer than, or at, likewise.
-        range_min: the rank, from 0 on, of the first negative to look at, default 0; ranks count before all filters.
-        range_max: the rank of the first one no longer looked at; None (default) for no end.
-        k: how many to keep at most, the nearest; None (default) for all. For random ones see `CappedMiner`.
-        reference: which of the positives the margins start from: the nearest ("max", default), the farthest ("min")
-            or their "mean". With one positive per anchor they are the same.
-        kwargs: those of `PairMiner`. With `collect_stats` it keeps `share_dropped`, the share of negatives left out of
-            those whose anchor has a positive.
+        absolute_margin: how much less similar than r_i a negative must be, at least 0; None (default) for no such
+            margin.
+        relative_margin: the same as a share of |r_i|, at least 0, default 0.05; None for none.
+        max_score: an upper limit on the similarity of a negative, as a level of the distance (with a distance, the
+            smallest allowed one); None (default) for none.
+        min_score: a lower limit on the similarity of a negative, likewise; None (default) for none.
+        range_min: the rank of the first negative to consider, at least 0, default 0. Rank 0 is the nearest negative;
+            ranks are counted before all filters.
+        range_max: the rank before which negatives are considered; None (default) for no limit.
+        k: the largest number of negatives to keep, the nearest ones; None (default) for all. `CappedMiner` keeps random
+            ones.
+        reference: which positive gives r_i: the nearest ("max", default) or the farthest ("min"), or "mean" for the
+            mean of their scores. With one positive per anchor they are the same.
+        kwargs: those of `PairMiner`. With `collect_stats` the attribute `share_dropped` is the share of the negatives,
+            of anchors with a positive, that were left out.
 
     Shape:
         embeddings [n, d], labels [n] -> (anchors, positives, anchors, negatives).
 
     Defaults:
-        CosineSimilarity. The relative margin means something else with a distance.
+        CosineSimilarity. With a distance, the relative margin is a share of the distance of the positive.
 
     Source:
         de Souza Moreira et al. 2024, NV-Retriever, arXiv 2407.15831, where anchors have one positive; names as in
-        sentence-transformers. There the relative margin raises the ceiling of negative scores, a window drops ranks
-        after the filters, and a negative equal to the ceiling is kept.
+        sentence-transformers. There the relative margin raises the limit where r_i is negative, the range of ranks is
+        applied after the filters, and a negative with a score equal to the limit is kept.
 
     Raises:
         TypeError, ValueError: a margin that is not a number or below 0, a k or a range that is not an integer, a
@@ -172,7 +175,7 @@ class PositiveAwareMiner(PairMiner):
         return CosineSimilarity()
 
     def select(self, sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
-        """The negatives below the ceilings, and the positives of their anchors."""
+        """The negatives below the limits, and the positives of their anchors."""
         values = self.hyperparameters()
         # Not among the levels, which are numbers: these may be None.
         sign = 1 if self.distance.is_inverted else -1
