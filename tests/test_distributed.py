@@ -456,7 +456,7 @@ def test_where_an_object_lies_is_no_difference():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: DistributedLoss(lambda x, y: x), TypeError, "loss must be a loss, a module, got function"),
+        (lambda: DistributedLoss(lambda x, y: x), TypeError, r"loss must be a loss \(a torch module\), got function"),
         (lambda: DistributedLoss(RAW(), RAW()), TypeError, "miner must be a PML miner"),
         (lambda: DistributedLoss(RAW(), gradients="mean"), ValueError, "'averaged' or 'summed', got 'mean'"),
         (lambda: DistributedLoss(RAW(), equal_sizes="yes"), TypeError, "equal_sizes must be True or False"),
@@ -474,7 +474,7 @@ def test_what_does_not_fit_is_refused(call, error, message):
 @pytest.mark.parametrize(
     ("loss", "given", "message"),
     [
-        (RAW(), (X[:6], None), "give labels or an indices_tuple"),
+        (RAW(), (X[:6], None), "labels or an indices_tuple must be given"),
         (
             RAW(),
             (X[:6], LABELS[:6], PairMasks(*torch.zeros(2, 6, 7, dtype=torch.bool))),

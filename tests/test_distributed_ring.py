@@ -91,10 +91,10 @@ def test_half_precision_is_computed_in_single():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ((losses.HistogramLoss(),), "ring needs a loss with a streamed form, got HistogramLoss"),
-        ((losses.KNNSoftmaxLoss(k=3),), "streamed form, got KNNSoftmaxLoss"),
-        ((NTXentLoss(),), "streamed form, got NTXentLoss"),
-        ((losses.RAWLoss(), HardNegativePairMiner()), "it has no miner, got HardNegativePairMiner"),
+        ((losses.HistogramLoss(),), "ring supports only losses as DistributedLoss lists them, got HistogramLoss"),
+        ((losses.KNNSoftmaxLoss(k=3),), "lists them, got KNNSoftmaxLoss"),
+        ((NTXentLoss(),), "lists them, got NTXentLoss"),
+        ((losses.RAWLoss(), HardNegativePairMiner()), "and takes no miner, got HardNegativePairMiner"),
         ((losses.RAWLoss(embedding_regularizer=LpRegularizer()),), "without embedding_regularizer"),
     ],
 )
@@ -107,7 +107,7 @@ def test_pairs_and_references_are_refused():
     def of_rank(group):
         return DistributedLoss(losses.RAWLoss(), group=group, ring=True)(X[:4], LABELS[:4], None, X[:4], LABELS[:4])
 
-    with pytest.raises(ValueError, match="ring takes labels, and neither an indices_tuple nor references"):
+    with pytest.raises(ValueError, match="ring takes labels, and neither indices_tuple nor ref_emb"):
         run_as_ranks(2, of_rank)
 
 

@@ -418,7 +418,7 @@ def test_given_pairs_go_with_a_mask_of_what_is_enqueued():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda m, x, p: m(x), "both are None"),
+        (lambda m, x, p: m(x), "got None for both"),
         (lambda m, x, p: m(x, None, PairMasks(p[:3], p[:3])), "must have shape .12, 12."),
         (lambda m, x, p: m(x, None, (torch.tensor([0]), torch.tensor([12]), *[torch.tensor([0])] * 2)), "12..12"),
         (

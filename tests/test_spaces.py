@@ -98,7 +98,7 @@ def test_an_override_leaves_the_next_recipe_as_it_was():
 
 @pytest.mark.parametrize("keyword", ["miner.epsilonn", "centers.k", "loss.alpha", "a.b.c"])
 def test_a_place_that_is_not_there(keyword):
-    message = rf"BinDeviance2018 has no part that takes {keyword}; searched are alpha, .*miner\.epsilon"
+    message = rf"BinDeviance2018 has no part that takes {keyword}; its search space is alpha, .*miner\.epsilon"
     with pytest.raises(TypeError, match=message):
         build("BinDeviance2018", **{keyword: 1})
 

@@ -492,7 +492,7 @@ MISTAKES = [
     (lambda: CrossBatchMemory(RAWLoss(), 6, 0), ValueError, "memory_size must be at least 1"),
     (lambda: CrossBatchMemory(RAWLoss(), 6, 11)(X, Y), ValueError, "got 12 samples, memory_size=11"),
     (lambda: CrossBatchMemory(RAWLoss(), 5, 20)(X, Y), ValueError, "embedding_size=5, got 6"),
-    (lambda: CrossBatchMemory(RAWLoss(), 6, 20)(X, None), ValueError, "labels must be given"),
+    (lambda: CrossBatchMemory(RAWLoss(), 6, 20)(X, None), ValueError, "labels or an indices_tuple must be given"),
     (lambda: CrossBatchMemory(RAWLoss(), 6, 20)(X, Y, None, Y), ValueError, "enqueue_mask must be boolean"),
     (lambda: SelfSupervisedLoss(pml.FastAPLoss()), TypeError, "FastAPLoss does not"),
     (lambda: SelfSupervisedLoss(pml.MarginLoss()), TypeError, "MarginLoss does not"),

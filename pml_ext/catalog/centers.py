@@ -95,7 +95,7 @@ def cluster_nca(
     )
 
 
-@recipe("KmeanNCA", source="what DM18's KmeanLoss, which cannot be run, was to be")
+@recipe("KmeanNCA", source="DM18's KmeanLoss as intended; its code raises an error")
 def kmean_nca(
     *,
     alpha: float = 16,
@@ -108,7 +108,7 @@ def kmean_nca(
     normalize_embeddings: bool | None = True,
     **kwargs: Any,
 ) -> CentersAsReferences:
-    """The softmax of a sample's clusters among those of all classes, each class clustered by itself."""
+    """The softmax of the clusters of a sample's class among those of all classes, each class clustered separately."""
     return CentersAsReferences(
         KNNSoftmaxLoss(alpha=alpha, k=k, negative_weight=negative_weight, distance=distance or _squared()),
         centers or KMeansCenters(n_clusters=n_clusters, per_class=True),

@@ -28,7 +28,7 @@ recipe("SCT", source="Xuan et al. 2020, arXiv 2007.12749, with the level of its 
 def debiased(
     *, temperature: float = 0.5, beta: float = 0, tau_plus: float = 0.1, **kwargs: Any
 ) -> HardNegativeContrastiveLoss:
-    """InfoNCE on a mean over the negatives that is freed of hidden positives."""
+    """InfoNCE on a mean over the negatives that is corrected for hidden positives."""
     return HardNegativeContrastiveLoss(temperature=temperature, beta=beta, tau_plus=tau_plus, **kwargs)
 
 
@@ -36,7 +36,7 @@ def debiased(
 def hcl(
     *, temperature: float = 0.5, beta: float = 1, tau_plus: float = 0.1, detach: bool = False, **kwargs: Any
 ) -> HardNegativeContrastiveLoss:
-    """InfoNCE on a mean over the negatives that is tilted to the hard ones and freed of hidden positives."""
+    """InfoNCE on a mean over the negatives that is tilted to the hard ones and corrected for hidden positives."""
     return HardNegativeContrastiveLoss(temperature=temperature, beta=beta, tau_plus=tau_plus, detach=detach, **kwargs)
 
 

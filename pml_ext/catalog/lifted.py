@@ -1,4 +1,4 @@
-"""Methods with soft maxima over the pairs of an anchor, and weights that come of them."""
+"""Methods with soft maxima over the pairs of an anchor, and with anchor weights derived from them."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def softmax_neig(
     distance: BaseDistance | None = None,
     **kwargs: Any,
 ) -> KNNSoftmaxLoss:
-    """The softmax of the positives among all samples, negatives counted half."""
+    """The softmax of the positives among all samples, with negatives at half weight."""
     return KNNSoftmaxLoss(
         alpha=alpha, k=k, negative_weight=negative_weight, distance=distance or LpDistance(), **kwargs
     )

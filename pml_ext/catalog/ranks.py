@@ -21,9 +21,9 @@ def sup_recall(*, temperature: float = 0.01, k_temperature: float = 1, **kwargs:
     return RecallAtKLoss(temperature=temperature, k_temperature=k_temperature, ranks="upper", **kwargs)
 
 
-@recipe("PNP", source="Li et al. 2022, arXiv 2102.04640: the command of its authors")
+@recipe("PNP", source="Li et al. 2022, arXiv 2102.04640: the best published setting of its authors")
 def pnp(*, alpha: float = 4, temperature: float = 0.01, **kwargs: Any) -> PNPLoss:
-    """A penalty of the negatives before each positive that leaves hard positives alone."""
+    """A penalty on the negatives ranked before each positive that gives hard positives little weight."""
     return PNPLoss(variant="Dq", alpha=alpha, temperature=temperature, **kwargs)
 
 
@@ -38,7 +38,7 @@ def roadmap(
     rank_weight: float = 1,
     calibration_weight: float = 1,
 ) -> MultipleLosses:
-    """An upper bound of one minus the average precision, and hinges that make scores of batches comparable."""
+    """An upper bound on one minus the average precision, and hinges that make scores of batches comparable."""
     ranks = SupAPLoss(temperature=temperature, rho=rho, delta=delta)
     hinges = AnchorContrastiveLoss(pos_margin=pos_margin, neg_margin=neg_margin, distance=CosineSimilarity())
     # By names: a record of a part that is called 0 cannot be kept.
@@ -54,7 +54,7 @@ def tcm(
     distance: BaseDistance | None = None,
     **kwargs: Any,
 ) -> ContrastiveLoss:
-    """Hinges on cosine similarities, averaged over all that cost something in the batch, beside another loss."""
+    """Hinges on cosine similarities, averaged over the active pairs of the batch; to be used beside another loss."""
     return ContrastiveLoss(
         pos_margin=pos_margin, neg_margin=neg_margin, distance=distance or CosineSimilarity(), **kwargs
     )

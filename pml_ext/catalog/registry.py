@@ -27,8 +27,8 @@ KEYS: Mapping[str, str] = MappingProxyType(
 )
 """What the short names of sources mean, here and in the docstrings of losses, miners and wrappers.
 
-Forks of both stand under several owners, and the copies of 2018 carry no license. Nothing is copied from them: each
-formula is written anew, and every difference from the code is stated.
+Forks of both exist under several owners, and the copies of 2018 carry no license. No code is copied from them: each
+formula is implemented anew, and every difference from the code is stated.
 """
 
 # Needs of which any number will do, to look at what a recipe is made of.
@@ -43,7 +43,7 @@ class Recipe:
         name: the name in the literature.
         loss: a PML loss.
         miner: a PML miner, or None if the loss takes all pairs.
-        source: where the method comes from, and what it is there.
+        source: where the method comes from, and how this form differs.
     """
 
     name: str
@@ -73,9 +73,9 @@ class Recipe:
         return [*written, ("source", self.source)]
 
     def parts(self) -> Iterator[tuple[str, nn.Module]]:
-        """Every part with the name of the argument that it is, the loss first, as "", then what it is made of.
+        """Every part with the name of its argument: the loss first, named "", then the parts that it is made of.
 
-        All that a miner is made of is called "miner".
+        All parts of a miner are named "miner".
         """
         yield from _inside("", self.loss)
         if self.miner is not None:
@@ -100,7 +100,7 @@ class Entry:
     Args:
         name: the name in the literature.
         make: the function or class that makes its loss, or its loss and its miner.
-        source: where the method comes from, and what it is there.
+        source: where the method comes from, and how this form differs.
     """
 
     name: str
@@ -109,7 +109,7 @@ class Entry:
 
     @cached_property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
-        """Those of `make`: needs have no default, overrides have one."""
+        """The parameters of `make`. Those without a default are required, those with one can be overridden."""
         return inspect.signature(self.make).parameters
 
     @cached_property
@@ -129,10 +129,10 @@ class Entry:
 
     @cached_property
     def targets(self) -> Mapping[tuple[str, str], str]:
-        """From a part's place and argument to the parameter that it is given by.
+        """The parameter that sets an argument of a part, by the place of the part and the name of the argument.
 
-        A parameter is the argument of its name in the outermost part that has one; that of an argument of a miner, and
-        of an inner part where the name is taken, begins with the place: `miner_k`, `loss_alpha`.
+        A parameter sets the argument of its name in the outermost part that has one. For an argument of a miner, or of
+        an inner part if the name is taken, its name begins with the place: `miner_k`, `loss_alpha`.
         """
         found: dict[tuple[str, str], str] = {}
         for place, part in self.default.parts() if self.default else ():
@@ -146,7 +146,7 @@ class Entry:
 
     @cached_property
     def space(self) -> Mapping[str, spaces.Range]:
-        """The ranges of the parameters, by the keyword of `build`: those of its annotation, or of the part's class."""
+        """The search ranges by keyword of `build`: from the annotation, or from the class of the part."""
         hints = get_type_hints(self.make, include_extras=True) if inspect.isfunction(self.make) else {}
         stated = {
             name: each
@@ -168,7 +168,7 @@ class Entry:
         """The parameter that a keyword of `build` means.
 
         Raises:
-            TypeError: a place that is not there, or that has no such argument.
+            TypeError: the part does not exist, or has no such argument.
         """
         if keyword in self.parameters:
             return keyword
@@ -178,7 +178,7 @@ class Entry:
         ]
         if dot and not meant:
             raise TypeError(
-                f"{self.name} has no part that takes {keyword}; searched are {', '.join(self.space) or 'none'}"
+                f"{self.name} has no part that takes {keyword}; its search space is {', '.join(self.space) or 'empty'}"
             )
         return meant[0] if meant else keyword
 
@@ -193,11 +193,11 @@ entries: dict[str, Entry] = {}
 
 
 def recipe(name: str, *, source: str) -> Callable[[Make], Make]:
-    """Register what makes a method: a function or class that returns a loss, or a loss and its miner.
+    """Register the function or class that makes a method: it returns a loss, or a loss and its miner.
 
-    Its signature is what the method needs and what can be overridden: arguments without a default are needs, those
-    with one are overrides. One that is called `miner_k` is `miner.k` to `build`. What a search may change is known of
-    the classes of this package and of PML; an annotation says another range:
+    Its signature says what the method requires and what can be overridden: arguments without a default are required,
+    those with one can be overridden. The argument `miner_k` is the keyword `miner.k` of `build`. Search ranges are
+    known for the arguments of classes of this package and of PML; an annotation gives another range:
     `gamma: Annotated[float, Range(0.1, 0.9, 0.5)] = 0.5`.
 
     Args:
@@ -205,7 +205,7 @@ def recipe(name: str, *, source: str) -> Callable[[Make], Make]:
         source: where the method comes from, and where it differs.
 
     Raises:
-        ValueError: another function made a recipe of that name.
+        ValueError: another function has registered a recipe of that name.
 
     Example:
         >>> from pml_ext.losses import RAWLoss
@@ -245,12 +245,12 @@ def entry(name: str) -> Entry:
 def build(name: str, **overrides: Any) -> Recipe:
     """Make the recipe of that name, with other values for the arguments that are given.
 
-    Keywords are those of the function that makes it, and of its loss; a dot leads to a part: `miner.<argument>` to the
-    miner, `<argument>.<name>` to the part that is that argument.
+    Keywords are the arguments of the function that makes it, and of its loss. A dot selects an argument of a part:
+    `miner.<argument>` one of the miner, `<part>.<argument>` one of the part that is passed as the argument `<part>`.
 
     Raises:
         ValueError: no recipe has that name; the message lists the nearest, or all.
-        TypeError: an argument without a default is missing (see `required`), or nothing takes an override.
+        TypeError: an argument without a default is missing (see `required`), or no part takes a keyword.
 
     Example:
         >>> recipe = build("BinDeviance2018", base=0.4, **{"miner.epsilon": 0.2})
@@ -274,7 +274,7 @@ def build(name: str, **overrides: Any) -> Recipe:
 
 
 def space(name: str) -> dict[str, spaces.Range]:
-    """What a search may change in a recipe, and from where to where: the keywords of `build`.
+    """The search space of a recipe: the keywords of `build` that a search may change, with their ranges.
 
     Example:
         >>> for keyword, values in space("BinDeviance2018").items():

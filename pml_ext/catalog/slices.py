@@ -140,7 +140,7 @@ def js_div_branch(
     embedding_regularizer_sizes: int | Sequence[int] | None = None,
     **kwargs: Any,
 ) -> BranchLoss:
-    """A k-nearest-neighbor softmax on each slice, and a term that makes the slices see different neighbors."""
+    """A k-nearest-neighbor softmax on each slice, and a term that makes the neighbors of the slices differ."""
     regularizer = BranchDiversityRegularizer(
         sizes if embedding_regularizer_sizes is None else embedding_regularizer_sizes, beta=beta
     )

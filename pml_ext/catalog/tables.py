@@ -71,8 +71,8 @@ def described(part: nn.Module, without: Sequence[str] = ()) -> str:
     """The call that makes a loss, miner or another part: the arguments in which it differs from its defaults.
 
     Args:
-        part: what was made.
-        without: arguments that are left out, whatever they are.
+        part: the loss, miner or other part.
+        without: names of arguments that are left out, whatever their values.
 
     Example:
         >>> from pytorch_metric_learning.distances import LpDistance
@@ -154,7 +154,7 @@ def tables() -> str:
             "**Methods of the literature**, by `pml_ext.catalog.build(name)`\n\n" + _recipe_table(),
             "Sources: "
             + "; ".join(f"{key} is {meaning}" for key, meaning in registry.KEYS.items())
-            + ". Forks of both stand under several owners; the copies of 2018 carry no license, and nothing is copied.",
+            + ". Forks of both exist under several owners; the copies of 2018 carry no license, and no code is copied.",
         )
     )
 

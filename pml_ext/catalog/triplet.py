@@ -57,7 +57,7 @@ def a_triplet(
 
 
 recipe("Neighbour", source="DM18's online form of Weinberger, Saul 2009 (LMNN)")(LargeMarginNearestNeighborLoss)
-recipe("NeighbourHard", source="DM18 (hard in its negative only)")(EasyPositiveTripletLoss)
+recipe("NeighbourHard", source="DM18 (only the negative is hard)")(EasyPositiveTripletLoss)
 
 
 @recipe("DistWeight", source="DM18")

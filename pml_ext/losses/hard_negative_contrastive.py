@@ -97,7 +97,7 @@ def _tilted_mean(scores: Tensor, count: Tensor, temperature: float, beta: float,
 
 @final
 class HardNegativeContrastiveLoss(RowLoss):
-    r"""InfoNCE on a mean over the negatives that is tilted to the hard ones and may be freed of hidden positives.
+    r"""InfoNCE on a mean over the negatives that is tilted to the hard ones and can be corrected for hidden positives.
 
     With x = s / temperature, and means that are tilted by the scores themselves,
 

@@ -64,7 +64,7 @@ class PNPLoss(RowLoss):
 
     Args:
         b: bounds the slope of "Ib", above 0.
-        alpha: how strongly "Dq" leaves hard positives alone, above 0.
+        alpha: how strongly "Dq" reduces the weight of hard positives, above 0.
         temperature: the width of the steps, a difference of two scores, above 0.
         variant: "O", "Iu", "Ib", "Ds" or "Dq".
         kwargs: those of `RowLoss`.

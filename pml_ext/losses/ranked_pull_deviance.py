@@ -64,7 +64,7 @@ def ranked_pull_deviance_weights(
 
 @final
 class RankedPullDevianceLoss(RowLoss):
-    r"""Pulls the nearest positives, each rank towards a level of its own, and pushes negatives above one level.
+    r"""Pulls the nearest positives, each rank to a level of its own, and pushes all negatives beyond one common level.
 
     With D_(1) <= D_(2) <= ... the distances of anchor i to its positives and J the number of margins, or of positives
     if there are fewer:

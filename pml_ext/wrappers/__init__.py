@@ -1,5 +1,8 @@
 """Wrappers: losses made of losses, ours or PML's.
 
+In the formulas, L' is the inner loss, x and y are the embeddings and the labels of the batch; other symbols are those
+of `pml_ext.losses`.
+
 Short names of sources, such as DM18, are in `pml_ext.catalog.KEYS`.
 """
 

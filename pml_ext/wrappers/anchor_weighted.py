@@ -46,7 +46,7 @@ def weighted_anchors(
     loss: Callable[[Tensor, Tensor, Tensor], Tensor | Counted],
     alpha: float,
 ) -> Counted:
-    """The loss of each anchor times its weight, from the same scores, and what the loss counts."""
+    """The loss of each anchor times its weight, from the same scores, and the divisor that the loss counts."""
     result = loss(sim, pos, neg)
     there = pos.any(-1) & neg.any(-1)
     losses, counts = result if isinstance(result, Counted) else (result, torch.ones_like(there, dtype=torch.long))
@@ -90,13 +90,14 @@ class AnchorWeightedLoss(LossWrapper):
         L_i = a_i L'_i ,   a_i = S-_i / (S+_i + S-_i)
         S+_i = sum_{p in P_i} exp(-alpha D_ip) ,   S-_i = sum_{n in N_i} exp(-alpha D_in)
 
-    L' is the inner loss and D its distance. The weight is a constant in the backward pass. An anchor without positives
-    or without negatives has weight 0. The inner reducer reduces, and what it counts is not weighted.
+    L' is the inner loss and D its distance. The weight is held constant in the backward pass. An anchor without
+    positives or without negatives has weight 0. The reducer of the inner loss is applied to the weighted losses; a
+    divisor that it counts is not weighted.
 
     Args:
-        loss: a loss per anchor, pair or triplet, ours or PML's. Its regularizers are not weighted.
+        loss: a loss with one value for each anchor, pair or triplet, ours or PML's. Its regularizers are not weighted.
         alpha: steepness of the weight, the inverse temperature, above 0.
-        reducer: by default the inner loss's.
+        reducer: None (default) for the reducer of the inner loss.
         kwargs: those of `LossWrapper`. Give an embedding regularizer to the wrapper or to the inner loss, not to both.
 
     Shape:
@@ -114,7 +115,7 @@ class AnchorWeightedLoss(LossWrapper):
     Raises:
         TypeError, ValueError: a loss that is not a PML loss, or one of classes or of the whole batch; an alpha that is
             not a number, not finite or not above 0; two embedding regularizers; in a call, a loss that turns out to
-            reduce its anchors itself, or to be one of its proxies.
+            reduce its anchors itself, or to give one value for each proxy.
 
     Example:
         >>> import torch
@@ -157,7 +158,7 @@ class AnchorWeightedLoss(LossWrapper):
         self.weights.alpha = value
 
     def sub_loss_names(self) -> list[str]:
-        """Those of the inner loss, and of a regularizer of the wrapper. PML asks once before there is an inner loss."""
+        """Those of the inner loss and of a regularizer of the wrapper. PML reads them once without an inner loss."""
         loss = getattr(self, "loss", None)
         names: list[str] = super().sub_loss_names()
         return names if loss is None else loss.sub_loss_names() + self.all_regularization_loss_names()
@@ -191,7 +192,7 @@ class AnchorWeightedLoss(LossWrapper):
         return loss_dict
 
     def of_rows(self, loss: RowLoss) -> tuple[PerAnchor, Form | None]:
-        """What becomes of the anchors of a loss of rows, and the closed form of it."""
+        """The weighted losses of the anchors of a row loss, and their closed form."""
         form = loss.form()
         weighted = form and partial(weighted_sides, loss=form, alpha=self.alpha)
         return partial(weighted_anchors, loss=loss.per_anchor, alpha=self.alpha), weighted

@@ -29,7 +29,7 @@ class LossWrapper(Configured, _pml.Loss):
     Args:
         loss: a PML loss, that is a `BaseMetricLossFunction`.
         kwargs: `embedding_regularizer`, `embedding_reg_weight`, `collect_stats` of the wrapper itself. A `distance` or
-            a `reducer` would not be used, and is refused: they are those of the inner loss.
+            a `reducer` is refused, because those of the inner loss are used.
     """
 
     has_own_distance: ClassVar[bool] = False
@@ -71,7 +71,7 @@ class LossWrapper(Configured, _pml.Loss):
 
 
 def runs_by_rows(loss: nn.Module) -> bool:
-    """Whether the loss is one of rows as the shell computes them: not with scores, say, of its own making."""
+    """Whether the loss is a row loss that computes its scores as the base class does."""
     return isinstance(loss, RowLoss) and _inherits(loss, RowLoss, "compute_loss", "loss_dict", "similarity")
 
 
@@ -98,7 +98,7 @@ def takes_masks(loss: Any) -> bool:
 
 
 def takes_pairs(loss: Any) -> bool:
-    """Whether a loss takes the `Pairs` of a call as its `indices_tuple`, and does nothing of its own with it."""
+    """Whether a loss takes the `Pairs` of a call as its `indices_tuple` and passes them on unchanged."""
     if isinstance(loss, LossWrapper):
         return loss.takes_indices and takes_pairs(loss.loss)
     kind = RowLoss if isinstance(loss, RowLoss) else BatchLoss
@@ -106,7 +106,7 @@ def takes_pairs(loss: Any) -> bool:
 
 
 def handed_on(masks: PairMasks, loss: Any) -> IndicesTuple | Pairs:
-    """Masks that were made here, and need no check, in the form that a loss takes."""
+    """Masks made by this package, which need no check, in the form that a loss takes."""
     if takes_pairs(loss):
         return ByMasks(masks)
     return masks if takes_masks(loss) else masks.indices()
@@ -152,9 +152,10 @@ def has_proxies(loss: Any) -> bool:
 
 
 def takes_references(loss: Any, *, with_indices: bool) -> bool:
-    """Whether a loss can compare a batch with references, on pairs that it is given if `with_indices`.
+    """Whether a loss can compare a batch with references, on given pairs if `with_indices`.
 
-    PML's own losses do not say. One that compares embeddings with its proxies may have a base that does.
+    PML's own losses do not declare it. One that compares embeddings with its proxies may have a base class that takes
+    references.
     """
     if has_proxies(loss):
         return False
@@ -165,7 +166,7 @@ def takes_references(loss: Any, *, with_indices: bool) -> bool:
 
 
 def checked_sizes(sizes: int | Sequence[int]) -> int | tuple[int, ...]:
-    """Return the sizes of column slices, one integer of at least 1 for each, or how many there are."""
+    """Return the sizes of column slices (an integer of at least 1 for each), or the number of slices, after a check."""
     if isinstance(sizes, Sequence) and not isinstance(sizes, str):
         if not sizes:
             raise ValueError("sizes must not be empty")

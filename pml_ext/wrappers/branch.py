@@ -20,15 +20,15 @@ class BranchLoss(LossWrapper):
 
         L = 1/B sum_b L'(x[:, slice b])
 
-    with each slice normalized to unit length. To mine within each slice, wrap a `MinedLoss`.
+    where each slice is normalized to unit length and B is the number of slices. To mine within each slice, wrap a
+    `MinedLoss`.
 
     Args:
-        loss: the loss of every slice. It is one object: parameters that it may have are shared by the slices.
-        sizes: how many columns each slice has, together all columns; or one number B, for near-equal slices with
-            bounds floor(b d / B).
-        normalize: whether slices are normalized, whatever the distance of the loss does; once, by that distance if it
-            does. Without it use a distance with `normalize_embeddings=False`, for the others normalize slices as they
-            do embeddings.
+        loss: the loss of every slice. It is one object: its parameters, if any, are shared by the slices.
+        sizes: the number of columns of each slice, which add up to all d columns; or one number B for B near-equal
+            slices, of which slice b ends at column floor(b d / B).
+        normalize: whether slices are normalized, even if the distance of the loss does not normalize. False does not
+            switch off the normalization of the distance: use one with `normalize_embeddings=False`.
         kwargs: those of `LossWrapper`.
 
     Shape:
@@ -38,10 +38,10 @@ class BranchLoss(LossWrapper):
         The distance and the reducer of the inner loss.
 
     Source:
-        The slicing of DM18's BinBranch, DistWeightDevBranch and BDWNeighbour, after Opitz et al., "BIER:
-        Boosting Independent Embeddings Robustly", ICCV 2017, whose boosting weights and diversity terms are not here
-        (see `BranchDiversityRegularizer`). DM18 does not normalize its slices, so that their similarities hardly
-        reach its thresholds: `normalize=False` and `DotProductSimilarity(normalize_embeddings=False)` are its form.
+        The slicing of DM18's BinBranch, DistWeightDevBranch and BDWNeighbour, after Opitz et al., "BIER: Boosting
+        Independent Embeddings Robustly", ICCV 2017, whose boosting weights and diversity terms are not included (see
+        `BranchDiversityRegularizer`). DM18 does not normalize its slices, so that their similarities hardly reach its
+        thresholds; `normalize=False` and `DotProductSimilarity(normalize_embeddings=False)` reproduce this.
 
     Raises:
         TypeError, ValueError: a loss that is not a PML loss, sizes that are not positive integers; in a call, sizes
@@ -70,7 +70,7 @@ class BranchLoss(LossWrapper):
         ref_emb: Tensor,
         ref_labels: Tensor | None,
     ) -> dict[str, Any]:
-        """The mean of the slices' losses."""
+        """The mean of the losses of the slices."""
         slices = self.slices(embeddings)
         if ref_emb is embeddings:
             losses = [self.loss(x, labels, indices_tuple) for x in slices]

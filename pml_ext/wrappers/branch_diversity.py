@@ -16,7 +16,7 @@ from pml_ext.wrappers.base import checked_sizes, slice_sizes
 
 
 def branch_diversity(sim: Tensor, *, beta: float) -> Tensor:
-    """What the branches lack of the largest divergence, by anchor: sim [branches, n, m] -> [n].
+    """Log 2 minus the mean divergence of the branches, for each anchor: sim [branches, n, m] -> [n].
 
     See `BranchDiversityRegularizer`.
     """
@@ -26,14 +26,14 @@ def branch_diversity(sim: Tensor, *, beta: float) -> Tensor:
 
 
 def jensen_shannon(log_a: Tensor, log_b: Tensor) -> Tensor:
-    """Jensen-Shannon divergence of distributions in 0..log 2, given by their logarithms: twice [.., m] -> [..]."""
+    """Jensen-Shannon divergence, in 0..log 2, of two distributions, given as logarithms: [.., m], [.., m] -> [..]."""
     log_mean = torch.logaddexp(log_a, log_b) - math.log(2)
     return (log_a.exp() * (log_a - log_mean) + log_b.exp() * (log_b - log_mean)).sum(-1) / 2
 
 
 @final
 class BranchDiversityRegularizer(PairModule, _pml.Regularizer):
-    r"""An `embedding_regularizer` that is small where the slices of an embedding see different neighbors.
+    r"""An `embedding_regularizer` that is small if the slices of an embedding have different neighbors.
 
     Slice b, normalized by the distance, gives every sample i a distribution A^b_i = softmax_{j != i}(-beta D^b_ij)
     over the others, and
@@ -42,7 +42,8 @@ class BranchDiversityRegularizer(PairModule, _pml.Regularizer):
         JS(A, B) = 1/2 KL(A || M) + 1/2 KL(B || M),   M = (A + B) / 2,   between 0 and log 2
 
     Args:
-        sizes: how many columns each slice has, or one number for near-equal slices, as in `BranchLoss`; at least two.
+        sizes: the number of columns of each slice, or the number of near-equal slices, as in `BranchLoss`; at least two
+            slices.
         beta: steepness of the distributions, above 0.
         kwargs: those of every PML regularizer: `distance`, `reducer`, `collect_stats`.
 
@@ -53,10 +54,10 @@ class BranchDiversityRegularizer(PairModule, _pml.Regularizer):
         LpDistance (Euclidean distance of normalized slices), MeanReducer (divides by all n samples).
 
     Source:
-        DM18's JSDivKNNSoftmax is `BranchLoss(KNNSoftmaxLoss(...), sizes, embedding_regularizer=this)`. Its
-        divergence has the arguments of both KL swapped, which is unbounded, its term exp(10 (1 - JS)) is at least e^3
-        where JS is one, and its JSDiv keeps the diagonal, which drowns the rest: none of this is reproduced. Its
-        slices are drawn once at random, which only renames the columns of a learned embedding.
+        DM18's JSDivKNNSoftmax is `BranchLoss(KNNSoftmaxLoss(...), sizes, embedding_regularizer=this)`. Its divergence
+        has the arguments of both KL terms swapped and so is unbounded; its term exp(10 (1 - JS)) is at least e^3 for a
+        true JS divergence; and its JSDiv keeps the diagonal, which dominates. None of this is reproduced. Its slices
+        are drawn once at random, which for a learned embedding only permutes the columns.
 
     Raises:
         TypeError, ValueError: arguments of the wrong type or out of range; in a call, sizes that do not fit the

@@ -1,4 +1,4 @@
-"""Any loss, with embeddings compared to class centers instead of one another."""
+"""Any loss, with embeddings compared to class centers instead of to one another."""
 
 from typing import Any, ClassVar, final
 
@@ -33,8 +33,9 @@ def center_masks(labels: Tensor, centers: Centers) -> PairMasks:
 def leave_one_out_masks(labels: Tensor, centers: Centers, has_others: Tensor) -> ByMasks:
     """The relation of samples to references that are the c centers and, after them, a mean for each sample.
 
-    The mean for sample i is that of its group without it; `has_others` [n] says whether there is one. Positives are the
-    other centers of the class and this mean in place of the own center: labels [n] -> masks [n, c + 1].
+    The mean for sample i is that of its group without i; `has_others` [n] says whether the group has other samples.
+    Positives are the other centers of the class and, instead of the center of the group, this mean: labels [n] -> masks
+    [n, c + 1].
     """
     pos, neg = center_masks(labels, centers)
     own = centers.group.unsqueeze(-1) == torch.arange(len(centers.points), device=labels.device)
@@ -54,33 +55,34 @@ class CentersAsReferences(LossWrapper):
     Args:
         loss: a loss that takes `ref_emb`, ours or PML's.
         centers: where the centers come from, a source of `pml_ext.centers`.
-        leave_one_out: a sample is not compared with the mean of its own group, of which it is a part, but with the mean
-            of the others in it; the only one of its group is compared with other centers only. For centers that are
-            means of the batch.
-        normalize_embeddings: whether to bring the embeddings to unit length before centers are made of them; None to
-            do what the distance of the loss does. The centers themselves, means of unit vectors say, which are
-            shorter, are normalized only by that distance.
+        leave_one_out: whether a sample is compared not with the mean of its own group, to which it contributes, but
+            with the mean of the other samples of the group. The only sample of a group is compared with the other
+            centers only. For centers that are means of the batch.
+        normalize_embeddings: whether to normalize the embeddings to unit length before centers are computed from them;
+            None to do as the distance of the loss does. The centers, which as means of unit vectors are shorter than 1,
+            are normalized only by that distance.
         kwargs: those of `LossWrapper`.
 
     Shape:
         embeddings [n, d], labels [n] -> a scalar.
 
     Defaults:
-        Distance and reducer of the inner loss, whose anchors are the samples. Of ours, a loss that needs positives and
-        negatives is 0 in a batch of one class if the centers are those of the batch.
+        Distance and reducer of the inner loss, whose anchors are the samples. A loss of this package that needs
+        positives and negatives is 0 for a batch of one class if the centers are those of the batch.
 
     Source:
         DM18's CenterNCA, CenterTriplet, ClusterNCA, KmeanLoss and MCA: `CenterNCA`, `CenterPair`, `ClusterNCA`,
         `KmeanNCA` and `MCA` in the catalog. ClusterNCA multiplies the squared distance of a sample to the mean of its
-        group of s by (s/(s-1))^2, which is that to the mean of the others, with any distance here; it drops every
-        center closer than 1e-3, here the own one of a group of one, and is infinite for a sample without a positive
-        center, which has no loss here. KmeanLoss cannot be run. MCA's centers were brought to unit length after each
-        step of the optimizer, here in each call, and its "dead" centers, never updated, are left out.
+        group of size s by (s/(s-1))^2, which gives the squared distance to the mean of the other samples; here that
+        mean is used, with any distance. It drops every center closer than 1e-3, where only the center of a group of one
+        is dropped here. It is infinite for a sample without a positive center, whose loss is 0 here. The code of
+        KmeanLoss raises an error. MCA's centers were normalized after each step of the optimizer, here they are in each
+        call; its mask of "dead" centers, which its code never updates, is left out.
 
     Raises:
-        TypeError, ValueError: a loss that is not a PML loss or takes no references, centers that are no source,
-            `leave_one_out` with centers that are not means of the batch or with a loss that takes no pairs; in a call
-            an `indices_tuple` or `ref_emb`.
+        TypeError, ValueError: a loss that is not a PML loss or takes no references, centers that are not a
+            `CenterSource`, `leave_one_out` with centers that are not means of the batch or with a loss that takes no
+            pairs; in a call an `indices_tuple` or `ref_emb`.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""A regularizer that makes embeddings fill the space: the rate at which they would have to be coded."""
+"""A regularizer that makes embeddings fill the space: the rate that is needed to code them."""
 
 import math
 from typing import Any, final
@@ -26,39 +26,41 @@ def coding_rate(x: Tensor, *, distortion: float) -> Tensor:
 
 
 def largest_coding_rate(n: int, d: int, *, distortion: float) -> float:
-    """The greatest rate of n vectors of unit length in d dimensions: of those that use all directions alike."""
+    """The largest rate of n vectors of unit length in d dimensions, reached if they use all directions equally."""
     r = min(n, d)
     return r / 2 * math.log1p(d / (r * distortion)) if r else 1.0
 
 
 @final
 class CodingRateRegularizer(PairModule, _pml.Regularizer):
-    r"""An `embedding_regularizer` that is small where embeddings use all directions alike.
+    r"""An `embedding_regularizer` that is small if embeddings use all directions equally.
 
-    With the embeddings X [n, d], brought to unit length, and r = min(n, d),
+    With the embeddings X [n, d], normalized to unit length, and r = min(n, d),
 
         R(X) = 1/2 log det(I + d / (n distortion) X^T X) ,     reg = 1 - R(X) / R_max ,
         R_max = r/2 log(1 + d / (r distortion))
 
-    between 0, for vectors that are orthogonal or spread alike over all directions, and 1. It knows no labels: samples
-    of one class are pushed to be orthogonal too, so its weight must be small. It sees the collapse of dimensions,
-    which uniformity does not.
+    between 0, for vectors that are orthogonal or spread equally over all directions, and 1. It does not use labels:
+    samples of one class are pushed to be orthogonal too, so its weight must be small. Unlike uniformity, it is
+    sensitive to dimensional collapse, embeddings that use only some of the dimensions.
 
     Args:
-        distortion: the squared error that is allowed, above 0: the smaller, the more small directions count.
+        distortion: the squared coding error that is allowed, above 0. The smaller it is, the more directions of small
+            variance count.
         kwargs: those of every PML regularizer: `distance`, which says whether to normalize, `reducer`, `collect_stats`.
 
     Shape:
         embeddings [n, d] -> a scalar.
 
     Defaults:
-        CosineSimilarity (embeddings of unit length), and an `embedding_reg_weight` of 1, which is too much: begin with
-        0.1.
+        CosineSimilarity (embeddings of unit length), and PML's `embedding_reg_weight` of 1, which is too large: begin
+        with 0.1.
 
     Source:
         The coding rate of Yu et al., MCR^2, NeurIPS 2020, arXiv 2006.08558, as in the Anti-Collapse loss of Jiang et
-        al., 2024, arXiv 2407.03106. That adds exp(-R), which is 0 in float32 for a batch of 90, and of proxies takes
-        the inverse ratio by mistake; linear in R, and on the scale of its maximum, the force does not die.
+        al., 2024, arXiv 2407.03106. The latter adds exp(-R), which is 0 in float32 for a batch of 90, and for proxies
+        uses the inverse ratio by mistake. Here the term is linear in R and relative to its maximum, so its gradient
+        does not vanish.
 
     Raises:
         TypeError, ValueError: a distortion that is not a number, not finite or not above 0.

@@ -31,48 +31,48 @@ class CrossBatchMemory(_pml.Memory):  # type: ignore[misc, unused-ignore]
 
         L = L'(x, y, pairs, references = the queue), without the pairs of a sample with itself
 
-    with L' the inner loss, and x and y the embeddings and labels of the batch.
+    where L' is the inner loss, and x and y are the embeddings and labels of the batch.
 
     Args:
-        loss: a loss that takes references and pairs: all of this package do, of PML's those that it lists, of the
-            wrappers those whose inner loss does.
+        loss: a loss that takes references and pairs: every loss of this package that compares pairs, the losses that
+            PML lists for its own wrapper, and wrappers of such a loss.
         embedding_size: dimension of the embeddings.
         memory_size: length of the queue, at least the size of a batch.
-        miner: None for all pairs, or a miner, ours or PML's. It never sees the pair of a sample with itself. With a
-            loss and a miner of this package pairs are masks of static size, not index tensors. PML's
-            `DistanceWeightedMiner` and miners of one's own are given batch and queue as one batch, of which the pairs
-            of the anchors are kept: time and memory grow with the square of the queue.
-        start: the samples that are seen in training before the queue is used. Until then it stays empty, and the loss
-            is that of each batch by itself.
+        miner: None for all pairs, or a miner, ours or PML's. It never gets the pair of a sample with itself. With a
+            loss and a miner of this package, pairs are masks of static size, not index tensors. PML's
+            `DistanceWeightedMiner` and user-defined miners get batch and queue as one batch, of which the pairs of the
+            anchors are kept: time and memory then grow with the square of the queue length.
+        start: the number of samples that are seen in training before the queue is used. Until then the queue stays
+            empty, and the loss is that of each batch alone.
 
     Shape:
         embeddings [n, d], labels [n] -> a scalar. Optionally an `indices_tuple` of pairs within the batch, which are
         added, and an `enqueue_mask` [n] of the samples that are enqueued and are not anchors. Without labels
         (`labels=None`) the pairs within the batch are those of the `indices_tuple`, PML's or `PairMasks` [n, n], and
-        all that was in the queue before is negative. So two views of unlabeled samples are
+        all older samples in the queue are negatives. So two views of unlabeled samples are
         `memory(torch.cat((x, other)), None, pairs)`, and with a momentum encoder
-        `memory(torch.cat((query, key)), None, pairs, enqueue_mask)`, with the mask true for the keys and (i, n + i)
-        the positives. A sample that comes back while it is in the queue is its own negative then: keep the queue
-        shorter than an epoch. `torch.compile(fullgraph=True)` captures it with labels, where loss and miner are of this
-        package; it then compares with the whole queue, of which places that are not in use have no pairs.
+        `memory(torch.cat((query, key)), None, pairs, enqueue_mask)`, with the mask true for the keys and (i, n + i) the
+        positives. Without labels, a sample that is seen again while it is still in the queue becomes its own negative:
+        keep the queue shorter than an epoch. `torch.compile(fullgraph=True)` captures it with labels, if loss and miner
+        are of this package; the batch is then compared with the whole queue, where unused places have no pairs.
 
     Defaults:
-        The distance and the reducer of the inner loss, a queue of 1024, used from the first sample on.
+        The distance and the reducer of the inner loss, memory_size=1024, start=0, no miner.
 
     Source:
-        Wang et al., "Cross-Batch Memory for Embedding Learning", CVPR 2020, arXiv 1912.06798. PML 2's wrapper of that
-        name differs in this: a miner mines as if the pairs of a sample with itself did not exist, where PML mines
-        among them and drops them afterwards; the position and the fill of the queue are part of `state_dict`, so that
-        a resumed run goes on as if it had not stopped (for a state saved by PML they are taken from the rows that are
-        not zero); an `indices_tuple` is shifted to the positions of the batch in the queue, and may go with an
-        `enqueue_mask`; a batch of one sample is not compared with itself; an empty one does not make the queue count
-        as full; the queue is replaced, not written to, so that one backward pass may follow several batches; it keeps
-        the widest dtype that it was given; in eval mode it stays as it is; a sample that is not finite makes the loss
-        NaN, and is not enqueued. The paper's code adds the loss of the batch by itself, which is `loss(x, y)`.
+        Wang et al., "Cross-Batch Memory for Embedding Learning", CVPR 2020, arXiv 1912.06798. This wrapper differs from
+        PML 2's of that name as follows. Pairs of a sample with itself are removed before mining, where PML removes them
+        after it. The position and the fill of the queue are part of `state_dict`, so that a resumed run continues as if
+        it had not stopped (for a state saved by PML they are taken from the rows that are not zero). An `indices_tuple`
+        is shifted to the positions of the batch in the queue, and may be combined with an `enqueue_mask`. A batch of
+        one sample is not compared with itself, and an empty batch does not mark the queue as full. The queue is
+        replaced, not written in place, so that one backward pass may follow several batches; it keeps the widest dtype
+        that it was given, and does not change in eval mode. A sample that is not finite makes the loss NaN, and is not
+        enqueued. The paper's code adds the loss of the batch alone, which is `loss(x, y)`.
 
     Raises:
-        TypeError, ValueError: a loss that takes no references or no pairs, a miner that is not a PML miner or has its
-            pairs fixed, sizes that are not positive integers; in a call, more samples to enqueue than the queue holds,
+        TypeError, ValueError: a loss that takes no references or no pairs, a miner that is not a PML miner or returns
+            fixed pairs, sizes that are not positive integers; in a call, more samples to enqueue than the queue holds,
             neither labels nor pairs, a miner of PML without labels, or arguments that do not fit.
 
     Example:
@@ -109,7 +109,7 @@ class CrossBatchMemory(_pml.Memory):  # type: ignore[misc, unused-ignore]
         if miner is not None and not isinstance(miner, BaseMiner):
             raise TypeError(f"miner must be a PML miner (a BaseMiner), got {type(miner).__name__}")
         if isinstance(miner, _pml.miners_named("EmbeddingsAlreadyPackagedAsTriplets")):
-            raise TypeError("miner must mine: EmbeddingsAlreadyPackagedAsTriplets knows the places in a batch only")
+            raise TypeError("miner must mine: EmbeddingsAlreadyPackagedAsTriplets returns fixed places of a batch")
         arguments.count("embedding_size", embedding_size)
         arguments.count("memory_size", memory_size)
         if start != 0:
@@ -135,12 +135,12 @@ class CrossBatchMemory(_pml.Memory):  # type: ignore[misc, unused-ignore]
 
     @property
     def queue_idx(self) -> int:
-        """Where in the queue the next sample goes."""
+        """The place in the queue of the next sample."""
         return int(self._enqueued) % self.memory_size
 
     @property
     def has_been_filled(self) -> bool:
-        """Whether all places of the queue are in use."""
+        """Whether all places in the queue are in use."""
         return int(self._enqueued) >= self.memory_size
 
     @property
@@ -175,7 +175,7 @@ class CrossBatchMemory(_pml.Memory):  # type: ignore[misc, unused-ignore]
         """Raise an error for arguments of a call that do not fit."""
         arguments.batch(embeddings, labels, None, None)
         if labels is None and indices_tuple is None:
-            raise ValueError("labels must be given, or the pairs of the batch as an indices_tuple: both are None")
+            raise ValueError("labels or an indices_tuple must be given, got None for both")
         if labels is None and self.miner is not None and not isinstance(self.miner, PairMiner):
             raise ValueError(f"labels must be given: {type(self.miner).__name__} mines by them, got None")
         if embeddings.shape[1] != self.embedding_size:
@@ -237,7 +237,7 @@ class CrossBatchMemory(_pml.Memory):  # type: ignore[misc, unused-ignore]
         return loss + torch.where((self.curr_batch_idx >= 0).all(), 0.0, torch.nan).to(loss)
 
     def warmed_up(self, new: Tensor, before: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """What a batch is compared with, as long as the warm-up lasts itself; the queue is then as it was before."""
+        """The references of a batch: the queue or, during the warm-up, the batch, which leaves the queue as it was."""
         now = self.embedding_memory, self.label_memory, self._enqueued
         with torch.inference_mode(False), torch.no_grad():
             self._seen = self._seen.to(new.device)

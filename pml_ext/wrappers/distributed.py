@@ -1,4 +1,4 @@
-"""Losses and miners of the batch of several processes."""
+"""Losses and miners of a batch that is distributed over several processes."""
 
 from typing import Any, Literal, final
 
@@ -24,59 +24,62 @@ Gradients = Literal["averaged", "summed"]
 
 @final
 class DistributedLoss(nn.Module):
-    r"""Computes the loss of the batch of all processes, each process from its own samples and as much of the work.
+    r"""Computes the loss of the batch of all processes; each passes its own samples and does a share of the work.
 
-        value on every process = L(x, y) ,   x = [x_0, x_1, .., x_(W-1)], the samples of the processes in their order
+        value on every process = L(x, y) ,   x = [x_0, x_1, .., x_(W-1)], the samples of the W processes in their order
 
-    The value is the same number on every process, that of one process with the whole batch, and so are the gradients of
-    the network, averaged over the processes as `DistributedDataParallel` does it, and those of the loss's own
-    parameters, with or without `DistributedDataParallel` around this: they start as they are on the first process.
-    There is nothing to multiply and nothing to reduce::
+    The value is the same number on every process, that of one process with the whole batch. So are the gradients of the
+    network, once averaged over the processes as `DistributedDataParallel` does, and those of the loss's own parameters,
+    with or without `DistributedDataParallel` around this loss; these parameters are initialized from the first process.
+    No loss or gradient has to be multiplied or reduced by hand::
 
         model = DistributedDataParallel(network)
         loss = DistributedLoss(RAWLoss(chunk_size=256), miner=MultiSimilarityMiner())
         loss(model(images), labels).backward()
 
-    A loss of rows, that is every `RowLoss` and the wrappers of one, is computed for own anchors against the samples of
-    all: a W-th of the work and of the memory. So are those losses of PML that `accelerate` knows, which exchange sums
-    of each row, and `HistogramLoss`, `LiftedStructureLoss` and `MeanGapLoss`, which are made of sums over rows, the
-    last two from batches on where their memory matters (some 2,000 samples). Any other loss is computed of all samples
-    by every process, and so are the pairs of a miner that does not select row by row. Batches may have any size on each
-    process, 0 too. Without a process group, or in one process, this is the loss itself.
+    A row loss, that is every `RowLoss` and the wrappers of one, is computed for the anchors of the own process (those
+    whose samples it holds) against the samples of all processes: 1/W of the work and of the memory. So are those losses
+    of PML that `accelerate` knows, which exchange sums of each row, and `HistogramLoss`, `LiftedStructureLoss` and
+    `MeanGapLoss`, which consist of sums over rows, the last two only for batches whose memory matters (some 2,000
+    samples or more). Any other loss is computed from all samples by every process, and so are the pairs of a miner that
+    does not select row by row. Batches may have any size on each process, including 0. Without a process group, or in
+    one process, this is the loss itself.
 
     Args:
-        loss: any loss, of this package, of PML or of one's own, wrappers and `MultipleLosses` included. Of
-            `SelfSupervisedLoss` the views are given, of a memory the queue is the same on every process.
-        miner: None, or a miner of own samples among those of all. One that draws by rows draws on each process by
-            itself; one with a `seed` draws what it draws in one process.
+        loss: any loss, of this package, of PML or user-defined, including wrappers and `MultipleLosses`. A
+            `SelfSupervisedLoss` is called with views; the queue of a memory is the same on every process.
+        miner: None, or a miner, which finds pairs of own samples with the samples of all. One that draws for each row
+            draws independently on each process; one with a `seed` draws what it would draw in one process.
         group: None for all processes, or a group of `torch.distributed`.
-        gradients: "averaged" if the gradients of the network are averaged over the processes, by
-            `DistributedDataParallel` say, or "summed".
-        equal_sizes: the batches are known to have one size on all processes: their sizes and kinds are exchanged, and
-            compared, in the first call only.
-        ring: the references travel around, and no process holds those of all: memory linear in the own samples, the
-            same numbers. For `RAWLoss`, `MultiSimilarityLoss`, `BinomialDevianceLoss`, `AnchorContrastiveLoss`,
-            `BatchHardTripletLoss`, `GeneralizedLiftedStructureLoss`, `LogSumExpPairLoss`, and `KNNSoftmaxLoss` of all
-            neighbors, by labels. Default False.
+        gradients: how the gradients of the network are combined over the processes: "averaged" (default), for example
+            by `DistributedDataParallel`, or "summed".
+        equal_sizes: whether the batches are known to have the same size on all processes: sizes and types are then
+            exchanged and compared in the first call only. Default False.
+        ring: whether the references are passed from process to process, so that none holds those of all: memory is
+            linear in the number of own samples, and the results are the same. For `RAWLoss`, `MultiSimilarityLoss`,
+            `BinomialDevianceLoss`, `AnchorContrastiveLoss`, `BatchHardTripletLoss`, `GeneralizedLiftedStructureLoss`,
+            `LogSumExpPairLoss`, and `KNNSoftmaxLoss` with k=None, with labels. Default False.
 
     Shape:
-        embeddings [n_r, d], labels [n_r] of own samples -> a scalar. Optionally an `indices_tuple`: what a
-            `DistributedMiner` gave, or indices or square `PairMasks` of own samples; ref_emb [m_r, d], ref_labels
-            [m_r], own references; and by name what else the loss takes, with one row for each own sample.
+        embeddings [n_r, d], labels [n_r] of the n_r samples of process r, its own samples -> a scalar. Optionally an
+        `indices_tuple`: what a `DistributedMiner` returned, or indices or square `PairMasks` of own samples; ref_emb
+        [m_r, d], ref_labels [m_r], own references; and other arguments of the loss by name, with one row for each own
+        sample.
 
     Defaults:
         Those of the loss.
 
     Source:
-        Ours, in place of PML's `DistributedLossWrapper`. That one gives the loss times the number of processes, in the
-        order of the own samples first, so that what depends on the order, draws, or remembers differs between the
-        processes; it multiplies the gradient of the loss's own parameters by their number; needs batches of one size;
-        and computes everything everywhere. With `efficient=True` its gradients are not those of the batch.
+        Ours, in place of PML's `DistributedLossWrapper`. That wrapper returns the loss times the number of processes,
+        and puts own samples first, so that losses that depend on the order, draw at random or keep a state differ
+        between the processes; it multiplies the gradient of the loss's own parameters by the number of processes; it
+        needs batches of equal size; and every process computes everything. With `efficient=True` its gradients are not
+        those of the whole batch.
 
     Raises:
-        TypeError, ValueError: a loss that is no module, a miner that is not a PML miner, other words for `gradients`;
-            in a call, processes with other dimensions, dtypes, arguments or losses.
-        RuntimeError: another process failed, or is gone, within the time-out of the group.
+        TypeError, ValueError: a loss that is not a module, a miner that is not a PML miner, an unknown value of
+            `gradients`; in a call, processes with different dimensions, dtypes, arguments or losses.
+        RuntimeError: another process failed or ended, reported within the time-out of the group.
 
     Example:
         >>> import torch
@@ -103,7 +106,7 @@ class DistributedLoss(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(loss, nn.Module):
-            raise TypeError(f"loss must be a loss, a module, got {type(loss).__name__}")
+            raise TypeError(f"loss must be a loss (a torch module), got {type(loss).__name__}")
         if miner is not None and not isinstance(miner, BaseMiner):
             raise TypeError(f"miner must be a PML miner (a BaseMiner), got {type(miner).__name__}")
         if miner is not None and (isinstance(loss, VIEWS) or refuses_indices(loss)):
@@ -212,9 +215,9 @@ class DistributedLoss(nn.Module):
 
 def _check_streamed(loss: Any, miner: Any) -> None:
     if not (runs_by_rows(loss) and streamed(loss) is not None):
-        raise ValueError(f"ring needs a loss with a streamed form, got {type(loss).__name__}: see the documentation")
+        raise ValueError(f"ring supports only losses as DistributedLoss lists them, got {type(loss).__name__}")
     if miner is not None:
-        raise ValueError(f"ring takes all pairs, it has no miner, got {type(miner).__name__}")
+        raise ValueError(f"ring uses all pairs and takes no miner, got {type(miner).__name__}")
     if loss.embedding_regularizer is not None or any(p.requires_grad for p in loss.parameters()):
         raise ValueError("ring needs a loss without embedding_regularizer and without parameters")
 
@@ -222,7 +225,7 @@ def _check_streamed(loss: Any, miner: Any) -> None:
 def _in_a_ring(loss: Any, own: Tensor, labels: Any, pairs: Any, ref_emb: Any, ranks: Ranks) -> Tensor:
     """The loss of the batch of all, of which no process holds all."""
     if labels is None or pairs is not None or ref_emb is not None:
-        raise ValueError("ring takes labels, and neither an indices_tuple nor references")
+        raise ValueError("ring takes labels, and neither indices_tuple nor ref_emb")
     x, known = at_least_single(own), ranks.all_rows(labels.to(own.device))
     shard = Shard(Set(ranks, x, x, known), x, None, {})
     form = streamed(loss)
@@ -255,12 +258,13 @@ class _Value(nn.Module):
 
 @final
 class DistributedMiner(nn.Module):
-    r"""Mines own samples among those of all processes, for a `DistributedLoss`.
+    r"""Mines pairs of the samples of this process with those of all processes, for a `DistributedLoss`.
 
         loss(x, y, miner(x, y))   is   DistributedLoss(L)(x, y, DistributedMiner(M)(x, y)) ,   x and y own samples
 
-    A miner that selects row by row selects for own anchors only. Any other one mines the samples of all on every
-    process, and finds what it finds in one process. Given to the `DistributedLoss` itself a miner needs less memory.
+    A miner that selects row by row selects for own anchors only. Any other miner mines the samples of all processes on
+    every process, and finds what it finds in one process. A miner that is passed to the `DistributedLoss` itself needs
+    less memory.
 
     Args:
         miner: a PML miner.
@@ -274,11 +278,11 @@ class DistributedMiner(nn.Module):
         Those of the miner.
 
     Source:
-        Ours, in place of PML's `DistributedMinerWrapper`, whose order of samples differs between the processes.
+        Ours, instead of PML's `DistributedMinerWrapper`, whose order of samples differs between the processes.
 
     Raises:
         TypeError: a miner that is not a PML miner.
-        ValueError: in a call, processes with other dimensions, dtypes, arguments or miners.
+        ValueError: in a call, processes with different dimensions, dtypes, arguments or miners.
 
     Example:
         >>> import torch

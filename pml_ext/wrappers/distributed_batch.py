@@ -120,7 +120,7 @@ def own_pairs(shard: Shard, pairs: AllPairs | OwnPairs | None) -> PairMasks:
         a, p, b, q = own_indices(shard, pairs, as_pairs=True)
         pos[a, p], neg[b, q] = True, True
     elif shard.labels is None or shard.ref_labels is None:
-        raise ValueError("the pairs are unknown: give labels or an indices_tuple")
+        raise ValueError("labels or an indices_tuple must be given, got None for both")
     else:
         pos, neg = label_masks(shard.labels, shard.ref_labels)
     if shard.offset is None:

@@ -84,6 +84,6 @@ def _by_labels(shard: Shard) -> ByLabels:
     """All pairs of own rows, without those of a sample with itself."""
     labels, ref_labels = shard.labels, shard.ref_labels
     if labels is None or ref_labels is None:
-        raise ValueError("the pairs are unknown: give labels or an indices_tuple")
+        raise ValueError("labels or an indices_tuple must be given, got None for both")
     own = None if shard.offset is None else torch.arange(len(labels), device=labels.device) + shard.offset
     return ByLabels(labels, ref_labels, own=own)

@@ -1,7 +1,7 @@
-"""The loss of the batch of all processes, from own rows where a loss allows it, and else by every process alike.
+"""The loss of the batch of all processes, from own rows if the loss allows it, else computed by every process.
 
-`global_value(loss, shard, pairs)` is the same number on every process, and its gradient on one of them a part of the
-whole one (`pml_ext.ranks`). A loss of one's own that can do with its own rows may be registered with it:
+`global_value(loss, shard, pairs)` is the same number on every process, and its gradient on each process is a part of
+the whole gradient (`pml_ext.ranks`). A user-defined loss that needs only own rows may be registered with it:
 
     @global_value.register
     def _(loss: MyLoss, shard: Shard, pairs: GivenPairs = None) -> Tensor: ...

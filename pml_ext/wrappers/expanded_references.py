@@ -1,4 +1,4 @@
-"""Any loss, with points between the samples of a class as more negatives of the others."""
+"""Any loss, with points between the samples of a class as additional negatives of other classes."""
 
 from typing import Any, ClassVar, final
 
@@ -22,35 +22,36 @@ def points_between(ends: Tensor, others: Tensor, n: int) -> Tensor:
 
 @final
 class ExpandedReferences(LossWrapper):
-    r"""Compares embeddings with the points between two samples of another class, too, as further negatives.
+    r"""Compares embeddings also with points between two samples of another class, as additional negatives.
 
     Between every two samples of a class lie n inner points at equal steps, t = 1, ..., n:
 
         x_t = ((n + 1 - t) x_i + t x_j) / (n + 1)
 
-    They are brought to unit length where the distance of the loss does that. They are negatives of the samples of
-    other classes, and positives of none. Rules that count negatives, the k nearest say, count near copies of them. It
-    takes for granted that between two samples of a class there is nothing else: not where classes lie inside one
-    another.
+    They are normalized to unit length if the distance of the loss normalizes. They are negatives of the samples of
+    other classes, and positives of none. Rules that count negatives, such as the k nearest, count several near copies
+    of a negative. The method assumes that no other class lies between two samples of a class, which is wrong where
+    classes lie inside one another.
 
     Args:
         loss: a loss that takes `ref_emb` and pairs, ours or PML's.
-        n: how many points between two samples, at least 1.
+        n: the number of points between two samples, at least 1.
         kwargs: those of `LossWrapper`.
 
     Shape:
-        embeddings [n, d], labels [n] -> a scalar. Memory is that of n (K - 1) / 2 more references for each of the
-        batch, K per class; where nobody may look at labels, of points between all pairs of the batch.
+        embeddings [n, d], labels [n] -> a scalar. Memory is that of n (K - 1) / 2 additional references for each
+        sample, with K samples per class; where reading labels would force a synchronization (on a GPU, or in a compiled
+        loss), that of points between all pairs of the batch.
 
     Defaults:
         Distance and reducer of the inner loss.
 
     Source:
         Ko, Gu, "Embedding Expansion: Augmentation in Embedding Space for Deep Metric Learning", CVPR 2020, arXiv
-        2003.02546 (n=2). There the points are anchors as well, between the samples 2i and 2i + 1 of a class whose
-        samples stand together, which a batch in another order mixes across classes. Symmetrical synthesis (Gu, Ko,
-        AAAI 2020) is not built: its reflections land in other classes where classes are wide. Nor is Metrix
-        (Venkataramanan et al., ICLR 2022): its points are positives and negatives by shares, which masks cannot say.
+        2003.02546 (n=2). In the authors' code the points are anchors too, and lie between samples 2i and 2i + 1 of a
+        batch that must be sorted by class; in another order they mix classes. Symmetrical synthesis (Gu, Ko, AAAI 2020)
+        is not provided: its reflections fall into other classes where classes are wide. Nor is Metrix (Venkataramanan
+        et al., ICLR 2022): its points are positives and negatives to a degree, which masks cannot express.
 
     Raises:
         TypeError, ValueError: a loss that is not a PML loss, or takes no references or no pairs; a number out of
@@ -85,7 +86,7 @@ class ExpandedReferences(LossWrapper):
     ) -> dict[str, Any]:
         """The loss of the samples, their references and the points between these."""
         if labels is None or ref_labels is None:
-            raise ValueError("ExpandedReferences needs the labels of all that it compares, got None")
+            raise ValueError("ExpandedReferences needs labels, and ref_labels with ref_emb, got None")
         arguments.without_indices(type(self).__name__, indices_tuple)
         n = len(embeddings)
         if n == 0 or len(ref_emb) == 0:

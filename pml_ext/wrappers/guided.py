@@ -1,4 +1,4 @@
-"""Any loss on the pairs that a guide allows."""
+"""Any loss, on the pairs that a guide allows."""
 
 from typing import Any, final
 
@@ -15,23 +15,24 @@ class GuidedLoss(nn.Module):
 
         L = L'(x, y, indices_tuple = miner(x, y, guide=g))
 
-    The guide's embeddings may be computed once for the whole data set; for each batch take its rows of them. Of pairs
-    of texts, both in one batch with the number of the pair as label, a row is compared with all others.
+    where g are the embeddings of the guide. They may be computed once for the whole data set; pass the rows of the
+    samples in the batch. For pairs of texts, put both texts into the batch with the number of the pair as label; each
+    text is then compared with all others.
 
     Args:
         loss: a PML loss that takes an `indices_tuple`.
         miner: a `GuidedMiner`; None (default) for one with its defaults.
 
     Shape:
-        embeddings [n, d], labels [n], guide [n, e] -> what the loss gives. With references ref_emb [m, d] and
-        ref_labels [m] there are guide_refs [m, e].
+        embeddings [n, d], labels [n], guide [n, e] -> what the loss gives. References ref_emb [m, d] and ref_labels [m]
+        need guide_refs [m, e].
 
     Defaults:
         Distance and reducer of the inner loss, cosine similarity of the guide's embeddings.
 
     Source:
-        After Solatorio 2024, GISTEmbed, arXiv 2402.16829. The value is not that of its code, which takes queries as
-        anchors only, and adds the similarities of positives among each other to their rows.
+        After Solatorio 2024, GISTEmbed, arXiv 2402.16829. The value is not that of its code, which uses only the
+        queries as anchors, and adds the similarities among the positives to their rows.
 
     Raises:
         TypeError: a loss that is not a PML loss or takes no pairs, a miner that is not a `GuidedMiner`. In a call, no

@@ -1,4 +1,4 @@
-"""Any loss on the pairs that a miner leaves it."""
+"""Any loss, on the pairs that a miner selects."""
 
 from typing import Any, ClassVar, final
 
@@ -17,12 +17,12 @@ from pml_ext.wrappers.base import LossWrapper, handed_on, refuses_indices, runs_
 
 @final
 class MinedLoss(LossWrapper):
-    r"""Makes one loss of a loss and a miner: mines the batch, and its references if given, then computes the loss.
+    r"""Combines a loss and a miner into one loss: mines the batch, with references if given, then computes the loss.
 
         L = L'(x, y, indices_tuple = miner(x, y))
 
-    As one loss, the two fit into another wrapper. A miner and a loss of this package are joined by masks, without a
-    detour over index tensors.
+    The result can be used in another wrapper. Between a miner and a loss of this package the pairs are passed as masks,
+    without a conversion to index tensors.
 
     Args:
         loss: a PML loss that takes an `indices_tuple`.
@@ -36,7 +36,7 @@ class MinedLoss(LossWrapper):
         Distance and reducer of the inner loss; the miner has a distance of its own.
 
     Source:
-        Ours: `loss(x, y, miner(x, y))`, the way in which PML joins them.
+        Ours; it computes `loss(x, y, miner(x, y))`, as PML's trainers do.
 
     Raises:
         TypeError, ValueError: a loss that is not a PML loss or takes no pairs, a miner that is not a PML miner; in a
@@ -81,15 +81,13 @@ class MinedLoss(LossWrapper):
             indices_tuple: None: the miner finds the pairs.
             ref_emb: [m, d], what the embeddings are compared with. By default the batch, without self-pairs.
             ref_labels: [m].
-            mat: [n, m], what the distance makes of embeddings and references, for the miner and the loss, which are of
-                this package or of PML 3. None: it is computed.
+            mat: [n, m], the matrix that the distance computes from embeddings and references, for a miner and a loss of
+                this package or of PML 3. None: it is computed here.
         """
         if mat is None:
             return super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         if not isinstance(self.loss, MatrixLoss) and not (_pml.HAS_TERMS and not isinstance(self.loss, LossWrapper)):
-            raise ValueError(
-                f"mat is for losses of pairs of this package, and of PML 3: not {type(self.loss).__name__}"
-            )
+            raise ValueError(f"mat is for pair losses of this package and of PML 3, not for {type(self.loss).__name__}")
         self._mat = mat
         try:
             return super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)

@@ -22,9 +22,10 @@ class RandomSliceLoss(Seeded, LossWrapper):
 
     Args:
         loss: the loss of every slice; its parameters, if any, are shared by the slices.
-        sizes: how many columns each slice has, together all columns; or one number B, for near-equal slices.
+        sizes: the number of columns of each slice, which add up to all columns; or one number B, for B near-equal
+            slices.
         normalize: whether slices are normalized, as in `BranchLoss`.
-        seed: as in `Seeded`.
+        seed: None for torch's global generator, an integer, or a `torch.Generator`, as in `Seeded`.
         kwargs: those of `LossWrapper`.
 
     Shape:
@@ -34,8 +35,8 @@ class RandomSliceLoss(Seeded, LossWrapper):
         The distance and the reducer of the inner loss, torch's global generator.
 
     Source:
-        DM18's EnsembleDWNeighbour. The bounds of its third slice are wrong: of 512 columns it takes 170 twice
-        and 170 never. Here the slices are a partition.
+        DM18's EnsembleDWNeighbour. The bounds of the third slice are wrong in its code: of 512 columns, 170 are used
+        twice and 170 never. Here every column is in exactly one slice.
 
     Raises:
         TypeError, ValueError: a loss that is not a PML loss, sizes that are not positive integers, a seed that is not

@@ -13,14 +13,14 @@ from pml_ext.wrappers.base import handed_on, refuses_indices, takes_references
 
 @final
 class SelfSupervisedLoss(nn.Module):
-    r"""Takes the views of each sample as a class of its own: embeddings and those of augmented samples.
+    r"""Treats the views of each sample, its embedding and those of its augmentations, as a class of their own.
 
         L = L'([x, x', ..], [1..n, 1..n, ..])   if symmetric, else   L'(x, 1..n, references = [x', ..], [1..n, ..])
 
     Args:
-        loss: a loss that takes references: all of this package do, of PML's those that it lists, of the wrappers
-            those whose inner loss does.
-        symmetric: whether all views are anchors, or the first only.
+        loss: a loss that takes references: every loss of this package that compares pairs, the losses that PML lists
+            for its own wrapper, and wrappers of such a loss.
+        symmetric: whether all views are anchors (default), or only the first.
 
     Shape:
         embeddings [n, d], ref_emb [n, d] and any number of further views [n, d] -> a scalar. Optionally
@@ -31,7 +31,7 @@ class SelfSupervisedLoss(nn.Module):
 
     Source:
         PML's wrapper of that name, which in PML 2 takes losses by a list of names, and two views. False negatives are
-        left out of both sides, not made positives: the "elimination" of Huynh et al., "Boosting Contrastive
+        left out, neither negatives nor positives: the "elimination" of Huynh et al., "Boosting Contrastive
         Self-Supervised Learning with False Negative Cancellation", WACV 2022, arXiv 2011.11765.
 
     Raises:
