@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +69,14 @@ def method(name: str) -> str:
     return name.split("(", 1)[0]
 
 
-def of_queries(folder: Path, metric: str = CHOSEN_BY) -> dict[str, NDArray[np.float64]]:
-    """A metric, MAP@R by default, of each query in each run [seeds, n], by method."""
+def of_queries(
+    folder: Path, metric: str = CHOSEN_BY, named: Callable[[str], str] = method
+) -> dict[str, NDArray[np.float64]]:
+    """A metric, MAP@R by default, of each query in each run [seeds, n], by method, or as the losses are called."""
     found: dict[str, list[NDArray[np.float64]]] = {}
     for line in lines(folder):
         with np.load(run_folder(folder, line["loss"], line["seed"]) / "queries.npz", allow_pickle=False) as values:
-            found.setdefault(method(line["loss"]), []).append(values[metric].astype(np.float64))
+            found.setdefault(named(line["loss"]), []).append(values[metric].astype(np.float64))
     return {name: np.stack(each) for name, each in found.items()}
 
 
@@ -184,6 +186,13 @@ def picture(sets: Mapping[str, Mapping[str, Standing]], path: Path, most: int = 
     figure.savefig(path, dpi=150)
 
 
+def put(path: Path, measured: str, title: str) -> None:
+    """Write what was measured into a page, below what was written by hand."""
+    mark = "<!-- measured -->"
+    text = path.read_text() if path.exists() else f"# {title}\n\n{mark}\n"
+    path.write_text(text.split(mark)[0] + mark + "\n\n" + measured)
+
+
 def write(out: Path) -> None:
     """Write `results/reality.md`, its picture, and the lines that they are made of."""
     folders = {f"{each.parent.name}: {each.name}": each for each in sorted(out.glob("*/*/")) if lines(each / "tested")}
@@ -196,9 +205,7 @@ def write(out: Path) -> None:
     page += [*claims(queries), ""]
     for name, folder in folders.items():
         page += [f"## {name}", "", *table(folder / "tested", standing[name]), "", *repeated(folder), ""]
-    mark = "<!-- measured -->"
-    text = RESULTS.read_text() if RESULTS.exists() else f"# Losses, equally tuned\n\n{mark}\n"
-    RESULTS.write_text(text.split(mark)[0] + mark + "\n\n" + "\n".join(page).rstrip() + "\n")
+    put(RESULTS, "\n".join(page).rstrip() + "\n", "Losses, equally tuned")
     picture(standing, RESULTS.with_suffix(".png"))
     with RESULTS.with_suffix(".jsonl").open("w") as file:
         for name, folder in folders.items():

@@ -11,6 +11,7 @@ from pml_ext.benchmark.folder import run_folder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import conditions
 import reality
 import reality_page
 
@@ -100,3 +101,17 @@ def test_every_method_and_every_claim_has_a_name_that_is_known():
         reality.Experiment(losses=track.methods, **track.budget)
     claimed = {name for first, second, _ in reality_page.CLAIMS for name in (first, second)}
     assert claimed <= set(reality.METHODS)
+
+
+def test_conditions_are_held_against_the_base_of_the_same_method(tmp_path):
+    write_runs(tmp_path / "A" / conditions.BASE, {"RAW": 0.4, "NCA": 0.4, "NCA(k=1)": 0.3})
+    write_runs(tmp_path / "A" / "8 x 4", {"RAW": 0.4, "NCA": 0.5})
+    page = conditions.page(tmp_path)
+    cells = {line.split(" | ")[0]: line.split(" | ")[1:] for line in page.splitlines() if line.startswith("| ")}
+    assert cells["|"] == ["RAW", "NCA |"]
+    assert "**" not in cells["| 8 x 4"][0]
+    assert cells["| 8 x 4"][1].startswith("**+10.0 [")
+    assert cells["| k = 1"][1].startswith("**-10.0 [")
+    assert "| k = 4" not in cells
+    for condition in conditions.CONDITIONS.values():
+        conditions.Experiment(losses=(*conditions.METHODS, *conditions.NEAREST), **condition)
