@@ -127,7 +127,7 @@ def test_opposite_samples_of_a_class_have_a_point_without_a_direction():
         (lambda: ExpandedReferences(CenterLoss(2, 2)), TypeError, "loss must take references"),
         (lambda: ExpandedReferences(pml_losses.PNPLoss()), TypeError, "loss must take references"),
         (lambda: ExpandedReferences(RAWLoss())(*toy(6), (torch.tensor([0]),) * 3), ValueError, "indices_tuple"),
-        (lambda: ExpandedReferences(RAWLoss())(toy(6)[0]), ValueError, "needs the labels"),
+        (lambda: ExpandedReferences(RAWLoss())(toy(6)[0]), ValueError, "needs labels, and ref_labels with ref_emb"),
     ],
 )
 def test_what_is_refused(make, error, message):
