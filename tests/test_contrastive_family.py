@@ -95,6 +95,7 @@ ROWS = [
         {0: [0, -0.2659699358, 0, 0.2659699358, 0, 0], 2: [0, 0, 0, 1, 0, 0]},
     ),
     (Selective, {"level": 0.7}, [0.0269570930, 0.8, 0.936, 0.936, 0.8, 0.0073308218], {}),
+    (Selective, {"temperature": 0.2, "lam": 0.5, "level": 0.5}, [0.3, 0.4, 0.468, 0.468, 0.4, 0.0822962053], {}),
     (
         HardNegativeContrastiveLoss,
         INFO_NCE,
@@ -206,6 +207,17 @@ def test_gradients_of_the_first_sample():
         assert value_and_gradient(cls(**arguments), "T6")[1][0].tolist() == pytest.approx(expected, abs=1e-9)
 
 
+def test_gradients_of_nine_samples():
+    assert value_and_gradient(DecoupledContrastiveLoss(), "T9")[1].norm().item() == close(7.7999301722)
+    # Two negatives of the first anchor are equally near: with the first of them alone it would be 0.7615659373.
+    loss = SelectivelyContrastiveTripletLoss(level=None)
+    assert value_and_gradient(loss, "T9")[1].norm().item() == close(0.7685213949)
+    embeddings, labels = batch("T9")
+    embeddings[7] = embeddings[7] + 1e-7 * torch.tensor([-0.8, -0.6], dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(loss(embeddings.requires_grad_(), labels), embeddings)
+    assert gradient.norm().item() == pytest.approx(0.7615659373, abs=1e-5)
+
+
 def test_an_anchor_whose_negatives_are_all_explained_is_only_pulled():
     losses, weights = rows_of(HardNegativeContrastiveLoss(tau_plus=0.5, detach=False))
     assert losses[0] == close(0.1331941561)
@@ -256,7 +268,26 @@ def test_the_level_is_one_of_the_distance(power):
     assert torch.equal(hard, (top > best) | (top > 0.75))
 
 
+def test_self_pairs_and_positives_leave_nothing_in_the_sum_of_negatives():
+    """Four orthogonal samples in two views: what adds log(1e-45) to their logits in place of a mask has 1.79623."""
+    views = torch.eye(4, dtype=torch.float64).repeat(2, 1)
+    loss = DecoupledContrastiveLoss(temperature=0.01)
+    assert loss(views, torch.arange(4).repeat(2)).item() + 100 == close(math.log(6))
+
+
 # ---- what they are to each other ----
+
+
+def test_an_easy_anchor_has_the_softplus_of_its_hardest_pair():
+    sim, pos, neg = Rows(40, 9, density=1.0, seed=4).matrix
+    both = pos.any(1) & neg.any(1)
+    best, worst = (sim.masked_fill(~mask, -torch.inf).amax(1) for mask in (pos, neg))
+    for level in (None, 0.3):
+        easy = both & (worst <= best) & (worst <= (math.inf if level is None else level))
+        found = SelectivelyContrastiveTripletLoss(temperature=0.2, level=level, lam=0.7).per_anchor(sim, pos, neg)
+        expected = torch.where(easy, torch.nn.functional.softplus((worst - best) / 0.2), 0.7 * worst)
+        assert 0 < easy.sum() < both.sum()
+        torch.testing.assert_close(found[both], expected[both], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.5])

@@ -44,6 +44,22 @@ def test_values(batch, n, value):
         assert hardest(n)(*toy(batch)).item() == close(value)
 
 
+def test_the_nearest_negative_of_each_anchor():
+    embeddings, labels = toy(6)
+    pairs = [(a, b) for c in (0, 3) for a in range(c, c + 3) for b in range(a + 1, c + 3)]
+    first, second = torch.tensor(pairs).T
+    between = torch.nn.functional.normalize(points_between(embeddings[first], embeddings[second], 2))
+    references = torch.cat((embeddings, between))
+    apart = labels.unsqueeze(1) != torch.cat((labels, labels[first].repeat(2)))
+    nearest = torch.cdist(embeddings, references).masked_fill(~apart, torch.inf).amin(1)
+    expected = [0.8944271910, 0.6324555320, 0.0389000656, 0.0388130094, 0.6324555320, 1.1384199577]
+    assert nearest.tolist() == close(expected)
+    # Those that the loss sees: with the farthest positive of each they make its value.
+    same = (labels.unsqueeze(1) == labels) & ~torch.eye(6, dtype=torch.bool)
+    farthest = torch.cdist(embeddings, embeddings).masked_fill(~same, 0).amax(1)
+    assert hardest(2)(embeddings, labels).item() == close((farthest - nearest + 0.2).relu().mean().item())
+
+
 def test_points_of_two_samples():
     x, _ = toy(6)
     between = points_between(x[[0, 0]], x[[1, 2]], 2)

@@ -11,6 +11,7 @@ from toy import toy
 from pml_ext import thresholds
 from pml_ext.losses import AnchorContrastiveLoss, PNPLoss, RecallAtKLoss, SmoothAPLoss, SupAPLoss
 from pml_ext.pairs import PairMasks
+from pml_ext.rank_counts import Step
 from pml_ext.testing import Rows
 from pml_ext.testing.cases import all_pairs
 from pml_ext.testing.law import by_autograd
@@ -110,6 +111,23 @@ def test_values_of_the_reference_codes(cls, arguments, values):
             assert own_value(cls(**arguments), which) == close(expected), which
 
 
+def competing(loss, which):
+    """With each anchor in its own list, as one more that is no answer, as the code of recall at k has it."""
+    embeddings, labels = batch(which)
+    same, own = labels.unsqueeze(1) == labels, torch.eye(len(labels), dtype=torch.bool)
+    return loss(embeddings, None, PairMasks(same & ~own, ~same | own), ref_emb=embeddings.clone()).item()
+
+
+def test_values_of_the_code_of_recall_at_k():
+    # It does not look beyond the batch, and so at its size twice.
+    for which, k, values in (
+        ("T6", (1, 2, 4, 6, 6), (0.4659268502, 0.4485195572)),
+        ("T9", (1, 2, 4, 8, 9), (0.4079931549, 0.4003214187)),
+    ):
+        for temperature, expected in zip((0.01, 0.1), values, strict=True):
+            assert competing(RecallAtKLoss(k=k, temperature=temperature), which) == close(expected)
+
+
 WIDER = {"temperature": 0.1}
 ANCHORS = [
     (Smooth, {}, [0.1666666667, 0.1666667229, 0.6333034882, 0.6749391560, 0.1731443048, 0.1666666667]),
@@ -201,6 +219,23 @@ def test_the_least_value_of_the_recall_surrogate_is_not_zero(number, floor):
     assert loss.per_anchor(sim, pos, neg).item() == pytest.approx(floor, abs=5e-7)
 
 
+@pytest.mark.parametrize(
+    ("number", "floor"), [(1, 0.270547), (2, 0.285208), (3, 0.285092), (7, 0.310252), (15, 0.332275)]
+)
+def test_the_least_value_is_higher_with_the_anchor_in_its_own_list(number, floor):
+    sim, pos, neg = one_row([0.8 - 0.5 * p / number for p in range(number)], [1.0, -0.5])
+    assert RecallAtKLoss(temperature=1e-4).per_anchor(sim, pos, neg).item() == pytest.approx(floor, abs=5e-7)
+
+
+def test_the_rising_step_goes_on_where_the_soft_one_ends():
+    step = Step.rising(0.01, rho=100, delta=0.05, start=0.5, offset=None)
+    assert step.offset == close(1.4933071491)
+    assert step.value(torch.tensor([0.05, 0.06], dtype=torch.float64)).tolist() == [
+        close(1.4933071491),
+        close(2.4933071491),
+    ]
+
+
 # ---- calibration ----
 
 
@@ -249,6 +284,12 @@ def test_smooth_ap_of_pml_is_right_for_as_many_classes_as_samples_of_each_only()
     # It cuts exponents off at 50.
     assert own_value(SmoothAPLoss(), "T9") == pytest.approx(value(theirs, "T9"), abs=1e-8)
     assert value(theirs, "T6") == pytest.approx(0.0005434315, abs=1e-8)
+    assert value(pml_losses.SmoothAPLoss(temperature=0.1), "T6") == pytest.approx(0.0797483021, abs=1e-8)
+    embeddings, labels = batch("T9")
+    order = [3, 0, 6, 4, 1, 7, 5, 2, 8]
+    # It counts in single precision.
+    assert theirs(embeddings[order], labels[order]).item() == pytest.approx(0.3342649800, abs=5e-8)
+    assert SmoothAPLoss()(embeddings[order], labels[order]).item() == close(0.3250923834)
     clusters = torch.eye(8, dtype=torch.float64).repeat_interleave(4, 0)
     labels = torch.arange(8).repeat_interleave(4)
     assert theirs(clusters, labels).item() > 0.3
