@@ -1,6 +1,7 @@
 """Mining over a data set, against a loop over one anchor at a time."""
 
 import math
+import pickle
 import random
 import weakref
 
@@ -16,6 +17,7 @@ from pml_ext import _pml, mining
 from pml_ext.mining import MinedTuples, mine, search
 from pml_ext.mining.draws import keys
 from pml_ext.mining.scores import _topk
+from pml_ext.testing import run_as_ranks
 
 
 def test_worked_values():
@@ -261,6 +263,44 @@ def test_parts_of_the_anchors_are_parts_of_the_whole():
         part = mine(X9, Y9, anchors=anchors, generator=torch.Generator().manual_seed(3), **settings)
         for name in ("anchors", "positives", "negatives", "positive_scores", "negative_scores"):
             assert torch.equal(getattr(part, name), getattr(whole, name)[anchors]), name
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_negatives": 2},
+        {"num_negatives": 3, "relative_margin": 0.05, "max_score": 0.7, "positives": "all"},
+        {"per": "pair", "positives": "all", "absolute_margin": 0.1, "one_per_class": True},
+        {"strategy": "random", "range_max": 5, "num_negatives": 2, "positives": "random", "min_score": -0.5},
+    ],
+)
+def test_processes_mine_together_what_one_mines(size, settings):
+    def mined(**of_process):
+        return mine(X9, Y9, generator=torch.Generator().manual_seed(3), **settings, **of_process)
+
+    def of_rank(group):
+        return mined(anchors=torch.arange(group.rank, 9, group.size))
+
+    whole, parts = mined(), run_as_ranks(size, of_rank)
+    # As `torch.distributed.all_gather_object` hands them over.
+    joined = MinedTuples.joined([pickle.loads(pickle.dumps(each)) for each in parts])
+    for name in ("anchors", "positives", "negatives", "positive_scores", "negative_scores"):
+        torch.testing.assert_close(getattr(joined, name), getattr(whole, name), equal_nan=True, rtol=0, atol=0)
+    assert joined.statistics() == pytest.approx(whole.statistics(), nan_ok=True, abs=1e-12)
+    assert joined.looked_at == whole.looked_at > 0
+    assert len(joined) == len(whole)
+
+
+def test_parts_of_other_settings_are_not_joined():
+    parts = [mine(X9, Y9, anchors=[k], num_negatives=k + 1) for k in range(2)]
+    for wrong, message in ((parts, "parts must be mined with the same settings"), ([], "parts must be at least one")):
+        with pytest.raises(ValueError, match=message):
+            MinedTuples.joined(wrong)
+    nothing = mine(X9, Y9, anchors=[], relative_margin=0.1)
+    assert math.isnan(MinedTuples.joined([nothing, nothing]).dropped["relative_margin"])
+    some = mine(X9, Y9, anchors=[4], relative_margin=0.1)
+    assert MinedTuples.joined([nothing, some]).dropped == some.dropped
 
 
 def test_draws_are_uniform():

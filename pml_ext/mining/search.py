@@ -65,8 +65,8 @@ def mine(
         labels: [n], numbers or strings.
         references: [m, d], where positives and negatives come from; None (default) for the embeddings themselves.
         reference_labels: [m].
-        anchors: indices of the embeddings that are anchors; None (default) for all. A part of them on each process
-            makes a mine of many.
+        anchors: indices of the embeddings that are anchors; None (default) for all. Of several processes each mines
+            for a part of them, and `MinedTuples.joined` puts the parts together.
         num_positives: how many positives of each anchor, default 1; 0 for negatives only.
         num_negatives: how many negatives of each anchor, default 5.
         positives: which ones: the ``"hardest"`` (default), ``"easiest"``, ``"random"`` ones, or ``"all"``, the
@@ -534,6 +534,7 @@ class _Search:
             negative_scores=tuples.negative_scores.mul_(self.sign),
             needs_positive=self.rule.needs_positive,
             dropped={name: count / looked_at if looked_at else float("nan") for name, count in found.dropped.items()},
+            looked_at=looked_at,
         )
 
 

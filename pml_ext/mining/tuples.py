@@ -1,5 +1,6 @@
 """What `mine` finds: anchors with their positives and negatives, as indices of a data set."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -23,6 +24,7 @@ class MinedTuples:
         needs_positive: whether an anchor without positives is no tuple.
         dropped: by the name of each filter the share of the negatives looked at that it does not let pass. Looked at
             are those of the rank window, down to the last one that was taken.
+        looked_at: how many these are.
 
     Example:
         >>> import torch
@@ -39,6 +41,39 @@ class MinedTuples:
     negative_scores: Tensor
     needs_positive: bool
     dropped: dict[str, float]
+    looked_at: int = 0
+
+    @staticmethod
+    def joined(parts: Sequence["MinedTuples"]) -> "MinedTuples":
+        """What was mined for parts of the anchors, as if for all of them together: in the order of their indices.
+
+        Each of several processes mines for a part of the anchors (``anchors=``), with the same arguments, embeddings
+        and state of the generator, and gives the others what it has found.
+
+        Args:
+            parts: one for each part, of the same settings.
+
+        Raises:
+            ValueError: no parts, or parts of other settings.
+        """
+        if not parts:
+            raise ValueError("parts must be at least one, got none")
+        settings = {
+            (each.needs_positive, each.positives.shape[1], each.negatives.shape[1], *each.dropped) for each in parts
+        }
+        if len(settings) > 1:
+            raise ValueError("parts must be mined with the same settings, got others")
+        order = torch.cat([each.anchors for each in parts]).argsort(stable=True)
+        tensors = [each.name for each in fields(MinedTuples) if isinstance(getattr(parts[0], each.name), Tensor)]
+        of_all: dict[str, Any] = {name: torch.cat([getattr(each, name) for each in parts])[order] for name in tensors}
+        looked_at = sum(each.looked_at for each in parts)
+        dropped = {
+            name: sum(each.dropped[name] * each.looked_at for each in parts if each.looked_at) / looked_at
+            if looked_at
+            else float("nan")
+            for name in parts[0].dropped
+        }
+        return replace(parts[0], **of_all, dropped=dropped, looked_at=looked_at)
 
     def __len__(self) -> int:
         return int(self.complete.sum())
