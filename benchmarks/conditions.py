@@ -79,12 +79,11 @@ def page(out: Path) -> str:
     """Tables of all data sets whose base has ended."""
     lines = []
     for folder in sorted(out.glob("*/")):
-        base = reality_page.of_queries(folder / BASE)
+        base, *rest = (reality_page.of_queries(folder / name, named=str) for name in CONDITIONS)
         if not base:
             continue
-        others = {name: ("", reality_page.of_queries(folder / name)) for name in CONDITIONS if name != BASE}
-        every = reality_page.of_queries(folder / BASE, named=str)
-        others |= {f"k = {each[6:-1]}": ("NCA", {each: every[each]}) for each in NEAREST if each in every}
+        others = {name: ("", values) for name, values in zip(list(CONDITIONS)[1:], rest, strict=True)}
+        others |= {f"k = {each[6:-1]}": ("NCA", {each: base[each]}) for each in NEAREST if each in base}
         lines += [f"## {folder.name}", "", *rows(base, others), ""]
     return "\n".join(lines).rstrip() + "\n"
 
