@@ -89,7 +89,7 @@ def test_a_class_called_test_beside_others_is_a_class(tmp_path):
 )
 def test_a_folder_without_classes(tmp_path, make):
     make(tmp_path)
-    with pytest.raises(DataError, match="has no images in sub-folders: one sub-folder a class is expected"):
+    with pytest.raises(DataError, match="has no images in sub-folders: one sub-folder per class is expected"):
         folder(tmp_path)
 
 

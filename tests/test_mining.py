@@ -474,7 +474,7 @@ def test_the_generator_decides_and_nothing_else():
         (
             {"references": X9, "reference_labels": Y9, "groups": Y9},
             ValueError,
-            "groups are those of one data set: they cannot be given with references",
+            "groups must be None with references: they are those of one data set",
         ),
     ],
 )

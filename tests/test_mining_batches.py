@@ -529,7 +529,7 @@ def test_balanced_epochs_differ():
         (
             {"classes_per_batch": 13},
             ValueError,
-            "classes_per_batch must be at most the 12 classes that there are, got 13",
+            "classes_per_batch must be at most the number of classes, 12, got 13",
         ),
         ({"samples_per_class": 0}, ValueError, "samples_per_class must be at least 1, got 0"),
         ({"rule": "neighbors"}, TypeError, "rule must be a ClassRule, got str"),

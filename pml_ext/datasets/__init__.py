@@ -1,7 +1,7 @@
 """Data sets: folders and lists of photographs, the sets of the literature, vectors, and two sets that need no files.
 
-`open(source)` reads any of them; what it gives is a `Samples`. `Glyphs` and `Digits` come with matplotlib and
-scikit-learn; `InShop` is a dataset of PML's kind for a copy of DeepFashion's In-Shop set.
+`open(source)` reads any of them into a `Samples`. `Glyphs` and `Digits` are made from data that matplotlib and
+scikit-learn contain; `InShop` is a dataset like PML's, for a local copy of DeepFashion's In-Shop set.
 """
 
 from pml_ext.datasets.digits import Digits

@@ -16,13 +16,13 @@ TRAINING = 98  # classes: the first half of 196
 def cars196(root: str | Path, mode: Mode = "RGB") -> Samples:
     """Read Cars196 as it is unpacked: 16,185 photographs of 196 models of cars, classes 1 to 98 to train on.
 
-    Any of the three ways in which it is handed on:
+    In any of the three layouts in which it is distributed:
 
         cars_annos.mat, car_ims/000001.jpg                                     the archive of all images
         devkit/cars_{train,test}_annos*.mat, cars_{train,test}/00001.jpg       the archives of the two halves
         names.csv, anno_{train,test}.csv, car_data/car_data/train/NAME/...     by class, as PML reads it
 
-    The halves named train and test are those of a classification: both are read, and cut anew by classes.
+    The parts named train and test are a split for classification: both are read, and split anew by classes.
 
     Args:
         root: the folder.

@@ -1,4 +1,4 @@
-"""From files and their labels to a data set: what every source of image files ends with."""
+"""From files and their labels to a data set: the last step of every source of image files."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def collect(
     sequences: Tensor | None = None,
     notes: Sequence[str] = (),
 ) -> Samples:
-    """Make a data set of image files; the headers are read, and what has to be converted is noted.
+    """Make a data set of image files; the headers are read, and the necessary conversions are noted.
 
     Args:
-        name: what tables call it.
+        name: the name in tables.
         paths: the files.
         labels: the class of each.
         mode: "RGB", or "L" for gray. Default "RGB".
@@ -40,10 +40,10 @@ def collect(
         gallery: Default None.
         groups: Default None.
         sequences: Default None.
-        notes: what else is to be said. Default ().
+        notes: other remarks for the user. Default ().
 
     Raises:
-        DataError: a file that is not there.
+        DataError: a file does not exist.
     """
     files = ImageFiles(tuple(map(str, paths)), mode, boxes)
     if lost := absent(files.paths):
@@ -69,7 +69,7 @@ def collect(
 
 
 def place(name: str, root: Path, places: Sequence[str], hint: str) -> Path:
-    """The first of several places under a folder that is there.
+    """The first of several places under a folder that exists.
 
     Raises:
         DataError: none of them is; the message says how the files are laid out.
@@ -84,7 +84,7 @@ def read_text(path: Path) -> str:
     """The text of a file in UTF-8, with or without a byte order mark.
 
     Raises:
-        DataError: a file that cannot be read or is no such text.
+        DataError: a file cannot be read or is not such text.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -97,12 +97,12 @@ def read_text(path: Path) -> str:
 
 
 def read_rows(path: Path, columns: str, header: int = 0) -> list[list[str]]:
-    """The rows of a text file of columns between blanks; the last column may hold blanks.
+    """The rows of a text file with columns separated by blanks; the last column may contain blanks.
 
     Args:
         path: the file.
-        columns: the names of the columns, for messages: "id path".
-        header: lines to pass over. Default 0.
+        columns: the names of the columns, for messages: for example "id path".
+        header: the number of lines to skip. Default 0.
 
     Raises:
         DataError: a row with fewer columns, or no rows.

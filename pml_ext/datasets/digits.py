@@ -17,15 +17,15 @@ WARP = RandomWarp()
 class Digits(InMemoryDataset):
     """Scikit-learn's handwritten digits, 8 x 8 gray: train on the digits 0 to 4, test on the unseen 5 to 9.
 
-    Training images are warped anew at every access; test images are warped once, from a fixed seed. As they are, with
-    `warp=None`, the nearest neighbor of an untrained network is right for 93 % of them, and training on five classes
-    can only lose.
+    Training images are warped anew at every access; test images are warped once, from a fixed seed. Without a warp,
+    `warp=None`, the set is too easy: the nearest neighbor by an untrained network is correct for 93 % of the images,
+    and training on five classes can only make it worse.
 
     Args:
         split: "train" (901 images, labels 0 to 4) or "test" (896 images, labels 5 to 9). Default "train".
         transform: applied to each image, [1, 8, 8], after the warp. Default: none.
         target_transform: applied to each label. Default: none.
-        warp: what bends the images of either split, and how much; None for the images as they are. Default
+        warp: the random distortion of the images of either split; None for the images as they are. Default
             `RandomWarp()`.
 
     Shape:
@@ -37,7 +37,7 @@ class Digits(InMemoryDataset):
         image_shape: (1, 8, 8).
 
     Raises:
-        ValueError: any other split.
+        ValueError: an unknown split.
         ImportError: without scikit-learn.
 
     Source:

@@ -1,4 +1,4 @@
-"""Pictures that are in a data set twice: found by small copies of them."""
+"""Images that are in a data set twice: found by small copies of them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ ROWS = 4096  # compared at a time
 
 
 def thumbnails(samples: Samples) -> tuple[Tensor, list[str]]:
-    """Small copies of all images, less their means and of length 1, and a line for each file that cannot be read.
+    """Small copies of all images, minus their means and of length 1, and a line for each file that cannot be read.
 
     Args:
         samples: the data set; vectors are their own small copies.
 
     Shape:
-        [n, 3 * SIDE * SIDE]; zeros for what cannot be read or is of one color.
+        [n, 3 * SIDE * SIDE]; zeros for an image that cannot be read or is of one color.
 
     Example:
         >>> thumbnails(Samples("two", torch.tensor([0, 1]), ("cat", "dog"), vectors=torch.eye(2)))[0]
@@ -47,7 +47,7 @@ def thumbnails(samples: Samples) -> tuple[Tensor, list[str]]:
 
 
 def near_duplicates(copies: Tensor, parts: Mapping[str, Tensor]) -> list[tuple[int, int]]:
-    """Pairs of samples in different parts whose small copies are alike, by index.
+    """Pairs of samples in different parts whose small copies are nearly equal, by index.
 
     Args:
         copies: of all samples, from `thumbnails`.
@@ -67,12 +67,12 @@ def near_duplicates(copies: Tensor, parts: Mapping[str, Tensor]) -> list[tuple[i
 
 
 def check_files(samples: Samples, parts: Mapping[str, Tensor], most: int = 20) -> Iterator[str]:
-    r"""Look at every image: a line for each that cannot be read, then near duplicates across the parts.
+    r"""Check every image: a line for each that cannot be read, then near duplicates across the parts.
 
     Args:
         samples: the data set.
         parts: the samples of each part, by name.
-        most: how many pairs are named. Default 20.
+        most: the largest number of pairs that are listed. Default 20.
 
     Example:
         >>> parts = {"train": torch.tensor([0, 1]), "test": torch.tensor([2])}

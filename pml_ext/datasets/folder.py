@@ -23,14 +23,14 @@ SPLIT_FOLDERS = {
 def folder(root: str | Path, mode: Mode = "RGB") -> Samples:
     """Read `root/CLASS/**/image.jpg`, or `root/train/CLASS/...` beside `root/test/CLASS/...`.
 
-    Hidden files and `lost+found` are ignored; files that are no images by their names are passed over and counted.
+    Hidden files and `lost+found` are ignored; files whose names are not those of images are skipped and counted.
 
     Args:
         root: the folder.
         mode: "RGB", or "L" for gray. Default "RGB".
 
     Raises:
-        DataError: no folder of images in it.
+        DataError: the folder has no sub-folder with images.
 
     Example:
         >>> folder("nowhere")
@@ -55,7 +55,7 @@ def folder(root: str | Path, mode: Mode = "RGB") -> Samples:
             labels += [class_name(inner.name)] * len(images)
             split += [SPLIT_FOLDERS[top.name.lower()] if divided else ""] * len(images)
     if not paths:
-        raise DataError(f"{str(root)!r} has no images in sub-folders: one sub-folder a class is expected")
+        raise DataError(f"{str(root)!r} has no images in sub-folders: one sub-folder per class is expected")
     notes = [f"{counted(others, 'other file')} passed over"] if others else []
     if empty:
         notes.append(f"{counted(empty, 'folder')} without images")

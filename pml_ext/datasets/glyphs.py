@@ -52,7 +52,7 @@ class Glyphs(InMemoryDataset):
         split: "train" (4000 images, labels 0 to 249) or "test" (4016 images, labels 250 to 500). Default "train".
         transform: applied to each image, [1, 32, 32], after the warp. Default: none.
         target_transform: applied to each label. Default: none.
-        warp: what bends the images of either split, and how much; None for clean images. Default `RandomWarp()`.
+        warp: the random distortion of the images of either split; None for clean images. Default `RandomWarp()`.
 
     Shape:
         a sample is (image [1, 32, 32], float32 in [0, 1]; label, int).
@@ -63,7 +63,7 @@ class Glyphs(InMemoryDataset):
         image_shape: (1, 32, 32).
 
     Raises:
-        ValueError: any other split.
+        ValueError: an unknown split.
         ImportError: without matplotlib or Pillow.
 
     Source:

@@ -1,4 +1,4 @@
-"""Image files: found, looked at, decoded the way a person sees them."""
+"""Image files: found, checked, and decoded as a viewer shows them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ LOOKED_AT = 20_000  # headers read before a run starts; they take about 0.2 ms e
 
 
 def ignored(name: str) -> bool:
-    """Whether a file or folder is no part of any data: hidden ones (`._x.jpg`, `.DS_Store`) and `lost+found`.
+    """Whether a file or folder never belongs to the data: hidden ones (`._x.jpg`, `.DS_Store`) and `lost+found`.
 
     >>> ignored("._a.jpg"), ignored(".DS_Store"), ignored("lost+found"), ignored("a.jpg")
     (True, True, True, False)
@@ -90,7 +90,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 class ImageFiles:
     """The images of files: `files[i]` upright, in one mode.
 
-    Rotated as EXIF says; 16 bits a channel scaled by their range; what is transparent lies on white.
+    Images are rotated as EXIF says; 16 bits a channel are scaled by their range; transparent parts are white.
 
     Args:
         paths: the files.
@@ -99,7 +99,7 @@ class ImageFiles:
             it. Default None.
 
     Raises:
-        DataError: when called: a file that is not there or cannot be decoded, a box outside of its image.
+        DataError: in a call, a file that does not exist or cannot be decoded, or a box outside of its image.
 
     Example:
         >>> from pml_ext.datasets.images import ImageFiles
@@ -203,7 +203,7 @@ def _eight_bits(image: Image.Image, what: str, tags: Any) -> Image.Image:
 
 
 def look(files: ImageFiles) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Read the headers, up to `LOOKED_AT` of them: what has to be converted, and a line for each that is no image."""
+    """Read up to `LOOKED_AT` headers: the necessary conversions, and a line for each file that is not an image."""
     step = -(-len(files.paths) // LOOKED_AT)
     kinds: Counter[str] = Counter()
     broken = []
@@ -245,7 +245,7 @@ def unreadable(files: ImageFiles) -> list[str]:
 
 
 def absent(paths: Sequence[str]) -> list[int]:
-    """The positions of those paths that are no files."""
+    """The positions of those paths that are not files."""
     return [i for i, path in enumerate(paths) if not Path(path).is_file()]
 
 

@@ -23,7 +23,7 @@ class InMemoryDataset(Dataset[tuple[Any, Any]]):
         images: [n, c, h, w], in [0, 1].
         labels: [n], int64.
         classes: the name of each label.
-        warp: what bends the images, and how much; None leaves them as they are.
+        warp: the random distortion of the images; None leaves them as they are.
         split: "train", whose images are warped anew at every access, drawing from torch's global generator; or "test",
             whose images are warped once, from a fixed seed, and are the same in every run.
         transform: applied to each image after that. Default: none.

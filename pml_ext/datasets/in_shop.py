@@ -38,7 +38,8 @@ class InShop(Dataset[tuple[Any, Any]]):
         split: "train", "query", "gallery", "test" (query and gallery) or "train+test". Default "train+test", as in PML.
         transform: applied to each image, a PIL image in RGB. Default: none.
         target_transform: applied to each label. Default: none.
-        download: there for the signature of PML's datasets; a license has to be asked for, so nothing is downloaded.
+        download: has no effect and exists for the signature of PML's datasets; the license must be requested, so
+            nothing is downloaded.
 
     Shape:
         a sample is (image, PIL RGB unless transformed; label, int).
@@ -50,14 +51,14 @@ class InShop(Dataset[tuple[Any, Any]]):
         classes: {label: item id}, for the labels of this split.
 
     Raises:
-        ValueError: any other split; a partition file that is cut short or says something else, or that has a garment in
-            training and test. When an image is asked for: one that cannot be read, with the name of its file.
+        ValueError: an unknown split; a partition file that is truncated or malformed, or has a garment in training and
+            test. On access to an image: one that cannot be read, with the name of its file.
         FileNotFoundError: no partition file or no images under `root`.
         ImportError: without Pillow.
 
     Source:
         Liu, Luo, Qiu, Wang and Tang, "DeepFashion: Powering Robust Clothes Recognition and Retrieval with Rich
-        Annotations", CVPR 2016. Its files as they are unpacked, or without the capitalised folders:
+        Annotations", CVPR 2016. Its files as they are unpacked, or without the capitalized folders:
 
             root/Eval/list_eval_partition.txt    or    root/list_eval_partition.txt
             root/Img/img/WOMEN/Dresses/...       or    root/img/WOMEN/Dresses/...
@@ -110,7 +111,7 @@ def in_shop(root: str | Path, mode: Mode = "RGB") -> Samples:
         mode: "RGB", or "L" for gray. Default "RGB".
 
     Raises:
-        DataError: what `InShop` raises ValueError or FileNotFoundError for.
+        DataError: where `InShop` raises ValueError or FileNotFoundError.
     """
     try:
         rows = _rows(Path(root))

@@ -1,4 +1,4 @@
-"""A list of photographs: a CSV file with one image a row."""
+"""A list of photographs: a CSV file with one image per row."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ def image_list(file: str | Path, mode: Mode = "RGB") -> Samples:
     `x_1, y_1, x_2, y_2`    the part of the upright image that is the sample, in pixels; empty for all. Optional
     ======================  ===========================================================================================
 
-    The lists of OML are read as they are; where such a list marks queries and has no test rows, its validation rows
-    are the test.
+    The lists of OML are read as they are; where such a list marks queries and has no test rows, its validation rows are
+    the test set.
 
     Args:
         file: the list; commas, semicolons or tabs between the columns; UTF-8, with or without a byte order mark.
         mode: "RGB", or "L" for gray. Default "RGB".
 
     Raises:
-        DataError: with the row and the name: a column that is missing, an empty label, a file that is not there, one
-            that is listed twice or under two labels, a split, mark or box that is none.
+        DataError: with the row and the name: a missing column, an empty label, a file that does not exist or is listed
+            twice or under two labels, an invalid split, mark or box.
 
     Example:
         >>> image_list("nowhere.csv")
@@ -155,7 +155,9 @@ def _marks(table: _Table, split: tuple[str, ...] | None) -> tuple[Tensor | None,
     if not given:
         return None, None
     if len(given) == 1:
-        raise DataError(f"{str(table.path)!r}: the columns query and gallery are given together, got {given[0]} alone")
+        raise DataError(
+            f"{str(table.path)!r}: the columns query and gallery must be given together, got {given[0]} alone"
+        )
     marks = []
     for name in given:
         cells = [cell.lower() for cell in table.column(name)]

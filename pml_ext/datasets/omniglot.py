@@ -13,8 +13,8 @@ def omniglot(root: str | Path, mode: Mode = "RGB") -> Samples:
     """Read Omniglot as it is unpacked: characters of fifty alphabets, each drawn by twenty people.
 
     A class is a character: "Greek/character01". The 964 of `images_background` are to train on and the 659 of
-    `images_evaluation` to test; where only one of the two is there, or the smaller background sets, no split is given.
-    What stands in several of the folders is read once.
+    `images_evaluation` to test; if only one of the two exists, or only the smaller background sets, there is no split.
+    A file that is in several of the folders is read once.
 
     Args:
         root: the folder with `images_background`, `images_evaluation`, `images_background_small1` or `_small2`, some or

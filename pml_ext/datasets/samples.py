@@ -1,4 +1,4 @@
-"""What a data set is to all that trains, evaluates and draws: labeled images or vectors, wherever they came from."""
+"""A data set as the rest of the package uses it: labeled images or vectors, from any source."""
 
 from __future__ import annotations
 
@@ -26,20 +26,21 @@ class Samples:
     """A labeled collection of images or of vectors.
 
     Args:
-        name: what tables call it.
+        name: the name in tables.
         labels: class of each sample, the position of its name in `classes`.
         classes: the name of each class, as it was given: untrusted text, escaped where it is shown.
-        image: the decoded image of an index, upright and in RGB unless asked otherwise; None for vectors. A data
-            loader's worker gets a pickled copy. Default None.
-        vectors: the samples themselves where they are no images. Default None.
+        image: the decoded image of an index, upright and in RGB unless asked otherwise; None for vectors. A worker of a
+            data loader gets a pickled copy. Default None.
+        vectors: the samples, if they are not images. Default None.
         paths: the file of each image. Default None.
         split: "train", "validation", "test" or "" of each sample, where the source says so. Default None.
-        query: which samples ask, among those to test on; given together with `gallery`. Default None: all.
-        gallery: which samples answer. Default None: all.
-        groups: number of what a sample shows (a video, an object); a split never cuts a group. Default None.
-        sequences: number of the sequence of each sample; a query's own is left out of its gallery. Default None.
-        notes: what was found while reading, for people: "20 gray, 20 with alpha, converted to RGB". Default ().
-        unreadable: a line for each file that was found to be no image. Default ().
+        query: which test samples are queries; given together with `gallery`. Default None: all.
+        gallery: which test samples are references. Default None: all.
+        groups: number of the group of each sample (a video, an object); a split never divides a group. Default None.
+        sequences: number of the sequence of each sample; the gallery of a query does not contain its own sequence.
+            Default None.
+        notes: remarks from reading, for the user: "20 gray, 20 with alpha, converted to RGB". Default ().
+        unreadable: a line for each file that is not an image. Default ().
         key: hexadecimal digest that changes with the contents; the key of cached features. Default "".
 
     Shape:
@@ -47,7 +48,8 @@ class Samples:
 
     Raises:
         DataError: no samples, fields of another length, labels out of range, a class without a sample, both images and
-            vectors or neither, vectors that are not finite, one of query and gallery alone. It is a ValueError.
+            vectors or neither, vectors that are not finite, query without gallery or gallery without query. DataError
+            is a ValueError.
 
     Example:
         >>> samples = Samples("two", torch.tensor([0, 1, 1]), ("cat", "dog"), vectors=torch.eye(3))
@@ -75,9 +77,9 @@ class Samples:
         if n == 0:
             raise DataError(f"{self.name}: no samples")
         if (self.image is None) == (self.vectors is None):
-            raise DataError(f"{self.name}: a sample is an image or a vector: give one of image and vectors")
+            raise DataError(f"{self.name}: a sample is an image or a vector: give either image or vectors")
         if (self.query is None) != (self.gallery is None):
-            raise DataError(f"{self.name}: query and gallery are given together or not at all")
+            raise DataError(f"{self.name}: query and gallery must be given together or not at all")
         for field in ("vectors", "paths", "split", "query", "gallery", "groups", "sequences"):
             value = getattr(self, field)
             if value is not None and len(value) != n:
@@ -123,7 +125,7 @@ class Samples:
         return preformatted(repr(self))
 
     def describe(self) -> str:
-        """One line for people: how many classes, of what, and what was found while reading."""
+        """One line for the user: the numbers of classes and samples, and the remarks from reading."""
         what = counted(len(self), "image" if self.vectors is None else "vector")
         size = "" if self.vectors is None else f" of {self.vectors.shape[1]} numbers"
         line = f"{counted(len(self.classes), 'class')}, {what}{size}"
@@ -145,8 +147,8 @@ def counted(count: int, noun: str) -> str:
 def number(values: Iterable[Any], sort: bool = True) -> tuple[Tensor, tuple[str, ...]]:
     """Number labels of any kind from 0: (number of each value [n] int64, the distinct values as text).
 
-    Values of one kind are put in their own order (9 before 10); of several kinds, or with `sort=False`, they stand in
-    order of appearance. Values are the same if their text is: 7 and "7" are one class, "7" and "007" two.
+    Values of one kind are sorted (9 before 10); values of several kinds, or with `sort=False`, are in order of
+    appearance. Values are the same if their text is: 7 and "7" are one class, "7" and "007" two.
 
     >>> number(["dog", "cat", "dog"])
     (tensor([1, 0, 1]), ('cat', 'dog'))

@@ -10,7 +10,7 @@ from pml_ext.datasets.samples import Samples
 
 
 def sop(root: str | Path, mode: Mode = "RGB") -> Samples:
-    """Read Stanford Online Products as it is unpacked: 120,053 photographs of 22,634 things for sale.
+    """Read Stanford Online Products as it is unpacked: 120,053 photographs of 22,634 products.
 
     A class is called after its kind and number: "bicycle 1". The first 11,318 are to train on, the others to test.
 
@@ -20,7 +20,7 @@ def sop(root: str | Path, mode: Mode = "RGB") -> Samples:
         mode: "RGB", or "L" for gray. Default "RGB".
 
     Raises:
-        DataError: a file that is missing, or a row that is none.
+        DataError: a missing file or a malformed row.
 
     Source:
         Oh Song, Xiang, Jegelka and Savarese, "Deep Metric Learning via Lifted Structured Feature Embedding", CVPR 2016.

@@ -1,4 +1,4 @@
-"""One door to every data set."""
+"""One function that reads every kind of data set."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OFFICIAL: Mapping[str, Callable[[str, Mode], Samples]] = MappingProxyType(
 
 
 def open(source: Any, *, mode: Mode = "RGB", labels: Any = None, strict: bool = True) -> Samples:
-    """Read a data set, whatever it is made of.
+    """Read a data set from any source.
 
     ====================================  ===========================================================================
     `"glyphs"`, `"digits"`                the sets that need no files
@@ -53,10 +53,10 @@ def open(source: Any, *, mode: Mode = "RGB", labels: Any = None, strict: bool = 
         source: as above.
         mode: "RGB", or "L" for gray. Default "RGB".
         labels: the labels of a file of vectors, or a file of them. Default None: those in the file or beside it.
-        strict: refuse files that are no images; False leaves them in `Samples.unreadable`. Default True.
+        strict: whether to refuse files that are not images; False lists them in `Samples.unreadable`. Default True.
 
     Raises:
-        DataError: a source that is not there or cannot be used, in one line.
+        DataError: in one line, a source that does not exist or cannot be used.
 
     Example:
         >>> open("cbu:/data/CUB_200_2011")
@@ -98,7 +98,7 @@ def _read(source: Any, mode: Mode, labels: Any) -> Samples:
 
 
 def built_in(name: str, mode: Mode = "RGB") -> Samples:
-    """One of the sets that need no files, every image bent once from a fixed seed."""
+    """One of the sets that need no files, with every image distorted once, from a fixed seed."""
     parts = {split: DATASETS[name](split).still() for split in ("train", "test")}
     return wrap(parts, name, mode)
 

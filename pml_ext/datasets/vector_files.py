@@ -30,7 +30,7 @@ def vector_file(file: str | Path, labels: str | Path | Any = None) -> Samples:
 
     Args:
         file: the file.
-        labels: labels of any kind, one a vector, or a file of them: `.npy`, `.pt`, or text with one a line. Default
+        labels: labels of any kind, one per vector, or a file of them: `.npy`, `.pt`, or text with one per line. Default
             None: those in the file or beside it.
 
     Raises:
@@ -69,9 +69,9 @@ def vectors(
     """Make a data set of vectors that are in memory.
 
     Args:
-        name: what tables call it.
+        name: the name in tables.
         values: array or tensor [n, d]; whole numbers become float32.
-        labels: one of any kind for each.
+        labels: one for each vector, of any kind.
         split: as in `Samples`, like the fields after it. Default None.
         query: Default None.
         gallery: Default None.
@@ -159,5 +159,5 @@ def _marks(name: str, field: str, values: Any) -> Tensor | None:
         return None
     marks = torch.as_tensor(values)
     if not bool(((marks == 0) | (marks == 1)).all()):
-        raise DataError(f"{name}: {field} must be true or false of each vector")
+        raise DataError(f"{name}: {field} must be true or false for each vector")
     return marks.bool()

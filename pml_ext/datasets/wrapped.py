@@ -26,18 +26,18 @@ LABELS = ("labels", "targets", "y")
 def wrap(dataset: Any, name: str | None = None, mode: Mode = "RGB") -> Samples:
     """Make a data set of an object with `len(dataset)` and `dataset[i] == (image or vector, label, ...)`.
 
-    An image is one of Pillow, an array [h, w] or [h, w, c], or a tensor [c, h, w]; of 8 bits or floating point in 0..1.
-    A vector is one-dimensional. The labels are `dataset.labels`, `.targets` or `.y` where it has them, else every
-    sample is read once. Class names are those of `dataset.classes`, by label.
+    An image is a Pillow image, an array [h, w] or [h, w, c], or a tensor [c, h, w], of 8 bits or floating point in
+    0..1. A vector is one-dimensional. The labels are `dataset.labels`, `.targets` or `.y` if one of them exists;
+    otherwise every sample is read once. Class names are those of `dataset.classes`, by label.
 
     Args:
         dataset: such an object; or a pair (vectors [n, d], labels); or a dictionary of either by split, {"train": ...,
             "test": ...}, in which a name means the same class everywhere.
-        name: what tables call it. Default None: the name of its type.
+        name: the name in tables. Default None: the name of its type.
         mode: "RGB", or "L" for gray. Default "RGB".
 
     Raises:
-        DataError: an object that is none of these; images that are not what is said above, when asked for.
+        DataError: an object of another kind; on access, an image that is not as described above.
 
     Example:
         >>> import torch
@@ -86,7 +86,7 @@ class _Images:
 
 
 def picture(value: Any, what: str, mode: Mode = "RGB") -> Image.Image:
-    """An image of Pillow from one, from an array [h, w] or [h, w, c], or from a tensor [c, h, w].
+    """A Pillow image from a Pillow image, an array [h, w] or [h, w, c], or a tensor [c, h, w].
 
     Raises:
         DataError: another shape or range; the message begins with `what`.
@@ -121,7 +121,7 @@ def _sample(dataset: Any, index: int, name: str) -> Any:
 
 
 def _labels(dataset: Any, name: str) -> list[Any]:
-    """The labels of a dataset, without reading its images where it says them."""
+    """The labels of a dataset, without reading its images if it has an attribute for them."""
     if isinstance(dataset, Subset):
         every = _labels(dataset.dataset, name)
         return [every[i] for i in dataset.indices]

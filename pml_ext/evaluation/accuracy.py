@@ -54,7 +54,7 @@ class RetrievalAccuracyCalculator:
         avg_of_avgs: average over the queries of each class first, then over classes (default ``False``).
         return_per_class: return each metric as a list, one number per class that has a query in Q, in the order of the
             labels (default ``False``).
-        k: how many neighbors PML's own metrics look at: an integer, ``None`` for all references, or (default)
+        k: how many neighbors PML's own metrics use: an integer, ``None`` for all references, or (default)
             ``"max_bin_count"`` for the size of the largest class, at which ``mean_average_precision_at_r``,
             ``r_precision`` and ``precision_at_1`` are exact. ``mean_average_precision`` and ``mean_reciprocal_rank``
             depend on it by definition: ``None`` gives those of the whole ranking, and is expensive only for
@@ -64,10 +64,10 @@ class RetrievalAccuracyCalculator:
             float32. NMI and AMI must then be excluded.
         device: where to compute, a ``torch.device`` or its name (default ``None``: CUDA if there is one).
         knn_func: ``(query, k, reference, ref_includes_query) -> (distances, indices)``, Euclidean neighbors (default
-            ``None``: none are searched, ranks are counted instead, in little memory and as exactly, at any depth;
-            metrics of subclasses and a ``label_comparison_fn`` get :class:`TorchKNN`).
-        kmeans_func: ``(embeddings, num_clusters) -> clusters`` (default ``None``: scikit-learn's k-means, which
-            begins with k-means++ and a fixed seed).
+            ``None``: ranks are counted instead of searched, as exactly and in little memory, at any depth; metrics of
+            subclasses and a ``label_comparison_fn`` use :class:`TorchKNN`).
+        kmeans_func: ``(embeddings, num_clusters) -> clusters`` (default ``None``: scikit-learn's k-means with k-means++
+            initialization and a fixed seed).
 
     Shape:
         ``query`` [n, d], ``query_labels`` [n] or [n, l], ``reference`` [m, d], ``reference_labels`` [m] or [m, l];
@@ -79,15 +79,15 @@ class RetrievalAccuracyCalculator:
         Recall@k as in Jégou, Douze and Schmid, "Product quantization for nearest neighbor search", 2011, and Oh Song et
         al., 2016. The other metrics are those of pytorch-metric-learning 2.9. Different from there: the default of
         ``k`` (PML: ``None``, all references); labels are compared as they are, not rounded to float32; never more
-        neighbors are asked for than there are references (PML scores faiss's padding of -1: mean average precisions
-        of more than 1); a query without any match gives NaN, whatever ``k``; ``mean_reciprocal_rank`` can be
-        computed alone, and is computed in float64; NMI and AMI come from clusters that k-means++ began, the same with
-        and without faiss, whose k-means begins with samples drawn at random (NMI of perfectly separated classes: .81
-        to 1.00 by the order of the samples); NaN and infinite embeddings are refused; a warning says where
-        ``ref_includes_query`` seems to be forgotten; faiss is optional. References at equal distance are ranked by
-        index, as by faiss. Squared distances are right to at least three digits, usually to six, in float32, wherever
-        the embeddings lie; a smaller difference may be decided one way by counting and another way by a
-        ``knn_func``.
+        neighbors are searched than there are references (PML scores the index -1 with which faiss fills up, and gives
+        mean average precisions above 1); a query without any match gives NaN, whatever ``k``; ``mean_reciprocal_rank``
+        can be computed alone, and is computed in float64; NMI and AMI use k-means with k-means++ initialization, the
+        same with and without faiss, whose k-means starts from randomly drawn samples (NMI of perfectly separated
+        classes: 0.81 to 1.00, depending on the order of the samples); NaN and infinite embeddings are refused; a
+        warning is given if ``ref_includes_query`` seems to have been forgotten; faiss is optional. References at equal
+        distance are ranked by index, as by faiss. Squared distances are correct to at least three digits, usually to
+        six, in float32, even for embeddings far from the origin. References whose distances differ by less may be
+        ranked in one order by counting and in another by a ``knn_func``.
 
     Raises:
         TypeError: ``recall_at`` is not a sequence of integers; ``include`` or ``exclude`` not a tuple or list.
@@ -177,7 +177,7 @@ class RetrievalAccuracyCalculator:
         return "avg_of_avgs" if self.avg_of_avgs else ""
 
     def get_cluster_labels(self, query: Tensor, query_labels: Tensor, **_: Any) -> Tensor:
-        """The cluster of each query, of as many as there are labels."""
+        """The cluster of each query, with as many clusters as there are labels."""
         return self.kmeans_func(query, len(query_labels.flatten().unique()))
 
     def determine_k(self, bin_counts: Tensor, num_reference_embeddings: int, ref_includes_query: bool) -> int:
@@ -221,7 +221,7 @@ class RetrievalAccuracyCalculator:
             query_labels: [n] or [n, l].
             reference: [m, d] (default ``None``: the queries, each compared with the others).
             reference_labels: [m] or [m, l].
-            ref_includes_query: the first n references are the queries, and a query is no neighbor of itself (default
+            ref_includes_query: the first n references are the queries, and a query is not a neighbor of itself (default
                 ``False``).
             include: names of the metrics to compute, of those chosen at construction (default ``()``: all of them).
             exclude: names of metrics not to compute (default ``()``).
@@ -230,7 +230,7 @@ class RetrievalAccuracyCalculator:
             Name -> value.
 
         Raises:
-            TypeError: ``include`` or ``exclude`` is no tuple or list; labels are neither numbers nor strings.
+            TypeError: ``include`` or ``exclude`` is not a tuple or list; labels are neither numbers nor strings.
             ValueError: there is no query; the shapes do not fit; an embedding is NaN or infinite in float32; a label
                 is NaN; only some labels are strings; with a ``label_comparison_fn``, an integer label is not exact in
                 float32; ``ref_includes_query`` is true but the references do not begin with the queries; ``include``

@@ -1,4 +1,4 @@
-"""What retrieval metrics are where embeddings know nothing."""
+"""Retrieval metrics at chance level: those of a random ranking."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def chance_level(
     gallery: Array | None = None,
     groups: Array | None = None,
 ) -> dict[str, float]:
-    r"""The expected metrics where the references come in random order: with fewer classes it is higher.
+    r"""The expected metrics of references in random order, which are higher for fewer classes.
 
-    For a query with R right ones among N references,
+    For a query with R matches, the references that have its label, among N references,
 
     .. math::
 
@@ -39,15 +39,15 @@ def chance_level(
         labels: [n] or [n, l], numbers or strings.
         k: of recall, one integer from 1 on or several (default ``(1, 2, 4, 8)``).
         query: which samples are queries (default ``None``: all).
-        gallery: which are references; one that is a query too is no reference of its own (default ``None``: all).
-        groups: [n]; a query passes over the references of its own group (default ``None``: over none).
+        gallery: which samples are references; a query is not a reference of its own (default ``None``: all).
+        groups: [n]; a query ignores the references of its own group (default ``None``: no groups).
 
     Returns:
         Name -> expectation of what :func:`evaluate` measures; NaN if no query has a match.
 
     Raises:
-        TypeError: ``k`` is no sequence of integers; labels are neither numbers nor strings.
-        ValueError: the shapes do not fit; ``k`` is empty, repeats a value or has a wrong one; there is no query or no
+        TypeError: ``k`` is not a sequence of integers; labels are neither numbers nor strings.
+        ValueError: the shapes do not fit; ``k`` is empty, or has a repeated or invalid value; there is no query or no
             reference.
 
     Example:

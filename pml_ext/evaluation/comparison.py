@@ -20,13 +20,13 @@ Runs = Array | str | Path | Sequence[Array | str | Path]
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Comparison(Mapping[str, Difference]):
-    """What :func:`compare` found: a mapping from metrics to differences, first minus second.
+    """The result of :func:`compare`: a mapping from metrics to differences, first minus second.
 
     Args:
         differences: name -> difference with its interval.
         first: the evaluation of each run of the first.
         second: those of the second.
-        level: of confidence.
+        level: confidence level.
     """
 
     differences: dict[str, Difference]
@@ -44,7 +44,7 @@ class Comparison(Mapping[str, Difference]):
         return len(self.differences)
 
     def verdict(self, name: str) -> str:
-        """Say which of the two has more of a metric: "first", "second" or "not distinguishable"."""
+        """Say which of the two has the larger value of a metric: "first", "second" or "not distinguishable"."""
         difference = self[name]
         if not difference.p_value < 1 - self.level:
             return "not distinguishable"
@@ -82,29 +82,29 @@ def compare(
     k: Sequence[int] = (1,),
     **evaluation: Any,
 ) -> Comparison:
-    """Compare two sets of embeddings of the same samples by what retrieval among them finds.
+    """Compare two sets of embeddings of the same samples by their retrieval metrics.
 
     Both are evaluated, and the values of each query are compared pairwise by :func:`paired_difference`.
 
     Args:
         first: embeddings [n, d], or a file ``.npy`` of them; or a list of such, one for each seed.
-        second: the same of the other method, of any dimension and number of seeds.
+        second: the same for the other method, of any dimension and number of seeds.
         labels: [n] or [n, l], numbers or strings, or a file ``.npy`` of them.
-        level: of confidence (default 0.95).
-        over: ``"queries"``: what other queries of these classes would give (default); ``"classes"``: what queries of
-            other classes would give, by drawing those of one class together.
+        level: confidence level (default 0.95).
+        over: ``"queries"`` for intervals that hold for other queries of the same classes (default); ``"classes"`` for
+            intervals that hold for other classes, by resampling the queries of a class together.
         metrics: see :func:`evaluate`; those of queries only (default: recall and MAP@R).
         k: of recall@k and the like (default ``(1,)``).
         evaluation: other arguments of :func:`evaluate`.
 
     Raises:
         TypeError: see :func:`evaluate`.
-        ValueError: ``over`` is none of the two; a metric has no value for each query; ``level`` is not between 0 and
+        ValueError: ``over`` is neither of the two; a metric has no value for each query; ``level`` is not between 0 and
             1; see :func:`evaluate`.
 
     Source:
-        See :func:`paired_difference`. Every metric is compared by itself: among twenty metrics of equal methods one
-        is expected to differ.
+        See :func:`paired_difference`. There is no correction for several metrics: of twenty metrics of equal methods,
+        one is expected to differ significantly.
 
     Example:
         >>> generator = torch.Generator().manual_seed(0)

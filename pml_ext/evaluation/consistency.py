@@ -1,4 +1,4 @@
-"""Whether one threshold of the distance serves all classes alike."""
+"""Whether one threshold of the distance suits all classes equally."""
 
 import math
 from collections.abc import Iterator
@@ -18,16 +18,16 @@ _INTERVALS = 1 << 16
 
 @dataclass(frozen=True)
 class ThresholdConsistency:
-    """How differently the classes fare at common thresholds.
+    """How much the classes differ at common thresholds.
 
     Args:
-        opis: variance of the classes' utilities, averaged over the thresholds, 0 (all alike) to 0.25; NaN without any
-            class.
+        opis: variance of the classes' utilities, averaged over the thresholds, from 0 (all equal) to 0.25; NaN without
+            any class.
         gap: mean over the thresholds of the squared difference between the best tenth of the classes and the worst.
-        low: the least threshold, a Euclidean distance of embeddings of unit length.
-        high: the greatest.
+        low: the smallest threshold, a Euclidean distance of embeddings of unit length.
+        high: the largest.
         classes: how many classes have positive and negative pairs.
-        left_out: how many have not.
+        left_out: how many classes lack either.
         utilities: [classes, thresholds].
     """
 
@@ -51,7 +51,7 @@ def threshold_consistency(
     steps: int = 101,
     share: float = 0.1,
 ) -> ThresholdConsistency:
-    r"""Operating-point inconsistency score (OPIS): how differently one threshold serves the classes.
+    r"""Operating-point inconsistency score (OPIS): how much the classes differ at one threshold.
 
     A pair is accepted at a threshold if its distance is at most that. With the share :math:`a_k` of the positive pairs
     of class k that are accepted and the share :math:`r_k` of its negative pairs that are rejected, its utility is
@@ -65,20 +65,21 @@ def threshold_consistency(
     Time n * m, memory of classes times thresholds and a block of distances.
 
     Args:
-        embeddings: [n, d]; they are brought to unit length. A class's pairs are those of its embeddings.
+        embeddings: [n, d]; they are normalized to unit length. The pairs of a class are those of its embeddings.
         labels: [n] numbers or strings.
         references: [m, d] (default ``None``: the embeddings, without pairs of one with itself).
         reference_labels: [m].
-        far: the thresholds are those between which these shares of all negative pairs are accepted. They depend on the
-            embeddings: two models are compared at equal false accepts, not at equal distances.
-        limits: the least and the greatest threshold instead.
-        steps: how many thresholds, at equal distances, both ends included; at least 1.
-        share: of the classes, for `gap`, above 0.
+        far: two false accept rates, shares of all negative pairs; the thresholds lie between the distances that give
+            these rates. They depend on the embeddings, so that two models are compared at equal false accept rates, not
+            at equal distances.
+        limits: the smallest and the largest threshold, instead of `far`.
+        steps: the number of equally spaced thresholds, both ends included; at least 1.
+        share: the share of the classes that are the best, and the worst, in `gap`; above 0.
 
     Source:
         Zhang et al., "Threshold-Consistent Margin Loss for Open-World Deep Metric Learning", ICLR 2024, arXiv
-        2307.04047. `gap` is ours: the paper's measure of the extremes is defined otherwise. It varies between seeds
-        by a quarter: report several.
+        2307.04047. `gap` is ours: the paper defines its measure of the extremes in another way. `gap` varies by a
+        quarter between seeds: report several seeds.
 
     Raises:
         TypeError, ValueError: arguments of another shape, kind or order.

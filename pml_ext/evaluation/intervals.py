@@ -1,4 +1,4 @@
-"""Is it a difference? Intervals over seeds, folds and queries, and which of several methods can be told apart."""
+"""Intervals over seeds, folds and queries, and which of several methods are distinguishable."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """How much more the first of two methods has: mean, interval and the p-value of no difference."""
+    """The difference between two methods, first minus second: mean, interval, and p-value of no difference."""
 
     mean: float
     low: float
@@ -43,13 +43,13 @@ class Standing(NamedTuple):
 
     Args:
         mean: over queries and the seeds that did not diverge.
-        valid: how many these are.
+        valid: how many seeds did not diverge.
         total: how many seeds there were.
         to_best: the difference to the method with the best mean; None for that method, and for one that diverged.
-        is_best: whether it is not distinguishable from the best: no other is better, so ``first`` is 1. Not where it
-            has diverged with each seed.
-        first: the best rank, from 1, that the comparisons with all others leave it.
-        last: the worst.
+        is_best: whether it is not distinguishable from the best: no other method is significantly better, so ``first``
+            is 1. False for a method that diverged with every seed.
+        first: the best rank, from 1, that is compatible with the comparisons with all others.
+        last: the worst such rank.
     """
 
     mean: float
@@ -69,8 +69,8 @@ def mean_interval(values: Sequence[float | None], *, level: float = 0.95) -> Int
         \bar{x} \pm t_{n - 1, (1 + \text{level}) / 2} \, s / \sqrt{n}
 
     Args:
-        values: one number a run; None, NaN or infinite where it diverged.
-        level: of confidence (default 0.95).
+        values: one number for each of n runs; None, NaN or infinite for a run that diverged.
+        level: confidence level (default 0.95).
 
     Returns:
         The interval of the runs that did not diverge: valid of total. It is NaN for fewer than two, the mean NaN for
@@ -80,8 +80,8 @@ def mean_interval(values: Sequence[float | None], *, level: float = 0.95) -> Int
         ValueError: ``level`` is not between 0 and 1.
 
     Source:
-        Student, "The probable error of a mean", 1908. It presumes normal values; folds of one data set are not quite
-        independent, so their interval is somewhat too narrow.
+        Student, "The probable error of a mean", 1908. It assumes normally distributed values; folds of one data set are
+        not independent, so their interval is somewhat too narrow.
 
     Example:
         >>> print(mean_interval([0.5, 0.6, 0.7, float("nan")]))
@@ -110,11 +110,12 @@ def bootstrap_interval(
 
     Args:
         values: one number for each query [n]; those that are NaN are left out.
-        groups: [n], what is drawn together, the class of each query say (default ``None``: each query for itself).
-            Queries of one class are alike, so classes give the wider interval, of what other classes would give.
-        level: of confidence (default 0.95).
+        groups: [n], the group of each query, for example its class; the queries of a group are drawn together (default
+            ``None``: each query alone). Queries of one class are correlated, so that drawing classes gives a wider
+            interval, which holds for other classes.
+        level: confidence level (default 0.95).
         resamples: how often n queries, or as many groups as there are, are drawn with replacement (default 2000).
-        seed: of the draws (default 0).
+        seed: seed of the draws (default 0).
 
     Raises:
         ValueError: ``values`` is not [n]; ``level`` is not between 0 and 1; ``resamples`` is less than 1.
@@ -145,13 +146,13 @@ def bootstrap_intervals(
 
     Args:
         values: name -> one number for each query [n]; a query is NaN in all of them or in none.
-        groups: as there.
-        level: as there.
-        resamples: as there.
-        seed: as there.
+        groups: see :func:`bootstrap_interval`.
+        level: see :func:`bootstrap_interval`.
+        resamples: see :func:`bootstrap_interval`.
+        seed: see :func:`bootstrap_interval`.
 
     Raises:
-        ValueError: the metrics are not of the same queries, and as there.
+        ValueError: the metrics are not of the same queries; see :func:`bootstrap_interval`.
     """
     _check_level(level)
     if not values:
@@ -185,19 +186,20 @@ def paired_difference(
         \bar{x} - \bar{y} \pm t_\nu \sqrt{v_q + v_s - v_{qs}}
 
     where :math:`v_q` is the variance of the difference, averaged over the seeds, when queries are drawn again by the
-    bootstrap, the same ones for both methods; :math:`v_s` that of the two means over seeds; :math:`v_{qs}` what both
-    contain, the part of a value that is neither its query's nor its seed's; :math:`\nu` the degrees of freedom by
-    Welch and Satterthwaite. With one seed each, only :math:`v_q` is known: the result is about these two networks, not
-    about the methods.
+    bootstrap, the same ones for both methods; :math:`v_s` that of the two means over seeds; :math:`v_{qs}` the part
+    that both contain, the variance that is due neither to the query nor to the seed alone; :math:`\nu` the degrees of
+    freedom by Welch and Satterthwaite. With one seed each, only :math:`v_q` is known: the result is about these two
+    networks, not about the methods.
 
     Args:
         first: one number for each query [n], or for each seed and query [s, n].
-        second: the same of the other method, for the same queries; it may have other seeds. A seed whose values are
-            all NaN has diverged and is left out; a query that is NaN in all other seeds has no value and is left out.
-        groups: [n], what is drawn together, see :func:`bootstrap_interval` (default ``None``: each query for itself).
-        level: of confidence (default 0.95).
+        second: the same for the other method and the same queries; it may have other seeds. A seed whose values are all
+            NaN has diverged and is left out; a query that is NaN in all other seeds has no value and is left out.
+        groups: [n], queries that are drawn together, see :func:`bootstrap_interval` (default ``None``: each query
+            alone).
+        level: confidence level (default 0.95).
         resamples: how often queries are drawn again (default 2000).
-        seed: of the draws (default 0).
+        seed: seed of the draws (default 0).
 
     Returns:
         The difference; all of it NaN if one of the methods has diverged with each seed.
@@ -208,8 +210,8 @@ def paired_difference(
 
     Source:
         Welch, "The generalization of Student's problem", 1947; Satterthwaite, 1946; Owen, "The pigeonhole bootstrap",
-        2007, for two crossed factors. Seeds are not drawn again: with three of them the bootstrap covers 75 % where it
-        says 95.
+        2007, for two crossed factors. Seeds are not drawn again, because with three seeds a nominal 95 % interval of
+        the bootstrap covers 75 %.
 
     Example:
         >>> right, wrong = [1.0] * 60 + [0.0] * 40, [1.0] * 50 + [0.0] * 50
@@ -236,15 +238,16 @@ def standings(
 
     Every pair of methods is compared as by :func:`paired_difference`, with Holm's correction for all pairs. The ranks
     are those that the significant differences leave: a method comes after those that are better, before those that are
-    worse. A method is distinguishable from the best if any other is better: with the probability ``level`` the best of
-    all is among those that are not, whichever has the best mean.
+    worse. A method is distinguishable from the best if any other is better: with probability ``level`` the truly best
+    method is among those that are not distinguishable from the best.
 
     Args:
         methods: name -> one number for each query [n], or for each seed and query [s, n]; larger is better.
-        groups: [n], what is drawn together, see :func:`bootstrap_interval` (default ``None``: each query for itself).
-        level: of confidence (default 0.95): with that probability no wrong claim is among all that are made.
+        groups: [n], queries that are drawn together, see :func:`bootstrap_interval` (default ``None``: each query
+            alone).
+        level: confidence level (default 0.95): with that probability none of the claims is wrong.
         resamples: how often queries are drawn again (default 2000).
-        seed: of the draws (default 0).
+        seed: seed of the draws (default 0).
 
     Returns:
         Name -> standing, in the order given. A method that diverged with each seed is not the best, and has the ranks
@@ -255,8 +258,8 @@ def standings(
 
     Source:
         Holm, "A simple sequentially rejective multiple test procedure", 1979; ranks from comparisons of all pairs:
-        Mogstad, Romano, Shaikh and Wilhelm, "Inference for ranks", 2024. Holm's correction holds whatever the pairs
-        have in common, so with fifty methods, 1225 pairs, only large differences are significant.
+        Mogstad, Romano, Shaikh and Wilhelm, "Inference for ranks", 2024. Holm's correction holds for any dependence
+        between the comparisons, so with fifty methods, 1225 pairs, only large differences are significant.
 
     Example:
         >>> queries = np.arange(300) % 10

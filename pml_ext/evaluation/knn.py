@@ -22,12 +22,11 @@ class TorchKNN:
         \lVert q - r \rVert^2 = \lVert q - o \rVert^2 + \lVert r - o \rVert^2 - 2 \langle q - o, r - o \rangle ,
 
     computed in float32 on the device of the embeddings. The origin ``o`` is the reference nearest to the mean of the
-    references: without it the expansion cancels when all embeddings lie close together or far from zero. Where it
-    still cancels, in two clusters far apart say, the distance is summed up from the squared differences instead; so
-    every squared distance is right to about three digits, those of near pairs to seven.
-    Equal distances are ordered by the index of the reference, and the distances of integer-valued embeddings are
-    exact, so that their ties are too. Neither autocast nor a reduced ``float32_matmul_precision`` coarsens the
-    distances.
+    references: without it the expansion cancels when all embeddings lie close together or far from zero. Where it still
+    cancels, for example with two clusters far apart, the distance is summed from the squared differences instead. So
+    every squared distance is correct to about three digits, those of near pairs to seven. Equal distances are ordered
+    by the index of the reference, and the distances of integer-valued embeddings are exact, so that their ties are too.
+    Neither autocast nor a reduced ``float32_matmul_precision`` reduces the precision of the distances.
 
     It works wherever PML takes a ``knn_func``, except in the methods of ``InferenceModel`` that keep an index
     (``train_knn``, ``get_nearest_neighbors``).
@@ -69,8 +68,8 @@ class TorchKNN:
             query: [n, d].
             k: how many references to return for each query.
             reference: [m, d].
-            ref_includes_query: the first n references are the queries, and query i is no neighbor of itself
-                (default ``False``).
+            ref_includes_query: the first n references are the queries, and query i is not a neighbor of itself (default
+                ``False``).
 
         Returns:
             Squared distances [n, k] in float32, ascending, and the indices [n, k] of the references.

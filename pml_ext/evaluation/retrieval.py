@@ -33,11 +33,11 @@ METRICS: Final = (*AT_K, *OF_THE_RANKING, *CLUSTERING)
 
 @dataclass(frozen=True, repr=False, eq=False)
 class PerQuery(Mapping[str, Tensor]):
-    """The metrics of every query, by name: [q] each in float64. Recall is made of the ranks when it is asked for.
+    """The metrics of every query, by name: [q] each in float64. Recall is computed from the ranks on access.
 
     Args:
         names: of the metrics, in order.
-        values_of: those that are no recall.
+        values_of: the metrics other than recall.
         first: the rank of each query's first match, from 0; -1 where it has none.
         recall_at: name -> k.
     """
@@ -72,11 +72,11 @@ class PerQuery(Mapping[str, Tensor]):
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Evaluation(Mapping[str, float]):
-    """What :func:`evaluate` measured: a mapping from names to means that also has the value of every query.
+    """The result of :func:`evaluate`: a mapping from names to means that also has the value of every query.
 
     Args:
         means: name -> mean over the queries that have a match; NaN if there is none.
-        per_query: name -> [q] in float64, NaN for a query without a match; not of NMI and AMI.
+        per_query: name -> [q] in float64, NaN for a query without a match; none for NMI and AMI.
         query_classes: the class of each query, an integer from 0 in the order of the labels [q].
         gallery_size: how many references there are.
     """
@@ -101,7 +101,7 @@ class Evaluation(Mapping[str, float]):
         return bootstrap_intervals(self.per_query)
 
     def intervals_over_classes(self) -> dict[str, Interval]:
-        """The same over classes: those of one class are drawn together, and stand for other classes."""
+        """The same over classes: the queries of a class are drawn together, so the intervals hold for other classes."""
         return bootstrap_intervals(self.per_query, groups=self.query_classes)
 
     def __repr__(self) -> str:
@@ -149,7 +149,7 @@ def evaluate(
     normalize: bool = False,
     device: torch.device | str | None = None,
 ) -> Evaluation:
-    r"""Measure how well the nearest embeddings of each have its label.
+    r"""Measure how well the nearest neighbors of each embedding share its label.
 
     With :math:`h_j = 1` if the j-th nearest reference of a query has its label and otherwise 0, and R the number of
     references that have it:
@@ -160,7 +160,7 @@ def evaluate(
         \text{precision\_at\_k} &= \tfrac1k \textstyle\sum_{j \le k} h_j \\
         \text{ir\_recall\_at\_k} &= \tfrac1R \textstyle\sum_{j \le k} h_j &&\text{(recall of information retrieval)} \\
         \text{knn\_accuracy\_at\_k} &= [\text{most of the k nearest have the label}]
-            &&\text{(of equally many: the nearest's)} \\
+            &&\text{(ties: label of the nearest)} \\
         \text{r\_precision} &= \tfrac1R \textstyle\sum_{j \le R} h_j \\
         \text{mean\_average\_precision\_at\_r} &=
             \tfrac1R \textstyle\sum_{j \le R} \tfrac{h_j}{j} \sum_{i \le j} h_i \\
@@ -173,29 +173,28 @@ def evaluate(
     Args:
         embeddings: [n, d], or a file ``.npy`` of them.
         labels: [n] or [n, l], numbers or strings, or a file ``.npy`` of them; a row of l labels is one label.
-        k: of the metrics at k, one integer from 1 on or several (default ``(1, 2, 4, 8)``).
+        k: depths of the metrics at k, one integer of at least 1 or several (default ``(1, 2, 4, 8)``).
         metrics: names from ``recall``, ``precision``, ``ir_recall``, ``knn_accuracy`` (each at all k) and
             ``mean_average_precision_at_r``, ``r_precision``, ``mean_average_precision``, ``mean_reciprocal_rank``,
             ``NMI``, ``AMI`` (default: recall, MAP@R and R-precision).
         query: which of the embeddings are queries, booleans [n] or indices (default ``None``: all).
-        gallery: which of them are references; one that is a query too is no reference of its own (default ``None``:
-            all).
-        groups: [n] or [n, l]; a query passes over the references of its own group, other frames of its sequence say.
-            With rows (label, camera) those of the same object by the same camera, as in person re-identification
-            (default ``None``: over none).
-        ignore: which references a query passes over, booleans [queries, references] (default ``None``: none).
-        normalize: divide each embedding by its norm, so that the nearest is that of the largest cosine (default
-            ``False``).
-        device: where to compute (default ``None``: that of the embeddings).
+        gallery: which of them are references; a query is not a reference of its own (default ``None``: all).
+        groups: [n] or [n, l]; a query ignores the references of its own group, for example other frames of its
+            sequence; with rows (label, camera), images of the same object by the same camera, as in person
+            re-identification (default ``None``: no groups).
+        ignore: which references each query ignores, booleans [queries, references] (default ``None``: none).
+        normalize: divide each embedding by its norm, so that the nearest reference is the one with the largest cosine
+            (default ``False``).
+        device: device to compute on (default ``None``: that of the embeddings).
 
     Returns:
         Name -> mean, in the order of ``metrics`` and ``k``, with the value of each query.
 
     Raises:
-        TypeError: ``k`` is no sequence of integers; ``metrics`` no sequence of names; labels are neither numbers nor
-            strings.
-        ValueError: the shapes do not fit; an embedding is NaN or infinite; ``k`` or ``metrics`` is empty, repeats a
-            value or has a wrong one; there is no query or no reference; a file is no array.
+        TypeError: ``k`` is not a sequence of integers; ``metrics`` is not a sequence of names; labels are neither
+            numbers nor strings.
+        ValueError: the shapes do not fit; an embedding is NaN or infinite; ``k`` or ``metrics`` is empty, or has a
+            repeated or invalid value; there is no query or no reference; a file does not hold an array.
 
     Warns:
         UserWarning: no query has a match.

@@ -18,7 +18,7 @@ Ignored = Callable[[Tensor], Tensor]
 
 
 class RetrievalScores(NamedTuple):
-    """The scores of n queries; those that were not asked for are None."""
+    """The scores of n queries; None for those that were not requested."""
 
     matches: Tensor  # [n], how many references have the query's class
     first_match_rank: Tensor  # [n]
@@ -72,13 +72,13 @@ def retrieval_scores(
         query_classes: [n], integers from 0.
         reference: [m, d].
         reference_classes: [m], integers from 0.
-        own: [n], the reference that is the query itself, which is no reference of its own (``None``: there is none).
+        own: [n], the reference that is the query itself, which is left out (``None``: there is none).
         k: at least 1.
         at_r: compute ``r_precision`` and ``average_precision_at_r`` (default ``True``).
         at_k: compute ``average_precision`` (default ``True``).
         hits_at: depths at which to count the matches (default ``()``).
-        ignored: says which references the query of an index passes over, as if they were not there (default ``None``:
-            none). Nothing is counted then: the nearest references are searched.
+        ignored: tells which references the query of an index ignores (default ``None``: none). With it, ranks are not
+            counted: the nearest references are searched.
         tile_size: see :func:`counted_ranks`.
 
     Returns:
@@ -155,7 +155,7 @@ def vote_is_right(
 ) -> Tensor:
     """Whether most of the k nearest references have the class of the query, for each k [n, len(ks)].
 
-    Of classes with equally many among the k, the one with the nearest reference is elected.
+    Ties between classes are broken in favor of the class with the nearest reference.
 
     Args:
         query: [n, d].

@@ -21,15 +21,15 @@ def sharded_accuracy(
     *,
     group: Any = None,
 ) -> dict[str, Any]:
-    """Compute the metrics of the samples of all processes, each given its own, of whatever number.
+    """Compute the metrics of the samples of all processes; each process passes its own samples, of any number.
 
-    The values are those of one process with all samples, and the same on every process: sums over own queries and their
-    numbers are added up. A mean of what each process finds among its own samples is another number, and so is what a
-    ``DistributedSampler`` gives, which repeats samples to make shares equal. For shares without repetitions take
+    The values are those of one process with all samples, and the same on every process: sums and numbers of own queries
+    are added up. The mean of the metrics that each process finds among its own samples is not the same; nor are metrics
+    with a ``DistributedSampler``, which repeats samples to make the shares equal. For shares without repetition use
     ``Subset(data, range(rank, len(data), number_of_processes))``.
 
     Args:
-        calculator: which metrics, and how; NMI and AMI are computed by the first process, of all samples.
+        calculator: the metrics and their settings; NMI and AMI are computed by the first process, from all samples.
         embeddings: own queries [n_r, d].
         labels: of own queries, numbers [n_r] or [n_r, l].
         reference: own references [m_r, d] (default ``None``: the queries, each compared with the others).
@@ -40,7 +40,7 @@ def sharded_accuracy(
         Name -> value, as ``calculator.get_accuracy``. References at equal distance may be ranked in another order.
 
     Raises:
-        TypeError: labels are no numbers.
+        TypeError: labels are not numbers.
         ValueError: no process has a query; the calculator has a ``label_comparison_fn``; other dimensions or dtypes.
 
     Example:

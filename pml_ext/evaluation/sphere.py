@@ -1,4 +1,4 @@
-"""How embeddings lie on the sphere: how close classes are drawn together, and how evenly all of it is used."""
+"""How embeddings lie on the sphere: how compact the classes are, and how evenly the sphere is used."""
 
 import torch
 from torch import Tensor
@@ -10,17 +10,17 @@ from pml_ext.vectors import unit_vectors
 
 
 def alignment(embeddings: Array, labels: Array, *, alpha: float = 2) -> float:
-    r"""Mean distance of the pairs of a class to the power of alpha, of embeddings of unit length.
+    r"""Mean of the distances of positive pairs to the power of alpha, for embeddings of unit length.
 
     .. math:: A = \text{mean}_{i < j, y_i = y_j} \lVert x_i - x_j \rVert^\alpha
 
     Args:
-        embeddings: [n, d]; they are brought to unit length.
+        embeddings: [n, d]; they are normalized to unit length.
         labels: [n] numbers or strings.
         alpha: above 0 (default 2).
 
     Returns:
-        0 for classes that are points; NaN if no class has two samples.
+        0 if each class is one point; NaN if no class has two samples.
 
     Source:
         Wang and Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity on the
@@ -43,20 +43,20 @@ def alignment(embeddings: Array, labels: Array, *, alpha: float = 2) -> float:
 
 
 def uniformity(embeddings: Array, *, t: float = 2) -> float:
-    r"""Logarithm of the mean Gaussian potential of all pairs, of embeddings of unit length: the lower, the more even.
+    r"""Logarithm of the mean Gaussian potential of all pairs, for embeddings of unit length: lower is more even.
 
     .. math:: U = \log \text{mean}_{i < j} \exp(-t \lVert x_i - x_j \rVert^2)
 
     Args:
-        embeddings: [n, d]; they are brought to unit length, without which it means nothing.
+        embeddings: [n, d]; they are normalized to unit length.
         t: above 0 (default 2).
 
     Returns:
         0 if all are equal, and for fewer than two; at best about -2t.
 
     Source:
-        As :func:`alignment`. That all vectors lie in few dimensions it hardly sees: the effective rank of
-        ``pml_ext.analysis`` does.
+        As :func:`alignment`. It is hardly sensitive to embeddings that lie in few dimensions; the effective rank of
+        ``pml_ext.analysis`` is.
 
     Example:
         >>> round(uniformity([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.6, 0.8]]), 3)

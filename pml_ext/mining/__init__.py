@@ -1,4 +1,4 @@
-"""Mining beyond the batch: tuples of a whole data set, and batches made of what is hard in it."""
+"""Mining beyond the batch: tuples of a whole data set, and batches of its hard samples or near classes."""
 
 from pml_ext.mining.balanced_batches import BalancedBatchSampler
 from pml_ext.mining.class_batches import ClassBatchSampler

@@ -1,4 +1,4 @@
-"""Batches of so many samples of so many classes that cover every sample, for any number of processes."""
+"""Batches of K samples of P classes that cover every sample, for any number of processes."""
 
 from random import Random
 from typing import Any, final
@@ -12,21 +12,21 @@ from pml_ext.mining.epochs import EpochBatches
 
 @final
 class BalancedBatchSampler(EpochBatches):
-    """Batches of P classes with K samples each; in an epoch every sample comes, in a step none comes twice.
+    """Batches of P classes with K samples each; an epoch has every sample, and a step has none twice.
 
-    A step is what all processes do at once: P W different classes, P for each of them. The samples of a class are
-    shuffled and cut into hands of K, the last one filled up with the first ones; the hands of all classes, in random
-    order, are dealt to the steps one after another, over and over. So a class comes at most once in a step; places
-    that are left are filled with further hands of classes that are not in the step. A class with fewer than K samples
-    gives what it has.
+    A step is one batch for each of the W processes: P W different classes, P for each process. The samples of a class
+    are shuffled and cut into groups of K, the last group filled up with the first samples. The groups of all classes,
+    in random order, are distributed over the steps in turn, so that a class occurs at most once in a step. Free places
+    are filled with further groups of classes that are not in the step. A class with fewer than K samples gives all of
+    them.
 
     Args:
         labels: of the data set, [n], numbers or strings.
-        classes_per_batch: P, on each process.
+        classes_per_batch: P, for each process.
         samples_per_class: K.
-        seed: of the order; the same on every process.
-        num_replicas: how many processes there are, W.
-        rank: which of them this is.
+        seed: seed of the order, the same on every process.
+        num_replicas: the number of processes, W.
+        rank: the number of this process, from 0.
 
     Raises:
         TypeError, ValueError: arguments of other types; fewer classes than P W.
@@ -69,7 +69,7 @@ class BalancedBatchSampler(EpochBatches):
         return self.classes_per_batch * self.num_replicas
 
     def batches(self, epoch: int) -> list[list[int]]:
-        """The batches of an epoch for all processes together; those of a step one after another."""
+        """The batches of an epoch for all processes together, in the order of the steps."""
         rng = stream(self.seed, epoch, "balanced")
         hands = [self._hands(members, rng) for members in self._members]
         order = list(range(len(hands)))
@@ -103,7 +103,7 @@ class BalancedBatchSampler(EpochBatches):
         return batches
 
     def _hands(self, members: list[int], rng: Random) -> list[list[int]]:
-        """All samples of a class in hands of K different ones."""
+        """All samples of a class in groups of K different ones."""
         k = min(self.samples_per_class, len(members))
         samples = list(members)
         rng.shuffle(samples)
@@ -112,7 +112,7 @@ class BalancedBatchSampler(EpochBatches):
         return [samples[start : start + k] for start in range(0, count * k, k)]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where the state stood, with any number of processes, if the classes of a step are as many as before."""
+        """Continue from a state, with any number of processes if a step has as many classes as before."""
         if int(state["classes_per_step"]) != self._classes_per_step:
             raise ValueError(
                 f"the state is of {state['classes_per_step']} classes in a step of all processes, "
@@ -122,5 +122,5 @@ class BalancedBatchSampler(EpochBatches):
         super().load_state_dict(state | {"consumed": steps * self.num_replicas})
 
     def state_dict(self, *, consumed: int | None = None) -> dict[str, Any]:
-        """Where the epoch stands, and how many classes a step has."""
+        """The position in the epoch, and the number of classes in a step."""
         return super().state_dict(consumed=consumed) | {"classes_per_step": self._classes_per_step}

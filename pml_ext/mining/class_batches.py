@@ -1,4 +1,4 @@
-"""Batches of classes that a rule brings together."""
+"""Batches of classes that a rule selects."""
 
 from typing import Any, final, get_args
 
@@ -16,25 +16,27 @@ from pml_ext.mining.search import as_tensor
 
 @final
 class ClassBatchSampler(EpochBatches):
-    """Batches of P classes with K samples each, the classes of a batch brought together by a rule.
+    """Batches of P classes with K samples each, where a rule selects the classes of a batch.
 
-    The samples of a class are dealt from a shuffled deck, so that one comes again only when all others have come. An
-    epoch is a pure function of the seed, its number and what the rule was refreshed with.
+    The samples of a class are taken from a shuffled list, so that a sample is repeated only after all others were used.
+    An epoch is a pure function of the seed, its number and the embeddings of the last `refresh`.
 
-    In batches of near classes all negatives are hard: thresholds, statistics of batch normalization and proxies of
-    absent classes see what is not typical. `Mixed` adds random classes, `CrossBatchMemory` gives easy negatives back.
+    In batches of near classes all negatives are hard, which is not typical of the data: thresholds, statistics of batch
+    normalization and proxies of absent classes are affected. `Mixed` adds random classes, `CrossBatchMemory` adds easy
+    negatives.
 
     Args:
         labels: of the data set, [n], numbers or strings. A class with one sample is left out if K is more than 1.
         classes_per_batch: P; None for all.
         samples_per_class: K.
-        rule: `Neighbors`, `Greedy`, `Doubles`, `Groups`, `Mixed` or, by default, `Uniform`. Until `refresh` was
-            called those that look at embeddings choose at random.
-        batches_per_epoch: for all processes together; None (default) for what the rule says.
-        drop_small: leave out all classes with fewer than K samples; by default they repeat some within a batch.
-        seed: of all that is drawn; the same on every process.
-        num_replicas: how many processes there are; each has batches of its own, equally many.
-        rank: which of them this is.
+        rule: `Neighbors`, `Greedy`, `Doubles`, `Groups`, `Mixed` or, by default, `Uniform`. Until `refresh` is called,
+            rules that use embeddings choose at random.
+        batches_per_epoch: for all processes together; None (default) for the number that the rule gives.
+        drop_small: whether to leave out classes with fewer than K samples; by default they repeat samples within a
+            batch.
+        seed: seed of all random choices, the same on every process.
+        num_replicas: the number of processes; each has its own batches, the same number for all.
+        rank: the number of this process, from 0.
 
     Attributes:
         dropped: how many classes are left out.
@@ -80,7 +82,7 @@ class ClassBatchSampler(EpochBatches):
             raise ValueError(f"labels must have at least 2 classes of {least} samples or more, got {len(members)}")
         p = arguments.count("classes_per_batch", classes_per_batch, optional=True) or len(members)
         if p > len(members):
-            raise ValueError(f"classes_per_batch must be at most the {len(members)} classes that there are, got {p}")
+            raise ValueError(f"classes_per_batch must be at most the number of classes, {len(members)}, got {p}")
         self.classes: Classes = Classes(members, int(p), k)
         self.rule: Uniform | ClassRule = Uniform() if rule is None else rule
         self.rule.check(self.classes)
@@ -88,7 +90,7 @@ class ClassBatchSampler(EpochBatches):
         self.batches_per_epoch: int = int(given or self.rule.usual(self.classes))
 
     def __len__(self) -> int:
-        """How many batches the next pass gives to this process; nothing is drawn for it."""
+        """The number of batches of this process in the next pass; computed without drawing any."""
         return max(0, self.batches_per_epoch - self._start) // self.num_replicas
 
     def batches(self, epoch: int) -> list[list[int]]:
@@ -101,16 +103,17 @@ class ClassBatchSampler(EpochBatches):
         return [[sample for y in batch for sample in decks[y].hand(self.classes.per_class)] for batch in chosen]
 
     def refresh(self, embeddings: Array, *, representative: Representative = "mean") -> None:
-        """Let the rule look at embeddings of the data set, between two epochs.
+        """Give the rule new embeddings of the data set, between two epochs.
 
-        With several processes do it on one and load its `state_dict` on the others: rounding may differ.
+        With several processes, call it on one and load its `state_dict` on the others, because rounding may differ.
 
         Args:
             embeddings: [n, d], of all samples in the order of the labels.
-            representative: what stands for a class, see `class_graph`; random ones are drawn anew for every epoch.
+            representative: what represents a class, see `class_graph`; random representatives are drawn anew for every
+                epoch.
 
         Raises:
-            ValueError: another number of embeddings than of labels, or some that are not finite.
+            ValueError: the numbers of embeddings and labels differ, or an embedding is not finite.
         """
         if representative not in get_args(Representative):
             raise ValueError(f"representative must be 'mean', 'random' or 'all', got {representative!r}")
@@ -125,10 +128,10 @@ class ClassBatchSampler(EpochBatches):
         self._forget()
 
     def state_dict(self, *, consumed: int | None = None) -> dict[str, Any]:
-        """Where the epoch stands, with what the rule was refreshed with."""
+        """The position in the epoch, and the state of the rule."""
         return super().state_dict(consumed=consumed) | {"rule": self.rule.state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where the state stood."""
+        """Continue from a state."""
         self.rule.restore(state["rule"])
         super().load_state_dict(state)

@@ -1,4 +1,4 @@
-"""What all samplers of batches share: epochs, processes, and going on where a run stopped."""
+"""The base of all samplers of batches: epochs, processes, and resuming."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ from pml_ext import arguments
 class EpochBatches(Sampler[list[int]], ABC):
     """Batches of indices, a pure function of the seed and the epoch: a `batch_sampler` for a `DataLoader`.
 
-    Every process makes the whole list; process r of W takes batches r, r + W, ... of it, and what is left over at the
-    end is dropped, so that all have equally many. Subclasses implement `batches`.
+    Every process makes the whole list. Process r of W takes batches r, r + W, ... of it; the remainder at the end is
+    dropped, so that all processes have the same number. Subclasses implement `batches`.
 
     Args:
-        seed: of all that is drawn, the same on every process.
-        num_replicas: how many processes there are.
-        rank: which of them this is.
+        seed: seed of all random choices, the same on every process.
+        num_replicas: the number of processes.
+        rank: the number of this process, from 0.
     """
 
     def __init__(self, *, seed: int, num_replicas: int, rank: int) -> None:
@@ -37,13 +37,13 @@ class EpochBatches(Sampler[list[int]], ABC):
         """The batches of an epoch for all processes together."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch comes next: without it every pass gives the same batches, as `DistributedSampler` does."""
+        """Set the next epoch. Without it every pass gives the same batches, as with `DistributedSampler`."""
         epoch = 0 if epoch == 0 else int(arguments.count("epoch", epoch))
         if epoch != self.epoch:
             self.epoch, self._start, self._begun, self._given = epoch, 0, 0, 0
 
     def __iter__(self) -> Iterator[list[int]]:
-        """The batches of this process, from where a loaded state stood."""
+        """The batches of this process, from the position of a loaded state."""
         whole, start, epoch = self._whole(), self._start, self.epoch
         self._begun = self._given = start
         for step in range(self._steps(whole)):
@@ -55,7 +55,7 @@ class EpochBatches(Sampler[list[int]], ABC):
             self._start = 0
 
     def __len__(self) -> int:
-        """How many batches the next pass gives to this process."""
+        """The number of batches of this process in the next pass."""
         return self._steps(self._whole())
 
     def _steps(self, whole: list[list[int]]) -> int:
@@ -71,11 +71,11 @@ class EpochBatches(Sampler[list[int]], ABC):
         self._made = None
 
     def state_dict(self, *, consumed: int | None = None) -> dict[str, Any]:
-        """Where the epoch stands. It may be loaded with another number of processes.
+        """The position in the epoch. It may be loaded with another number of processes.
 
         Args:
-            consumed: how many batches of this epoch this process has trained on, those before a loaded state left out;
-                None (default) for as many as were given out, which with workers of a `DataLoader` are some more.
+            consumed: how many batches of this epoch this process has trained on, without those before a loaded state;
+                None (default) for the number that was fetched, which is larger with the workers of a `DataLoader`.
         """
         given = self._given
         if consumed is not None:
@@ -84,7 +84,7 @@ class EpochBatches(Sampler[list[int]], ABC):
         return {"seed": self.seed, "epoch": self.epoch, "consumed": given, "num_replicas": self.num_replicas}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after the batches that a state counts as consumed; no other batch is left out or repeated."""
+        """Continue after the batches that a state counts as consumed; no other batch is left out or repeated."""
         self.seed, self.epoch = int(state["seed"]), int(state["epoch"])
         self._start = self._begun = self._given = int(state["consumed"])
         self._forget()

@@ -31,12 +31,12 @@ def class_graph(
     Args:
         embeddings: [n, d], compared by their cosine.
         labels: [n], numbers or strings.
-        k: how many; where there are fewer other classes, all of them.
-        representative: what stands for a class: the ``"mean"`` of its normalized embeddings (default), a ``"random"``
+        k: how many neighbors; all other classes if there are fewer.
+        representative: what represents a class: the ``"mean"`` of its normalized embeddings (default), a ``"random"``
             one of them as in Graph Sampling (Liao and Shao, CVPR 2022, arXiv 2104.01546), or ``"all"``: then two
             classes are as near as their nearest two samples.
-        seed: of the random ones.
-        chunk_size: rows at a time, see `mine`.
+        seed: seed of the random representatives.
+        chunk_size: the number of rows at a time, see `mine`.
 
     Returns:
         Numbers of classes, [c, k] of int32.

@@ -12,27 +12,28 @@ from pml_ext.mining.tuples import MinedTuples
 
 @final
 class MinedBatchSampler(EpochBatches):
-    """Batches of anchors with their mined positives and negatives, every anchor once an epoch.
+    """Batches of anchors with their mined positives and negatives, with every anchor once in an epoch.
 
-    Anchors come in random order; each with its positives and its first negatives joins the batch while all of them
-    fit in; a sample that is there already is not taken twice. A mined negative has no positive in the batch but by
-    chance, and so is no anchor of a loss by labels; `partners` brings it one. With ``mined.local(batch)`` as
-    `indices_tuple` a loss sees the mined pairs only.
+    Anchors come in random order. Each is added to the batch with its positives and its first negatives, as long as all
+    of them fit; a sample that is already in the batch is not added again. A mined negative has a positive in the batch
+    only by chance, so it is rarely an anchor of a loss that uses labels; `partners` adds a positive. With
+    ``mined.local(batch)`` as `indices_tuple`, a loss uses the mined pairs only.
 
     Args:
-        mined: of `mine`, without references of its own; of anchors that are incomplete none is taken.
-        batch_size: how many samples at most.
-        negatives: how many of the negatives of each anchor, default 1.
-        partners: with each mined negative the nearest positive that was mined for it, where it was an anchor; default
-            False.
-        fill: fill up the batch, with samples of the anchors that come next, so that all have one size; default False.
-        shuffle: anchors in random order; False for that of the tuples.
-        seed: of the order; the same on every process.
-        num_replicas: how many processes there are; each has batches of its own, equally many.
-        rank: which of them this is.
+        mined: the result of `mine`, called without references; incomplete anchors are left out.
+        batch_size: the largest number of samples in a batch.
+        negatives: how many negatives of each anchor to use, default 1.
+        partners: whether to add, with each mined negative that was an anchor itself, the nearest positive that was
+            mined for it; default False.
+        fill: whether to fill up each batch with samples of the next anchors, so that all batches have the same size;
+            default False.
+        shuffle: whether anchors come in random order (default) or in that of the tuples.
+        seed: seed of the order, the same on every process.
+        num_replicas: the number of processes; each has its own batches, the same number for all.
+        rank: the number of this process, from 0.
 
     Raises:
-        TypeError, ValueError: arguments of other types; a batch size that a tuple does not fit in.
+        TypeError, ValueError: arguments of other types; a batch size smaller than a tuple.
 
     Example:
         >>> import torch
@@ -67,7 +68,7 @@ class MinedBatchSampler(EpochBatches):
         self.refresh(mined)
 
     def refresh(self, mined: MinedTuples) -> None:
-        """Go on with tuples that were mined anew, from the next epoch on: between two epochs."""
+        """Use newly mined tuples from the next epoch on; call it between two epochs."""
         anchors = mined.anchors.tolist()
         partner = dict(zip(anchors, mined.positives[:, :1].flatten().tolist(), strict=False)) if self.partners else {}
         tuples = []
@@ -109,7 +110,7 @@ class MinedBatchSampler(EpochBatches):
                 batch[sample] = None
 
     def state_dict(self, *, consumed: int | None = None) -> dict[str, Any]:
-        """Where the epoch stands, with the tuples."""
+        """The position in the epoch, with the tuples."""
         tuples = {
             "samples": torch.tensor(
                 [sample for each in self._tuples for sample in each], dtype=torch.int64, device="cpu"
@@ -119,6 +120,6 @@ class MinedBatchSampler(EpochBatches):
         return super().state_dict(consumed=consumed) | tuples
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where the state stood, with its tuples."""
+        """Continue from a state, with its tuples."""
         self._tuples = [each.tolist() for each in state["samples"].split(state["sizes"].tolist())]
         super().load_state_dict(state)

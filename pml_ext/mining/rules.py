@@ -1,4 +1,4 @@
-"""Rules by which classes come together in a batch."""
+"""Rules that select the classes of a batch."""
 
 import math
 from abc import ABC, abstractmethod
@@ -23,12 +23,12 @@ Shuffler = Callable[[str], Random]
 
 @dataclass(frozen=True)
 class Classes:
-    """What a rule chooses from.
+    """The classes that a rule selects from.
 
     Args:
         members: the samples of each class.
         per_batch: how many different classes a batch has.
-        per_class: how many samples of each.
+        per_class: how many samples a batch has of each.
     """
 
     members: list[list[int]]
@@ -42,11 +42,11 @@ class Classes:
 
 
 class ClassRule(ABC):
-    """A rule by which classes come together in a batch: a pure function of the generators it is given and its state."""
+    """A rule that selects the classes of a batch: a pure function of its state and of the generators that it gets."""
 
     @abstractmethod
     def usual(self, classes: Classes) -> int:
-        """How many batches an epoch has unless a number is given."""
+        """The number of batches in an epoch, unless it is given."""
 
     @abstractmethod
     def choose(self, classes: Classes, batches: int, random: Shuffler) -> list[list[int]]:
@@ -58,27 +58,27 @@ class ClassRule(ABC):
     def refresh(  # noqa: B027 - not every rule looks at embeddings
         self, classes: Classes, embeddings: Tensor, representative: Representative, seed: int
     ) -> None:
-        """Look at embeddings of the data set; rules that do choose at random until then."""
+        """Use new embeddings of the data set; rules that use embeddings choose at random until then."""
 
     def state(self) -> dict[str, Tensor]:
-        """What `refresh` has found."""
+        """The results of `refresh`."""
         return {}
 
     def restore(self, state: dict[str, Tensor]) -> None:  # noqa: B027 - as above
-        """Take what another one's `refresh` has found."""
+        """Use the results of another rule's `refresh`."""
 
 
 @final
 class Uniform(ClassRule):
-    """Random classes: all others come before one comes again."""
+    """Random classes; a class is repeated only after all others were used."""
 
     def usual(self, classes: Classes) -> int:
-        """As many batches as hold all samples."""
+        """As many batches as are needed for all samples."""
         samples = sum(map(len, classes.members))
         return -(-samples // (classes.per_batch * classes.per_class))
 
     def choose(self, classes: Classes, batches: int, random: Shuffler) -> list[list[int]]:
-        """Classes from shuffled decks."""
+        """Classes from shuffled lists."""
         deck = Deck(list(range(classes.count)), lambda turn: random(f"uniform {turn}"))
         return [deck.hand(classes.per_batch) for _ in range(batches)]
 
@@ -117,7 +117,7 @@ def _checked_graph(graph: Any, count: int) -> Tensor:
 
 
 def _seeds(classes: Classes, batches: int, random: Shuffler) -> list[int]:
-    """A first class for each batch: all come before one comes again."""
+    """A first class for each batch; a class is repeated only after all others were used."""
     return Deck(list(range(classes.count)), lambda turn: random(f"seeds {turn}")).hand(batches)
 
 
@@ -135,10 +135,11 @@ def _filled(batch: list[int], classes: Classes, rng: Random, cards: list[int] | 
 
 @final
 class Neighbors(_WithGraph):
-    """A class and its nearest ones: one batch for each class, as in Graph Sampling.
+    """A class and the classes nearest to it, one batch for each class, as in Graph Sampling.
 
     Args:
-        graph: [c, k], of `class_graph`; None (default) until `refresh` makes it. What a batch lacks is random.
+        graph: [c, k], of `class_graph`; None (default) until `refresh` computes it. Missing classes of a batch are
+            random.
 
     Source:
         Liao and Shao, CVPR 2022, arXiv 2104.01546, where a class is represented by a random sample of it.
@@ -165,11 +166,12 @@ class Doubles(_WithGraph):
     """Random classes, each with one of its nearest: a batch of pairs.
 
     Args:
-        graph: [c, k], of `class_graph`; None (default) until `refresh` makes it.
-        k: among how many of the nearest classes the second one of a pair is drawn, default 5.
+        graph: [c, k], of `class_graph`; None (default) until `refresh` computes it.
+        k: the second class of a pair is drawn from the k nearest classes of the first, default 5.
 
     Source:
-        After Smirnov et al., Doppelganger Mining, ICCVW 2017, whose lists come from the classifier in training.
+        After Smirnov et al., Doppelganger Mining, ICCVW 2017, whose lists of near classes come from the classifier in
+        training.
     """
 
     def __init__(self, graph: Tensor | None = None, *, k: int = 5) -> None:
@@ -183,11 +185,11 @@ class Doubles(_WithGraph):
             raise ValueError(f"classes_per_batch must be even for Doubles, got {classes.per_batch}")
 
     def usual(self, classes: Classes) -> int:
-        """As many batches as every class comes first once."""
+        """As many batches as are needed for every class to be the first of a pair once."""
         return -(-classes.count // (classes.per_batch // 2))
 
     def choose(self, classes: Classes, batches: int, random: Shuffler) -> list[list[int]]:
-        """Half of the classes from shuffled decks, with each a near one that is not there yet."""
+        """Half of the classes from shuffled lists, each with a near class that is not in the batch yet."""
         deck = Deck(list(range(classes.count)), lambda turn: random(f"seeds {turn}"))
         near = [[]] * classes.count if self.graph is None else self.graph[:, : self.k].tolist()
         rng = random("doubles")
@@ -216,15 +218,14 @@ def _graph_of(classes: Classes, embeddings: Tensor, k: int, representative: Repr
 
 @final
 class Greedy(ClassRule):
-    """A class, and one after another the class of a random pool that violates most with one of those chosen so far.
+    """A class, to which those of a random pool are added one by one that most violate the ranking with a chosen one.
 
         V_ij = <a_i, p_j> - <a_i, p_i>,   next: argmax_j max_{i chosen} V_ij
 
-    for two samples a_i, p_i of each class; equals in the order of the classes.
+    for two samples a_i, p_i of each class i; ties are broken by the order of the classes.
 
     Args:
-        pool: how many random classes there are to choose from for each batch, default 1000; memory grows with its
-            square.
+        pool: the number of random classes to choose from for each batch, default 1000; memory grows with its square.
 
     Source:
         Sohn, NIPS 2016, hard class mining for the N-pair loss, which does not say what is compared.
@@ -298,17 +299,17 @@ def greedy(anchors: Tensor, positives: Tensor, count: int, *, first: int) -> lis
 
 @final
 class Groups(ClassRule):
-    """Classes of a few super-classes: every combination of super-classes comes equally often.
+    """Classes of a few super-classes, where every combination of super-classes occurs equally often.
 
     Args:
-        groups: the super-class of each sample, [n], numbers or strings; of the samples of a class the same.
-        per_batch: how many super-classes come together, default 2.
+        groups: the super-class of each sample, [n], numbers or strings; the same for all samples of a class.
+        per_batch: the number of super-classes in a batch, default 2.
         batches_per_tuple: how many batches each combination has, default 4.
 
     Source:
-        Cakir et al., Deep Metric Learning to Rank, CVPR 2019: classes of a super-class come in turn, by a cursor that
-        goes round. PML's `HierarchicalSampler` draws anew for each batch, and gives short batches where a super-class
-        has too few classes: here others of the combination fill it up, then any.
+        Cakir et al., Deep Metric Learning to Rank, CVPR 2019: the classes of a super-class are used in turn. PML's
+        `HierarchicalSampler` draws independently for each batch, and gives short batches where a super-class has too
+        few classes; here classes of the other super-classes of the combination fill the batch, then any.
     """
 
     def __init__(self, groups: Array, *, per_batch: int = 2, batches_per_tuple: int = 4) -> None:
@@ -339,7 +340,7 @@ class Groups(ClassRule):
         return [found[group] for group in sorted(found)]
 
     def usual(self, classes: Classes) -> int:
-        """As many batches as the combinations have."""
+        """The number of combinations times `batches_per_tuple`."""
         return math.comb(len(self._by_group(classes)), self.per_batch) * self.batches_per_tuple
 
     def choose(self, classes: Classes, batches: int, random: Shuffler) -> list[list[int]]:
@@ -367,11 +368,11 @@ class Groups(ClassRule):
 
 @final
 class Mixed(ClassRule):
-    """Another rule, with a share of random classes in every batch, against hubs and wrong labels.
+    """Another rule, with a share of random classes in every batch: a remedy for hubs and wrong labels.
 
     Args:
         rule: the other rule.
-        share: which part of the classes of a batch is random, in 0..1, default 0.25; rounded.
+        share: the share of the classes of a batch that is random, in 0..1, default 0.25; rounded to whole classes.
     """
 
     def __init__(self, rule: ClassRule, *, share: float = 0.25) -> None:
@@ -381,11 +382,11 @@ class Mixed(ClassRule):
         self.share: float = arguments.fraction("share", share)
 
     def check(self, classes: Classes) -> None:
-        """Whatever the other rule checks."""
+        """The checks of the other rule."""
         self.rule.check(classes)
 
     def usual(self, classes: Classes) -> int:
-        """What the other rule says."""
+        """The number of the other rule."""
         return self.rule.usual(classes)
 
     def choose(self, classes: Classes, batches: int, random: Shuffler) -> list[list[int]]:

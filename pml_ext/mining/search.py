@@ -1,4 +1,4 @@
-"""Mining over a data set: for every anchor its positives and the hardest negatives that may be trusted, exactly."""
+"""Mining over a data set: for every anchor its positives and the hardest negatives that pass the filters, exactly."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,58 +56,61 @@ def mine(
         N'_i = k of { n : range_min <= rank_i(n) < range_max, min_score <= c_in < tau_i }
         tau_i = min(r_i - absolute_margin, r_i - relative_margin |r_i|, max_score),  r_i = max_{p in P_i} c_ip
 
-    where rank_i counts the negatives of anchor i by falling score c_in from 0 on, before any filter. A margin keeps
-    away from negatives that are as near as the positives: with labels that lack some positives these are mostly
-    positives without a label. With clean labels they are the very errors to learn from, and a margin does harm.
+    where rank_i counts the negatives of anchor i by falling score c_in from 0 on, before any filter. A margin excludes
+    negatives that are as near as the positives: with incomplete labels these are mostly unlabeled positives. With clean
+    labels they are the very errors to learn from, and a margin does harm.
 
     Args:
-        embeddings: [n, d], as they are compared in training: eval mode, in the order of the data set.
+        embeddings: [n, d], computed in eval mode, in the order of the data set.
         labels: [n], numbers or strings.
         references: [m, d], where positives and negatives come from; None (default) for the embeddings themselves.
         reference_labels: [m].
-        anchors: indices of the embeddings that are anchors; None (default) for all. Of several processes each mines
-            for a part of them, and `MinedTuples.joined` puts the parts together.
+        anchors: indices of the embeddings that are anchors; None (default) for all. Several processes can share the
+            work: each mines a different part of the anchors, and `MinedTuples.joined` joins the parts.
         num_positives: how many positives of each anchor, default 1; 0 for negatives only.
         num_negatives: how many negatives of each anchor, default 5.
         positives: which ones: the ``"hardest"`` (default), ``"easiest"``, ``"random"`` ones, or ``"all"``, the
             hardest first.
-        strategy: the hardest negatives that pass (``"top"``, default), or ``"random"`` ones of all that do. Of a large
-            data set give `range_max` with it: without, all negatives of every anchor must be ranked.
-        range_min: the rank of the first negative to look at, default 0. A network that is not yet trained finds noise
-            at the first ranks.
-        range_max: the rank of the first one no longer looked at; None (default) for no end.
-        absolute_margin: how much farther than the positives a negative must be, at least 0; None (default) for none.
-        relative_margin: the same as a share of the positives' score: 0.05 keeps what has less than 95 % of it.
-        max_score: a level that a negative must be farther than, in the units of the distance.
-        min_score: a level beyond which negatives are too far, in the units of the distance.
-        reference: which of an anchor's positives the margins start from: the nearest (``"max"``, default), the
-            farthest (``"min"``) or their ``"mean"``.
-        per: ``"anchor"`` (default), or ``"pair"``: each of an anchor's positives has a ceiling, and so negatives, of
-            its own; the anchor then comes once for each of them.
-        one_per_class: at most one negative of each class.
+        strategy: ``"top"`` (default) for the hardest negatives that pass the filters, or ``"random"`` for random ones
+            of all that pass. For a large data set give `range_max` with it: without, all negatives of every anchor must
+            be ranked.
+        range_min: the rank of the first negative to consider, default 0. With a network that is not yet trained, the
+            first ranks are noise.
+        range_max: the rank before which negatives are considered; None (default) for no limit.
+        absolute_margin: how much less similar than r_i a negative must be, at least 0; None (default) for none.
+        relative_margin: the same as a share of |r_i|, at least 0: 0.05 keeps negatives with less than 95 % of a
+            positive r_i. None (default) for none.
+        max_score: an upper limit on the similarity of a negative, in the units of the distance (with a distance, the
+            smallest allowed one); None (default) for none.
+        min_score: a lower limit on the similarity of a negative, likewise; None (default) for none.
+        reference: which positive gives r_i: the nearest (``"max"``, default) or the farthest (``"min"``), or ``"mean"``
+            for the mean of their scores.
+        per: ``"anchor"`` (default), or ``"pair"``: each positive of an anchor has its own limit tau_i, and so its own
+            negatives; the anchor then occurs once for each positive.
+        one_per_class: whether to take at most one negative of each class. Default False.
         groups: [n], integers: samples of one group are neither positives nor negatives of each other (near
             duplicates, frames of one video); -1 is no group.
         distance: any PML distance; default `CosineSimilarity`. Margins are differences of its values.
-        chunk_size: anchors at a time; by default as many as make 2^22 scores. The tuples do not depend on it, but for
-            rounding with distances other than cosine and inner products.
-        candidates: [n, k] or, with `anchors`, [a, k]: references to look at instead of all, from any index; -1 is
-            none, and it need not know labels. Ranks are those among them.
-        generator: of what is drawn at random; torch's global one by default.
+        chunk_size: the number of anchors at a time; by default as many as give 2^22 scores. The tuples do not depend on
+            it, except by rounding with distances other than cosine and inner products.
+        candidates: [n, k] or, with `anchors`, [a, k]: references to consider instead of all, for example from an
+            approximate index, which need not use labels; -1 is none. Ranks are those among the candidates.
+        generator: generator of the random draws; torch's global one by default.
 
     Shape:
         embeddings [n, d], labels [n] -> `MinedTuples` of one row for each anchor.
 
     Source:
-        The ceilings are those of NV-Retriever (de Souza Moreira et al. 2024, arXiv 2407.15831), their names those of
-        sentence-transformers' ``mine_hard_negatives``; `one_per_class` and the refreshing are Radenovic et al. (ECCV
-        2016), random ones of the first ranks are ANCE (Xiong et al. 2021, arXiv 2007.00808). Different: ranks count
-        before the filters; the relative margin has the right sign for negative scores; a score equal to the ceiling
-        is dropped; of several positives the nearest counts, not the farthest; draws are a function of the generator,
-        the anchor and the reference.
+        The limits are those of NV-Retriever (de Souza Moreira et al. 2024, arXiv 2407.15831), their names those of
+        sentence-transformers' ``mine_hard_negatives``; `one_per_class` and mining anew during training are those of
+        Radenovic et al. (ECCV 2016), random negatives of the first ranks those of ANCE (Xiong et al. 2021, arXiv
+        2007.00808). Different: ranks count before the filters; the relative margin has the right sign for negative
+        scores; a score equal to the limit is dropped; with several positives the nearest one counts by default, not the
+        farthest; draws are a function of the generator, the anchor and the reference.
 
     Raises:
-        TypeError, ValueError: arguments of other types or shapes; embeddings that are not finite; a window smaller
-            than the number of negatives; margins or ``per="pair"`` without positives; groups with references.
+        TypeError, ValueError: arguments of other types or shapes; embeddings that are not finite; a range of ranks
+            smaller than the number of negatives; margins or ``per="pair"`` without positives; groups with references.
 
     Example:
         >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.6, 0.8]])
@@ -161,7 +164,7 @@ def mine(
         if reference_labels is None:
             raise ValueError("references need reference_labels, got None")
         if groups is not None:
-            raise ValueError("groups are those of one data set: they cannot be given with references")
+            raise ValueError("groups must be None with references: they are those of one data set")
         ids, ref_ids = class_ids(given_labels, checked_labels("reference_labels", reference_labels, len(refs)))
     rows = _indices("anchors", anchors, len(x)) if anchors is not None else torch.arange(len(x), device="cpu")
     m = len(x) if refs is None else len(refs)
@@ -208,7 +211,7 @@ class _Rule:
 
     @property
     def filters(self) -> list[str]:
-        """The names of the filters that are asked for."""
+        """The names of the filters in use."""
         names = ("absolute_margin", "relative_margin", "max_score", "min_score")
         return [name for name in names if getattr(self, name) is not None] + ["one_per_class"] * self.one_per_class
 

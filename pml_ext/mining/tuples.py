@@ -1,4 +1,4 @@
-"""What `mine` finds: anchors with their positives and negatives, as indices of a data set."""
+"""The result of `mine`: anchors with their positives and negatives, as indices of a data set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -12,19 +12,19 @@ from torch import Tensor
 class MinedTuples:
     """Anchors with their positives and negatives, as indices of the data set that was mined; -1 where there is none.
 
-    An anchor that lacks what was asked for stays in the tensors, so that they have one row for each; it is no tuple:
-    `complete` says so, and `pairs`, `triplets` and the batches pass over it.
+    An anchor without a negative, or without a needed positive, keeps its row in the tensors, but is not a tuple:
+    `complete` is False for it, and `pairs`, `triplets` and the batches leave it out.
 
     Args:
-        anchors: [a], indices of the embeddings; with ``per="pair"`` an anchor comes once for each of its positives.
+        anchors: [a], indices of the embeddings; with ``per="pair"`` an anchor occurs once for each of its positives.
         positives: [a, kp], indices of the references, in the order of ``positives=``.
         negatives: [a, kn], indices of the references, the hardest first or in random order.
-        positive_scores: [a, kp], in the units of the distance; not a number where there is none.
+        positive_scores: [a, kp], in the units of the distance; NaN where there is none.
         negative_scores: [a, kn], likewise.
-        needs_positive: whether an anchor without positives is no tuple.
-        dropped: by the name of each filter the share of the negatives looked at that it does not let pass. Looked at
-            are those of the rank window, down to the last one that was taken.
-        looked_at: how many these are.
+        needs_positive: whether an anchor without positives is left out.
+        dropped: for each filter, by name, the share of the considered negatives that it drops. Considered are the
+            negatives in the range of ranks, down to the last one that was taken.
+        looked_at: the number of considered negatives.
 
     Example:
         >>> import torch
@@ -104,10 +104,10 @@ class MinedTuples:
         return self.anchors.view(-1, 1, 1).expand(shape)[kept], p[kept], n[kept]
 
     def local(self, batch: Tensor | list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The mined pairs both of whose samples are in a batch, as places in it: an `indices_tuple`.
+        """The mined pairs with both samples in a batch, as positions in the batch: an `indices_tuple`.
 
         Args:
-            batch: the indices of its samples in the data set, [n]; where one stands twice, its first place counts.
+            batch: the indices of its samples in the data set, [n]; if an index occurs twice, its first position counts.
 
         Raises:
             ValueError: the batch is not one-dimensional.
@@ -128,12 +128,12 @@ class MinedTuples:
         return result[0], result[1], result[2], result[3]
 
     def statistics(self) -> dict[str, float]:
-        """What the tuples are like; watch it from epoch to epoch.
+        """Statistics of the tuples, to follow from epoch to epoch.
 
         Returns:
             The shares of anchors ``without_positive`` and ``without_negative``; the mean score of the first positive
             and of the first negative, which is the hardest unless they are drawn at random; and for every filter the
-            share of negatives ``dropped_by_..``. Not a number where there is nothing to take a share of.
+            share of negatives ``dropped_by_..``. NaN where nothing was counted.
         """
 
         def mean(x: Tensor) -> float:

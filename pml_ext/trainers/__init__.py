@@ -1,7 +1,7 @@
 """Methods that train more than an embedding, and their parts: for any loop, and as trainers of PML 2.
 
-`HardnessAwareTrainer` and `hardness_aware_trainer` build on PML 2's `BaseTrainer`, of which PML 3 has none. All else is
-the same beside either; `HardnessAwareLoss` is the same method for any loop.
+`HardnessAwareTrainer` and `hardness_aware_trainer` build on PML 2's `BaseTrainer`, which PML 3 does not have.
+Everything else works with both; `HardnessAwareLoss` is the same method for any training loop.
 """
 
 from typing import TYPE_CHECKING, Any

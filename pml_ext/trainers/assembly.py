@@ -62,11 +62,11 @@ variants: Mapping[str, Variant] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Assembled:
-    """What a variant trains, and by what.
+    """The parts of a variant: networks, losses, miner and optimizers.
 
     Args:
         models: trunk, embedder, generator and classifier, by name.
-        losses: the metric loss, and what else was given.
+        losses: the metric loss, and other losses that were given.
         miner: of the tuples.
         optimizers: by the name of a part and "_optimizer".
         args: of the method, for `HardnessAwareTrainer` or `HardnessAwareLoss`.
@@ -98,7 +98,7 @@ def checked_variant(name: str) -> Variant:
     """The variant of a name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no variant has that name.
     """
     if name not in variants:
         raise ValueError(f"variant must be one of {', '.join(variants)}, got {name!r}")
@@ -140,11 +140,11 @@ def assembled(
         weight_decay: of Adam, for trunk and embedder. Default 5e-3.
         hidden_size: of the generator. Default 512.
         seed: of the miner of the triplets. Default: torch's global random state.
-        models: in place of those made here. Default: none.
-        losses: in place of those made here. Default: none.
+        models: networks, by name, instead of those made here. Default: none.
+        losses: losses, by name, instead of those made here. Default: none.
 
     Raises:
-        ValueError: another variant; networks that do not return one vector per sample.
+        ValueError: an unknown variant; networks that do not return one vector per sample.
     """
     chosen, device = checked_variant(variant), device_of(trunk, embedder)
     feature_size, features = output_size(trunk, data)

@@ -14,10 +14,10 @@ from pml_ext.vectors import at_least_single
 
 @contextmanager
 def batch_norm_of_all(network: nn.Module, group: Group) -> Iterator[None]:
-    """While this lasts every batch normalization in training has the mean and variance of the samples of all processes.
+    """A context in which batch normalization in training uses the mean and variance of the samples of all processes.
 
-    The network is what one process has with the whole batch: its outputs, gradients and running statistics. Unlike
-    `torch.nn.SyncBatchNorm` it runs on a CPU too, and nothing of the network is replaced.
+    Outputs, gradients and running statistics of the network are those of one process with the whole batch. Unlike
+    `torch.nn.SyncBatchNorm` it runs on a CPU too, and no module of the network is replaced.
 
     Args:
         network: any module.

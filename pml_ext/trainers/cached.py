@@ -24,36 +24,38 @@ class Cached(nn.Module):
         backward:  for each chunk  f(chunk) once more, dL/dtheta += df/dtheta^T dL/dx[chunk]
 
     The loss sees one batch of embeddings with a gradient, as from any network: any loss, miner, trainer, `GradScaler`,
-    `DistributedLoss`, accumulation over several calls works with it unchanged. Memory grows with a chunk, not with the
-    batch, for one more forward pass. A chunk is computed again with the same random numbers, under the same autocast,
-    and from the buffers as they were; buffers, such as running statistics, move on once and not twice.
+    `DistributedLoss`, accumulation over several calls works with it unchanged. Memory grows with the chunk and not with
+    the batch, at the cost of one more forward pass. A chunk is computed again with the same random numbers, under the
+    same autocast, and from the buffers as they were; buffers, such as running statistics, are updated once and not
+    twice.
 
-    In several processes `DistributedDataParallel` may be outside or inside: it sees one call and reduces once in a
-    step, however many chunks a process has. A step without samples is one empty chunk.
+    In several processes `DistributedDataParallel` may be outside or inside: it gets one call and reduces gradients once
+    in a step, however many chunks a process has. A step without samples is one empty chunk.
 
-    To compile, compile the network: `Cached(torch.compile(network), 32)`. Around this it would compile nothing.
+    To compile, compile the network: `Cached(torch.compile(network), 32)`. Compiling the `Cached` would compile nothing.
 
     Args:
         network: any module that treats samples independently of one another.
-        chunk_size: how many samples are embedded at a time at most, at least 1; chunks are of near-equal sizes. The
-            time of small chunks is that of small batches.
+        chunk_size: the largest number of samples that are embedded at a time, at least 1; chunks have near-equal sizes.
+            Small chunks are as slow as small batches.
 
     Shape:
-        What the network takes: every tensor in it, in nests of tuples, lists and dicts too, has one row for each
-        sample, but for those without dimensions, which go to every chunk as they are. What it returns: tensors with
-        one row for each sample, or a nest of them.
+        Inputs: those of the network, tensors with one row for each sample, also nested in tuples, lists and dicts;
+        tensors without dimensions are passed to every chunk unchanged. Outputs: tensors with one row for each sample,
+        or nested ones.
 
     Source:
         Gao, Zhang, Han, Callan, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", 2021, arXiv
-        2101.06983 (GradCache), as a module instead of a step, by `torch.utils.checkpoint`.
+        2101.06983 (GradCache), here as a module instead of a training step, built on `torch.utils.checkpoint`.
 
     Raises:
-        TypeError, ValueError: a network that is no module, a chunk size that is not a positive integer; in a call,
-            inputs without a tensor or of different lengths, outputs that have no row for each sample, a
-            `SyncBatchNorm` in training, whose processes would wait for each other's chunks.
+        TypeError, ValueError: a network that is not a module, a chunk size that is not a positive integer; in a call,
+            inputs without a tensor or of different lengths, outputs that have no row for each sample, a `SyncBatchNorm`
+            in training, whose processes would wait for each other's chunks.
 
     Warns:
-        UserWarning: once, a batch normalization in training takes its statistics from each chunk, not from the batch.
+        UserWarning: once, if a batch normalization in training takes its statistics from each chunk, not from the
+        batch.
 
     Example:
         >>> import torch
@@ -79,7 +81,7 @@ class Cached(nn.Module):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the network makes of the batch."""
+        """The outputs of the network for the batch."""
         self._look_for_batch_statistics()
         if not isinstance(self.network, DistributedDataParallel):
             return embed_in_chunks(self.network, self.chunk_size, args, kwargs)
@@ -122,7 +124,7 @@ class _Chunks(nn.Module):
 
 
 def embed_in_chunks(network: nn.Module, chunk_size: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What a network makes of a batch, chunk by chunk; with a gradient, each is computed again in backward."""
+    """The outputs of a network, chunk by chunk; with a gradient, each chunk is computed again in backward."""
     leaves, structure = nests.tree_flatten((args, kwargs))
     rows = [isinstance(leaf, Tensor) and leaf.ndim > 0 for leaf in leaves]
     lengths = sorted({len(leaf) for leaf, cut in zip(leaves, rows, strict=True) if cut})

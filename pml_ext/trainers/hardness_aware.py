@@ -43,7 +43,7 @@ class HardnessAwareTrainer(BaseTrainer):
     To resume: the running averages are buffers of `loss_funcs["hardness"]`, a `HardnessSchedule` which this trainer
     makes unless it is given one, so that saving and loading `models`, `optimizers`, `lr_schedulers`, `loss_funcs` and
     `mining_funcs`, as PML's `HookContainer` does, continues with the very same step. Random states (of a sampler, of a
-    miner without a seed) are yours to keep.
+    miner without a seed) are not saved: save them yourself.
 
     Args:
         args, kwargs: those of PML's `BaseTrainer`. `models` are trunk, embedder, generator and classifier, the trunk
@@ -52,8 +52,9 @@ class HardnessAwareTrainer(BaseTrainer):
         alpha, beta, period, soft_factor, soft_share, separate_anchors: see `HardnessAwareLoss`.
         distributed: see `HardnessAwareLoss`; the gradients of all models are to be averaged, as models in
             `DistributedDataParallel` have them. Default False.
-        synthesis: False trains trunk and embedder with the metric loss alone, step for step as PML's `MetricLossOnly`
-            does, and leaves generator and classifier, which need not be given, as they are. Default True.
+        synthesis: whether to train on synthetic negatives. False trains trunk and embedder with the metric loss alone,
+            step by step as PML's `MetricLossOnly` does; generator and classifier need not be given, and do not change.
+            Default True.
 
     Raises:
         AssertionError: from PML, for a model or a loss that is missing or has another name.
@@ -92,7 +93,7 @@ class HardnessAwareTrainer(BaseTrainer):
         self.loss_names: list[str] = list(LOSSES)
 
     def modify_schema(self) -> None:
-        """What this trainer has more than PML's base."""
+        """The names that this trainer adds to those of PML's base class."""
         networks = ["generator", "classifier"]
         self.schema["models"].keys += networks
         self.schema["loss_funcs"].keys += ["synth_loss", "hardness"]
@@ -102,7 +103,7 @@ class HardnessAwareTrainer(BaseTrainer):
             self.schema["models"].essential += networks
 
     def initialize_dataloader(self) -> None:
-        """PML's batches; PML drops the last one if it is not full, and would train for epochs of no step."""
+        """PML's data loader, which drops an incomplete batch; so a data set smaller than a batch is refused."""
         super().initialize_dataloader()
         if len(self.dataloader) == 0:
             number = len(self.dataset if self.sampler is None else self.sampler)
@@ -152,7 +153,7 @@ class HardnessAwareTrainer(BaseTrainer):
         }
 
     def backward(self) -> None:
-        """Back-propagate, then keep the values only: nobody needs the graph, and PML prints one of them."""
+        """Back-propagate, then keep the values without their graphs; PML prints one of them."""
         super().backward()
         self.losses.update({name: _detached(value) for name, value in self.losses.items()})
 
@@ -181,9 +182,9 @@ def hardness_aware_trainer(
 ) -> HardnessAwareTrainer:
     r"""Assemble a `HardnessAwareTrainer` with the paper's parts: generator, classifier, loss, miner and optimizers.
 
-    triplet: J = sum [|a - p|^2 - |a - n|^2 + 1]+ over one random triplet per image, alpha 7.
-    n_pair: J = `NPairTupleLoss` over the N-pairs of the batch, alpha 90, the anchors separate in J_soft.
-    Neither normalizes the embeddings.
+    triplet: J = sum [|a - p|^2 - |a - n|^2 + 1]+ over one random triplet per image, alpha 7. n_pair: J =
+    `NPairTupleLoss` over the N-pairs of the batch, alpha 90, with the anchors separate in J_soft. Neither normalizes
+    the embeddings.
 
     Args:
         variant: "triplet" or "n_pair".
@@ -201,18 +202,18 @@ def hardness_aware_trainer(
         hidden_size: of the generator. Default 512.
         seed: of the miner of the triplets (see `RandomTupleMiner`), so that a resumed training draws the same.
             Default: torch's global random state.
-        kwargs: those of `HardnessAwareTrainer`, `sampler` above all; entries of `models`, `optimizers`, `loss_funcs`,
-            `mining_funcs` and `lr_schedulers` replace those made here.
+        kwargs: those of `HardnessAwareTrainer`, in particular `sampler`; entries of `models`, `optimizers`,
+            `loss_funcs`, `mining_funcs` and `lr_schedulers` replace those made here.
 
     Returns:
         the trainer, on the device of the trunk, if it has one, and otherwise PML's default.
 
     Source:
-        Zheng et al. 2019, arXiv 1903.05503, with the numbers of its reference code for Cars196. That code puts weight
+        Zheng et al. 2019, arXiv 1903.05503, with the settings of its reference code for Cars196. That code puts weight
         decay into J_m; here it is Adam's, so that it neither enters J_avg nor is weighted by w.
 
     Raises:
-        ValueError: another variant; networks that do not return one vector per sample.
+        ValueError: an unknown variant; networks that do not return one vector per sample.
 
     Example:
         >>> from pml_ext.datasets import Digits

@@ -31,15 +31,15 @@ class HardnessAwareTerms:
     Args:
         j_m: J_m = J(T), the metric loss of the real tuples.
         j_syn: J_syn = J(T~), the metric loss of the synthetic tuples.
-        j_recon: J_recon, how badly the generator recovers the features of the batch.
-        j_soft: J_soft, how badly the classifier recognizes the synthetic features.
-        j_ce: J_ce, how badly the classifier recognizes the features of the batch.
-        lam: lambda, how much of the distance the synthetic negatives kept; no gradient.
+        j_recon: J_recon, the squared error with which the generator recovers the features of the batch.
+        j_soft: J_soft, the cross entropy of the classifier on the synthetic features.
+        j_ce: J_ce, the cross entropy of the classifier on the features of the batch.
+        lam: lambda, the share of their distance that the synthetic negatives kept; no gradient.
         mixing_weight: w, the weight of the real tuples; no gradient.
-        hardness_real: mean |z - z+| / mean |z - z-| over the tuples; 1 is a negative as near as the positive. No
-            gradient, nor have the next two.
+        hardness_real: mean |z - z+| / mean |z - z-| over the tuples; 1 means that negatives are as near as positives.
+            It has no gradient, and neither have the next two.
         hardness_synthetic: the same with the synthetic negatives, before generation.
-        hardness_regenerated: the same of the synthetic tuples once generated and embedded again.
+        hardness_regenerated: the same for the synthetic tuples after they were generated and embedded again.
     """
 
     j_m: Tensor
@@ -77,9 +77,9 @@ class HardnessAwareTerms:
 
 @final
 class HardnessAwareLoss(nn.Module):
-    r"""Trains an embedding on negatives whose hardness follows the training, next to the real ones.
+    r"""Trains an embedding on real tuples, and on tuples with synthetic negatives whose hardness follows the training.
 
-    For features y = f(x) of a trunk and embeddings z = g(y), the negative of every tuple is pulled towards its anchor,
+    For features y = f(x) of a trunk and embeddings z = g(y), the negative of every tuple is pulled toward its anchor,
 
         z^- = `pull_negatives`(z, z+, z-, lambda) ,   lambda = exp(-alpha / J_avg)
 
@@ -92,8 +92,9 @@ class HardnessAwareLoss(nn.Module):
         J_ce     = mean CE(h(y), label)                  trains the classifier h only
         J_metric = w J(T) + (1 - w) J(T~) ,   w = exp(-beta / J_gen)         trains trunk and embedder only
 
-    In J_metric, gradients flow through the generator, which is frozen there, and through the pull. J_avg and the J_gen
-    of w are running averages, constants of a step (`HardnessSchedule`), which move on in each step of training.
+    In J_metric, gradients flow through the generator, which is frozen there, and through the pull. J_avg, and J_gen in
+    the formula of w, are running averages (`HardnessSchedule`): constants in a step, which are updated in each training
+    step.
 
     Because each term reaches its own parameters and no others, one backward pass of the sum serves all optimizers::
 
@@ -111,36 +112,39 @@ class HardnessAwareLoss(nn.Module):
     second and those of the classifier in the third. `state_dict` holds the averages, and all three networks.
 
     The defaults of alpha, beta and soft_factor belong to the scales of the paper: features of 1024 dimensions, some 100
-    classes, a triplet loss summed over 40 triplets. J_recon is a sum, so it grows with the batch and the features, and
-    J_soft does not: with small features J_soft drowns it, the generator no longer recovers anything, and J_syn has
-    gradients that are larger than those of J_m and unrelated to them. Before trusting a schedule, look at the records:
-    `j_recon` should fall below 0.5 (1 - soft_share) times the sum of the features' squared deviations from their mean,
-    `mixing_weight` be near 1 while it has not, and `lam` be neither 0 nor 1. To rescale, choose soft_factor such that
-    `j_soft` and `j_recon` are alike, then beta a tenth of their sum at the beginning, and alpha about the metric loss.
+    classes, a triplet loss summed over 40 triplets. J_recon is a sum, so it grows with the batch size and the feature
+    dimension, and J_soft does not. With features of small dimension J_soft dominates: the generator does not learn to
+    recover features, and J_syn has gradients that are larger than those of J_m and unrelated to them. Before trusting a
+    schedule, look at the records: `j_recon` should fall below 0.5 (1 - soft_share) times the sum of the squared
+    deviations of the features from their mean; until then `mixing_weight` should stay near 1; and `lam` should be
+    neither 0 nor 1. To rescale, choose soft_factor such that `j_soft` and `j_recon` are of similar size, then beta as a
+    tenth of their sum at the beginning, and alpha near the metric loss.
 
     Args:
         embedder: g, from features to embeddings. It runs a second time, on the synthetic features.
-        generator: i, from embeddings to features, `FeatureGenerator` for one. It runs twice, on the same numbers:
-            one with dropout draws twice. Only the first run updates its batch statistics.
+        generator: i, from embeddings to features, for example `FeatureGenerator`. It runs twice on the same embeddings;
+            dropout in it is drawn anew for each run. Only the first run updates its batch statistics.
         classifier: h, from features to logits of the training classes.
         metric_loss: J, a PML loss, ours or PML's, which takes an `indices_tuple`.
-        synth_loss: J(T~), a loss that takes an `indices_tuple` and `ref_emb`. Default: the metric loss, unless that is
-            one which takes none, as a memory queue.
-        miner: the tuples, if a call is not given any. Default: none, which is all triplets for T~; their number grows
-            with the cube of the batch, so a miner is advised (`RandomTupleMiner`, `NPairTupleMiner`, PML's).
+        synth_loss: J(T~), a loss that takes an `indices_tuple` and `ref_emb`. Default: the metric loss, which must then
+            take references; a memory queue takes none.
+        miner: mines the tuples, if a call has no `indices_tuple`. Default: None, with all triplets for T~; their number
+            grows with the cube of the batch size, so a miner is advised (`RandomTupleMiner`, `NPairTupleMiner`, PML's).
         alpha: see `HardnessSchedule`. Default 7, for a sum over triplets; 90 is the paper's for the N-pair loss.
         beta: see `HardnessSchedule`. Default 1e4, in the units of J_gen, whose J_recon is a sum.
         period: see `HardnessSchedule`. Default 64.
-        soft_factor: F. Default 1e4.
-        soft_share: l, in 0..1. Default 0.5.
+        soft_factor: factor of the cross entropy in J_soft. Default 1e4.
+        soft_share: weight of the cross entropy against the reconstruction error in J_gen, in 0..1. Default 0.5.
         separate_anchors: take the cross entropy of J_soft as the mean over the anchors plus the mean over the
             positives and negatives, as for N-pairs in the reference code, instead of one mean. Default False.
         schedule: a schedule to share; `alpha`, `beta` and `period` are then not used. Default: a new one.
-        distributed: True, or a group of `torch.distributed`: the batch is that of all its processes, each given its own
-            samples. The terms are those of one process with the whole batch, on every process, and so are the
-            gradients, averaged over the processes as `DistributedDataParallel` does it. The trunk embeds own samples;
-            what comes after it is computed alike everywhere, with batch statistics of all. Default False.
-        synthesis: False is the metric loss alone, everything else being 0. Default True.
+        distributed: True, or a group of `torch.distributed`: the batch is that of all its processes, each of which
+            passes its own samples. On every process, the terms are those of one process with the whole batch, and so
+            are the gradients, once averaged over the processes as `DistributedDataParallel` does. The trunk runs on own
+            samples; everything after it is computed by every process, with batch statistics of all samples. Default
+            False.
+        synthesis: whether to synthesize negatives; False gives the metric loss alone, with all other terms 0. Default
+            True.
 
     Shape:
         trunk_output [n, feature_size], embeddings [n, d], labels [n] in 0..classes-1 -> `HardnessAwareTerms`.
@@ -155,7 +159,7 @@ class HardnessAwareLoss(nn.Module):
 
     Raises:
         TypeError, ValueError: a synth loss that takes no references, a number out of range; in a call, features that
-            are not [n, feature_size], labels that are missing, no integers or do not match.
+            are not [n, feature_size], labels that are missing, not integers or of another number.
 
     Example:
         >>> import torch
@@ -222,7 +226,7 @@ class HardnessAwareLoss(nn.Module):
             trunk_output: y, [n, feature_size].
             embeddings: z = embedder(y), [n, d].
             labels: [n].
-            indices_tuple: the tuples, as PML's or our miners return them. Default: what the miner says.
+            indices_tuple: the tuples, as PML's or our miners return them. Default: those of the miner.
         """
         group = None if self.distributed is False else group_of(None if self.distributed is True else self.distributed)
         if group is None:

@@ -32,7 +32,7 @@ class Method:
     def trainer(
         self, trunk: nn.Module, embedder: nn.Module, dataset: Any, num_classes: int, **kwargs: Any
     ) -> HardnessAwareTrainer:
-        """Assemble the trainer of PML 2; keyword arguments are those of `hardness_aware_trainer`, and win."""
+        """Assemble the trainer of PML 2; keyword arguments of `hardness_aware_trainer` override those of the method."""
         from pml_ext.trainers.hardness_aware import hardness_aware_trainer
 
         return hardness_aware_trainer(self.variant, trunk, embedder, dataset, num_classes, **(dict(self.args) | kwargs))
@@ -40,7 +40,7 @@ class Method:
     def assembled(
         self, trunk: nn.Module, embedder: nn.Module, data: Tensor, num_classes: int, **kwargs: Any
     ) -> Assembled:
-        """Assemble the parts for any training loop; keyword arguments are those of `assembled`, and win."""
+        """Assemble the parts for any training loop; keyword arguments of `assembled` override those of the method."""
         rates = {name: value for name, value in self.args.items() if name.endswith("_rate")}
         parts = assembled(self.variant, trunk, embedder, data, num_classes, **(rates | kwargs))
         rest = {name: value for name, value in self.args.items() if name not in rates}

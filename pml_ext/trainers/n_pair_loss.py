@@ -71,7 +71,7 @@ class NPairTupleLoss(_pml.Loss):
         """PML's loss dict."""
         if indices_tuple is None:
             if labels is None:
-                raise ValueError("NPairTupleLoss needs labels or an indices_tuple, both are None")
+                raise ValueError("NPairTupleLoss needs labels or an indices_tuple, got None for both")
             arguments.without_references("NPairTupleLoss without pairs", embeddings, labels, ref_emb, ref_labels)
             a, p, n = n_pair_tuples(labels)
         else:

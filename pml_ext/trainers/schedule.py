@@ -14,29 +14,29 @@ from pml_ext.synthesis import hardness_schedule, mixing_weight
 
 @final
 class HardnessSchedule(nn.Module):
-    r"""The running averages of hardness-aware learning, and the two factors that follow from them.
+    r"""The running averages of hardness-aware learning, and the two factors that are computed from them.
 
         lambda = exp(-alpha / J_avg) ,   w = exp(-beta / J_gen)
 
     J_avg is the average of the metric loss of the real tuples, J_gen that of the generator's loss, both over the last
     full `period` of training steps. Until the first one is full both are infinite: lambda = 1, w = 1.
 
-    A step whose losses are not both finite is left out, as with mixed precision it happens.
+    A step whose losses are not both finite, as happens in mixed precision, is left out.
 
     All of its state is in its buffers, so `state_dict` holds it; among the `loss_funcs` of a PML trainer it is saved
     and loaded by PML's `HookContainer`. It holds no gradients, and updating it does not wait for the device.
 
     Args:
-        alpha: pace of the pull, at least 0, in units of the metric loss. Default 7.
-        beta: the generator's loss at which it begins to be trusted, at least 0. Default 1e4.
-        period: steps between two refreshments of the averages, at least 1. Default 64; the length of an epoch makes
-            J_avg the paper's "average over the last epoch".
+        alpha: the value of J_avg at which lambda is 1/e, at least 0, in units of the metric loss. Default 7.
+        beta: the value of J_gen at which w is 1/e, at least 0, in units of the generator's loss. Default 1e4.
+        period: the number of steps between two updates of the averages, at least 1. Default 64; the length of an epoch
+            makes J_avg the paper's "average over the last epoch".
 
     Attributes:
         j_m, j_syn, j_gen, j_recon, j_soft, j_ce: losses of the last step (see `HardnessAwareTerms`), scalar tensors
             without gradient, where PML's record-keeper finds them. They exist from the first step on.
-        lam, mixing_weight: what the schedule made of them, alike.
-        hardness_real, hardness_synthetic, hardness_regenerated: of the negatives of the last step, alike.
+        lam, mixing_weight: lambda and w of the last step, likewise.
+        hardness_real, hardness_synthetic, hardness_regenerated: of the negatives of the last step, likewise.
 
     Source:
         Zheng et al., "Hardness-Aware Deep Metric Learning", CVPR 2019, arXiv 1903.05503. The period of 64 steps is
@@ -86,7 +86,7 @@ class HardnessSchedule(nn.Module):
 
     @torch.no_grad()
     def update(self, metric_loss: Tensor, generator_loss: Tensor) -> None:
-        """Take in the two losses of a step, scalars."""
+        """Add the two losses of a step, scalars, to the averages."""
         self.to(metric_loss.device)
         metric_loss, generator_loss = metric_loss.squeeze(), generator_loss.squeeze()  # some are a vector of one
         finite = metric_loss.isfinite() & generator_loss.isfinite()

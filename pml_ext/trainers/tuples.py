@@ -1,4 +1,4 @@
-"""Which tuples of a batch hardness-aware learning looks at: the triplets and the N-pairs of the paper, as miners."""
+"""The tuples of hardness-aware learning: the triplets and the N-pairs of the paper, as miners."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class NPairTupleMiner(_pml.Miner):
 
     Source:
         Sohn, "Improved Deep Metric Learning with Multi-class N-pair Loss Objective", NIPS 2016. The pairs are those of
-        PML's `NPairsLoss`, which does not say what its negatives are.
+        PML's `NPairsLoss`, which does not return its negatives.
 
     Raises:
         ValueError: references, or candidates as `indices_tuple`.
@@ -104,7 +104,7 @@ class NPairTupleMiner(_pml.Miner):
 
 @final
 class RandomTupleMiner(Seeded, PairMiner):
-    r"""Draws one positive and some negatives for each anchor, all alike.
+    r"""Draws one positive and k negatives for each anchor, uniformly.
 
         p ~ uniform on P_i ;  n_1 ... n_k ~ uniform on N_i, without replacement
 
