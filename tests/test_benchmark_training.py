@@ -162,7 +162,7 @@ def test_batches_go_on_where_they_stood():
     assert one.epoch() != other.epoch()
     other.load_state_dict(one.state_dict())
     assert one.epoch() == other.epoch()
-    with pytest.raises(ValueError, match="at most the 6 that there are, got 7"):
+    with pytest.raises(ValueError, match="at most the number of classes, 6, got 7"):
         ClassBatches(labels, classes=7, per_class=2, steps=1, seed=0)
 
 

@@ -36,7 +36,7 @@ def _row(positives: Tensor, negatives: Tensor, dimension: int) -> tuple[Tensor, 
 
 
 def _moved(kind: str, case: int, score: float) -> tuple[Tensor, Tensor]:
-    """The similarities of positives and negatives when in a case (self, positives, negatives) one thing moves."""
+    """The similarities of positives and negatives when those of one case (self, positives, negatives) vary."""
     positives, negatives = torch.tensor(_POSITIVES), torch.tensor(_NEGATIVES)
     drawn, same = (positives, 1) if kind == "positive" else (negatives, 2)
     if case == 0:
@@ -48,7 +48,7 @@ def _moved(kind: str, case: int, score: float) -> tuple[Tensor, Tensor]:
 
 
 def _summed(loss: nn.Module) -> nn.Module:
-    """A copy of the loss in float64 that adds its anchors up, so that no weight depends on how many are active."""
+    """A copy of the loss in float64 that sums over the anchors, so that no weight depends on how many are active."""
     loss = copy.deepcopy(loss).double()
     for module in loss.modules():
         if isinstance(module, BaseMetricLossFunction):
@@ -62,13 +62,13 @@ def _weight(loss: nn.Module, positives: Tensor, negatives: Tensor, dimension: in
 
 
 def compares_samples(loss: nn.Module, *, dimension: int = 8) -> bool:
-    """Whether the loss compares the samples of a batch as they are, so that its weights have curves.
+    """Whether the loss compares the samples of a batch with each other, so that its weights can be drawn as curves.
 
-    One that compares slices, class centers or proxies has not, but a `weight_scatter`.
+    A loss that compares slices, class centers or proxies has no curves, but a `weight_scatter`.
 
     Args:
         loss: any loss.
-        dimension: of the embeddings to try it on, at least 6.
+        dimension: dimension of the embeddings that are used, at least 6.
 
     Raises:
         NoPairWeightsError: the loss has no pair weights.
@@ -86,14 +86,14 @@ def compares_samples(loss: nn.Module, *, dimension: int = 8) -> bool:
 def weight_lines(loss: nn.Module, grid: Tensor, *, dimension: int = 8) -> Mapping[Kind, list[list[float]]]:
     """Weight of one positive and of one negative pair along a grid of similarities, a line for each of `CASES`.
 
-    An anchor has positives of cosine similarity 0.5 and 0.7 and negatives of 0.6, 0.5 and 0.4. What moves along the
-    grid is the similarity of the pair itself, that of the anchor's other positives, or that of its other negatives.
-    Anchors are summed, whatever the reducer of the loss, and each line is a share of the largest weight of its kind.
+    An anchor has positives of cosine similarity 0.5 and 0.7 and negatives of 0.6, 0.5 and 0.4. Along the grid varies
+    the similarity of the pair itself, that of the anchor's other positives, or that of its other negatives. Anchors are
+    summed, whatever the reducer of the loss, and each line is relative to the largest weight of its kind.
 
     Args:
         loss: one that `compares_samples`.
         grid: similarities, [k].
-        dimension: of the embeddings, at least 6, for losses that must know it.
+        dimension: dimension of the embeddings, at least 6, for losses that depend on it.
 
     Raises:
         NoPairWeightsError: the loss has no pair weights.

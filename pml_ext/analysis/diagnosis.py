@@ -1,4 +1,4 @@
-"""What is wrong with embeddings and labels as they are, in a file say, without a loss and without a run."""
+"""What is wrong with given embeddings and labels, for example in a file, without a loss and without a run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +18,19 @@ UNEVEN = 100.0
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What embeddings and labels look like, and what is wrong with them. Numbers are those of the finite embeddings.
+    """Statistics of embeddings and labels, and what is wrong with them. Statistics are over the finite embeddings.
 
     Args:
-        samples: how many embeddings there are.
-        dimension: how many numbers each has.
-        classes: how many classes they are of.
+        samples: number of embeddings.
+        dimension: dimension of the embeddings.
+        classes: number of classes.
         norm_mean: mean length.
-        norm_max: the greatest length.
-        spread: mean squared distance of the normalized embeddings from their mean, 0 (all alike) .. 1.
-        effective_rank: how many dimensions are in use, as in `Health`.
+        norm_max: largest length.
+        spread: mean squared distance of the normalized embeddings from their mean, from 0 (all equal) to 1.
+        effective_rank: number of dimensions in use, as in `Health`.
         separation: the probability that a positive pair has a larger cosine than a negative one; chance is 1/2.
-        repeated: share of the positive pairs whose embeddings are the same.
-        findings: what is wrong, a line for each; empty if nothing is.
+        repeated: share of the positive pairs with equal embeddings.
+        findings: what is wrong, one line each; empty if nothing is.
     """
 
     samples: int
@@ -60,14 +60,15 @@ class Diagnosis:
 
 
 def diagnose(embeddings: Array | str | Path, labels: Array | str | Path) -> Diagnosis:
-    """What is wrong with embeddings: collapse, few dimensions, labels of other images, repeated images, NaN.
+    """Find what is wrong with embeddings: collapse, few dimensions, mixed-up labels, repeated images, NaN.
 
     Args:
         embeddings: [n, d], a tensor, an array, lists, or a file ``.npy`` of it, in which nothing is executed.
         labels: [n] numbers or strings, or [n, l] rows of them, or a file ``.npy``.
 
     Returns:
-        Numbers and findings, which show themselves. Of a large set, pairs are those of some anchors with all.
+        Statistics and findings, which are shown when printed. For a large set, pairs are those of some anchors with
+        all.
 
     Raises:
         TypeError, ValueError: embeddings or labels of another shape or kind, or a file of another format.

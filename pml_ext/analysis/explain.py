@@ -1,4 +1,4 @@
-"""What a method of the catalog is: its formula, parts, defaults, source and where it differs from the reference."""
+"""The description of a method of the catalog: formula, parts, defaults, source, and differences from the reference."""
 
 import inspect
 import re
@@ -26,14 +26,14 @@ _KINDS = (
 
 
 def sections(docstring: str) -> dict[str, str]:
-    """The parts of a class docstring by name; what stands before the first section is called "Formula"."""
+    """The sections of a class docstring by name; the text before the first section is called "Formula"."""
     head, *rest = _SECTION.split(inspect.cleandoc(docstring))
     found = {name: textwrap.dedent(text.strip("\n")) for name, text in zip(rest[::2], rest[1::2], strict=True)}
     return {"Formula": head.strip()} | found
 
 
 def explain(recipe: Recipe) -> str:
-    """A page about a recipe in plain text: everything it is made of, from the outside in, its miner at the end.
+    """A page about a recipe in plain text: all of its parts, from the outside in, with the miner at the end.
 
     Example:
         >>> from pml_ext.catalog import build
@@ -47,7 +47,7 @@ def explain(recipe: Recipe) -> str:
 
 
 def parts(recipe: Recipe) -> Iterator[tuple[str, nn.Module]]:
-    """Everything a recipe is made of and what kind of thing it is, from the outside in, its miner at the end."""
+    """All parts of a recipe and their kinds, from the outside in, with the miner at the end."""
     for module in (*recipe.loss.modules(), *([] if recipe.miner is None else recipe.miner.modules())):
         kind = next((name for name, base in _KINDS if isinstance(module, base)), "")
         # A part of another package's part, or one that only helps another, is no choice of the recipe's.

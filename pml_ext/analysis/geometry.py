@@ -1,4 +1,4 @@
-"""How embeddings lie: their lengths, how many directions they take, and whether classes are closer than others."""
+"""Geometry of embeddings: lengths, number of directions in use, and separation of the classes."""
 
 import torch
 from torch import Tensor
@@ -56,10 +56,10 @@ def singular_values(x: Tensor) -> Tensor:
 
 
 def pairs_of_classes(embeddings: Tensor, labels: Tensor | None) -> dict[str, float]:
-    """How pairs of a class compare with the others, as `Health` has it: embeddings [n, d], labels [n].
+    """How positive pairs compare with negative pairs, as in `Health`: embeddings [n, d], labels [n].
 
-    separation: the probability that a positive pair has a larger cosine than a negative one.
-    repeated: the share of the positive pairs whose embeddings are the same.
+    separation: the probability that a positive pair has a larger cosine than a negative one. repeated: the share of the
+    positive pairs with equal embeddings.
     """
     unknown = {"separation": NAN, "repeated": NAN}
     n = len(embeddings)
@@ -84,6 +84,6 @@ def pairs_of_classes(embeddings: Tensor, labels: Tensor | None) -> dict[str, flo
 
 
 def possible_rank(size: int, dimension: int, labels: Tensor | None) -> int:
-    """How many dimensions the centers of the classes in a batch may take."""
+    """How many dimensions the class centers of a batch can span."""
     classes = size if labels is None else len(labels.unique())
     return max(0, min(size - 1, dimension, classes - 1))

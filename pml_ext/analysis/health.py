@@ -37,34 +37,34 @@ NOTHING_LEFT = 1e-6
 
 @dataclass(frozen=True, repr=False)
 class Health:
-    """What one batch says about a run. A number that the loss does not have is NaN.
+    """Statistics of one batch of a run. A statistic that does not exist for the loss is NaN.
 
-    Scores are those of the loss's distance, larger is closer; those of a loss that compares other things than the
-    samples, proxies say, are the scores of the samples with one another.
+    Scores are those of the loss's distance, where larger is closer. For a loss that does not compare samples with each
+    other, for example one with proxies, they are the scores of the samples with each other.
 
     Args:
         positive_mean: mean score of the positive pairs.
         positive_std: their population standard deviation.
         negative_mean: mean score of the negative pairs.
         negative_std: their population standard deviation.
-        active_pairs: share of the pairs with a weight, 0..1.
-        effective_pairs: mean over the anchors with a weight of exp(entropy of the anchor's normalized pair weights): on
-            how many pairs its gradient rests.
+        active_pairs: share of the pairs with a weight, in 0..1.
+        effective_pairs: mean, over the anchors with a weight, of exp(entropy of the anchor's normalized pair weights):
+            the effective number of pairs in the gradient of an anchor.
         pull: sum of the weights of the positives.
         push: sum of the weights of the negatives.
         norm_mean: mean length of an embedding, before any normalization.
         norm_std: its population standard deviation.
-        norm_max: the greatest length.
-        spread: mean squared distance of the normalized embeddings from their mean, 0 (all alike) .. 1.
-        effective_rank: exp(entropy of the normalized singular values) of the centered normalized embeddings
-            (Roy and Vetterli 2007): how many dimensions are in use.
-        failure: "" or one line that begins with the name of the failure: "not finite", "no negatives",
-            "collapsed", "exploding norms", "no positives" or "nothing to learn from"; of a run that is watched also
-            "no gradient reaches the embeddings", "nothing moves", "positives no closer than negatives", "repeated
-            images", "few dimensions" or "loss above its start".
+        norm_max: the largest length.
+        spread: mean squared distance of the normalized embeddings from their mean, from 0 (all equal) to 1.
+        effective_rank: exp(entropy of the normalized singular values) of the centered normalized embeddings (Roy and
+            Vetterli 2007): the effective number of dimensions in use.
+        failure: "" or one line that begins with the name of the failure: "not finite", "no negatives", "collapsed",
+            "exploding norms", "no positives" or "nothing to learn from"; for a run that is watched also "no gradient
+            reaches the embeddings", "nothing moves", "positives no closer than negatives", "repeated images", "few
+            dimensions" or "loss above its start".
         separation: the probability that a positive pair of the batch has a larger cosine than a negative one; chance
             is 1/2.
-        repeated: share of the positive pairs whose embeddings are the same: those of one image, drawn twice.
+        repeated: share of the positive pairs with equal embeddings: those of one image that was drawn twice.
         uniformity: log of the mean of exp(-2 squared distance) over all pairs of normalized embeddings: 0 if all are
             equal, about -4 if they are spread evenly (Wang and Isola 2020).
         loss: the value of the loss in the run.
@@ -115,16 +115,16 @@ def measure(
     *,
     first: Health | None = None,
 ) -> Health:
-    """The health of one batch. The state of the loss and the random numbers of the run stay as they are.
+    """The health of one batch. The state of the loss and the random numbers of the run do not change.
 
     Args:
-        loss: a PML loss. One without pair weights has scores and lengths only.
+        loss: a PML loss. For one without pair weights, only scores and lengths are measured.
         embeddings: [n, d].
         labels: [n].
-        indices_tuple: as in every PML loss: what a miner chose for this batch.
+        indices_tuple: as in every PML loss: the pairs that a miner selected for this batch.
         ref_emb: [m, d].
         ref_labels: [m].
-        first: a measurement from the beginning of the run, to tell what has grown and what has vanished.
+        first: a measurement from the beginning of the run, to compare with.
 
     Example:
         >>> from pml_ext.losses import RAWLoss
@@ -262,18 +262,19 @@ class _Call:
 class EmbeddingHealth:
     """Measures the health of a run while it trains, and records it. The run is the same with and without it.
 
-    It measures the batch that the loss is called with, just before the loss sees it, every `every` iterations, and
-    more often while the run is young: also a short run is measured ten times. At the end of the iteration it has seen
-    the loss and the gradient too, and whether parameters move.
+    It measures the batch of the loss just before the loss is computed, every `every` iterations, and more often at the
+    beginning, so that a short run is measured ten times too. At the end of the iteration it also records the loss and
+    the gradient, and whether parameters change.
 
     Args:
-        loss: the loss that is trained with, called once in an iteration; of a compiled loss the compiled one.
-        every: iterations between two measurements at most, at least 1. One costs about as much as the loss itself,
-            forward and backward, and a singular value decomposition of the batch.
-        last: the number of the last iteration of the run, from 0 on, which is measured too, and ten at least in equal
-            distances. Default None: unknown; then `latest` and `failure` measure the last batch if nobody has, of a
-            loss without a state.
-        record_keeper: PML's record-keeper, or None. The numbers go to the group `embedding_health`, by iteration.
+        loss: the loss of the training, called once in an iteration; if it is compiled, the compiled one.
+        every: the largest number of iterations between two measurements, at least 1. One measurement costs about as
+            much as the loss, forward and backward, plus a singular value decomposition of the batch.
+        last: the number of the last iteration of the run, from 0. It is measured too, and there are at least ten
+            equally spaced measurements. Default None: unknown; then `latest` and `failure` measure the last batch if it
+            was not measured, for a loss without a state.
+        record_keeper: PML's record-keeper, or None. The statistics are recorded in the group `embedding_health`, by
+            iteration.
 
     Attributes:
         history: iteration -> `Health`.
@@ -349,10 +350,10 @@ class EmbeddingHealth:
         return both
 
     def step(self, iteration: int) -> Health | None:
-        """Say that an iteration has ended: for a training loop of one's own, after the optimizer's step.
+        """Signal the end of an iteration: for your own training loop, after the optimizer's step.
 
         Returns:
-            what was measured in it; None if it was not due, or the loss was not called.
+            the measurement; None if none was due, or the loss was not called.
         """
         call, self._call = self._call, None
         self._due = self._wanted(iteration + 1)
@@ -397,7 +398,7 @@ class EmbeddingHealth:
         return iteration % min(self.every, stride) == 0 or iteration == self.last
 
     def before_call(self, loss: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Measure what the loss is about to be called with, if it is time."""
+        """Measure the arguments of the next call of the loss, if a measurement is due."""
         wanted = self._due or self.last is None
         if not torch.is_grad_enabled() or not wanted or self._call is not None:
             return

@@ -1,4 +1,4 @@
-"""General pair weighting: what any pair loss does to each pair of a batch."""
+"""General pair weighting: the weight that any pair loss gives to each pair of a batch."""
 
 import copy
 from collections.abc import Iterator
@@ -21,14 +21,14 @@ from pml_ext.shown import framed, picture, table
 
 
 class NoPairWeightsError(ValueError):
-    """The loss has no pair weights; the text says why."""
+    """The loss has no pair weights; the message says why."""
 
 
 @dataclass(frozen=True, repr=False)
 class PairWeights:
     """The pair weights of a loss on a batch of n anchors and m references.
 
-    A loss that compares several times, slice by slice, has one matrix for each comparison: [b, n, m]. Together with
+    A loss with several comparisons, for example one for each slice, has one matrix for each: [b, n, m]. Together with
     `beyond` they are the whole gradient: with S the scores as a function of the embeddings x,
 
         dL/dx = sum_ij derivative_ij dS_ij/dx + beyond
@@ -39,9 +39,10 @@ class PairWeights:
         derivative: dL/dS [.., n, m], exact through the reducer, S_ij and S_ji taken as independent.
         pos: the positives that the loss was given, [.., n, m].
         neg: the negatives that the loss was given, [.., n, m].
-        given: False if the loss compares other things than its embeddings with its references, proxies say. Nothing
-            tells which of those belong together: `pos` are then the pairs that it pulls, `neg` those that it pushes.
-        beyond: the part of the gradient by the embeddings that does not come through S, [n, d]: that of a regularizer.
+        given: False if the loss does not compare its embeddings with its references, but for example with proxies.
+            Which of those are positives is then unknown: `pos` are the pairs that it pulls, `neg` those that it pushes.
+        beyond: the part of the gradient with respect to the embeddings that does not come through S, [n, d]: that of a
+            regularizer.
     """
 
     loss: Tensor
@@ -114,24 +115,23 @@ def pair_weights(
     wrapped or not, with any distance and any reducer. The loss has the gradient of
     F = sum_ij sg[W_ij] S_ij over negatives minus the same over positives.
 
-    It looks at what the next call of the loss would do, without doing it: the loss is copied, so a memory, running
-    centers, statistics and the position of a seeded miner stay as they are, and torch's generators are put back.
+    The result is that of the next call of the loss, but nothing changes: the loss is copied, so that a memory, running
+    centers, statistics and the position of a seeded miner stay as they are, and torch's generators are restored.
 
     Args:
-        loss: a PML loss. Matrices of its miners and regularizers, and of weights that it takes as constants, do not
-            count.
+        loss: a PML loss. Matrices of its miners and regularizers, and of weights that it holds constant, are ignored.
         embeddings: [n, d], a tensor of any device, an array or lists.
-        labels: [n], numbers, or strings where they are no tensor.
+        labels: [n], numbers, or strings if they are not a tensor.
         indices_tuple: as in every PML loss, or `PairMasks`.
         ref_emb: [m, d].
         ref_labels: [m].
 
     Returns:
-        `PairWeights`: [n, m], or [b, n, m] of b comparisons; m is the number of references that the distance was given:
-        the batch, `ref_emb`, class centers, or the filled part of a memory.
+        `PairWeights`: [n, m], or [b, n, m] for b comparisons; m is the number of references of the distance: the batch,
+        `ref_emb`, class centers, or the filled part of a memory.
 
     Raises:
-        TypeError: not a loss, or arguments that are not the tensors they should be.
+        TypeError: not a loss, or arguments that are not tensors of the right kind.
         NoPairWeightsError: a ValueError; the loss never compares embeddings through its distance, compares sets of
             different sizes, or is not reduced to a scalar.
         ValueError: arguments that do not fit one another.
@@ -189,7 +189,7 @@ def _pair_weights(
     shapes = sorted({tuple(call.leaf.shape) for call in calls})
     if len(shapes) > 1:
         sizes = " and ".join(" x ".join(map(str, shape)) for shape in shapes)
-        raise NoPairWeightsError(f"{name} compares sets of different sizes, {sizes}: take the weights of its parts")
+        raise NoPairWeightsError(f"{name} compares sets of different sizes, {sizes}: use pair_weights on its parts")
     leaves = [call.leaf for call in calls]
     if value.requires_grad:
         *by_leaf, beyond = torch.autograd.grad(value.sum(), [*leaves, x], allow_unused=True, materialize_grads=True)

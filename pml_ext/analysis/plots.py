@@ -32,15 +32,15 @@ def _plain(axis: Any) -> None:
 def weight_curves(losses: Mapping[str, nn.Module] | nn.Module, *, points: int = 61, dimension: int = 8) -> "Figure":
     """Weight of a pair against similarity, a loss in each row, in the three cases of the Multi-Similarity paper.
 
-    An anchor has positives of cosine similarity 0.5 and 0.7 and negatives of 0.6, 0.5 and 0.4. Drawn are the weights of
-    the first positive and of the first negative while one thing moves, in each column: the similarity of the pair
-    itself, that of the anchor's other positives, and that of its other negatives. Anchors are summed, whatever the
-    reducer of the loss, and each line is a share of the largest weight of its kind in the row.
+    An anchor has positives of cosine similarity 0.5 and 0.7 and negatives of 0.6, 0.5 and 0.4. The weights of the first
+    positive and of the first negative are drawn against a similarity that varies, a different one in each column: that
+    of the pair itself, that of the anchor's other positives, and that of its other negatives. Anchors are summed,
+    whatever the reducer of the loss, and each line is relative to the largest weight of its kind in the row.
 
     Args:
-        losses: name -> loss, or one loss; such that `compares_samples`.
+        losses: name -> loss, or one loss, for which `compares_samples` holds.
         points: number of similarities computed on each line.
-        dimension: of the embeddings, at least 6, for losses that must know it.
+        dimension: dimension of the embeddings, at least 6, for losses that depend on it.
 
     Raises:
         NoPairWeightsError: a loss has no pair weights.
@@ -74,12 +74,12 @@ def weight_curves(losses: Mapping[str, nn.Module] | nn.Module, *, points: int = 
 
 
 def weight_scatter(pairs: PairWeights, *, title: str = "", ax: Any = None) -> "Figure":
-    """Weight against similarity of every pair of a batch: what any loss does that has weights at all.
+    """Weight against similarity of every pair of a batch, for any loss that has pair weights.
 
     Args:
         pairs: the result of `pair_weights`.
-        title: of the figure.
-        ax: axes of your own to draw on. Default: a figure that a notebook shows.
+        title: title of the figure.
+        ax: matplotlib axes to draw on. Default: those of a new figure, which a notebook shows.
     """
     figure = _figure(6.5, 4.2) if ax is None else ax.figure
     axis = figure.subplots() if ax is None else ax
@@ -103,14 +103,14 @@ def weight_matrix(
 ) -> "Figure":
     """Heat map of the pair weights of a batch, sorted by class: pull in blue, push in red.
 
-    Several comparisons are averaged.
+    The matrices of several comparisons are averaged.
 
     Args:
         pairs: the result of `pair_weights`.
-        labels: [n], of the anchors.
-        ref_labels: [m], of the references; by default they are the batch.
-        title: of the figure.
-        ax: axes of your own to draw on. Default: a figure that a notebook shows.
+        labels: [n], labels of the anchors.
+        ref_labels: [m], labels of the references; by default those of the batch.
+        title: title of the figure.
+        ax: matplotlib axes to draw on. Default: those of a new figure, which a notebook shows.
 
     Raises:
         ValueError: labels of another number than there are anchors or references.
@@ -138,13 +138,13 @@ def weight_matrix(
 
 
 def budget(history: Mapping[int, Health], *, title: str = "") -> "Figure":
-    """Pull and push over training, on how many pairs an anchor's gradient rests, and how the embeddings spread.
+    """Pull and push over training, the number of effective pairs per anchor, and the spread of the embeddings.
 
-    Where a failure was named the background is gray.
+    The background is gray where a failure was found.
 
     Args:
         history: iteration -> `Health`, as `EmbeddingHealth.history`.
-        title: of the figure.
+        title: title of the figure.
     """
     figure = _figure(8, 6)
     panels = figure.subplots(3, 1, sharex=True)

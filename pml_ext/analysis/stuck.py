@@ -1,4 +1,4 @@
-"""Why a run does not get on although each batch looks right: its gradient, its parameters, its pairs, its loss."""
+"""Why a run does not improve although each batch looks right: its gradient, its parameters, its pairs, its loss."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -86,7 +86,7 @@ def parameters_behind(embeddings: Tensor) -> list[nn.Parameter]:
 
 
 class Motion:
-    """Whether parameters move, by a print of each at the first look."""
+    """Whether parameters change, by a fingerprint of each at the first look."""
 
     def __init__(self) -> None:
         self.first: dict[str, tuple[int, tuple[float, ...]]] = {}

@@ -1,6 +1,6 @@
 """Which loss for which data: a batch, two or three losses with values to start from, what to avoid, and why.
 
-The rules stand in one table, `RULES`. Each says when it holds, what follows, and on what evidence.
+The rules are in one table, `RULES`. Each says when it holds, what follows, and on what evidence.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ PER_CLASS = 4
 
 @dataclass(frozen=True)
 class Situation:
-    """What is known of the data and the machine.
+    """The known facts about data and batches.
 
     Args:
-        classes: to train on.
-        images_per_class: of a typical class.
-        batch: images of a training step.
+        classes: number of training classes.
+        images_per_class: images of a typical class.
+        batch: images in a training step.
         embedding_size: dimension of the embeddings.
     """
 
@@ -36,7 +36,7 @@ class Situation:
 
     @property
     def per_class(self) -> int:
-        """Images of a class in a batch: few classes fill it with more of each."""
+        """Images of a class in a batch: with few classes there are more of each."""
         fill = -(-self.batch // self.classes)
         return max(1, min(self.images_per_class, max(PER_CLASS, fill), max(self.batch // 2, 1)))
 
@@ -56,10 +56,10 @@ class Advice:
     """What follows from a rule.
 
     Args:
-        what: a loss as the command and `Experiment` take it, or what to avoid.
-        why: in a sentence.
-        evidence: where it was measured or derived.
-        cost: of a step, beside the network; "" for what to avoid.
+        what: a loss as the command and `Experiment` take it, or a thing to avoid.
+        why: the reason, in a sentence.
+        evidence: where this was measured or derived.
+        cost: cost of a step, without that of the network; "" for a thing to avoid.
     """
 
     what: str
@@ -172,12 +172,12 @@ def _cost(s: Situation, columns: int, floors: float) -> str:
 
 @dataclass(frozen=True, repr=False)
 class Choice:
-    """What to start with.
+    """The recommendation of `choose`.
 
     Args:
-        situation: what was asked for.
-        losses: what to try, the first first.
-        avoid: what not to.
+        situation: the data and batches that it is for.
+        losses: losses to try, the most promising first.
+        avoid: what to avoid.
         command: the command line that compares them.
     """
 
@@ -219,9 +219,9 @@ def choose(
     """Which losses to start with, and how to fill a batch.
 
     Args:
-        classes: to train on. Default None: counted in `data`.
-        images_per_class: of a typical class. Default None: the median of `data`.
-        batch: images of a training step. Default 128.
+        classes: number of training classes. Default None: counted in `data`.
+        images_per_class: images of a typical class. Default None: the median in `data`.
+        batch: images in a training step. Default 128.
         embedding_size: dimension of the embeddings. Default 128.
         data: anything that `pml_ext.datasets.open` reads. Default None.
 
@@ -240,7 +240,7 @@ def choose(
         classes = counted if classes is None else classes
         images_per_class = typical if images_per_class is None else images_per_class
     if classes is None or images_per_class is None:
-        raise BenchmarkError("give classes and images_per_class, or data to count them in")
+        raise BenchmarkError("give classes and images_per_class, or data in which they are counted")
     for name, value, least in (
         ("classes", classes, 2),
         ("images_per_class", images_per_class, 1),

@@ -11,19 +11,19 @@ from torch import Tensor
 class ClassBatches:
     """Batches of `classes` different classes with `per_class` images each.
 
-    Classes and the images of a class are dealt from shuffled decks, so that within an epoch all classes come equally
-    often, and an image comes again only when all others of its class have come. A class that has fewer images than are
-    asked for repeats some within a batch.
+    Classes, and the images of a class, are taken from shuffled lists, so that within an epoch all classes occur equally
+    often, and an image is repeated only after all others of its class were used. A class with fewer than `per_class`
+    images repeats some within a batch.
 
     Args:
-        labels: of the training images, [n].
-        classes: classes in a batch.
-        per_class: images of each class in a batch.
-        steps: batches in an epoch.
-        seed: of the shuffling; the same seed gives the same batches.
+        labels: labels of the training images, [n].
+        classes: number of classes in a batch.
+        per_class: number of images of each class in a batch.
+        steps: number of batches in an epoch.
+        seed: seed of the shuffling; the same seed gives the same batches.
 
     Raises:
-        ValueError: more classes are asked for than there are.
+        ValueError: `classes` is above the number of classes.
 
     Example:
         >>> batches = ClassBatches(torch.tensor([0, 0, 0, 1, 1, 2, 2]), classes=2, per_class=2, steps=3, seed=0)
@@ -36,7 +36,7 @@ class ClassBatches:
         counts = torch.unique_consecutive(labels[order], return_counts=True)[1]
         self._members: list[list[int]] = [part.tolist() for part in order.split(counts.tolist())]
         if classes > len(self._members):
-            raise ValueError(f"classes must be at most the {len(self._members)} that there are, got {classes}")
+            raise ValueError(f"classes must be at most the number of classes, {len(self._members)}, got {classes}")
         self.classes, self.per_class, self.steps = classes, per_class, steps
         self._generator = torch.Generator().manual_seed(seed)
 
@@ -50,11 +50,11 @@ class ClassBatches:
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the shuffling stands, between two epochs."""
+        """The state of the shuffling, between two epochs."""
         return {"generator": self._generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the epoch that was next when the state was taken."""
+        """Continue with the epoch that was next when the state was saved."""
         self._generator.set_state(state["generator"].cpu())
 
 

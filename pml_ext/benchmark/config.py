@@ -42,8 +42,8 @@ class Experiment:
 
     Every run is one loss with one seed (and one fold). The runs of a seed share the initial weights, the batches and
     the number of steps; only the loss differs. On a CPU, the same arguments and number of threads give the same
-    numbers. The model is chosen on validation classes, cut from the classes to train on; test classes are looked at
-    when the training is over.
+    numbers. The model is chosen on validation classes, which are split off from the training classes; the test classes
+    are used only after training.
 
     Every argument is a flag of `python -m pml_ext.benchmark` too, with hyphens; `--help` describes each.
 
@@ -55,61 +55,67 @@ class Experiment:
             `pml_ext.trainers.methods`, class names of `pml_ext.losses` or of PML ("pml:TripletMarginLoss"),
             "module:name" of your own, or losses, pairs of a loss and a miner, recipes, and functions of embeddings and
             labels; "all" is the whole catalog. Default: RAW and PML's ContrastiveLoss and TripletMarginLoss.
-        seeds: one run of each loss per seed; from Python a number is that many, 3 is (0, 1, 2). Default (0,).
-        folds: cut the training classes into this many parts, and train as many times, each time choosing the model on
-            another part; None is one run with one set of validation classes. Default None.
-        validation: share of the training classes that choose the epoch; 0 takes the last one. None is what the data
-            set keeps for it, otherwise a third if there are at least 6 training classes. Default None.
+        seeds: one run of each loss per seed; from Python, one number n stands for the n seeds from 0: 3 is (0, 1, 2).
+            Default (0,).
+        folds: split the training classes into this many parts, and train as many times, each time with another part as
+            validation classes; None is one run with one set of validation classes. Default None.
+        validation: share of the training classes on which the best epoch is chosen; 0 takes the last epoch. None is the
+            validation split of the data set, if it has one, otherwise a third if there are at least 6 training classes.
+            Default None.
         trunk: "conv4", "efficientnet_lite0", "timm:NAME", "torchvision:NAME", "module:factory" or a module.
             Default "conv4".
-        weights: a file of weights for the trunk. Default None: those that come with it.
-        head: what the embedding starts from: "random" or "pca" (of the features); None is "pca" where `frozen` or where
-            the data are vectors. Default None.
+        weights: a file of weights for the trunk. Default None: its own pretrained weights.
+        head: initialization of the embedding layer: "random" or "pca" (of the features); None is "pca" with `frozen` or
+            if the data are vectors, else "random". Default None.
         embedding_size: dimension of the embeddings. Default 64.
-        image_size: one number, or height and width. None is what the trunk wants. Default None.
-        shorter_side: to how many pixels the shorter side of an image is scaled before it is cut to `image_size`: at
-            random for training, from its center for tests; at least the shorter side of `image_size`, at which a test
-            image keeps all that its shape lets it. None is what the trunk wants for tests, and the image as it is for
-            training. Default None.
+        image_size: one number, or height and width, in pixels. None is the input size of the trunk. Default None.
+        shorter_side: pixels to which the shorter side of an image is scaled before it is cropped to `image_size`, at
+            random for training and at the center for tests; at least the shorter side of `image_size`, which crops a
+            test image least. None is that of the trunk for tests, and no scaling for training. Default None.
         frozen: compute the features of the trunk once and train the head alone. Default False.
-        freeze_batch_norm: keep the averages of batch norm; None is where the trunk is pretrained. Default None.
-        epochs: how often to go through the training set. Default 12.
+        freeze_batch_norm: keep the running statistics of batch normalization fixed; None is True if the trunk is
+            pretrained. Default None.
+        epochs: number of epochs. Default 12.
         steps: training steps per epoch; None is one pass over the training set. Default None.
         batch_size: images per training step. Default 128.
-        classes_per_batch: classes per training step, at most; each has batch_size / classes images. Default 32.
-        sampler: how classes come together in a batch: "classes" at random; "neighbors", a class with its nearest;
-            "doubles", random classes with a near one each; "greedy", the class that violates most after one another;
-            "mixed", "neighbors" with a quarter of random classes; "groups", those of a few groups of the data; "mined",
-            anchors with their hardest negatives in place of classes. Default "classes".
-        refresh: after how many epochs the sampler looks at the embeddings again; a network that comes without weights
-            trains one epoch first; 0 is never. Default 1.
+        classes_per_batch: the largest number of classes per training step; each has batch_size / classes images.
+            Default 32.
+        sampler: how the classes of a batch are selected: "classes", at random; "neighbors", a class with the nearest
+            ones; "doubles", random classes, each with a near one; "greedy", one by one the class that most violates the
+            ranking; "mixed", "neighbors" with a quarter of random classes; "groups", classes of a few groups of the
+            data. "mined" batches are anchors with their hardest negatives instead of classes. Default "classes".
+        refresh: number of epochs after which the sampler gets new embeddings; a network without pretrained weights
+            trains one epoch before; 0 is never. Default 1.
         optimizer: "adam", "adamw", "sgd" or "rmsprop". Default "adam".
-        learning_rate: of the head, and of a trunk that is trained from scratch. Default 0.003.
-        trunk_learning_rate: of the trunk; None is a tenth of `learning_rate` if it is pretrained. Default None.
-        loss_learning_rate: for a loss that has weights of its own (proxies, centers). Default 0.03.
-        weight_decay: of trunk and head. Default 0.
-        momentum: of sgd and rmsprop. Default 0.9.
-        schedule: of all learning rates: "constant", "cosine" (down to 0) or "steps" (a tenth after 60 and 85 % of the
-            training). Default "constant".
-        warmup: steps in which the learning rates rise from 0. Default 0.
-        clip: the greatest norm of the gradient of trunk and head; None does not clip. Default None.
+        learning_rate: learning rate of the head, and of a trunk that is trained from scratch. Default 0.003.
+        trunk_learning_rate: learning rate of the trunk; None is `learning_rate`, or a tenth of it if the trunk is
+            pretrained. Default None.
+        loss_learning_rate: learning rate of the parameters of a loss (proxies, centers). Default 0.03.
+        weight_decay: weight decay of trunk and head. Default 0.
+        momentum: momentum of sgd and rmsprop. Default 0.9.
+        schedule: schedule of all learning rates: "constant", "cosine" (down to 0) or "steps" (a tenth after 60 and 85 %
+            of the training). Default "constant".
+        warmup: number of steps in which the learning rates rise from 0. Default 0.
+        clip: the norm to which the gradient of trunk and head is clipped; None does not clip. Default None.
         amp: "none", "bf16" or "fp16": the type that the network computes in. Default "none".
         ema: test an exponential moving average of the weights with this decay; 0 tests the weights. Default 0.
-        accumulate: batches whose gradients are averaged for one step of the optimizers, or what is left of them at the
-            end of an epoch; pairs are those within a batch. Default 1.
-        cached_chunk: embed so many images at a time, keep no activations, and compute them once more backward: batches
-            larger than the memory, with all their pairs. Batch normalization sees chunks. Default None: all at once.
+        accumulate: number of batches whose gradients are averaged for one step of the optimizers, fewer at the end of
+            an epoch; pairs are those within a batch. Default 1.
+        cached_chunk: number of images that are embedded at a time, without keeping activations, which are computed
+            again in the backward pass: for batches that do not fit into memory, with all their pairs. Batch
+            normalization uses the statistics of a chunk. Default None: all images at once.
         recall_at: the k of recall@k. Default (1, 2, 4, 8).
-        workers: processes that load images. Default 0: none.
+        workers: number of processes that load images. Default 0: none.
         cache: the folder for features of frozen trunks; None is pml_ext in the user's cache. Default None.
         device: "cpu", "cuda", "cuda:1", ...; "auto" is cuda where there is one. Default "auto".
-        out: the folder for everything that is written; None is one under `runs`, with the date and the time in its
-            name on the command line; from Python one that the same experiment finds again. Default None.
+        out: the folder for everything that is written; None is a folder under `runs`: on the command line with date and
+            time in its name, from Python one that the same experiment finds again. Default None.
         protocol: a protocol of the literature, by name: the defaults of all other arguments. Default None.
         config: a JSON file of arguments: the defaults of all other arguments, before the protocol's. Default None.
-        crop_scale: the least area of the random crop of a training image, as a share of it, 1 the greatest; its width
-            / height is 3/4 to 4/3 times that of `image_size`. Default 0.16.
-        flip: how often a training image is mirrored; 0 where left and right differ, as in writing. Default 0.5.
+        crop_scale: the smallest area of the random crop of a training image, as a share of the image; the largest is 1.
+            Its width / height is 3/4 to 4/3 times that of `image_size`. Default 0.16.
+        flip: probability with which a training image is mirrored; 0 if left and right matter, as in writing. Default
+            0.5.
         dataset: the old name of `data`.
 
     Raises:
@@ -151,10 +157,10 @@ class Experiment:
     validation: float | None = _flag(
         None,
         Number(least=0, below=1),
-        "share of the training classes that choose the epoch; 0 takes the last one",
+        "share of the training classes on which the best epoch is chosen; 0 takes the last epoch",
         group="data",
         metavar="SHARE",
-        none="what the data set keeps for it, or a third of 6 classes and more",
+        none="the validation split of the data, or a third of 6 classes or more",
     )
     trunk: Any = _flag(
         "conv4",
@@ -169,10 +175,10 @@ class Experiment:
     head: str | None = _flag(
         None,
         Text(("random", "pca")),
-        "what the embedding starts from: random, or pca (of the features)",
+        "initialization of the embedding layer: random, or pca (of the features)",
         group="network",
         metavar="NAME",
-        none="pca if --frozen, or else random",
+        none="pca with --frozen, otherwise random",
     )
     embedding_size: int = _flag(64, Whole(1), "dimension of the embeddings", group="network")
     image_size: Any = _flag(
@@ -180,27 +186,31 @@ class Experiment:
         Several(Whole(1), distinct=False, most=2),
         "one number, or height and width",
         group="network",
-        none="what the trunk wants",
+        none="that of the trunk",
     )
     shorter_side: int | None = _flag(
         None,
         Whole(1),
-        "scale images until their shorter side has N pixels, before they are cut to the image size",
+        "scale images to N pixels of their shorter side, before they are cropped to the image size",
         group="network",
-        none="what the trunk wants, for tests",
+        none="that of the trunk, for tests",
     )
     frozen: bool = _flag(
         False, Switch(), "compute the features of the trunk once, and train the head alone", group="network"
     )
     freeze_batch_norm: bool | None = _flag(
-        None, Switch(), "keep the averages of batch norm", group="network", none="where the trunk is pretrained"
+        None,
+        Switch(),
+        "keep the running statistics of batch norm fixed",
+        group="network",
+        none="if the trunk is pretrained",
     )
-    epochs: int = _flag(12, Whole(1), "how often to go through the training set", group="training")
+    epochs: int = _flag(12, Whole(1), "number of epochs", group="training")
     steps: int | None = _flag(
         None, Whole(1), "training steps per epoch", group="training", none="one pass over the training set"
     )
     batch_size: int = _flag(128, Whole(4), "images per training step", group="training")
-    classes_per_batch: int = _flag(32, Whole(2), "classes per training step, at most", group="training")
+    classes_per_batch: int = _flag(32, Whole(2), "largest number of classes per training step", group="training")
     optimizer: str = _flag(
         "adam",
         Text(("adam", "adamw", "sgd", "rmsprop")),
@@ -211,27 +221,27 @@ class Experiment:
     learning_rate: float = _flag(
         0.003,
         Number(above=0),
-        "of the head, and of a trunk that is trained from scratch",
+        "learning rate of the head, and of a trunk that is trained from scratch",
         group="training",
         metavar="RATE",
     )
     trunk_learning_rate: float | None = _flag(
         None,
         Number(least=0),
-        "of the trunk",
+        "learning rate of the trunk",
         group="training",
         metavar="RATE",
         none="that of the head, a tenth of it if the trunk is pretrained",
     )
     loss_learning_rate: float = _flag(
-        0.03, Number(above=0), "for a loss that has weights of its own", group="training", metavar="RATE"
+        0.03, Number(above=0), "learning rate of the parameters of a loss", group="training", metavar="RATE"
     )
-    weight_decay: float = _flag(0.0, Number(least=0), "of trunk and head", group="training", metavar="X")
-    momentum: float = _flag(0.9, Number(least=0, below=1), "of sgd and rmsprop", group="training", metavar="X")
+    weight_decay: float = _flag(0.0, Number(least=0), "weight decay of trunk and head", group="training", metavar="X")
+    momentum: float = _flag(0.9, Number(least=0, below=1), "momentum of sgd and rmsprop", group="training", metavar="X")
     schedule: str = _flag(
         "constant",
         Text(("constant", "cosine", "steps")),
-        "of the learning rates: constant, cosine, or steps (a tenth after 60 and after 85 %% of the training)",
+        "schedule of the learning rates: constant, cosine, or steps (a tenth after 60 and after 85 %% of the training)",
         group="training",
         metavar="NAME",
     )
@@ -239,7 +249,7 @@ class Experiment:
     clip: float | None = _flag(
         None,
         Number(above=0),
-        "the greatest norm of the gradient",
+        "norm to which the gradient is clipped",
         group="training",
         metavar="X",
         none="it is not clipped",
@@ -254,7 +264,7 @@ class Experiment:
     ema: float = _flag(
         0.0,
         Number(least=0, below=1),
-        "decay of a moving average of the weights, which is tested then; 0: none",
+        "decay of a moving average of the weights, which is then tested; 0: none",
         group="training",
         metavar="X",
     )
@@ -291,32 +301,32 @@ class Experiment:
     sampler: str = _flag(
         "classes",
         Text(("classes", "neighbors", "greedy", "doubles", "groups", "mixed", "mined")),
-        "how classes come together in a batch: classes (at random), neighbors, greedy, doubles, groups, mixed; or "
+        "how the classes of a batch are selected: classes (at random), neighbors, greedy, doubles, groups, mixed; or "
         "mined: anchors with their hardest negatives",
         group="training",
         metavar="NAME",
     )
     refresh: int = _flag(
-        1, Whole(0), "epochs after which the sampler looks at the embeddings again; 0: never", group="training"
+        1, Whole(0), "number of epochs after which the sampler gets new embeddings; 0: never", group="training"
     )
     crop_scale: float = _flag(
         0.16,
         Number(above=0, most=1),
-        "the least area of the random crop of a training image, as a share of it",
+        "smallest area of the random crop of a training image, as a share of the image",
         group="training",
         metavar="SHARE",
     )
     flip: float = _flag(
         0.5,
         Number(least=0, most=1),
-        "how often a training image is mirrored; 0 where left and right differ, as in writing",
+        "probability with which a training image is mirrored; 0 if left and right matter, as in writing",
         group="training",
         metavar="SHARE",
     )
     accumulate: int = _flag(
         1,
         Whole(1),
-        "average the gradients of N batches for a step of the optimizers; pairs are those within a batch",
+        "average the gradients of N batches for each step of the optimizers; pairs are those within a batch",
         group="training",
     )
     cached_chunk: int | None = _flag(
@@ -352,7 +362,7 @@ class Experiment:
             raise BenchmarkError(f"unknown device {self.device!r}; known: auto, cpu, cuda, cuda:0, ...")
 
     def arguments(self) -> dict[str, Any]:
-        """The arguments as JSON has them; an object is there by the name that it has in the results."""
+        """The arguments as JSON values; an object is replaced by its name in the results."""
         return {each.name: _plain(getattr(self, each.name)) for each in flags()}
 
     def run(
@@ -362,16 +372,17 @@ class Experiment:
         say: Callable[[str], None] | None = None,
         callbacks: Iterable[Callable[[Any], object]] = (),
     ) -> Results:
-        """Run the experiment, or what is left of it, and return its results, which show themselves.
+        """Run the experiment, or the rest of it, and return its results, which are shown as a table.
 
-        The same experiment once more goes on where it was, or has its results at once if it had ended; with other
-        arguments it has a folder of its own. Interrupted, by the button of a notebook or Ctrl-C, it returns what there
-        is. A run that fails has a line under the table, and the others are none the worse for it.
+        The same experiment, run again, continues where it stopped, or returns its results at once if it was finished;
+        with other arguments it gets another folder. If it is interrupted, by the button of a notebook or by Ctrl-C, it
+        returns the results so far. A run that fails gets a line under the table, and the other runs go on.
 
         Args:
             resume: True continues what is in `out`, and adds losses, seeds and epochs; False refuses a folder that
                 holds an experiment. Default None: as above.
-            say: called with each line about data and plan, `print` say. Default: what must be known is printed.
+            say: called with each line about data and plan, for example `print`. Default: only important lines are
+                printed.
             callbacks: each is called with every event of `pml_ext.benchmark.events`: a run has started, an epoch or a
                 run has ended. One that raises is not called again. Default ().
 

@@ -1,4 +1,4 @@
-"""The data of an experiment: classes to train on, to choose by and to test on, and how they are cut into batches."""
+"""The data of an experiment: training, validation and test classes, and how they are cut into batches."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Data:
     """Three sets of samples with disjoint classes. Labels of `train` are 0, 1, ...
 
     Args:
-        name: what tables call it.
+        name: the name in tables.
         train: samples (image, label) with `labels` and `classes`.
         plain: those of `train`, each always the same; None is `train` itself.
         validation: None if the data are too few.
@@ -108,7 +108,7 @@ class Data:
         preprocessing: how an image becomes an input; None for vectors, and for images that are tensors already.
         samples: the whole data set; None for the sets that come with the package, in their own resolution.
         split: how it was cut.
-        notes: what was found while reading, for people.
+        notes: remarks from reading, for the user.
         head: weights and bias that the embedder starts from; None for random ones.
         frozen: whether the samples are features of the trunk.
     """
@@ -210,7 +210,7 @@ class Data:
         return ("test", self.test) if self.validation is None else ("validation", self.validation)
 
     def describe(self, *, done: bool = False) -> str:
-        """One line for people: on how many classes it trains, chooses and tests, or has done so."""
+        """One line for the user: the numbers of training, validation and test classes."""
         thing = "vector" if self.samples is not None and self.samples.vectors is not None else "image"
         words = ("trained", "the epoch chosen", "tested") if done else ("training", "choosing the epoch", "testing")
 
@@ -226,7 +226,7 @@ class Data:
         )
 
     def chance(self) -> str:
-        """One line for people: what embeddings that know nothing would get, more of it where classes are fewer."""
+        """One line for the user: the metrics of random embeddings, which are higher with fewer classes."""
         parts = [("validation", self.validation)] if self.validation is not None else []
         return "by chance: " + "; ".join(
             f"{evaluate.by_chance(part)} on the {name} classes" for name, part in [*parts, ("test", self.test)]
@@ -254,7 +254,7 @@ class Data:
         return experiment.steps or max(1, len(self.train) // self.batch_size(experiment))
 
     def warnings(self, experiment: Experiment) -> tuple[str, ...]:
-        """What training will be that its author may not expect, a line each."""
+        """Properties of the training that its author may not expect, one line each."""
         unheeded = self._unheeded(experiment)
         if self.samples is None or self.split is None:
             return unheeded

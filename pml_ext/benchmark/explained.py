@@ -1,4 +1,4 @@
-"""What a loss is, by name or as an object: its page, and the picture of its pair weights."""
+"""The description of a loss, by name or as an object: its page, and the picture of its pair weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Explanation:
     """A page about a loss: `str` has all of it, `figure` draws its pair weights.
 
     Args:
-        name: of the loss.
+        name: name of the loss.
         page: formula, parts, defaults, source and differences.
         recipe: the loss that was looked at, with its miner.
     """
@@ -67,7 +67,7 @@ class Explanation:
 
 
 def explain(loss: Any) -> Explanation:
-    """Say what a loss is: formula, parts, defaults, source, where it differs from the reference code, and its weights.
+    """Explain a loss: formula, parts, defaults, source, differences from the reference code, and pair weights.
 
     Args:
         loss: a name as `Experiment` takes it, "RAW" or "pml:TripletMarginLoss", a loss, a loss with a miner, a recipe.

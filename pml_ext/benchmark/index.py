@@ -1,4 +1,4 @@
-"""A gallery of embedded images that answers: which of them look most like this one?"""
+"""A gallery of embedded images, which finds those that are most similar to an image."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _BLOCK = 1 << 18
 
 
 class Match(NamedTuple):
-    """An answer.
+    """An image of the index that was found.
 
     Args:
         path: the file of the image, "" if it came from no file.
         label: the name of its class, "" if that is not known.
-        similarity: cosine similarity with what was asked for.
-        position: of the image in the index.
+        similarity: cosine similarity with the query.
+        position: position of the image in the index.
     """
 
     path: str
@@ -41,7 +41,7 @@ class Match(NamedTuple):
 
 
 class Matches(list[Match]):
-    """Answers, the nearest first: a list that shows itself, with pictures where the files are there."""
+    """The images that were found, the nearest first: a list that is shown with pictures if the files exist."""
 
     def __repr__(self) -> str:
         lines = [
@@ -78,7 +78,7 @@ def _thumbnail(match: Match) -> Html:
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """Embeddings of unit length with what they are of.
+    """Embeddings of unit length, with the files and labels of their images.
 
     Args:
         embeddings: [n, d] float32, each of length 1.
@@ -87,7 +87,7 @@ class Index:
         model: a digest of the model that embedded them, "" if it is not known.
 
     Raises:
-        BenchmarkError: numbers of other lengths, or that are not finite.
+        BenchmarkError: lengths that do not fit, or embeddings that are not finite.
 
     Example:
         >>> index = Index(torch.eye(3), labels=("cat", "dog", "cow"))
@@ -114,7 +114,7 @@ class Index:
         return len(self.embeddings)
 
     def search(self, embeddings: Tensor, k: int = 8) -> list[Matches]:
-        """The k most similar of the index for each embedding [q, d], the nearest first; all if there are fewer."""
+        """The k most similar images for each embedding [q, d], the nearest first; all if there are fewer."""
         Whole(1).check("k", k)
         if embeddings.ndim != 2 or embeddings.shape[1] != self.embeddings.shape[1]:
             raise BenchmarkError(
@@ -159,7 +159,7 @@ class Index:
         """Read what `save` wrote.
 
         Raises:
-            BenchmarkError: no index, or a damaged one.
+            BenchmarkError: there is no index, or it is damaged.
         """
         folder = Path(folder)
         try:

@@ -22,14 +22,14 @@ def laws(
     dimension: int | None = None,
     examples: int | None = None,
 ) -> LawTable:
-    """Check a loss or a miner against all laws that apply to it; what is broken is in the table.
+    """Check a loss or a miner against all laws that apply to it; violations are in the table.
 
     Args:
         loss: a loss or a miner: a name as `Experiment` takes it, "RAW" or "module:name", an object, a class, or a
-            function without arguments that makes one. Of a name that means a loss with its miner, the loss.
+            function without arguments that makes one. For the name of a loss with its miner, the loss is checked.
         only: names of the laws to try. Default None: all.
         skip: names of laws not to try. Default ().
-        dimension: of the embeddings. Default None: what the loss needs, or several.
+        dimension: dimension of the embeddings. Default None: that of the loss, or several.
         examples: how many cases of a kind to draw. Default None: as the profile of hypothesis says.
 
     Raises:

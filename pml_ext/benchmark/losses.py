@@ -1,4 +1,4 @@
-"""From what a user writes to a loss: names, settings, classes of one's own, objects.
+"""Parse the losses that a user writes: names, arguments, user-defined classes, objects.
 
     RAW, BinDeviance2018        a method of `pml_ext.catalog`, with its miner
     RAWLoss                     a loss class of this package

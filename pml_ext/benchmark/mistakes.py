@@ -17,7 +17,7 @@ BLOCK = 1 << 24  # similarities at a time
 
 @dataclass(frozen=True)
 class Mistake:
-    """A query and what was found in the place of its class.
+    """A query, and the nearest sample, which is of another class.
 
     Args:
         query: its position among the test samples.
@@ -53,10 +53,10 @@ class Mistakes(Sequence[Mistake]):
     """The worst mistakes, the worst first.
 
     Args:
-        of: which model.
+        of: name of the model.
         total: how many queries have a nearest of another class.
         queries: how many queries there are.
-        worst: the mistakes that are told.
+        worst: the mistakes that are listed.
         test: the test samples, whose images are shown; None if they are none.
     """
 

@@ -32,20 +32,20 @@ class Result:
     """One run that ended: one loss with one seed, on one fold.
 
     Args:
-        loss: the name of the loss; "untrained", "frozen trunk" or "untrained head" for what no loss has trained.
+        loss: the name of the loss; "untrained", "frozen trunk" or "untrained head" for a network without training.
         seed: the seed.
-        metrics: on the unseen classes, of the epoch that the validation classes chose, of the last one without them;
-            {} if the run failed.
+        metrics: on the test classes, after the epoch that was best on the validation classes, or the last epoch without
+            them; {} if the run failed.
         history: of each epoch: "epoch", "seconds" of training, the mean "loss", and the metrics on the validation
             classes, or on the test classes where there are none.
         seconds_per_epoch: mean seconds of training per epoch, testing not counted; None if untrained.
         arguments: the arguments of the experiment.
-        failure: what was wrong with the embeddings when they were last looked at, in one line, "collapsed: ..." say; ""
-            if nothing was.
-        error: why the run has no metrics, in one line: "diverged: ..." say; "" if it has.
+        failure: what was wrong with the embeddings at the last health check, in one line, for example "collapsed: ...";
+            "" if nothing was.
+        error: why the run has no metrics, in one line, for example "diverged: ..."; "" if it has metrics.
         fold: which of the folds of the training classes chose the epoch; None without folds.
         best_epoch: the epoch that `metrics` are of; None if untrained or failed.
-        last: on the unseen classes, the metrics of the last epoch; {} if untrained or failed.
+        last: on the test classes, the metrics of the last epoch; {} if untrained or failed.
         validation: on the validation classes, the metrics of `best_epoch`; {} without them.
         date: when the run ended, UTC.
         hardware: what it ran on.

@@ -1,4 +1,4 @@
-"""What an experiment gives back: its runs, as a table that shows itself, with pictures, mistakes and the best model."""
+"""The results of an experiment: its runs as a table, with pictures, mistakes and the best model."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ LOSSES = 20  # rows of a table that fits on a screen
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Results(Sequence[Result]):
-    """The runs of an experiment: a sequence of `Result` that shows itself as a table with intervals.
+    """The runs of an experiment: a sequence of `Result` that is shown as a table with intervals.
 
     Args:
-        runs: one for each seed, fold and loss, those that no loss has trained first; failed ones have an `error`.
-        experiment: what was asked for, with the folder in `out`.
+        runs: one for each seed, fold and loss, untrained networks first; a failed one has an `error`.
+        experiment: the arguments, with the folder in `out`.
         data: of each fold.
         interrupted: whether it was stopped before its end; running it again continues.
         joined: rows of the folds' models together.
@@ -143,14 +143,14 @@ class Results(Sequence[Result]):
     def _done(self) -> list[Result]:
         done = [one for one in self.runs if not one.error]
         if not any(one.trained for one in done):
-            raise BenchmarkError("there is nothing to draw: no run has ended well")
+            raise BenchmarkError("there is nothing to draw: no run has succeeded")
         return done
 
     def curves(self, *, ax: Any = None) -> Figure:
         """Recall@1 after each epoch, every loss a line.
 
         Args:
-            ax: axes of your own to draw on. Default: a figure that a notebook shows and `savefig` writes.
+            ax: matplotlib axes to draw on. Default: those of a new figure, which a notebook shows and `savefig` writes.
         """
         from pml_ext.benchmark.curves import learning_curves
 
@@ -160,17 +160,17 @@ class Results(Sequence[Result]):
         """Recall at every k, every loss a line.
 
         Args:
-            ax: axes of your own to draw on. Default: a figure that a notebook shows and `savefig` writes.
+            ax: matplotlib axes to draw on. Default: those of a new figure, which a notebook shows and `savefig` writes.
         """
         from pml_ext.benchmark.curves import recall_curves
 
         return recall_curves(self._done(), ax=ax)
 
     def gallery(self) -> Figure:
-        """For a few test images drawn at random, what the best losses find nearest.
+        """For a few random test images, the nearest images under the best losses.
 
         Raises:
-            BenchmarkError: the samples are no images.
+            BenchmarkError: the samples are not images.
         """
         from pml_ext.benchmark.pictures import gallery
 
@@ -188,18 +188,18 @@ class Results(Sequence[Result]):
         """What the losses do to pairs, and how the embeddings look, by step.
 
         Raises:
-            BenchmarkError: nothing was recorded, as of methods with a trainer of their own.
+            BenchmarkError: nothing was recorded, as for methods with a trainer of their own.
         """
         from pml_ext.benchmark import plots
         from pml_ext.benchmark.curves import health_curves
 
         found = plots.healths(self.out, self._done())
         if not found:
-            raise BenchmarkError("no health was recorded of these runs")
+            raise BenchmarkError("no health was recorded for these runs")
         return health_curves(found)
 
     def mistakes(self, k: int = 10, *, loss: str | None = None) -> mistakes.Mistakes:
-        """The worst retrievals: whose nearest is of another class, by how much nearer that is than any right one.
+        """The worst retrievals: queries whose nearest sample is of another class, much nearer than any match.
 
         Args:
             k: how many. Default 10.
@@ -233,7 +233,7 @@ class Results(Sequence[Result]):
         """The model that the validation classes chose: images -> embeddings, ready to be queried.
 
         Args:
-            loss: that of one loss instead. Default: the best of all.
+            loss: name of the loss whose model is returned. Default: the best of all.
 
         Raises:
             BenchmarkError: nothing was validated, or no model was kept.
@@ -270,7 +270,7 @@ class Results(Sequence[Result]):
         name = self._known(loss) if loss is not None else next(r.loss for r in self._summary if r.trained)
         found = next((one for one in done if one.loss == name), None)
         if found is None:
-            raise BenchmarkError(f"no run of {name} has ended well")
+            raise BenchmarkError(f"no run of {name} has succeeded")
         return found
 
 

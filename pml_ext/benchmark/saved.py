@@ -95,17 +95,17 @@ def save(folder: str | Path, network: Network, description: Description, *, trun
 def load(
     folder: str | Path, *, trunk: str | nn.Module | None = None, device: str | torch.device = "cpu"
 ) -> EmbeddingModel:
-    """Load a model that a run has kept, `runs/x/best` say: a module from images to embeddings, in evaluation mode.
+    """Load a model that a run has kept (`runs/x/best`): a module from images to embeddings, in evaluation mode.
 
     Nothing in the folder is executed. A trunk that only its author's code can build must be given by the caller.
 
     Args:
         folder: where `model.json` and `weights.pt` are.
-        trunk: the trunk, as a module or by name, where the model's own name does not say how to build it. Default None.
-        device: where the model is to be. Default "cpu".
+        trunk: the trunk, as a module or by name, if it cannot be built from the name in the model. Default None.
+        device: device of the model. Default "cpu".
 
     Raises:
-        BenchmarkError: no model, a damaged one, or one whose trunk cannot be built.
+        BenchmarkError: there is no model, it is damaged, or its trunk cannot be built.
     """
     folder = Path(folder)
     description = read_description(folder)
@@ -177,7 +177,7 @@ def _is_known(name: str) -> bool:
 
 
 class EmbeddingModel(nn.Module):
-    """A trained network with all that it takes to use it: from images to embeddings of unit length.
+    """A trained network with everything that is needed to use it: from images to embeddings of unit length.
 
     Args:
         network: the trunk and the embedder.
@@ -188,8 +188,8 @@ class EmbeddingModel(nn.Module):
 
     Attributes:
         classes: names of the classes that it was trained on.
-        metrics: what was measured when it was kept.
-        gallery: what is searched where a query does not say, an `Index` or anything that `index` takes; None: nothing.
+        metrics: the metrics of the model when it was kept.
+        gallery: the default gallery of a query, an `Index` or anything that `index` takes; None: there is none.
     """
 
     def __init__(self, network: Network, description: Description) -> None:
@@ -247,7 +247,8 @@ class EmbeddingModel(nn.Module):
     def index(self, gallery: Any, *, show: bool = True) -> Index:
         """Embed a gallery.
 
-        Anything that `pml_ext.datasets.open` reads, a folder with a sub-folder a class say, or a list of image files.
+        The gallery is anything that `pml_ext.datasets.open` reads, such as a folder with a sub-folder per class, or a
+        list of image files.
         """
         from pml_ext import datasets
 
@@ -264,7 +265,7 @@ class EmbeddingModel(nn.Module):
 
         Args:
             image: a file, a PIL image, or a prepared tensor.
-            gallery: what `index` has returned. Default: the images that the model's experiment had, embedded once.
+            gallery: the result of `index`. Default: the images of the experiment of the model, embedded once.
             k: how many. Default 8.
         """
         return self.queries([image], gallery, k)[0]

@@ -39,15 +39,15 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was found for one loss.
+    """The result of the search for one loss.
 
     Args:
-        loss: as it was asked for.
-        best: the same with the values that were found.
+        loss: the loss as it was given.
+        best: the loss with the best values.
         values: these values.
         score: mean MAP@R on the validation classes, of the best epoch, over folds and seeds.
-        default: the same with the values that the loss has by itself, its first trial.
-        trials: how many trials there were.
+        default: the same score with the default values of the loss, its first trial.
+        trials: number of trials.
     """
 
     loss: str
@@ -69,15 +69,16 @@ def tune(
     """Search the declared space of every loss, each with the same number of trials.
 
     A trial trains as the experiment says and is judged on the validation classes alone, by the mean over folds and
-    seeds; the test classes are never looked at. The first trial of a loss has its own values. Trials are drawn by
-    optuna's TPE from numbers that follow from the first seed and the number of finished trials, so that a search that
-    was interrupted goes on as if it had not been; a trial that was interrupted is made again.
+    seeds; the test classes are never used. The first trial of a loss has its default values. Trials are drawn by
+    optuna's TPE with random numbers that depend on the first seed and the number of finished trials, so that an
+    interrupted search continues as if it had not been interrupted; an interrupted trial is repeated.
 
     Args:
         experiment: what a trial trains: data, network, epochs, seeds, folds. Its losses are searched.
-        trials: for each loss. Default 30.
-        rates: search the learning rates too, for each loss its own, a factor of 10 up and down: that of the head, that
-            of a pretrained trunk if it is trained, that of a loss with weights. Default False: those of the experiment.
+        trials: number of trials for each loss. Default 30.
+        rates: whether to search the learning rates too, separately for each loss, by a factor of 10 up and down: those
+            of the head, of a pretrained trunk that is trained, and of a loss with parameters. Default False: those of
+            the experiment.
         resume: continue the search in `out`, with more trials or further losses if these are given. Default False.
         say: called with each line for the reader. Default: silence.
 
@@ -85,7 +86,8 @@ def tune(
         one result for each loss; they are written to `tuned.md`, and to `tuned.json` as a config for `--config`.
 
     Raises:
-        BenchmarkError: no optuna, nothing to judge by, a loss that has no space, `out` holds something else.
+        BenchmarkError: optuna is missing, there are no validation classes, a loss has no search space, or `out` holds
+            something else.
     """
     check_extras()
     if find_spec("optuna") is None:

@@ -19,10 +19,10 @@ class Split:
     """The samples of each part, by index, ascending. No class and no group is in two parts.
 
     Args:
-        train: what is trained on.
-        validation: what epoch, model and hyperparameters are chosen on; may be empty.
-        test: what is reported, and looked at once.
-        notes: what was decided while cutting, for people. Default ().
+        train: training samples.
+        validation: samples on which epoch, model and hyperparameters are chosen; may be empty.
+        test: samples on which results are reported, used once.
+        notes: remarks on the split, for the user. Default ().
 
     Shape:
         each [n_part] int64
@@ -38,7 +38,7 @@ class Split:
         return {name: getattr(self, name) for name in PARTS if len(getattr(self, name))}
 
     def describe(self, samples: Samples) -> str:
-        """One line for people: "7 / 3 / 10 classes train / validation / test"."""
+        """One line for the user: "7 / 3 / 10 classes train / validation / test"."""
         sizes = [f"{len(samples.labels[index].unique()):,}" for index in self.parts().values()]
         return "; ".join([f"{' / '.join(sizes)} classes {' / '.join(self.parts())}", *self.notes])
 
@@ -52,20 +52,20 @@ def cut(
     seed: int = 0,
     test_fraction: float = 0.5,
 ) -> Split:
-    """Cut a data set by classes: those of the test are never trained on, those of the validation neither.
+    """Split a data set by classes: training, validation and test have no class in common.
 
-    What the source says stands. Where it says nothing, `test_fraction` of the classes are the test; marked queries and
-    gallery are the test if anything is marked. The validation classes are then taken from the training classes. Classes
+    A split that the source gives is kept. Otherwise marked queries and gallery are the test set or, if nothing is
+    marked, `test_fraction` of the classes. The validation classes are then taken from the training classes. Classes
     that share a group stay together.
 
     Args:
         samples: the data set.
-        validation: the fraction of the training classes that is set aside; "kept" for the validation of the source; 0
-            for none. Default None: that of the source where it has one, else a third.
+        validation: the fraction of the training classes that is set aside; "kept" for the validation split of the
+            source; 0 for none. Default None: that of the source if it has one, else a third.
         fold: number of the fold that is the validation, 0 to `folds` - 1, instead of a fraction. Default None.
-        folds: into how many class-disjoint parts of equal size the training classes fall. Default 4.
-        seed: of the draws. Default 0.
-        test_fraction: of the classes, where the source has no test. Default 0.5.
+        folds: number of class-disjoint parts of equal size into which the training classes are split. Default 4.
+        seed: seed of the draws. Default 0.
+        test_fraction: fraction of the classes that is the test set, if the source has none. Default 0.5.
 
     Raises:
         DataError: a class or a group in two parts of the source's split, too few classes, no validation to keep, a part
@@ -103,7 +103,7 @@ def cut(
 
 
 def remarks(samples: Samples, split: Split, *, batch_size: int, images_per_class: int) -> tuple[str, ...]:
-    """What will happen in training that its author may not expect; a line each, for people, before it starts.
+    """Properties of the training that its author may not expect, one line each, before it starts.
 
     Args:
         samples: the data set.
