@@ -69,7 +69,7 @@ def step_of(name: str, side: str, setting: Setting, chunk_size: int | None) -> S
     loss, miner = SUBJECTS[name]()
     if side == "accelerated":
         loss = accelerate(loss, chunk_size=chunk_size, strict=miner is None)
-        miner = None if miner is None else accelerate(miner)
+        miner = None if miner is None else accelerate(miner, chunk_size=chunk_size)
     x, labels = batch(setting, "cpu")
 
     def step() -> None:

@@ -30,12 +30,14 @@ from of_pml import (
     regularizers,
     trainers,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pml_ext import thresholds
 from pml_ext.stock import NotAcceleratedError, accelerate
+from pml_ext.stock.checks import why_stock
 from pml_ext.stock.coverage import PASSED_THROUGH, REFUSED, coverage, statement
 from pml_ext.stock.forms import FORMS
-from pml_ext.stock.loss import why_stock
 from pml_ext.stock.miners import MINERS
 
 F64 = torch.float64
@@ -184,16 +186,17 @@ def test_loss_equals_stock(name, case, reducer, chunk, data):
 
 
 @pytest.mark.parametrize("name", MINED)
-@given(case=cases, with_references=st.booleans(), grid=st.booleans())
+@given(case=cases, with_references=st.booleans(), grid=st.booleans(), chunk=st.sampled_from([None, 1, 3]))
 @settings(max_examples=15)
-def test_miner_equals_stock(name, case, with_references, grid):
+def test_miner_equals_stock(name, case, with_references, grid, chunk):
     seed, n, classes, equal = case
     embeddings, labels = batch(seed, n, classes, equal=equal)
     embeddings = embeddings.round() + 0.5 if grid else embeddings
     miner = MINED[name]()
     others = batch(seed + 1, 7, classes) if with_references else ()
     expected = miner(embeddings, labels, *others)
-    mined = accelerate(miner)
+    # Between equal scores the last bit decides, which may depend on how many rows are made together.
+    mined = accelerate(miner, chunk_size=None if grid or equal else chunk)
     with thresholds.tiny() if seed % 2 else thresholds.replaced(STOCK_PAYS=0):
         found = mined(embeddings, labels, *others)
         tuple(found)
@@ -227,7 +230,8 @@ def test_mined_loss_equals_stock(name, case, miner, reducer, chunk):
         loss.set_reducer(REDUCERS[reducer]())
     with told_by_pml():
         expected = run(loss, embeddings, labels, stock_miner(embeddings, labels))
-        fast_loss, fast_miner = accelerate(loss, stock_miner, chunk_size=chunk)
+        fast_loss = accelerate(loss, chunk_size=chunk)
+        fast_miner = accelerate(stock_miner, chunk_size=None if equal else chunk)
         assert_same(run(fast_loss, embeddings, labels, fast_miner(embeddings, labels)), expected)
 
 
@@ -249,6 +253,74 @@ def test_masks_pass_without_lists():
             mined = fast_miner(embeddings, labels)
             fast_loss(embeddings, labels, mined)
             assert not mined.is_made
+
+
+class Largest(TorchDispatchMode):
+    """How many numbers the largest tensor has that was made."""
+
+    found = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        sizes = [each.untyped_storage().nbytes() // 8 for each in tree_leaves(made) if isinstance(each, torch.Tensor)]
+        self.found = max(self.found, *sizes, 0)
+        return made
+
+
+@pytest.mark.parametrize("miner", [None, "MultiSimilarity", "EasyCosine", "BatchHard", "Triplet semihard"])
+@pytest.mark.parametrize("name", ["MultiSimilarity", "Contrastive", "MarginLearned", "NCA", "Triplet", "TripletSmooth"])
+def test_in_chunks_nobody_makes_the_whole_matrix(name, miner):
+    if miner == "BatchHard" and "Triplet" in name:
+        pytest.skip("a list of triplets is PML's own")
+    embeddings, labels = batch(0, 90, 3)[0].requires_grad_(), torch.arange(90) // 3
+    found = []
+    for chunk in (None, 6):
+        loss, mined = accelerate(LOSSES[name](), MINED[miner]() if miner else None, chunk_size=chunk)
+        with Largest() as seen, thresholds.replaced(STOCK_PAYS=0, STOCK_BLOCK=6 * 90):
+            loss(embeddings, labels, mined(embeddings, labels) if miner else None).backward()
+        found.append(seen.found)
+    assert found[0] >= 90 * 90
+    assert found[1] <= 3 * 6 * 90
+
+
+def test_mined_in_chunks_from_what_the_embeddings_were():
+    embeddings, labels = batch(0, 12, 3)
+    miner = miners.MultiSimilarityMiner(epsilon=0.1)
+    expected = miner(embeddings, labels)
+    fast = accelerate(miner, chunk_size=5)
+    found = fast(embeddings, labels)
+    embeddings.neg_().add_(0.3)
+    fast.epsilon, fast.distance.power = 5, 2
+    assert_same_lists(found, expected)
+
+
+@pytest.mark.parametrize("chunk", [None, 5])
+def test_a_loss_takes_the_scores_of_its_miner_where_they_are_its_own(chunk, monkeypatch):
+    embeddings, labels = batch(0, 12, 3)
+    calls = []
+    plain = distances.LpDistance.compute_mat
+
+    def counted(self, query, references):
+        calls.append(len(query))
+        return plain(self, query, references)
+
+    monkeypatch.setattr(distances.LpDistance, "compute_mat", counted)
+
+    def number_of_rows(loss, changed=False):
+        fast, miner = accelerate(loss, miners.TripletMarginMiner(), chunk_size=chunk)
+        vectors = embeddings.clone()
+        mined = miner(vectors, labels)
+        if changed:
+            vectors.mul_(-1)
+        calls.clear()
+        with torch.no_grad():
+            fast(vectors, labels, mined)
+        return sum(calls)
+
+    own = number_of_rows(losses.TripletMarginLoss())
+    assert own == (0 if chunk is None else 12)
+    squared = losses.TripletMarginLoss(distance=distances.LpDistance(power=2))
+    assert number_of_rows(squared) == number_of_rows(losses.TripletMarginLoss(), changed=True) == own + 12
 
 
 def test_a_mined_tuple_is_a_tuple():
@@ -657,7 +729,7 @@ def test_a_mined_tuple_holds_nothing_in_a_circle():
     gc.collect()
     gc.disable()
     try:
-        scores = weakref.ref(miner(embeddings, labels).chosen.distances)
+        scores = weakref.ref(miner(embeddings, labels).scores)
         miner(embeddings, labels)
         assert scores() is None
     finally:

@@ -9,53 +9,9 @@ import torch
 from torch import Tensor
 
 from pml_ext import thresholds
+from pml_ext.stock.negatives import Counted, Made, Negatives, OfLabels
 
 LABELS, TRIPLETS, PAIRS = 0, 3, 4
-
-
-@dataclass(frozen=True)
-class Negatives:
-    """The negatives of some rows: all columns but a few, or a matrix of counts.
-
-    Args:
-        columns: [n, k] columns that are no negatives; None if `absent` says it. Rows repeat a column to fill up.
-        absent: [n, m] True where a pair is no negative.
-        weights: [n, m] how often a pair stands in the list; None: once.
-        per_row: [n] length of each row's list, with repetitions.
-    """
-
-    columns: Tensor | None
-    absent: Tensor | None
-    weights: Tensor | None
-    per_row: Tensor
-
-    def blank(self, scores: Tensor, value: float) -> Tensor:
-        """Write `value` into `scores` [n, m] in place where a pair is no negative."""
-        if self.columns is not None:
-            return scores.scatter_(1, self.columns, value)
-        return scores if self.absent is None else scores.masked_fill_(self.absent, value)
-
-    def present(self, like: Tensor) -> Tensor:
-        """Which pairs are negatives, of the shape of `like` [n, m]."""
-        if self.absent is not None:
-            return ~self.absent
-        return self.blank(torch.ones_like(like, dtype=torch.bool), False)
-
-    def weighted(self, values: Tensor) -> Tensor:
-        """Multiply `values` [n, m] in place by how often each pair stands in the list."""
-        return values if self.weights is None else values.mul_(self.weights)
-
-    def rows(self, start: int, stop: int) -> Negatives:
-        """Those of the rows from `start` to `stop`."""
-        cut = lambda each: None if each is None else each[start:stop]  # noqa: E731
-        return Negatives(cut(self.columns), cut(self.absent), cut(self.weights), self.per_row[start:stop])
-
-    def once(self) -> Negatives:
-        """Each pair once."""
-        if self.weights is None:
-            return self
-        absent = self.weights == 0
-        return Negatives(None, absent, None, (~absent).sum(1).to(self.per_row.dtype))
 
 
 @dataclass(frozen=True)
@@ -97,10 +53,19 @@ class Incidence:
 
     def contradicts(self) -> bool:
         """Whether a pair is positive and negative at once."""
-        if self.kind == LABELS or self.negatives.weights is None or not self.positives.numel():
+        if self.kind == LABELS or self.negatives.is_apart or not self.positives.numel():
             return False
-        both = self.negatives.weights.gather(1, self.positives) * self.counts
-        return bool((both > 0).any())
+        return any(self.rows(*part)._meet() for part in blocks(len(self.positives), self.columns))
+
+    def _meet(self) -> bool:
+        times = self.negatives.weights
+        return times is not None and bool((times.gather(1, self.positives) * self.counts > 0).any())
+
+
+def blocks(rows: int, columns: int) -> list[tuple[int, int]]:
+    """Ranges of rows whose scores stay in the cache."""
+    step = max(1, thresholds.STOCK_BLOCK // max(columns, 1))
+    return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 def by_labels(labels: Tensor, ref_labels: Tensor, *, without_self: bool, dtype: torch.dtype) -> Incidence:
@@ -116,10 +81,10 @@ def by_labels(labels: Tensor, ref_labels: Tensor, *, without_self: bool, dtype: 
     own, present = own_columns(labels, ref_labels)
     found = present.sum(1)
     if own.shape[1] and own.shape[1] <= thresholds.STOCK_OWN_SHARE * m and bool((found > 0).all()):
-        negatives = Negatives(own, None, None, (m - found).to(dtype))
+        negatives: Negatives = OfLabels(own, None, (m - found).to(dtype))
     else:
         absent = labels[:, None] == ref_labels[None]
-        negatives = Negatives(None, absent, None, (m - found).to(dtype))
+        negatives = OfLabels(None, absent, (m - found).to(dtype))
     if without_self:
         own, present = _others(own, present)
     return Incidence(LABELS, own, present.to(dtype), negatives, m)
@@ -161,18 +126,39 @@ def own_columns(labels: Tensor, ref_labels: Tensor) -> tuple[Tensor, Tensor]:
     return order[at] if len(order) else at, present
 
 
-def by_lists(indices: Sequence[Tensor], n: int, m: int, like: Tensor) -> Incidence:
-    """Pairs or triplets of a list; a pair counts as often as it stands there. `like` has the type of the counts."""
-    kind, dtype = (PAIRS if len(indices) == 4 else TRIPLETS), like.dtype
+def by_lists(
+    indices: Sequence[Tensor], n: int, m: int, like: Tensor, *, by_rows: bool = False, is_apart: bool = False
+) -> Incidence:
+    """Pairs or triplets of a list; a pair counts as often as it stands there.
+
+    Args:
+        indices: three or four lists.
+        n: number of anchors.
+        m: number of references.
+        like: has the type of the counts.
+        by_rows: make the counts of the negatives for some rows whenever they are asked for, instead of n * m numbers.
+        is_apart: whether no pair is known to be positive and negative at once.
+    """
+    kind = PAIRS if len(indices) == 4 else TRIPLETS
     indices = [each.to(device=like.device, dtype=torch.long) for each in indices]
     anchors, positives = indices[0], indices[1]
     neg_anchors, negatives = (indices[2], indices[3]) if kind == PAIRS else (indices[0], indices[2])
-    weights = torch.zeros(n * m, dtype=dtype, device=anchors.device)
-    ones = torch.ones((), dtype=dtype, device=anchors.device).expand(len(neg_anchors))
-    weights.index_add_(0, neg_anchors * m + negatives, ones)
-    weights = weights.view(n, m)
-    slots, counts = _slots(anchors, positives, n, m, dtype)
-    return Incidence(kind, slots, counts, Negatives(None, weights == 0, weights, weights.sum(1)), m)
+    slots, counts = _slots(anchors, positives, n, m, like.dtype)
+    lengths = torch.bincount(neg_anchors, minlength=n).to(like.dtype)
+    if by_rows:
+        order = torch.argsort(neg_anchors)
+        neg_anchors, negatives = neg_anchors[order], negatives[order]
+        first = torch.searchsorted(neg_anchors, torch.arange(n + 1, device=like.device)).tolist()
+
+    def make(start: int, stop: int) -> Negatives:
+        at = slice(first[start], first[stop]) if by_rows else slice(None)
+        places = (neg_anchors[at] - start) * m + negatives[at]
+        times = torch.zeros((stop - start) * m, dtype=like.dtype, device=like.device)
+        times.index_add_(0, places, torch.ones((), dtype=like.dtype, device=like.device).expand(len(places)))
+        return Counted(times.view(stop - start, m), True, lengths[start:stop], is_apart)
+
+    found = Made(make, 0, n, lengths, is_apart=is_apart) if by_rows else make(0, n)
+    return Incidence(kind, slots, counts, found, m)
 
 
 def are_places(indices: Sequence[Tensor], n: int, m: int) -> bool:

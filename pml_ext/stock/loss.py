@@ -9,21 +9,17 @@ from functools import cache
 from typing import Any
 
 import torch
-from pytorch_metric_learning import reducers
 from torch import Tensor
 
-from pml_ext import thresholds
-from pml_ext.masked import is_eager
+from pml_ext.stock.checks import SILENT, fits_masks, reducer_of, why_never, why_stock
 from pml_ext.stock.forms import FORMS, Form
-from pml_ext.stock.forms.lse import MultiSimilarity
-from pml_ext.stock.forms.triplets import Margin, TripletMargin
-from pml_ext.stock.incidence import LABELS, PAIRS, Incidence, are_places, by_labels, by_lists
+from pml_ext.stock.forms.triplets import TripletMargin
+from pml_ext.stock.incidence import PAIRS, Incidence, blocks, by_labels, by_lists
 from pml_ext.stock.mined import Mined
-from pml_ext.stock.reduction import KNOWN, Reduction
+from pml_ext.stock.miner_scores import MinerScores
+from pml_ext.stock.reduction import Reduction
 from pml_ext.stock.run import Value, run
-from pml_ext.stock.scores import Scores, has_hooks, is_finite
-
-SILENT = ""  # stock has an error to raise, or is faster on so few
+from pml_ext.stock.scores import Scores, is_finite
 
 
 class NotAcceleratedError(ValueError):
@@ -103,7 +99,7 @@ class AcceleratedLoss:
         if kind.by_labels:
             assert labels is not None
             assert ref_labels is not None
-            weights = _sample_weights(indices, n, m, embeddings, with_references=references is not None)
+            weights = _sample_weights(self, indices, n, m, embeddings, with_references=references is not None)
             incidence = by_labels(labels, ref_labels, without_self=references is None, dtype=embeddings.dtype)
         elif indices is None:
             assert labels is not None
@@ -111,10 +107,10 @@ class AcceleratedLoss:
             incidence = by_labels(labels, ref_labels, without_self=is_same, dtype=embeddings.dtype)
         else:
             choice = indices.chosen if issubclass(kind, TripletMargin) and isinstance(indices, Mined) else None
-            if choice is not None and _fits_masks(indices, n, m, embeddings):
+            if choice is not None and fits_masks(indices, n, m, embeddings):
                 incidence = choice.pairs
             else:
-                choice, incidence = None, _incidence_of(indices, n, m, embeddings)
+                choice, incidence = None, _incidence_of(self, indices, n, m, embeddings)
             if kind.once and incidence.contradicts():
                 raise ContradictionError
         sign = -1.0 if self.distance.is_inverted else 1.0  # type: ignore[attr-defined]
@@ -122,11 +118,12 @@ class AcceleratedLoss:
         def nothing() -> Tensor:
             return torch.sum(embeddings.detach() * 0)
 
-        reductions = {name: Reduction(_reducer_of(self, name), labels, nothing) for name in kind.names}
+        reductions = {name: Reduction(reducer_of(self, name), labels, nothing) for name in kind.names}
         form = kind(self, sign, incidence, reductions)
         form.weights = weights
         if isinstance(form, TripletMargin):
             form.choice = choice
+            form.by_own_distances = choice is not None and _known(self, indices, embeddings, references) is not None
         return form
 
     def _value(
@@ -140,11 +137,12 @@ class AcceleratedLoss:
     ) -> Tensor:
         names = [name for name in ("beta",) if isinstance(getattr(self, name, None), torch.nn.Parameter)]
         parameters = [getattr(self, name) for name in names]
+        known = _known(self, indices, embeddings, references)
 
         def make(
             embeddings: Tensor, references: Tensor | None, needed: tuple[bool, ...]
         ) -> tuple[Tensor, list[Tensor | None]]:
-            scores = Scores(self.distance, embeddings, references, (needed[0], needed[1]))  # type: ignore[attr-defined]
+            scores = Scores(self.distance, embeddings, references, (needed[0], needed[1]), known)  # type: ignore[attr-defined]
             value = run(form, scores, self._chunk_size)
             own = form.parameters()
             of_parameters = [own[name].to(each.dtype) for name, each in zip(names, parameters, strict=True)]
@@ -174,158 +172,35 @@ class ContradictionError(Exception):
     """A pair is positive and negative at once; PML has the words for it."""
 
 
-def _reducer_of(loss: Any, name: str) -> reducers.BaseReducer:
-    reducer = loss.reducer
-    if type(reducer) is reducers.MultipleReducers:
-        return reducer.reducers[name] if name in reducer.reducers else reducer.default_reducer  # noqa: SIM401
-    return reducer
+def _known(loss: Any, indices: Any, embeddings: Tensor, references: Tensor | None) -> MinerScores | None:
+    """The scores by which a miner chose, where they are those of the loss."""
+    found = indices.scores if isinstance(indices, Mined) and references is None else None
+    return found if found is not None and found.are_of(loss.distance, embeddings) else None
 
 
-def _incidence_of(indices: Sequence[Tensor], n: int, m: int, like: Tensor) -> Incidence:
-    if isinstance(indices, Mined) and _fits_masks(indices, n, m, like):
+def _incidence_of(loss: Any, indices: Sequence[Tensor], n: int, m: int, like: Tensor) -> Incidence:
+    if isinstance(indices, Mined) and fits_masks(indices, n, m, like):
         return indices.incidence()
-    return by_lists(indices, n, m, like)
-
-
-def _fits_masks(indices: Any, n: int, m: int, like: Tensor) -> bool:
-    """Whether the masks behind a miner's tuple are of such a batch."""
-    return isinstance(indices, Mined) and indices.shape == (n, m, like.dtype, like.device)
+    return by_lists(indices, n, m, like, by_rows=loss._chunk_size is not None and loss._chunk_size < n)
 
 
 def _sample_weights(
-    indices: Sequence[Tensor] | None, n: int, m: int, like: Tensor, *, with_references: bool
+    loss: Any, indices: Sequence[Tensor] | None, n: int, m: int, like: Tensor, *, with_references: bool
 ) -> Tensor | None:
     """How often each sample stands in the lists, by the most frequent one; None: all alike."""
     if indices is None:
         return None
-    found = _incidence_of(indices, n, m, like)
+    found = _incidence_of(loss, indices, n, m, like)
     times = found.counts.sum(1)
     far = found.negatives
     if found.kind == PAIRS:
         times = times + far.per_row
     if not with_references:
         times = times.index_add(0, found.positives.flatten(), found.counts.flatten())
-        ones = torch.ones(n, m, dtype=like.dtype, device=like.device)
-        times = times + far.weighted(far.blank(ones, 0)).sum(0)
+        for start, stop in blocks(n, m):
+            part, ones = far.rows(start, stop), torch.ones(stop - start, m, dtype=like.dtype, device=like.device)
+            times = times + part.weighted(part.blank(ones, 0)).sum(0)
     return times / times.max() if bool(times.any()) else None
-
-
-def why_never(loss: Any) -> str | None:
-    """Why such a loss always runs as PML's own, or None."""
-    kind = FORMS[loss.stock]
-    if loss.collect_stats:
-        return "it collects statistics of tuples"
-    if type(loss.reducer) is reducers.DoNothingReducer:
-        return "DoNothingReducer gives the losses themselves"
-    if any(each.requires_grad for each in _tensors(loss, kind)):
-        return "one of its hyperparameters is learned"
-    parts = [*loss.distance.modules(), *loss.reducer.modules()]
-    if any(each.requires_grad for part in parts for each in _own_tensors(part)):
-        return "its distance or its reducer is learned"
-    if any(has_hooks(part) for part in loss.reducer.modules()):
-        return "its reducer has hooks"
-    for name in () if kind.reduced else kind.names:
-        reason = _why_not_reduced(_reducer_of(loss, name), kind)
-        if reason is not None:
-            return reason
-    return None
-
-
-def _own_tensors(module: torch.nn.Module) -> list[Tensor]:
-    held = (module.__dict__, module._parameters, module._buffers)
-    return [each for names in held for each in names.values() if isinstance(each, Tensor)]
-
-
-def _tensors(loss: Any, kind: type[Form]) -> list[Tensor]:
-    """Hyperparameters that are tensors; MarginLoss has a closed form of the derivative by beta."""
-    own = loss.beta if issubclass(kind, Margin) else None
-    return [each for each in _own_tensors(loss) if each is not own]
-
-
-def _why_not_reduced(reducer: Any, kind: type[Form]) -> str | None:
-    triplets = issubclass(kind, TripletMargin | Margin)
-    if type(reducer) is reducers.DivisorReducer:
-        return None if issubclass(kind, Margin) else SILENT
-    if type(reducer) not in KNOWN:
-        return f"no closed form of {type(reducer).__name__}"
-    if reducer.collect_stats:
-        return "its reducer collects statistics of tuples"
-    if type(reducer) is reducers.PerAnchorReducer:
-        if triplets or (kind.column and not kind.once):
-            return SILENT
-        if reducer.aggregation_func is not reducers.PerAnchorReducer().aggregation_func:
-            return "no closed form of an aggregation_func of one's own"
-        if type(reducer.reducer) is reducers.PerAnchorReducer:
-            return "no closed form of a PerAnchorReducer in a PerAnchorReducer"
-        return _why_not_reduced(reducer.reducer, MultiSimilarity)
-    return None
-
-
-def why_stock(
-    loss: Any,
-    embeddings: Any,
-    labels: Any,
-    indices: Any,
-    ref_emb: Any,
-    ref_labels: Any,
-) -> str | None:
-    """Why PML's own has to run on what is given, or None; SILENT where nobody has to be told."""
-    never = why_never(loss)
-    if never is not None:
-        return never
-    kind = FORMS[loss.stock]
-    tensors = [each for each in (embeddings, ref_emb) if each is not None]
-    if not all(isinstance(each, Tensor) and each.ndim == 2 for each in tensors):
-        return SILENT
-    if any(each.dtype != embeddings.dtype or each.device != embeddings.device for each in tensors):
-        return SILENT
-    if embeddings.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(embeddings.device.type):
-        return "PML has rules of its own for half precision"
-    if not len(embeddings) or not (is_eager() or torch.compiler.is_compiling()):  # under a transform of functions
-        return SILENT
-    if any(not is_finite(each) for each in tensors):
-        return "an embedding is not finite"
-    if any(each.ndim or each.dtype != embeddings.dtype for each in _tensors(loss, kind)):
-        return "a hyperparameter is a tensor of another type or shape"
-    if not _fit(labels, embeddings) or (ref_emb is not None and (ref_labels is None or not _fit(ref_labels, ref_emb))):
-        return SILENT
-    reducer_labels = any(
-        isinstance(getattr(_reducer_of(loss, name), "reducer", _reducer_of(loss, name)), reducers.ClassWeightedReducer)
-        for name in kind.names
-    )
-    per_class = issubclass(kind, Margin) and len(loss.beta) > 1
-    if labels is None and (indices is None or kind.by_labels or reducer_labels or per_class):
-        return SILENT
-    m = len(embeddings) if ref_emb is None else len(ref_emb)
-    if indices is not None and not (kind.takes_lists and _is_list_of_tuples(indices)):
-        return SILENT
-    fits = indices is None or _fits_masks(indices, len(embeddings), m, embeddings)
-    if not fits and not are_places(indices, len(embeddings), m):
-        return SILENT
-    if ref_emb is not None and not kind.takes_references:
-        return SILENT
-    with_references = ref_emb is not None and ref_emb is not embeddings
-    if issubclass(kind, TripletMargin) and isinstance(indices, Mined) and fits:
-        return kind.falls_back(loss, PAIRS, with_references)
-    of_pairs = not kind.once and not kind.by_labels
-    per_anchor = any(type(_reducer_of(loss, name)) is reducers.PerAnchorReducer for name in kind.names)
-    if with_references and of_pairs and per_anchor:
-        return "PerAnchorReducer knows no references"
-    reason = kind.falls_back(loss, LABELS if indices is None else len(indices), with_references)
-    small = len(embeddings) * m < kind.pays_from * thresholds.STOCK_PAYS and not isinstance(indices, Mined)
-    return SILENT if small and reason is None else reason
-
-
-def _fit(labels: Any, embeddings: Tensor) -> bool:
-    return labels is None or (isinstance(labels, Tensor) and labels.ndim == 1 and len(labels) == len(embeddings))
-
-
-def _is_list_of_tuples(indices: Any) -> bool:
-    return isinstance(indices, Mined) or (
-        isinstance(indices, tuple | list)
-        and len(indices) in (3, 4)
-        and all(isinstance(each, Tensor) and each.ndim == 1 for each in indices)
-    )
 
 
 @cache

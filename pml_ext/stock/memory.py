@@ -9,10 +9,12 @@ import torch
 from pytorch_metric_learning import losses
 from torch import Tensor
 
-from pml_ext.stock.incidence import PAIRS, Incidence, by_labels
+from pml_ext.stock.chosen import listed
+from pml_ext.stock.chosen_triplets import Triplets
+from pml_ext.stock.incidence import PAIRS, Incidence, blocks, by_labels
 from pml_ext.stock.loss import AcceleratedLoss
 from pml_ext.stock.mined import Lists, Mined
-from pml_ext.stock.miners import AcceleratedMiner, Triplets, listed
+from pml_ext.stock.miners import AcceleratedMiner
 
 
 class AcceleratedMemory:
@@ -36,7 +38,8 @@ class AcceleratedMemory:
                 pairs = by_labels(labels, memory_labels, without_self=False, dtype=embeddings.dtype)
                 pairs = replace(pairs, kind=PAIRS)
                 shape = (len(embeddings), len(memory), embeddings.dtype, embeddings.device)
-                found: Any = Mined(4, shape, lambda: listed(pairs), lambda: pairs)
+                parts = blocks(len(embeddings), len(memory))
+                found: Any = Mined(4, shape, lambda: listed(pairs, parts), lambda: pairs)
             else:
                 found = miner(embeddings, labels, memory, memory_labels)
             if isinstance(found, Mined):
@@ -53,14 +56,14 @@ def without_places(mined: Mined, places: Tensor) -> Mined:
 
     if mined.chosen is not None:
         chosen: Triplets = replace(mined.chosen, pairs=cut(mined.chosen.pairs))
-        return Mined(3, mined.shape, chosen.lists, chosen.incidence, chosen)
+        return Mined(3, mined.shape, chosen.lists, chosen.incidence, mined.scores, chosen)
 
     def lists() -> Lists:
         anchors, positives, *others = mined.lists()
         keep = positives != places[anchors]
         return anchors[keep], positives[keep], *others
 
-    return Mined(4, mined.shape, lists, lambda: cut(mined.incidence()))
+    return Mined(4, mined.shape, lists, lambda: cut(mined.incidence()), mined.scores)
 
 
 CrossBatchMemory: Any = type(

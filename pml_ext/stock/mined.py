@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from pml_ext.stock.incidence import Incidence
+from pml_ext.stock.miner_scores import MinerScores
 
 Lists = tuple[Tensor, ...]
 Shape = tuple[int, int, torch.dtype, torch.device]
@@ -65,12 +66,14 @@ class Mined(tuple[Tensor, ...]):
         shape: numbers of anchors and of references, and the type and the device of the scores.
         lists: makes the index tensors.
         incidence: makes the pairs' multiplicities.
+        scores: those that were chosen by, or None.
         chosen: triplets only: the choice among the triplets of the labels, see `Triplets`.
     """
 
     shape: Shape
     _lists: _Lists
     incidence: Callable[[], Incidence]
+    scores: MinerScores | None
     chosen: Any
 
     def __new__(
@@ -79,6 +82,7 @@ class Mined(tuple[Tensor, ...]):
         shape: Shape,
         lists: Callable[[], Lists],
         incidence: Callable[[], Incidence],
+        scores: MinerScores | None = None,
         chosen: Any = None,
     ) -> Mined:
         """The tuple, of items that know it."""
@@ -86,7 +90,7 @@ class Mined(tuple[Tensor, ...]):
         items: list[Any] = [_Item(place, made) for place in range(size)]
         mined = super().__new__(cls, items)
         mined.shape, mined._lists = shape, made
-        mined.incidence, mined.chosen = incidence, chosen
+        mined.incidence, mined.scores, mined.chosen = incidence, scores, chosen
         return mined
 
     def lists(self) -> Lists:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pml_ext.stock.forms import Form
-from pml_ext.stock.scores import Scores, blocks, is_row_wise
+from pml_ext.stock.incidence import blocks
+from pml_ext.stock.scores import Scores, is_row_wise
 
 
 class Share(NamedTuple):
@@ -36,7 +37,8 @@ def run(form: Form, scores: Scores, chunk_size: int | None, share: Share = WHOLE
     parts = [(start, min(start + chunk_size, rows)) for start in starts]
 
     def distances(start: int, stop: int) -> Tensor:
-        return _signed(scores.plain(start, stop), scores.sign)
+        found = scores.plain(start, stop)
+        return _signed(found, scores.sign) if scores.known is None else found * scores.sign
 
     if form.looks_first:
         form.look(_of_rows(lambda a, b: form.first(distances(a, b), first + a), parts, share))
@@ -55,7 +57,7 @@ def _whole(form: Form, scores: Scores, share: Share) -> Tensor:
     found, way = scores.whole()
     (rows, columns), first = found.shape, share.start
     parts = [(0, rows)] if form.needs_whole else blocks(rows, columns)
-    work = torch.empty_like(found) if way.keeps_scores else found
+    work = torch.empty_like(found) if way.keeps_scores or scores.known is not None else found
     for start, stop in parts:
         if work is found:
             _signed(work[start:stop], scores.sign)

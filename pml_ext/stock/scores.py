@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from pytorch_metric_learning import distances
 from torch import Tensor, nn
 
-from pml_ext import thresholds
 from pml_ext.masked import are_numbers, looks_are_free
 from pml_ext.mirrored import plus_mirror_image
 from pml_ext.scores import Space
 from pml_ext.similarity import Similarity
+from pml_ext.stock.incidence import blocks
 from pml_ext.vectors import SHORTEST
 
 # A block of rows of these is made of those rows alone.
@@ -49,6 +51,13 @@ def scores(distance: distances.BaseDistance, rows: Tensor, references: Tensor) -
     return found
 
 
+class Known(Protocol):
+    """Scores that somebody has computed."""
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Of some rows; they must not be overwritten."""
+
+
 class Scores:
     """The scores of a batch with its references, by the distance's own calls.
 
@@ -57,10 +66,16 @@ class Scores:
         embeddings: [n, d], without a graph.
         references: [m, d], or None: the batch.
         needed: which gradients will be asked for: of the embeddings, of the references.
+        known: these scores of the batch with itself, if somebody has computed them.
     """
 
     def __init__(
-        self, distance: distances.BaseDistance, embeddings: Tensor, references: Tensor | None, needed: tuple[bool, bool]
+        self,
+        distance: distances.BaseDistance,
+        embeddings: Tensor,
+        references: Tensor | None,
+        needed: tuple[bool, bool],
+        known: Known | None = None,
     ) -> None:
         self.distance = distance
         self.embeddings = embeddings
@@ -70,14 +85,17 @@ class Scores:
         self.sign = -1.0 if distance.is_inverted else 1.0
         self._symmetric = self.is_batch and _Symmetric.serves(distance)
         self._signal = _Signal(self) if _Signal.serves(self) else None
+        self.known = known if self._signal is None else None
         self._of_embeddings = torch.zeros_like(embeddings) if needed[0] else None
         self._of_references = torch.zeros_like(references) if references is not None and needed[1] else None
 
     @torch.no_grad()
     def plain(self, start: int, stop: int) -> Tensor:
-        """Scores of some rows, in new memory, without a graph."""
+        """Scores of some rows, without a graph; in new memory if they are not known."""
         if self._signal is not None:
             return self._signal.scores(start, stop)
+        if self.known is not None:
+            return self.known.rows(start, stop)
         return scores(self.distance, self._rows(start, stop), self.references)
 
     def whole(self) -> tuple[Tensor, Back]:
@@ -147,12 +165,6 @@ class _ByAutograd(Back):
         self.of.add(self.start, self.stop, found.get(id(self.rows)), second)
 
 
-def blocks(rows: int, columns: int) -> list[tuple[int, int]]:
-    """Ranges of rows whose scores stay in the cache."""
-    step = max(1, thresholds.STOCK_BLOCK // max(columns, 1))
-    return [(start, min(start + step, rows)) for start in range(0, rows, step)]
-
-
 class _Symmetric(Back):
     """A batch with itself: the derivative of a symmetric matrix is one product with the sum of its halves."""
 
@@ -170,17 +182,20 @@ class _Symmetric(Back):
         self.is_distance = type(distance) is distances.LpDistance
         self.keeps_scores = self.is_distance and distance.power == 1
         self.normalized = _Normalized(distance, of.embeddings)
+        self.scores: Tensor
         with torch.no_grad():
             vectors = self.normalized.vectors
-            self.scores: Tensor = distance.compute_mat(vectors, vectors)
-            if distance.power != 1:
-                self.scores.pow_(distance.power)
+            if of.known is not None:
+                self.scores = of.known.rows(0, len(vectors))
+            else:
+                self.scores = distance.compute_mat(vectors, vectors)
+                self.scores = self.scores if distance.power == 1 else self.scores.pow_(distance.power)
 
     def back(self, by_score: Tensor) -> None:
         vectors = self.normalized.vectors
         if self.keeps_scores:
             for start, stop in blocks(*by_score.shape):  # the gradient of a distance of 0 is 0
-                by_score[start:stop].mul_(self.scores[start:stop].reciprocal_().nan_to_num_(0.0, 0.0, 0.0))
+                by_score[start:stop].mul_(self.scores[start:stop].reciprocal().nan_to_num_(0.0, 0.0, 0.0))
         both = plus_mirror_image(by_score)
         if self.is_distance:
             at_vectors = torch.addmm(both.sum(1, keepdim=True) * vectors, both, vectors, alpha=-1)

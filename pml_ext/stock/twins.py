@@ -46,7 +46,8 @@ def accelerate(*items: Any, chunk_size: int | None = None, strict: bool = False)
     Args:
         items: losses, miners, containers of PML that hold them (CrossBatchMemory, MultipleLosses, SelfSupervisedLoss,
             the distributed wrappers), dictionaries, lists. What has no form without tuples is given back as it is.
-        chunk_size: how many rows of the matrix of scores are in memory at once. Default None: all.
+        chunk_size: how many rows of the matrix of scores are in memory at once; a miner then chooses them again where
+            its loss asks. Default None: all.
         strict: refuse instead of letting PML's own run. Default False: a warning says why it runs.
 
     Returns:
@@ -79,7 +80,7 @@ def _accelerated(item: Any, chunk_size: int | None, strict: bool) -> Any:
     if kind in FORMS or isinstance(item, AcceleratedLoss):
         return accelerated_loss(item, chunk_size=chunk_size, strict=strict)
     if kind in MINERS or isinstance(item, AcceleratedMiner):
-        return accelerated_miner(item)
+        return accelerated_miner(item, chunk_size=chunk_size)
     if kind in _CONTAINERS or isinstance(item, AcceleratedMemory):
         return _container(item, chunk_size, strict)
     if isinstance(item, Mapping) and not isinstance(item, nn.Module):

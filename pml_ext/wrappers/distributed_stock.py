@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from pml_ext.ranks import Ranks
+from pml_ext.stock.checks import why_stock
 from pml_ext.stock.forms import FORMS, Form
-from pml_ext.stock.loss import AcceleratedLoss, ContradictionError, accelerated_loss, why_stock
+from pml_ext.stock.loss import AcceleratedLoss, ContradictionError, accelerated_loss
 from pml_ext.stock.run import Share, Value, run
 from pml_ext.stock.scores import Scores, is_finite, is_row_wise
 from pml_ext.wrappers.distributed_batch import AllPairs, GivenPairs, OwnPairs, Shard, all_masks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -105,6 +106,15 @@ def positives(distances: Tensor, incidence: Incidence) -> Tensor:
 def scatter_positives(into: Tensor, incidence: Incidence, values: Tensor) -> Tensor:
     """Add [r, k] values at the positives of a block in place; values of absent ones are 0."""
     return into.scatter_add_(1, incidence.positives, values)
+
+
+def exponentials(logits: Tensor, peaks: Tensor, incidence: Incidence) -> Tensor:
+    """Of the negatives `exp(logits - peak)`, 0 elsewhere, in place: logits [r, m], peaks [r].
+
+    None is smaller than the smallest normal number: what underflows would take a hundred times as long.
+    """
+    least = math.ceil(math.log(torch.finfo(logits.dtype).tiny))
+    return incidence.negatives.blank(logits.sub_(peaks[:, None]).clamp_min_(least).exp_(), 0)
 
 
 def peak(logits: Tensor, *, one: bool) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pml_ext.stock.forms.form import Form, Rows, peak, positives, scatter_positives
+from pml_ext.stock.forms.form import Form, Rows, exponentials, peak, positives, scatter_positives
 from pml_ext.stock.incidence import Incidence
 
 _INF = torch.inf
@@ -43,9 +43,9 @@ class AgainstNegatives(Form):
     def summarize(self, distances: Tensor, start: int, *, keep: bool) -> Rows:
         incidence = self.of(start, distances)
         near = positives(distances, incidence)
-        peaks, sums, exponentials = self._exponentials(distances, incidence)
+        peaks, sums, found = self._exponentials(distances, incidence)
         if keep:
-            self._sloped(distances, exponentials)
+            self._sloped(distances, found)
         return peaks, sums, near
 
     def combine(self, rows: Rows) -> dict[str, Tensor]:
@@ -64,15 +64,15 @@ class AgainstNegatives(Form):
         out = distances.mul_(self._by_sum[start:stop, None])
         return scatter_positives(out, incidence, self._by_near[start:stop])
 
-    def _sloped(self, distances: Tensor, exponentials: Tensor) -> None:
+    def _sloped(self, distances: Tensor, found: Tensor) -> None:
         """Overwrite distances by exponentials times the logits' slope."""
-        torch.mul(exponentials, self.slope(distances), out=distances)
+        torch.mul(found, self.slope(distances), out=distances)
 
     def _exponentials(self, distances: Tensor, incidence: Incidence) -> tuple[Tensor, Tensor, Tensor]:
         logits = incidence.negatives.blank(self.logits(distances), -_INF)
         peaks = peak(logits, one=self.one)
-        exponentials = incidence.negatives.weighted(logits.sub_(peaks[:, None]).exp_())
-        return peaks, exponentials.sum(1), exponentials
+        found = incidence.negatives.weighted(exponentials(logits, peaks, incidence))
+        return peaks, found.sum(1), found
 
     @property
     def present(self) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from pytorch_metric_learning import reducers
 from torch import Tensor
 
-from pml_ext.stock.forms.form import Form, Rows, positives, scatter_positives
+from pml_ext.stock.forms.form import Form, Rows, exponentials, positives, scatter_positives
 
 _INF = torch.inf
 
@@ -25,10 +25,10 @@ class NCA(Form):
         return len(self.incidence.positives) <= 1
 
     def summarize(self, distances: Tensor, start: int, *, keep: bool) -> Rows:
-        far, exponentials, own = self._exponentials(distances, start)
+        sums, far, own = self._exponentials(distances, start)
         if keep:
-            distances.copy_(exponentials)
-        return far, own.sum(1), own
+            distances.copy_(far)
+        return sums, own.sum(1), own
 
     def combine(self, rows: Rows) -> dict[str, Tensor]:
         far, near, self._own = rows
@@ -49,11 +49,11 @@ class NCA(Form):
         return {"loss": value}
 
     def gradient(self, distances: Tensor, start: int, *, kept: bool) -> Tensor:
-        exponentials = distances if kept else self._exponentials(distances, start)[1]
+        far = distances if kept else self._exponentials(distances, start)[1]
         stop = start + len(distances)
         by_all, by_own = self._by_all[start:stop, None], self._by_own[start:stop, None]
         own = self._own[start:stop] * (by_all + by_own)
-        return scatter_positives(exponentials.mul_(by_all), self.of(start, distances), own)
+        return scatter_positives(far.mul_(by_all), self.of(start, distances), own)
 
     def _exponentials(self, distances: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
         incidence = self.of(start, distances)
@@ -62,8 +62,8 @@ class NCA(Form):
         logits = incidence.negatives.blank(distances * scale, -_INF)
         peaks = torch.maximum(_top(logits), _top(near))
         peaks = peaks.masked_fill(peaks == -_INF, 0)
-        exponentials = logits.sub_(peaks[:, None]).exp_()
-        return exponentials.sum(1), exponentials, (near - peaks[:, None]).exp()
+        far = exponentials(logits, peaks, incidence)
+        return far.sum(1), far, (near - peaks[:, None]).exp()
 
 
 def _top(logits: Tensor) -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
 from pytorch_metric_learning import reducers
 from torch import Tensor
 
+from pml_ext.stock.comparisons import Test, joined, within
 from pml_ext.stock.forms.form import Form, Rows, positives, scatter_positives
 from pml_ext.stock.incidence import LABELS, TRIPLETS, Incidence
 
@@ -15,8 +17,15 @@ from pml_ext.stock.incidence import LABELS, TRIPLETS, Incidence
 class Choice(Protocol):
     """A choice among the triplets of the labels, as a miner makes it."""
 
-    def masks(self, start: int, stop: int) -> list[Tensor]:
-        """Chosen negatives of each positive of some rows, a mask [r, m] a slot."""
+    @property
+    def tests(self) -> list[Test]:
+        """What holds of `D_ip - D_in`, of the miner's distances."""
+
+    def sides(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """These of the positives [r, k] and of all [r, m] of some rows."""
+
+    def masks(self, start: int, stop: int) -> Iterator[Tensor]:
+        """Chosen negatives of each positive of some rows, 1 or 0 [r, m] a slot, in the same memory."""
 
 
 class TripletMargin(Form):
@@ -27,6 +36,7 @@ class TripletMargin(Form):
 
     pays_from = 1 << 12
     choice: Choice | None = None
+    by_own_distances = False  # whether the distances of the choice are those of the loss
 
     @classmethod
     def falls_back(cls, loss: Any, kind: int, with_references: bool) -> str | None:
@@ -92,13 +102,11 @@ class TripletMargin(Form):
 
         With `swap` the derivatives at the negatives are complete if `pull`, the rows' factor, is given.
         """
-        counts = incidence.counts.sum(1) * incidence.negatives.per_row
-        chosen = None if self.choice is None else self.choice.masks(start, start + len(distances))
-        if chosen:
-            counts = torch.stack([each.sum(1) for each in chosen]).sum(0).to(near.dtype)
         if self._is_counted and not self.loss.swap:
-            sums, by_near, by_far = self._counted(distances, incidence, near, chosen)
-            return sums, by_near.sum(1), counts, by_near, by_far
+            return self._counted(distances, incidence, near, start)
+        counts = incidence.counts.sum(1) * incidence.negatives.per_row
+        masks = None if self.choice is None else self.choice.masks(start, start + len(distances))
+        counts = counts if masks is None else torch.zeros_like(counts)
         sums, kept = near.new_zeros(len(near)), near.new_zeros(len(near))
         by_near = torch.zeros_like(near)
         by_far = torch.zeros_like(distances) if derivative else distances
@@ -113,7 +121,9 @@ class TripletMargin(Form):
                 far = incidence.negatives.blank(torch.minimum(distances, pair), torch.inf)
             else:
                 far = others
-            mask = None if chosen is None else chosen[slot]
+            mask = None if masks is None else next(masks)
+            if mask is not None:
+                counts += mask.sum(1)
             total, number, active = self._slot(near[:, slot, None], far, incidence, buffer, mask)
             sums += total * times
             kept += number * times
@@ -133,9 +143,9 @@ class TripletMargin(Form):
         return not self.loss.smooth_loss and self.reductions["loss"].limits in ((None, None), (0, None))
 
     def _counted(
-        self, distances: Tensor, incidence: Incidence, near: Tensor, chosen: list[Tensor] | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Sums of each row's hinges, and their derivatives: in how many triplets of a hinge above 0 each pair is.
+        self, distances: Tensor, incidence: Incidence, near: Tensor, start: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """As `_walk`: of hinges the derivatives are in how many triplets of a hinge above 0 each pair is.
 
         Overwrites the distances.
         """
@@ -143,18 +153,31 @@ class TripletMargin(Form):
         far = incidence.negatives.blank(distances, torch.finfo(distances.dtype).max)
         complete = bool((incidence.counts == 1).all())
         by_near, by_far, active = torch.empty_like(near), torch.zeros_like(far), torch.empty_like(far)
+        tests, spare = self._tests(), torch.empty_like(far) if self.choice is not None else active
+        elsewhere = self.choice is not None and (self._keeps_all or not self.by_own_distances)
+        masks = self.choice.masks(start, start + len(far)) if self.choice is not None and elsewhere else None
+        counts = incidence.counts.sum(1) * incidence.negatives.per_row
+        counts = counts if masks is None else torch.zeros_like(counts)
         for slot, pair in enumerate(near.t().contiguous().unsqueeze(2)):
             # Rounded as PML rounds the difference; its sum with the margin is above 0 exactly then.
-            torch.gt(torch.sub(pair, far, out=active), -self.loss.margin, out=active)
-            if chosen is not None:
-                active.mul_(chosen[slot])
+            within(torch.sub(pair, far, out=active), tests, spare)
+            if masks is not None:
+                mask = next(masks)
+                active.mul_(mask)
+                counts += mask.sum(1)
             incidence.negatives.weighted(active)
             if not complete:
                 active.mul_(incidence.counts[:, slot, None])
             by_near[:, slot] = active.sum(1)
             by_far.sub_(active)
         sums = ((near + self.loss.margin) * by_near).sum(1) + torch.linalg.vecdot(far, by_far)
-        return sums.clamp_min_(0), by_near, by_far
+        return sums.clamp_min_(0), by_near.sum(1), counts, by_near, by_far
+
+    def _tests(self) -> list[Test]:
+        """That the hinge is above 0, and the choice where it is made by the same difference and not counted."""
+        if self.choice is None or self._keeps_all or not self.by_own_distances:
+            return joined([], self.loss.margin)
+        return joined(self.choice.tests, self.loss.margin)
 
     def _slot(
         self, near: Tensor, far: Tensor, incidence: Incidence, buffer: Tensor, mask: Tensor | None
