@@ -35,6 +35,7 @@ from torch.utils._pytree import tree_leaves
 
 from pml_ext import thresholds
 from pml_ext.stock import NotAcceleratedError, accelerate
+from pml_ext.stock import loss as loss_module
 from pml_ext.stock.checks import why_stock
 from pml_ext.stock.coverage import PASSED_THROUGH, REFUSED, coverage, statement
 from pml_ext.stock.forms import FORMS
@@ -463,6 +464,23 @@ def test_few_scores_are_left_to_stock():
     with thresholds.replaced(STOCK_PAYS=1):
         assert type(miner(embeddings, labels)) is tuple
         assert torch.equal(loss(embeddings, labels), losses.NCALoss()(embeddings, labels))
+
+
+def test_of_few_scores_is_looked_once_what_they_are(monkeypatch):
+    embeddings, labels = batch(0, 9, 3)
+    asked = []
+    monkeypatch.setattr(loss_module, "why_stock", lambda *given: asked.append(given) or why_stock(*given))
+    loss, other = losses.NCALoss(), accelerate(losses.NCALoss(reducer=reducers.DoNothingReducer()))
+    fast = accelerate(loss, strict=True)
+    with thresholds.replaced(STOCK_PAYS=1):
+        for _ in range(3):
+            assert torch.equal(fast(embeddings, labels), loss(embeddings, labels))
+        assert len(asked) == 1
+        with pytest.warns(UserWarning, match="NCALoss runs as PML's own: DoNothingReducer"):
+            other(embeddings, labels)
+    fast.collect_stats = True
+    with pytest.raises(NotAcceleratedError, match="it collects statistics"):
+        fast(*batch(0, 12, 3))
 
 
 def test_ratios_of_variances_pay_from_32_samples():

@@ -85,6 +85,14 @@ def _why_not_reduced(reducer: Any, kind: type[Form]) -> str | None:
     return None
 
 
+def is_small(loss: Any, embeddings: Any, indices: Any, ref_emb: Any) -> bool:
+    """Whether PML's own is faster on so few scores."""
+    if isinstance(indices, Mined) or not (isinstance(embeddings, Tensor) and embeddings.ndim == 2):
+        return False
+    columns = ref_emb.shape[0] if isinstance(ref_emb, Tensor) and ref_emb.ndim == 2 else embeddings.shape[0]
+    return bool(embeddings.shape[0] * columns < FORMS[loss.stock].pays_from * thresholds.STOCK_PAYS)
+
+
 def why_stock(
     loss: Any,
     embeddings: Any,
@@ -136,8 +144,7 @@ def why_stock(
     if with_references and of_pairs and per_anchor:
         return "PerAnchorReducer knows no references"
     reason = kind.falls_back(loss, LABELS if indices is None else len(indices), with_references)
-    small = len(embeddings) * m < kind.pays_from * thresholds.STOCK_PAYS and not isinstance(indices, Mined)
-    return SILENT if small and reason is None else reason
+    return SILENT if reason is None and is_small(loss, embeddings, indices, ref_emb) else reason
 
 
 def _fit(labels: Any, embeddings: Tensor) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pml_ext.stock.checks import SILENT, fits_masks, reducer_of, why_never, why_stock
+from pml_ext.stock.checks import SILENT, fits_masks, is_small, reducer_of, why_never, why_stock
 from pml_ext.stock.forms import FORMS, Form
 from pml_ext.stock.forms.triplets import TripletMargin
 from pml_ext.stock.incidence import PAIRS, Incidence, blocks, by_labels, by_lists
@@ -33,6 +33,7 @@ class AcceleratedLoss:
     _chunk_size: int | None
     _strict: bool
     _said: set[str]
+    _leaves_small = False
 
     def forward(
         self,
@@ -44,8 +45,12 @@ class AcceleratedLoss:
     ) -> Tensor:
         """As the stock loss."""
         given = (embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        small = is_small(self, embeddings, indices_tuple, ref_emb)
+        if small and self._leaves_small:
+            return self._by_stock(SILENT, given)
         reason = why_stock(self, *given)
         if reason is not None:
+            self._leaves_small = small and (reason == SILENT or not self._strict)  # what will run has been said once
             return self._by_stock(reason, given)
         assert isinstance(embeddings, Tensor)
         moved = None if labels is None else labels.to(embeddings.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pytorch_metric_learning import miners
@@ -20,9 +20,6 @@ from pml_ext.stock.mined import Lists, Mined
 from pml_ext.stock.miner_scores import MinerScores
 from pml_ext.stock.scores import is_finite
 
-# Numbers of scores from which PML's own is slower, as measured.
-_PAYS_FROM = 1 << 13
-
 
 def batch_hard(miner: Any, batch: Batch) -> Lists:
     """The hardest positive and the hardest negative of each anchor."""
@@ -30,13 +27,27 @@ def batch_hard(miner: Any, batch: Batch) -> Lists:
     return anchors, positives, negatives
 
 
-MINERS: dict[type, Callable[[Any, Batch], Mined | Lists]] = {
-    miners.BatchEasyHardMiner: easy_and_hard,
-    miners.BatchHardMiner: batch_hard,
-    miners.HDCMiner: hard_share,
-    miners.MultiSimilarityMiner: lambda miner, batch: by_rule(batch, multi_similarity(miner), by_score=True),
-    miners.PairMarginMiner: lambda miner, batch: by_rule(batch, pair_margin(miner), by_score=False),
-    miners.TripletMarginMiner: triplet_margin,
+class Way(NamedTuple):
+    """How a miner chooses without lists.
+
+    Args:
+        choose: the pairs or triplets of a batch.
+        pays_from: numbers of scores from which PML's own is slower, with a loss, as measured.
+    """
+
+    choose: Callable[[Any, Batch], Mined | Lists]
+    pays_from: int
+
+
+MINERS: dict[type, Way] = {
+    miners.BatchEasyHardMiner: Way(easy_and_hard, 1 << 15),
+    miners.BatchHardMiner: Way(batch_hard, 1 << 15),
+    miners.HDCMiner: Way(hard_share, 1 << 13),
+    miners.MultiSimilarityMiner: Way(
+        lambda miner, batch: by_rule(batch, multi_similarity(miner), by_score=True), 1 << 13
+    ),
+    miners.PairMarginMiner: Way(lambda miner, batch: by_rule(batch, pair_margin(miner), by_score=False), 1 << 15),
+    miners.TripletMarginMiner: Way(triplet_margin, 1 << 13),
 }
 
 
@@ -61,7 +72,7 @@ class AcceleratedMiner:
             chunk_size = None if self.stock is miners.HDCMiner else self._chunk_size  # which orders all pairs
             scores = MinerScores(self.distance, embeddings, references, chunk_size)  # type: ignore[attr-defined]
             pairs = by_labels(labels, others, without_self=others is labels, dtype=scores.shape[2])
-            found = MINERS[self.stock](self, Batch(scores, pairs))
+            found = MINERS[self.stock].choose(self, Batch(scores, pairs))
         self._last = found
         return found
 
@@ -88,10 +99,12 @@ def _counter(name: str, size: int, place: int) -> property:
 
 def _is_stock(miner: Any, embeddings: Any, labels: Any, ref_emb: Any, ref_labels: Any) -> bool:
     """Whether PML's own has to run: statistics, half precision, errors, and what PML has a word of its own for."""
-    if miner.collect_stats or miner.distance.collect_stats:
-        return True
     given = [embeddings] if ref_emb is None else [embeddings, ref_emb]
-    if not all(isinstance(each, Tensor) and each.ndim == 2 and len(each) for each in given):
+    if not all(isinstance(each, Tensor) and each.ndim == 2 and each.numel() for each in given):
+        return True
+    if given[0].shape[0] * given[-1].shape[0] < MINERS[miner.stock].pays_from * thresholds.STOCK_PAYS:
+        return True
+    if miner.collect_stats or miner.distance.collect_stats:
         return True
     if any(each.dtype != embeddings.dtype or each.dtype not in (torch.float32, torch.float64) for each in given):
         return True
@@ -107,8 +120,6 @@ def _is_stock(miner: Any, embeddings: Any, labels: Any, ref_emb: Any, ref_labels
             return True
         if (ref_emb is embeddings) != (ref_labels is labels):  # which of both says what a sample itself is
             return True
-    if len(embeddings) * len(given[-1]) < _PAYS_FROM * thresholds.STOCK_PAYS:
-        return True
     if isinstance(miner, miners.BatchEasyHardMiner):
         return miner.ALL in (miner.pos_strategy, miner.neg_strategy)
     if isinstance(miner, miners.HDCMiner):  # whose candidates may come from another miner
