@@ -104,6 +104,8 @@ STOCK_BLOCK = 1 << 17
 STOCK_OWN_SHARE = 0.25
 # Times the number of scores from which a form pays, below which PML's own runs.
 STOCK_PAYS = 1
+# PML's own runs where lists make it work on fewer numbers than this share of the scores.
+STOCK_LISTED = 1 / 8
 
 # Whether numbers on the CPU may be looked at, because nothing waits for it; False to compute as on a device.
 LOOKS = True
@@ -129,6 +131,7 @@ TINY: dict[str, float] = {
     "SUMMED_FROM": 0,
     "STOCK_BLOCK": 20,
     "STOCK_PAYS": 0,
+    "STOCK_LISTED": 0,
     "STOCK_OWN_SHARE": 0.6,  # grows, as GATHERED_SHARE
     "INDEXED_MASKS": 128,
     "SELECTION_BLOCK": 16,

@@ -271,8 +271,6 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("miner", [None, "MultiSimilarity", "EasyCosine", "BatchHard", "Triplet semihard"])
 @pytest.mark.parametrize("name", ["MultiSimilarity", "Contrastive", "MarginLearned", "NCA", "Triplet", "TripletSmooth"])
 def test_in_chunks_nobody_makes_the_whole_matrix(name, miner):
-    if miner == "BatchHard" and "Triplet" in name:
-        pytest.skip("a list of triplets is PML's own")
     embeddings, labels = batch(0, 90, 3)[0].requires_grad_(), torch.arange(90) // 3
     found = []
     for chunk in (None, 6):
@@ -282,6 +280,33 @@ def test_in_chunks_nobody_makes_the_whole_matrix(name, miner):
         found.append(seen.found)
     assert found[0] >= 90 * 90
     assert found[1] <= 3 * 6 * 90
+
+
+@pytest.mark.parametrize("name", ["Contrastive", "NTXent", "Triplet", "MultiSimilarity"])
+def test_short_lists_are_left_to_stock(name):
+    embeddings, labels = batch(0, 40, 10)
+    pairs = miners.PairMarginMiner(pos_margin=0, neg_margin=9)(embeddings, labels)
+    short = tuple(each[:3] for each in pairs)
+    with thresholds.replaced(STOCK_PAYS=0.01, STOCK_LISTED=12.5):
+        for indices, is_short in ((pairs, False), (short, True)):
+            for chunk in (None, 6):
+                reason = why_stock(
+                    accelerate(LOSSES[name](), chunk_size=chunk), embeddings, labels, indices, None, None
+                )
+                left = is_short and chunk is None and name != "MultiSimilarity"
+                assert reason == ("" if left else None)
+
+
+def test_triplets_of_a_list_by_rows():
+    embeddings, labels = batch(0, 12, 3)
+    triplets = miners.TripletMarginMiner(margin=0.4)(embeddings, labels)
+    repeated = tuple(torch.cat([each.flip(0), each[::3]]) for each in triplets)
+    for options in ({}, {"smooth_loss": True}):
+        for reducer in (None, reducers.MeanReducer(), reducers.ThresholdReducer(low=0.1, high=0.3)):
+            loss = losses.TripletMarginLoss(margin=0.2, reducer=reducer, **options)
+            for chunk in (None, 5):
+                fast = accelerate(loss, strict=True, chunk_size=chunk)
+                assert_same(run(fast, embeddings, labels, repeated), run(loss, embeddings, labels, repeated))
 
 
 def test_mined_in_chunks_from_what_the_embeddings_were():

@@ -13,7 +13,7 @@ from pml_ext.masked import is_eager
 from pml_ext.stock.forms import FORMS, Form
 from pml_ext.stock.forms.lse import MultiSimilarity
 from pml_ext.stock.forms.triplets import Margin, TripletMargin
-from pml_ext.stock.incidence import LABELS, PAIRS, are_places
+from pml_ext.stock.incidence import LABELS, PAIRS, TRIPLETS, are_places
 from pml_ext.stock.mined import Mined
 from pml_ext.stock.reduction import KNOWN
 from pml_ext.stock.scores import has_hooks, is_finite
@@ -86,11 +86,23 @@ def _why_not_reduced(reducer: Any, kind: type[Form]) -> str | None:
 
 
 def is_small(loss: Any, embeddings: Any, indices: Any, ref_emb: Any) -> bool:
-    """Whether PML's own is faster on so few scores."""
+    """Whether PML's own is faster on so few scores, or on so short lists."""
     if isinstance(indices, Mined) or not (isinstance(embeddings, Tensor) and embeddings.ndim == 2):
         return False
-    columns = ref_emb.shape[0] if isinstance(ref_emb, Tensor) and ref_emb.ndim == 2 else embeddings.shape[0]
-    return bool(embeddings.shape[0] * columns < FORMS[loss.stock].pays_from * thresholds.STOCK_PAYS)
+    rows = embeddings.shape[0]
+    columns = ref_emb.shape[0] if isinstance(ref_emb, Tensor) and ref_emb.ndim == 2 else rows
+    kind, number = FORMS[loss.stock], rows * columns
+    if number < kind.pays_from * thresholds.STOCK_PAYS:
+        return True
+    if loss._chunk_size is not None and loss._chunk_size < rows:  # whose memory is bounded
+        return False
+    if kind.listed == "matrix" or not _is_list_of_tuples(indices):
+        return False
+    near, far = len(indices[0]), len(indices[-1])
+    work = {"pairs": near + far, "triplets": near * far / max(rows, 1), "products": near * far}[kind.listed]
+    if kind.listed == "triplets" and len(indices) == TRIPLETS:
+        work = near
+    return bool(work < number * thresholds.STOCK_LISTED * thresholds.STOCK_PAYS)
 
 
 def why_stock(

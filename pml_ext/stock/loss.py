@@ -13,8 +13,9 @@ from torch import Tensor
 
 from pml_ext.stock.checks import SILENT, fits_masks, is_small, reducer_of, why_never, why_stock
 from pml_ext.stock.forms import FORMS, Form
+from pml_ext.stock.forms.listed_triplets import ListedTriplets
 from pml_ext.stock.forms.triplets import TripletMargin
-from pml_ext.stock.incidence import PAIRS, Incidence, blocks, by_labels, by_lists
+from pml_ext.stock.incidence import PAIRS, TRIPLETS, Incidence, blocks, by_labels, by_lists
 from pml_ext.stock.mined import Mined
 from pml_ext.stock.miner_scores import MinerScores
 from pml_ext.stock.reduction import Reduction
@@ -124,9 +125,13 @@ class AcceleratedLoss:
             return torch.sum(embeddings.detach() * 0)
 
         reductions = {name: Reduction(reducer_of(self, name), labels, nothing) for name in kind.names}
-        form = kind(self, sign, incidence, reductions)
+        listed = kind is TripletMargin and incidence.kind == TRIPLETS
+        form = (ListedTriplets if listed else kind)(self, sign, incidence, reductions)
         form.weights = weights
-        if isinstance(form, TripletMargin):
+        if isinstance(form, ListedTriplets):
+            assert indices is not None
+            form.take(indices, embeddings)
+        elif isinstance(form, TripletMargin):
             form.choice = choice
             form.by_own_distances = choice is not None and _known(self, indices, embeddings, references) is not None
         return form

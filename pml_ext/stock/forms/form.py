@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ class Form(ABC):
     reduced: ClassVar[bool] = False  # the value is one number that no reducer changes
     by_labels: ClassVar[bool] = False  # the labels say what is compared; lists of a miner only weigh the samples
     pays_from: ClassVar[int] = 0  # numbers of scores from which PML's own is slower, as measured
+    # What PML works on where lists are given: "matrix", "pairs" of the lists, "products" of both, their "triplets".
+    listed: ClassVar[Literal["matrix", "pairs", "products", "triplets"]] = "matrix"
     takes_references: ClassVar[bool] = True
     takes_lists: ClassVar[bool] = True
 

@@ -171,6 +171,8 @@ class SupCon(NeedsBoth):
 class NTXent(NeedsBoth):
     """Of each positive `-log` of its share among itself and the negatives, by `e^(-D / temperature)`."""
 
+    listed = "products"
+
     def logits(self, distances: Tensor) -> Tensor:
         return distances / -float(self.loss.temperature)
 
@@ -195,6 +197,7 @@ class TupletMargin(NeedsBoth):
     """Of each positive `log(1 + sum_N e^(scale (cos of negative - cos(angle - margin))))`."""
 
     column = True
+    listed = "products"
 
     def logits(self, distances: Tensor) -> Tensor:
         return distances * -float(self.loss.scale)
@@ -245,6 +248,7 @@ class LiftedStructure(NeedsBoth):
     """Of each positive pair `[log sum over the negatives of both of e^(q - D) + D - p]+^2 / 2`."""
 
     column = True
+    listed = "products"
 
     def logits(self, distances: Tensor) -> Tensor:
         return self.sign * float(self.loss.neg_margin) - distances

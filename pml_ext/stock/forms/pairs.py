@@ -15,6 +15,7 @@ class Contrastive(Form):
 
     pays_from = 1 << 15
     names = ("pos_loss", "neg_loss")
+    listed = "pairs"
 
     def summarize(self, distances: Tensor, start: int, *, keep: bool) -> Rows:
         incidence = self.of(start, distances)
@@ -87,6 +88,7 @@ class IntraPairVariance(Form):
 
     pays_from = 1 << 15
     names = ("pos_loss", "neg_loss")
+    listed = "pairs"
     looks_first = True
 
     def first(self, distances: Tensor, start: int) -> Rows:

@@ -35,13 +35,14 @@ class TripletMargin(Form):
     """
 
     pays_from = 1 << 12
+    listed = "triplets"
     choice: Choice | None = None
     by_own_distances = False  # whether the distances of the choice are those of the loss
 
     @classmethod
     def falls_back(cls, loss: Any, kind: int, with_references: bool) -> str | None:
-        if kind == TRIPLETS:
-            return "a list of triplets is no product of pairs"
+        if kind == TRIPLETS and loss.swap:
+            return "the triplets of a list with `swap` need rows of all positives"
         if kind == LABELS and loss.triplets_per_anchor != "all":
             return "triplets_per_anchor is a number: the triplets are drawn"
         if loss.swap and with_references:
@@ -210,6 +211,7 @@ class Margin(Form):
     """`[D_ip - beta + margin]+ + [beta - D_in + margin]+`, each as often as it stands in a triplet."""
 
     pays_from = 1 << 12
+    listed = "triplets"
     names = ("margin_loss", "beta_reg_loss")
 
     @classmethod
