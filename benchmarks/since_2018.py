@@ -102,15 +102,18 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--share", type=float, default=0.25, help="of the training classes that are split, default .25")
     parser.add_argument("--image-size", nargs="+", type=int, help="of whole images; default: that of the protocol")
+    parser.add_argument("--learning-rate", type=float, help="of the head; default: that of the protocol")
     parser.add_argument("--cache", default=None, help="where features are kept")
     parser.add_argument("--out", type=Path, default=Path("runs/since_2018"), help="default: runs/since_2018")
     given = parser.parse_args()
     nn.modules.module.register_module_forward_pre_hook(GuidedByFeatures.watch)
-    whole = {}
+    wanted: dict[str, Any] = {"cache": given.cache}
+    if given.learning_rate is not None:
+        wanted["learning_rate"] = given.learning_rate
     if given.image_size:
-        whole = {"image_size": tuple(given.image_size), "shorter_side": min(given.image_size)}
+        wanted |= {"image_size": tuple(given.image_size), "shorter_side": min(given.image_size)}
     for source in given.data:
-        table(source, given.protocol, tuple(given.seeds), given.out, given.share, cache=given.cache, **whole)
+        table(source, given.protocol, tuple(given.seeds), given.out, given.share, **wanted)
 
 
 if __name__ == "__main__":

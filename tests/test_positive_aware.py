@@ -109,6 +109,31 @@ def test_more_positives_to_compare_with_keep_more(batch):
         assert not (masks_of(PositiveAwareMiner(**strict), *batch).neg & ~most).any()
 
 
+def selected(sim, pos, neg, **margin):
+    """The negatives that pass a margin alone."""
+    settings = {"absolute_margin": None, "relative_margin": None, "reference": "mean"} | margin
+    return PositiveAwareMiner(**settings).select(sim, pos, neg)[1]
+
+
+@given(batches(), st.sampled_from([0.05, 0.3, 2.0]))
+def test_a_relative_margin_is_an_absolute_one_of_each_anchor(batch, share):
+    x, labels = batch
+    sim, (pos, neg) = x @ x.T, all_pairs(labels)
+    found = selected(sim, pos, neg, relative_margin=share)
+    for i, level in enumerate(reference_score(sim, pos, "mean").abs().flatten().tolist()):
+        row = [each[i : i + 1] for each in (sim, pos, neg)]
+        if pos[i].any():
+            assert torch.equal(found[i : i + 1], selected(*row, absolute_margin=share * level))
+
+
+@given(batches(), st.sampled_from([0.25, 4.0]))
+def test_an_absolute_margin_stays_with_a_constant_and_a_relative_one_with_a_factor(batch, number):
+    x, labels = batch
+    sim, (pos, neg) = x @ x.T, all_pairs(labels)
+    for margin, changed in (({"absolute_margin": 0.1371}, sim + number), ({"relative_margin": 0.0531}, sim * number)):
+        assert torch.equal(selected(changed, pos, neg, **margin), selected(sim, pos, neg, **margin))
+
+
 @given(batches(), st.integers(1, 4))
 def test_a_batch_is_a_small_data_set(batch, k):
     x, labels = batch

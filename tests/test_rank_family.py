@@ -323,6 +323,15 @@ def test_without_softness_it_is_average_precision_and_supap_is_an_upper_bound(se
     assert PNPLoss(temperature=1e-6).per_anchor(sim, pos, neg).item() == pytest.approx(before, abs=1e-6)
 
 
+def test_answers_in_front_of_all_others_cost_nothing():
+    sim, pos, neg = one_row([0.9, 0.7, 0.7], [0.1, -0.2])
+    for loss in (SmoothAPLoss(), SupAPLoss(), *(PNPLoss(variant=each) for each in ("O", "Iu", "Ib", "Ds", "Dq"))):
+        leaf = sim.clone().requires_grad_()
+        value = loss.per_anchor(leaf, pos, neg)
+        assert value.item() == pytest.approx(0, abs=1e-20)
+        assert torch.autograd.grad(value.sum(), leaf)[0].abs().max() < 1e-20
+
+
 def test_smooth_ap_is_no_bound():
     below = [
         SmoothAPLoss(temperature=0.1).per_anchor(*row).item() < 1 - average_precision(*row[:2])

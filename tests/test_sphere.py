@@ -234,7 +234,7 @@ def test_classes_that_are_alike_and_classes_without_pairs():
     # Up to rounding of the cosines, which are not those of one triangle turned.
     assert threshold_consistency(x, labels, limits=(0.45, 1.6), steps=37).opis == pytest.approx(0, abs=1e-4)
     lonely = threshold_consistency(torch.eye(4), [0, 0, 1, 2])
-    assert (lonely.classes, lonely.left_out) == (1, 2)
+    assert (lonely.classes, lonely.left_out, lonely.opis) == (1, 2, 0)
     nothing = threshold_consistency(torch.eye(3), [0, 1, 2])
     assert math.isnan(nothing.opis)
     assert nothing.left_out == 3
