@@ -111,6 +111,12 @@ def peak(job: str, size: Size, candidates: int) -> float:
     return (resident("VmHWM") - before) / 1e6
 
 
+def read(path: Path) -> dict[str, dict[str, object]]:
+    """The lines of a file by their jobs; those that are measured again are replaced."""
+    found = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+    return {line["job"]: line for line in found}
+
+
 def table(lines: list[dict[str, object]]) -> str:
     """Lay the results out in Markdown."""
     rows = ["| job | embeddings | d | classes | anchors | candidates | seconds | x product and top-k | MB |"]
@@ -124,6 +130,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="60000x128x12000", help="n x d x classes (default 60000x128x12000)")
     parser.add_argument("--graph", default="20000x128x10000", help="of the class graph (default 20000x128x10000)")
+    parser.add_argument("--jobs", nargs="+", choices=[*JOBS, *GRAPHS], metavar="NAME", help="some of the jobs")
     parser.add_argument("--anchors", type=int, default=3000, help="how many of the embeddings (default 3000)")
     parser.add_argument("--candidates", type=int, default=50, help="of each anchor (default 50)")
     parser.add_argument("--rounds", type=int, default=5, help="default 5")
@@ -135,22 +142,24 @@ def main(arguments: list[str] | None = None) -> None:
         job, numbers, candidates = json.loads(given.memory_of)
         print(peak(job, Size(*numbers), candidates))
         return
-    lines: list[dict[str, object]] = []
+    lines = read(given.out)
     for jobs, text in ((JOBS, given.size), (GRAPHS, given.graph)):
         size = Size.of(text)
         anchors = min(given.anchors, size.n) if jobs is JOBS else size.classes
-        batch = data(size, anchors, given.candidates)
-        # Of a graph the floor is that of as many vectors as there are classes.
-        floor = batch if jobs is JOBS else data(Size(size.classes, 0, size.d, size.classes), anchors, given.candidates)
-        for job in jobs:
+        wanted = [job for job in jobs if given.jobs is None or job in given.jobs]
+        batch = data(size, anchors, given.candidates) if wanted else None
+        for job in wanted:
+            # Of a graph the floor is that of as many vectors as there are classes.
+            of_classes = Size(size.classes, 0, size.d, size.classes)
+            floor = batch if jobs is JOBS else data(of_classes, anchors, given.candidates)
             line = {"job": job, **size._asdict(), "anchors": anchors, "candidates": given.candidates}
             line |= measure(job, batch, floor, given.rounds)
             line["mb"] = megabytes(job, size, given.candidates)
-            lines.append(line | {"commit": environment.commit(), "cpu": environment.hardware()["cpu"]})
-            print(json.dumps(lines[-1]), file=sys.stderr, flush=True)
-    given.out.parent.mkdir(exist_ok=True)
-    given.out.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    print(table(lines))
+            lines[job] = line | {"commit": environment.commit(), "cpu": environment.hardware()["cpu"]}
+            given.out.parent.mkdir(exist_ok=True)
+            given.out.write_text("".join(json.dumps(each) + "\n" for each in lines.values()))
+            print(json.dumps(line), file=sys.stderr, flush=True)
+    print(table(list(lines.values())))
 
 
 if __name__ == "__main__":

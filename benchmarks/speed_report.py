@@ -18,6 +18,8 @@ FLOORS: Mapping[str, float] = {
     "NCA": 1.0,
     "Contrastive2018": 1.0,
     "BatchHard": 0.6,
+    **dict.fromkeys(("DecoupledContrastive", "HardnessWeightedContrastive", "HCL", "H-SCL", "Debiased", "SCT"), 1.0),
+    **dict.fromkeys(("SmoothAP", "SupAPLoss", "RS@k", "SupRecall", "PNP"), 4.0),
 }
 OTHER_ROW_FLOOR, CENTER_FLOOR, SMALL_FLOOR = 1.5, 0.5, 3.0
 LOOP_SPEEDUP = 10.0

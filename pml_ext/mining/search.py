@@ -442,7 +442,9 @@ class _Search:
         negative_scores = reference.new_full((len(line), kn), torch.nan)
         dropped, looked_at = dict.fromkeys(rule.filters, 0), 0
         end = limit if rule.range_max is None else min(rule.range_max, limit)
-        width = end if rule.is_random or rule.range_max is not None else min(rule.range_min + 2 * kn, limit)
+        # Without a filter the first ones are those that are taken.
+        first = rule.range_min + (2 * kn if rule.filters else kn)
+        width = end if rule.is_random or rule.range_max is not None else min(first, limit)
         left = torch.arange(len(line), device=line.device)
         while len(left):
             anchors, of_anchor = line[left].unique(return_inverse=True)
