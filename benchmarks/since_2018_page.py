@@ -5,6 +5,7 @@ python benchmarks/since_2018_page.py runs/since_2018      of the folder that the
 
 import argparse
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
@@ -25,6 +26,8 @@ CONDITIONS = {"clean": "Clean labels", "split": "A quarter of the training class
 METRICS = {CHOSEN_BY: "MAP@R", "recall_at_1": "recall@1"}
 RANDOM = "classes"
 BASES = ("MultiSimilarity", "RAW")
+OF_RUNS = ("recall_at_1", "recall_at_8", CHOSEN_BY, "NMI")
+WITH = {"hardware": ("cpu", "threads"), "versions": ("python", "torch", "pytorch-metric-learning")}
 NOT_KEPT = ("losses", "cache", "out", "data", "protocol")
 
 # By data set, then by method: [seeds, queries].
@@ -43,12 +46,22 @@ def named(loss: str, sampler: str) -> str:
 
 
 def folders(out: Path, condition: str) -> dict[str, dict[str, Path]]:
-    """The folders of a condition in which a run has ended, by data set and sampler, random classes first."""
+    """The folders of a condition in which all runs have ended, by data set and sampler, random classes first."""
     found: dict[str, dict[str, Path]] = {}
     for where in sorted(out.glob(f"*/{condition}/*/"), key=lambda each: (each.name != RANDOM, each.name)):
-        if lines(where):
+        if has_ended(where):
             found.setdefault(where.parent.parent.name, {})[where.name] = where
     return dict(sorted(found.items()))
+
+
+def has_ended(folder: Path) -> bool:
+    """Whether each loss of an experiment has been trained with each seed, well or badly."""
+    path = folder / "results.jsonl"
+    found = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+    trained = [line for line in found if line["loss"] not in UNTRAINED]
+    return bool(trained) and len(trained) >= math.prod(
+        len(trained[0]["arguments"][name]) for name in ("losses", "seeds")
+    )
 
 
 def of_samplers(parts: Mapping[str, Path], metric: str) -> dict[str, NDArray[np.float64]]:
@@ -209,11 +222,14 @@ def kept(out: Path) -> list[dict[str, Any]]:
                         if name not in NOT_KEPT and value != defaults.get(name)
                     }
                     rounded = {
-                        part: {name: round(value, 5) for name, value in line[part].items()}
+                        part: {name: round(line[part][name], 5) for name in OF_RUNS if name in line[part]}
                         for part in ("metrics", "validation")
                     }
+                    where_run = {part: {name: line[part].get(name) for name in kinds} for part, kinds in WITH.items()}
                     about = {"data": data, "condition": condition, "sampler": sampler}
-                    found.append(about | {name: line[name] for name in names} | rounded | {"arguments": arguments})
+                    found.append(
+                        about | {name: line[name] for name in names} | rounded | {"arguments": arguments} | where_run
+                    )
     return found
 
 
@@ -221,7 +237,7 @@ def write(out: Path) -> None:
     """Write `results/since_2018.md` below its mark, and the lines that it is made of."""
     there = [condition for condition in CONDITIONS if folders(out, condition)]
     if not there:
-        raise SystemExit(f"no run of {out} has ended")
+        raise SystemExit(f"no experiment of {out} has ended")
     page = [line for each in there for line in (f"## {CONDITIONS[each]}", "", *section(out, each))]
     text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else f"# Since 2018\n\n{MARK}\n"
     RESULTS.write_text(text.split(MARK)[0] + MARK + "\n\n" + "\n".join(page).rstrip() + "\n", encoding="utf-8")

@@ -79,9 +79,12 @@ def write_runs(folder, methods):
             scores = {name: float(values.mean()) for name in metrics}
             trained = {} if loss in page_of.UNTRAINED else scores
             rows.append({"loss": loss, "seed": seed, "error": "", "metrics": scores, "validation": trained})
-            rows[-1] |= {"arguments": {"epochs": 5, "out": "somewhere", "sampler": "classes"}, "history": [1]}
-            rows[-1] |= dict.fromkeys(("best_epoch", "seconds_per_epoch", "hardware", "date", "commit", "versions"))
-    rows.append({"loss": "PNP", "seed": 0, "error": "diverged: at step 3", "metrics": {}})
+    rows.append(rows[-1] | {"loss": "RS@k", "error": "diverged: at step 3", "metrics": {}})
+    losses = [name for name in (*methods, "RS@k") if name not in page_of.UNTRAINED]
+    for row in rows:
+        row["arguments"] = {"epochs": 5, "out": "somewhere", "sampler": "classes", "losses": losses, "seeds": [0, 1, 2]}
+        row |= dict.fromkeys(("best_epoch", "seconds_per_epoch", "date", "commit")) | {"hardware": {}, "versions": {}}
+    rows += [rows[-1] | {"seed": seed} for seed in (1, 2)]
     (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -94,7 +97,10 @@ def out(tmp_path, monkeypatch):
         write_runs(tmp_path / data / "clean" / "classes", trunk | known | {"SCT": better, "PNP(b=3)": 0.42})
         write_runs(tmp_path / data / "clean" / "mined", trunk | {name: level - 0.1 for name, level in known.items()})
     write_runs(tmp_path / "A" / "split" / "classes", trunk | known)
-    (tmp_path / "C" / "clean" / "classes").mkdir(parents=True)  # nothing has ended there yet
+    (tmp_path / "C" / "clean" / "classes").mkdir(parents=True)  # nothing has begun there yet
+    write_runs(tmp_path / "D" / "clean" / "classes", trunk | known)  # and this has not ended
+    runs = tmp_path / "D" / "clean" / "classes" / "results.jsonl"
+    runs.write_text("\n".join(runs.read_text().splitlines()[:-1]))
     return tmp_path
 
 
@@ -129,7 +135,7 @@ def test_the_page_says_what_its_runs_hold(out):
     kept = [json.loads(line) for line in (out / "since_2018.jsonl").read_text().splitlines()]
     # Two sets of 5 methods and of 2, and one of 3; three seeds each.
     assert len(kept) == 3 * (2 * 7 + 3)
-    assert kept[0]["arguments"] == {"epochs": 5}
+    assert kept[0]["arguments"] == {"epochs": 5, "seeds": [0, 1, 2]}
     assert {(line["data"], line["condition"], line["sampler"]) for line in kept} == {
         *((data, "clean", sampler) for data in "AB" for sampler in ("classes", "mined")),
         ("A", "split", "classes"),
