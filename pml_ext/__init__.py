@@ -1,6 +1,6 @@
 """Hard-mining and pair-weighting losses, miners and trainers for pytorch-metric-learning.
 
-What stands here is imported when it is asked for: `import pml_ext` takes no time.
+Names are imported on first use, so that `import pml_ext` takes no time.
 """
 
 from importlib import import_module

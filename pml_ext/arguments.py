@@ -122,7 +122,7 @@ def batch(embeddings: Any, labels: Any, ref_emb: Any, ref_labels: Any, *, any_sh
     _samples("embeddings", embeddings, "labels", labels, any_shape)
     if ref_emb is None:
         if ref_labels is not None:
-            raise ValueError("ref_labels was given without ref_emb")
+            raise ValueError("ref_labels needs ref_emb, got None")
         return
     _samples("ref_emb", ref_emb, "ref_labels", ref_labels, any_shape)
     if not any_shape and ref_emb.shape[1] != embeddings.shape[1]:
@@ -137,7 +137,7 @@ def batch_to_mine(embeddings: Any, labels: Any, ref_emb: Any, ref_labels: Any, *
     if labels is None:
         raise ValueError("a miner needs labels, got None")
     if ref_emb is not None and ref_labels is None:
-        raise ValueError("the pairs are unknown: ref_emb was given without ref_labels")
+        raise ValueError("ref_emb needs ref_labels, got None")
 
 
 def without_indices(what: str, indices_tuple: Any) -> None:

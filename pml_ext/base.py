@@ -1,4 +1,4 @@
-"""The shell: everything PML expects of a loss, written once, around a pure function of a pair matrix.
+"""The base classes of losses: everything PML expects of a loss, around a pure function of a pair matrix.
 
 `RowLoss` runs losses whose row i depends on row i of the matrix only, `BatchLoss` the few that look at all pairs at
 once: with the pairs that were given (`Pairs.of`) and scores that are larger for closer pairs, whatever the distance.
@@ -26,16 +26,16 @@ from pml_ext.vectors import at_least_single, in_full, without_autocast
 
 
 class MatrixLoss(PairModule, _pml.Loss):
-    """The part of the shell that does not depend on whether a loss is taken per anchor or per batch.
+    """The part of the base classes that is common to losses per anchor and losses per batch.
 
-    Half precision: every loss and wrapper of this package takes embeddings of float16 and bfloat16 to float32 as they
-    come in, and computes and returns float32, with any distance, reducer and regularizer, under autocast, and for an
-    empty batch. The gradient is of the type of the embeddings. Losses of PML's own return what they were given.
+    Half precision: every loss and wrapper of this package converts float16 and bfloat16 embeddings to float32 first,
+    and computes and returns float32, with any distance, reducer and regularizer, under autocast, and for an empty
+    batch. The gradient has the dtype of the embeddings. PML's own losses return the dtype that they were given.
 
     Attributes:
         needs: the pairs without which there is no loss: "both", "positives", "negatives" or "either".
-        closed_form: None, or losses and pair weights of the two sides of a block (`pml_ext.closed_form`), which spares
-            autograd where that pays. Same values and derivatives as the pure function, as a law checks.
+        closed_form: None, or losses and pair weights of the two sides of a block (`pml_ext.closed_form`), used instead
+            of autograd where that is faster. Values and derivatives are those of the pure function, which a law checks.
     """
 
     needs: ClassVar[Needs] = "both"
@@ -59,11 +59,11 @@ class MatrixLoss(PairModule, _pml.Loss):
             indices_tuple: the pairs to use, instead of all: (a, p, n) or (a1, p, a2, n) as PML's miners return them,
                 or `PairMasks`. A pair named twice counts once, and a loss over triplets uses every combination of an
                 anchor's positives with its negatives.
-            ref_emb: [m, d], what the embeddings are compared with. By default the batch, without self-pairs. Those
-                given are a set of their own, unless embeddings and labels are both the same tensors.
+            ref_emb: [m, d], what the embeddings are compared with. By default the batch, without self-pairs. References
+                that are given are a separate set, unless embeddings and labels are both the same tensors.
             ref_labels: [m].
-            mat: [n, m], what the distance makes of embeddings and references, for losses and miners that share it; the
-                gradient goes where it came from. None: it is computed.
+            mat: [n, m], the matrix that the distance computes from embeddings and references, for losses and miners
+                that share it; the gradient flows through it. None: it is computed here.
         """
         any_shape = getattr(embeddings, "ndim", 2) > 2 and has_own_shapes(self.distance)
         arguments.batch(embeddings, labels, ref_emb, ref_labels, any_shape=any_shape)
@@ -90,7 +90,7 @@ class MatrixLoss(PairModule, _pml.Loss):
         return self.closed_form and partial(self.closed_form, **self.hyperparameters())
 
     def lacks_pairs(self, anchors: int, x: Tensor, ref: Tensor | None) -> bool:
-        """Whether so many anchors cannot have the pairs in `needs`: two for both kinds, else one."""
+        """Whether this number of anchors cannot have the pairs in `needs`: two for both kinds, else one."""
         return anchors * (len(x) - 1 if ref is None else len(ref)) < (2 if self.needs == "both" else 1)
 
 
@@ -101,8 +101,9 @@ class RowLoss(MatrixLoss):
     that lacks the pairs in `needs` has a loss of exactly 0 and a zero gradient.
 
     Args:
-        chunk_size: None, or the number of anchors computed at a time, their matrices being computed again in the
-            backward pass: memory then grows with chunk_size * m instead of n * m. Same value, same gradient.
+        chunk_size: the number of anchors that are computed at a time; their matrices are computed again in the backward
+            pass, so that memory grows with chunk_size * m instead of n * m. Value and gradient are the same. None
+            (default) for all anchors at once.
         kwargs: those of every PML loss: `distance`, `reducer`, `embedding_regularizer`, `embedding_reg_weight`,
             `collect_stats`.
     """

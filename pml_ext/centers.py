@@ -1,7 +1,7 @@
-"""Where class centers come from: the batch, its clusters, a running mean, or parameters.
+"""Sources of class centers: the batch, its clusters, a running mean, or parameters.
 
-Every source is a module called with embeddings [n, d] and labels [n] that returns `Centers`. What it remembers is in
-its buffers and parameters, so it is in the `state_dict` and follows `.to(device)` of the loss that holds it.
+Every source is a module called with embeddings [n, d] and labels [n] that returns `Centers`. Its state is in buffers
+and parameters, so it is in the `state_dict` of the loss that holds it, and follows its `.to(device)`.
 """
 
 from abc import ABC, abstractmethod
@@ -32,13 +32,14 @@ __all__ = [
 
 
 class Centers(NamedTuple):
-    """Class centers, and which of them is whose.
+    """Class centers, with the class of each center and the center of each sample.
 
     Args:
-        points: [c, d], the centers; there may be several of a class.
+        points: [c, d], the centers; a class may have several.
         labels: [c], the class of each.
         group: [n], the index of each sample's own center, -1 if it has none.
-        used: None, or which rows are centers [c]; the others repeat one of them. So the shapes need not depend on data.
+        used: None, or a mask [c] of the rows that are centers; the other rows repeat one of them, so that shapes need
+            not depend on the data.
     """
 
     points: Tensor
@@ -60,7 +61,7 @@ class CenterSource(nn.Module, ABC):
     """A source of class centers. Subclasses implement `forward`.
 
     Attributes:
-        of_batch: whether a center is the mean of those samples of the batch whose own center it is.
+        of_batch: whether each center is the mean of the samples of the batch that belong to it.
     """
 
     of_batch: ClassVar[bool] = False
@@ -73,11 +74,11 @@ class CenterSource(nn.Module, ABC):
 class GroupCenters(CenterSource):
     """The means of groups of samples of the batch. Subclasses implement `groups`, which may also be fixed.
 
-    Samples of different classes are never in one group. There is a row for each sample, the mean of its group, and
-    those of the first sample of each group are used: nothing waits for the device to count the groups.
+    Samples of different classes are never in one group. There is one row for each sample, the mean of its group; the
+    row of the first sample of each group is used. So groups need not be counted, which would wait for the device.
 
     Args:
-        detach: treat the centers as constants: no gradient flows through them.
+        detach: whether to treat the centers as constants, so that no gradient flows through them. Default False.
 
     Example:
         >>> class ThirdSampleApart(GroupCenters):
@@ -115,7 +116,7 @@ class BatchCenters(GroupCenters):
     """The mean of each class in the batch.
 
     Args:
-        detach: treat the centers as constants: no gradient flows through them.
+        detach: whether to treat the centers as constants, so that no gradient flows through them. Default False.
 
     Example:
         >>> centers = BatchCenters()(torch.tensor([[0.0, 0.0], [5.0, 5.0], [2.0, 0.0]]), torch.tensor([7, 3, 7]))
@@ -130,23 +131,23 @@ class BatchCenters(GroupCenters):
 
 @final
 class KMeansCenters(GroupCenters):
-    r"""The means of clusters of the batch, found anew in every call by k-means, seeded.
+    r"""The means of clusters of the batch, computed in every call by seeded k-means.
 
     By default all samples are clustered at once, by embedding and class: k-means runs on [x_i, w onehot(y_i)], and a
-    group is what a class and a cluster have in common.
+    group is the intersection of a class and a cluster.
 
     Args:
-        n_clusters: how many clusters, at least 1, of the batch, or of each class if `per_class`; fewer if there are
-            fewer different samples.
-        label_weight: the w above, at least 0: two classes are sqrt(2) w apart. Has no influence if `per_class`.
-        per_class: cluster each class by itself.
-        detach: treat the centers as constants. The choice of the clusters is one in any case.
-        seed: of the k-means++ that k-means begins with.
-        max_iterations: how often k-means assigns the samples at most; on a GPU, always. After 10 times the sum of
-            squares is within 0.1 % of what it ends with.
+        n_clusters: the number of clusters of the batch, or of each class with `per_class`, at least 1; fewer if there
+            are fewer different samples.
+        label_weight: the w above, at least 0: two classes are sqrt(2) w apart. It has no effect with `per_class`.
+        per_class: whether to cluster each class separately. Default False.
+        detach: whether to treat the centers as constants. The assignment to clusters always is constant. Default False.
+        seed: seed of the k-means++ initialization.
+        max_iterations: the largest number of k-means iterations; on a GPU, exactly this number. After 10 iterations the
+            sum of squares is within 0.1 % of its final value.
 
-    The clusters are found where the embeddings are. On a GPU nothing waits for them, unless `per_class`: then the sizes
-    of the classes are waited for.
+    The clusters are computed on the device of the embeddings. On a GPU this needs no synchronization, except with
+    `per_class`, where the sizes of the classes are read.
 
     Example:
         >>> embeddings = torch.tensor([[1.0, 0.0], [0.9, 0.0], [0.0, 1.0], [0.0, 0.9]])
@@ -233,19 +234,18 @@ class RunningCenters(CenterSource):
         c_k <- c_k - alpha / (1 + n_k)  sum_{i: y_i = k} (c_k - x_i)
 
     The centers returned are those before this step, and constants. They start at zero. A sample that is not finite is
-    left out. In several processes the sums and the counts are those of all of them, so that their centers stay the
-    same.
+    left out. In several processes the sums and counts are those of all processes, so that their centers stay equal.
 
     Args:
-        num_classes: labels are in 0..num_classes - 1.
+        num_classes: the number of classes; labels are in 0..num_classes - 1.
         embedding_size: the dimension of the embeddings.
         alpha: the rate at which the centers follow, in (0, 1].
-        all_reduce: whether to add up over the processes of `torch.distributed`, if there are any. None for yes unless
-            each of them was given the samples of all, as by PML's `DistributedLossWrapper`: it is found out in each
-            step, from the sums of each class.
+        all_reduce: whether to sum over the processes of `torch.distributed`, if there are any. None (default) for yes,
+            unless each process was given the samples of all, as by PML's `DistributedLossWrapper`; this is detected in
+            each step from the sums of each class.
 
     Raises:
-        ValueError: an argument or a label is out of range. On a GPU the labels are checked without a synchronisation,
+        ValueError: an argument or a label is out of range. On a GPU the labels are checked without a synchronization,
             by an assertion on the device.
 
     Example:
@@ -311,18 +311,18 @@ def _of_all_processes(sums: Tensor, samples: Tensor, *, may_be_alike: bool) -> T
 class LearnedCenters(CenterSource):
     """One or several centers for each class, learned by gradient descent.
 
-    They are parameters of the loss that holds this source, so the loss needs an optimizer. With several to a class,
-    a sample's own center is the nearest of its class.
+    They are parameters of the loss that holds this source, so the loss needs an optimizer. If a class has several
+    centers, a sample's own center is the nearest of its class.
 
     Args:
-        num_classes: labels are in 0..num_classes - 1.
+        num_classes: the number of classes; labels are in 0..num_classes - 1.
         embedding_size: the dimension of the embeddings.
         centers_per_class: how many centers a class has, at least 1.
-        normalize: bring the centers to unit length in every call. Only the direction of the parameter then matters: an
-            optimizer may let its length grow, which slows it down and changes nothing else.
+        normalize: whether to normalize the centers to unit length in every call. Only the direction of the parameter
+            then matters: an optimizer may let its length grow, which slows learning down and has no other effect.
 
     Raises:
-        ValueError: an argument or a label is out of range. On a GPU the labels are checked without a synchronisation,
+        ValueError: an argument or a label is out of range. On a GPU the labels are checked without a synchronization,
             by an assertion on the device.
 
     Example:

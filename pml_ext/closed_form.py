@@ -24,7 +24,7 @@ class Sides(NamedTuple):
     """The scores of some rows, split by kind. Both may be overwritten.
 
     Args:
-        pos: scores of the positives, [b, m], or [b, k] if they have been gathered.
+        pos: scores of the positives, [b, m], or [b, k] if they have been gathered to few columns.
         neg: scores of the negatives [b, m].
         pos_count: number of positives of each row in the scores' dtype, [b, 1].
         neg_count: number of negatives of each row in the scores' dtype, [b, 1].
@@ -106,10 +106,10 @@ class SideWeights(NamedTuple):
     """Losses, and their derivatives with respect to the scores of each side, shaped as in `Sides`; 0 where no pair is.
 
     Args:
-        losses: of the rows [b]; of a loss of the whole batch one number [].
-        pos: derivative by `Sides.pos`.
-        neg: derivative by `Sides.neg`, or by its columns `neg_column` [b, q] only.
-        counts: what each row adds to the divisor [b], or None for 1.
+        losses: losses of the rows [b]; for a loss of the whole batch one number [].
+        pos: derivative with respect to `Sides.pos`.
+        neg: derivative with respect to `Sides.neg`, or only to its columns `neg_column` [b, q].
+        counts: the number that each row adds to the divisor [b], or None for 1.
         neg_column: None, or the columns [b, q] of the only negatives with a weight; those of equal columns add up.
     """
 
@@ -123,10 +123,10 @@ class SideWeights(NamedTuple):
 class ClosedForm(Protocol):
     """Losses and pair weights of the two sides of some rows; None to leave these rows to autograd.
 
-    A score that is no number makes the loss of its row none.
+    A NaN score makes the loss of its row NaN.
 
-    Of a loss of the whole batch the rows are all of it, compared with itself by its labels, the positives gathered:
-    pairs (i, j) and (j, i) may share their weight in any way.
+    For a loss of the whole batch, the rows are the whole batch, compared with itself by labels, with gathered
+    positives: pairs (i, j) and (j, i) may share their weight in any way.
     """
 
     def __call__(self, sides: Sides, *args: Any, **kwargs: Any) -> SideWeights | None:

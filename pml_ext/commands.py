@@ -25,14 +25,14 @@ _OVER = ("queries", "classes")
 
 @dataclass(frozen=True)
 class Flag:
-    """An argument of a word, and of its function.
+    """An argument of a sub-command, and of its function.
 
     Args:
-        name: as the function has it; with hyphens and two of them before it, as the command has it.
-        kind: what values it can have.
-        help: what it is.
-        metavar: what stands for a value in the help. Default "N".
-        first: whether it has no name on the command line, but a place. Default False.
+        name: its name in the function; the command has it with hyphens, after `--`.
+        kind: the values that it can have.
+        help: its description.
+        metavar: the placeholder of a value in the help. Default "N".
+        first: whether it is positional on the command line. Default False.
         needed: whether it must be given. Default False.
     """
 
@@ -46,7 +46,7 @@ class Flag:
 
 @dataclass(frozen=True)
 class Word:
-    """A word of the command.
+    """A sub-command.
 
     Args:
         description: what it does.
@@ -160,30 +160,30 @@ def _laws(given: Mapping[str, Any]) -> int:
 
 _EMBEDDINGS = Flag("embeddings", Text(), "a file .npy of embeddings [n, d]", "EMBEDDINGS", first=True)
 _LABELS = Flag("labels", Text(), "a file .npy of their labels, numbers or strings [n]", "LABELS", first=True)
-_K = Flag("k", Several(Whole(1)), "of recall@k and the like")
+_K = Flag("k", Several(Whole(1)), "the k of recall@k and similar metrics")
 _METRICS = Flag(
     "metrics", Several(Text()), "recall, precision, mean_average_precision_at_r, r_precision, NMI, ...", "NAME"
 )
-_NORMALIZE = Flag("normalize", Switch(), "compare by cosine")
+_NORMALIZE = Flag("normalize", Switch(), "compare by cosine similarity")
 
 WORDS: dict[str, Word] = {
     "evaluate": Word(
-        "How well the nearest embeddings of each have its label, with intervals.",
+        "Measure how well the nearest neighbors of each embedding share its label, with intervals.",
         _evaluate,
         (
             _EMBEDDINGS,
             _LABELS,
             _K,
             _METRICS,
-            Flag("query", Text(), "a file .npy that says which are queries, booleans [n] or indices", "FILE"),
-            Flag("gallery", Text(), "a file .npy that says which are references", "FILE"),
-            Flag("groups", Text(), "a file .npy of groups [n], whose members do not find one another", "FILE"),
+            Flag("query", Text(), "a file .npy of the queries: booleans [n] or indices", "FILE"),
+            Flag("gallery", Text(), "a file .npy of the references: booleans [n] or indices", "FILE"),
+            Flag("groups", Text(), "a file .npy of groups [n]; a query ignores references of its own group", "FILE"),
             _NORMALIZE,
-            Flag("device", Text(), "where to compute. Default: cpu", "NAME"),
+            Flag("device", Text(), "device to compute on. Default: cpu", "NAME"),
         ),
     ),
     "compare": Word(
-        "Two sets of embeddings of the same samples: is one of them better, or is it chance?",
+        "Compare two sets of embeddings of the same samples: is one of them better, or is it chance?",
         _compare,
         (
             Flag("first", Several(Text()), "embeddings, a file .npy for each seed", "FILE", needed=True),
@@ -195,18 +195,23 @@ WORDS: dict[str, Word] = {
                 needed=True,
             ),
             Flag("labels", Text(), "a file .npy of the labels of the samples", "FILE", needed=True),
-            Flag("level", Number(above=0, below=1), "of confidence. Default: 0.95", "P"),
-            Flag("over", Text(_OVER), "queries, or classes: of what others would give. Default: queries", "NAME"),
+            Flag("level", Number(above=0, below=1), "confidence level. Default: 0.95", "P"),
+            Flag(
+                "over",
+                Text(_OVER),
+                "intervals that hold for other queries, or for other classes. Default: queries",
+                "NAME",
+            ),
             _METRICS,
             _K,
             _NORMALIZE,
         ),
     ),
     "diagnose": Word(
-        "What is wrong with embeddings and labels, without a loss and without a run.",
+        "Find what is wrong with embeddings and labels, without a loss and without a run.",
         _diagnose,
         (_EMBEDDINGS, _LABELS),
-        epilog="The exit code is 1 if something is.",
+        epilog="The exit code is 1 if something is wrong.",
     ),
     "explain": Word(
         "Formula, parts, defaults, source, differences from the reference code, and the weight plot of a loss.",
@@ -215,7 +220,7 @@ WORDS: dict[str, Word] = {
             Flag(
                 "loss", Text(), "a name as in train: RAW, RAWLoss, pml:TripletMarginLoss, my:Loss", "NAME", first=True
             ),
-            Flag("out", Text(), "where to draw the plot. Default: NAME_weights.png", "FILE"),
+            Flag("out", Text(), "file of the plot. Default: NAME_weights.png", "FILE"),
         ),
         alone=("out",),
     ),
@@ -223,10 +228,10 @@ WORDS: dict[str, Word] = {
         "Which losses to start with for your data, how to fill a batch, and what to avoid.",
         _choose,
         (
-            Flag("classes", Whole(), "classes to train on"),
+            Flag("classes", Whole(), "number of training classes"),
             Flag("images_per_class", Whole(), "images of a typical class"),
-            Flag("batch", Whole(), "images of a training step. Default: 128"),
-            Flag("embedding_size", Whole(), "default: 128"),
+            Flag("batch", Whole(), "images in a training step. Default: 128"),
+            Flag("embedding_size", Whole(), "dimension of the embeddings. Default: 128"),
             Flag("data", Text(), "count classes and images in these data", "SOURCE"),
         ),
     ),
@@ -244,7 +249,7 @@ WORDS: dict[str, Word] = {
             Flag("only", Several(Text()), "names of the laws to try. Default: all", "LAW"),
             Flag("skip", Several(Text()), "names of laws not to try", "LAW"),
             Flag("examples", Whole(1), "cases of each kind to draw. Default: 100"),
-            Flag("dimension", Whole(1), "of the embeddings. Default: several"),
+            Flag("dimension", Whole(1), "dimension of the embeddings. Default: several"),
         ),
         epilog="The exit code is 1 if a law is broken.",
     ),

@@ -1,7 +1,7 @@
 """Base classes of losses and miners, reductions under a mask, and the two sides of a closed form.
 
-A name that stands here stays for one version after it is replaced, with a `DeprecationWarning` that says what to write
-instead. What stands elsewhere in the package, and not in `pml_ext.__all__`, may change without notice.
+A name in this module is kept for one version after it was replaced, with a `DeprecationWarning` that names the
+replacement. Other names of the package that are not in `pml_ext.__all__` may change without notice.
 
 Example:
     >>> import torch

@@ -12,8 +12,8 @@ from pml_ext.masked import looks_are_free
 class PairMasks(NamedTuple):
     """A relation between anchors and references, given as two disjoint boolean matrices [n, m].
 
-    Losses and miners of this package take it as their `indices_tuple`: for multi-label data, for hand-made pairs, and
-    to hand pairs from a miner to a loss without index tensors.
+    Losses and miners of this package take it as their `indices_tuple`: for multi-label data, for user-defined pairs,
+    and to pass pairs from a miner to a loss without index tensors.
 
     Args:
         pos: true where reference j is a positive of anchor i.

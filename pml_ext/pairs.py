@@ -56,9 +56,9 @@ class Pairs(ABC):
         same, n, m = ref_emb is embeddings, embeddings.shape[0], ref_emb.shape[0]
         if indices_tuple is None:
             if labels is None:
-                raise ValueError("the pairs are unknown: give labels or an indices_tuple, both are None")
+                raise ValueError("labels or an indices_tuple must be given, got None for both")
             if ref_labels is None:
-                raise ValueError("the pairs are unknown: ref_emb was given without ref_labels or an indices_tuple")
+                raise ValueError("ref_emb needs ref_labels or an indices_tuple, got None for both")
             return ByLabels(labels, ref_labels, same=same)
         if isinstance(indices_tuple, Pairs):
             if isinstance(indices_tuple, ByMasks):

@@ -30,7 +30,7 @@ def already_reduced(loss: Tensor | float) -> LossDict:
 
 
 class StaticDivisorReducer(DivisorReducer):
-    """PML's `DivisorReducer`, without the host synchronisation of its `if divisor != 0`. Same values."""
+    """PML's `DivisorReducer`, without the host synchronization of its `if divisor != 0`. Same values."""
 
     def sum_and_divide(self, losses: Tensor, embeddings: Tensor, divisor: Tensor | float) -> Tensor:
         """Sum of the losses over the divisor; 0 where the divisor is 0."""

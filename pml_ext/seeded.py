@@ -1,4 +1,4 @@
-"""What draws at random: a seed, its stream call by call, and where the stream stands."""
+"""Random draws: a seed, its stream call by call, and the position in the stream."""
 
 import hashlib
 from typing import Any
@@ -9,13 +9,13 @@ from pml_ext import arguments
 
 
 class Seeded:
-    """A base for what draws at random, placed before that of the miner or loss. It draws with `self.generator(device)`.
+    """A base class for random draws, placed before that of the miner or loss. Draw with `self.generator(device)`.
 
     Args:
         seed: None for torch's global generator, an integer for a stream of its own (the same pairs, call by call, on
-            the same device; its position is in `state_dict`), or a `torch.Generator` on the embeddings' device. In
-            eval mode neither moves on: every call draws what the next one in training will.
-        kwargs: those of the other base.
+            the same device; its position is in `state_dict`), or a `torch.Generator` on the embeddings' device. In eval
+            mode the stream does not advance: every call draws what the next training call will draw.
+        kwargs: those of the other base class.
     """
 
     is_random: bool = True
@@ -46,7 +46,7 @@ class Seeded:
         return {"calls": self._calls, "generator": state}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Continue where the saved stream stood."""
+        """Continue from the saved position."""
         self._calls = state["calls"]
         if isinstance(self.seed, torch.Generator) and state["generator"] is not None:
             self.seed.set_state(state["generator"])

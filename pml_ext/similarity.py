@@ -227,7 +227,9 @@ class PairModule(Configured, ABC):
         """Scores [n, m], larger is closer, of a matrix that the distance has made."""
         if not isinstance(mat, Tensor) or not mat.is_floating_point() or mat.shape != (n, m):
             kind = f"{mat.dtype} of shape {tuple(mat.shape)}" if isinstance(mat, Tensor) else type(mat).__name__
-            raise ValueError(f"mat must be what the distance makes of embeddings and references, {(n, m)}, got {kind}")
+            raise ValueError(
+                f"mat must be the matrix of the distance between embeddings and references, {(n, m)}, got {kind}"
+            )
         mat = at_least_single(mat)
         return representable(mat if self.distance.is_inverted else -mat)
 

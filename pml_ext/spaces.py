@@ -1,4 +1,4 @@
-"""Search spaces: for every hyperparameter the range worth trying, around the value of the recipe."""
+"""Search spaces: for every hyperparameter a range that is worth trying, around the value of the recipe."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class Range:
     """The values of one hyperparameter that a search may try.
 
     Args:
-        low: the least.
-        high: the greatest.
+        low: the smallest value.
+        high: the largest value.
         default: the value without a search.
-        log: drawn evenly in its logarithm. Default False.
-        whole: whole numbers only. Default False.
+        log: whether values are drawn uniformly on a logarithmic scale. Default False.
+        whole: whether values are whole numbers. Default False.
 
     Raises:
-        ValueError: bounds that exclude the default, or a logarithm of what is not above 0.
+        ValueError: bounds that exclude the default, or a logarithmic scale with a bound that is not above 0.
 
     Example:
         >>> print(Range(4, 64, 16, log=True))
@@ -185,10 +185,10 @@ SPACES: Mapping[str, Mapping[str, Around]] = MappingProxyType(
 
 
 def ranges(make: Callable[..., Any], args: Mapping[str, Any]) -> dict[str, Range]:
-    """The ranges of one loss, miner or wrapper, around the arguments that it is given or their defaults.
+    """The ranges of one loss, miner or wrapper, around the given arguments or their defaults.
 
     Args:
-        make: its class.
+        make: the class.
         args: the arguments in which it differs from the defaults.
 
     Example:

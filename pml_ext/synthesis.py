@@ -1,4 +1,4 @@
-"""Hardness-aware synthesis as pure functions: how hard to make a negative, how to make it, how much to trust it."""
+"""Hardness-aware synthesis as pure functions: the hardness of negatives, their synthesis, and their weight."""
 
 import torch
 from torch import Tensor
@@ -7,14 +7,14 @@ from pml_ext import arguments
 
 
 def hardness_schedule(alpha: float, loss_average: float | Tensor) -> Tensor:
-    r"""How much of a negative's distance is kept: lambda = exp(-alpha / J_avg).
+    r"""The share of a negative's distance that is kept: lambda = exp(-alpha / J_avg).
 
-    A large metric loss leaves the negatives where they are (lambda near 1); as it falls they are pulled towards their
+    A large metric loss leaves the negatives where they are (lambda near 1); as it falls they are pulled toward their
     anchors (lambda near 0).
 
     Args:
-        alpha: pace of the pull, at least 0; 0 never pulls. It is measured in units of the metric loss, so a loss that
-            is averaged over tuples wants an alpha smaller by their number than a loss that is summed.
+        alpha: the value of J_avg at which lambda is 1/e, at least 0; 0 never pulls. It is in units of the metric loss,
+            so a loss that is averaged over N tuples needs 1/N of the alpha of a loss that is summed.
         loss_average: J_avg, the running average of the metric loss of the real tuples; a number or a tensor of any
             shape. Infinity gives 1; 0 and below give 0, the limit from above.
 
@@ -38,12 +38,12 @@ def hardness_schedule(alpha: float, loss_average: float | Tensor) -> Tensor:
 
 
 def mixing_weight(beta: float, generator_average: float | Tensor) -> Tensor:
-    r"""How much the real tuples count: w = exp(-beta / J_gen), in J = w J(T) + (1 - w) J(T~).
+    r"""The weight of the real tuples: w = exp(-beta / J_gen), in J = w J(T) + (1 - w) J(T~).
 
-    A poor generator (J_gen large) leaves all weight to the real tuples, a good one gives it to the synthetic ones.
+    With a poor generator (J_gen large) all weight is on the real tuples, with a good one on the synthetic tuples.
 
     Args:
-        beta: the loss at which a generator begins to be trusted, at least 0; 0 never trusts it.
+        beta: the value of J_gen at which w is 1/e, at least 0; 0 gives all weight to the real tuples.
         generator_average: J_gen, the running average of the generator's loss; a number or a tensor of any shape.
             Infinity gives 1; 0 and below give 0, the limit from above.
 
@@ -64,7 +64,7 @@ def mixing_weight(beta: float, generator_average: float | Tensor) -> Tensor:
 
 
 def pull_negatives(anchor: Tensor, positive: Tensor, negative: Tensor, lam: float | Tensor) -> Tensor:
-    r"""Pull negatives towards their anchors, as far as the positives at most.
+    r"""Pull negatives toward their anchors, but not nearer than the positives.
 
     With d+ = |z - z+| and d- = |z - z-|, a negative farther away than the positive moves along the segment to its
     anchor until |z - z^-| = lambda d- + (1 - lambda) d+, and any other negative stays exactly where it is:

@@ -1,11 +1,11 @@
-"""Pair weights in closed form: what six losses of the literature do to each pair, for `PairWeightedLoss`.
+"""Pair weights in closed form: those of six losses of the literature, for `PairWeightedLoss`.
 
 A weighting is a pure function
 
     f(sim [.., n, m], pos [.., n, m] bool, neg [.., n, m] bool, *, hyperparameters) -> w [.., n, m],  w >= 0
 
 of scores that are larger for closer pairs: w_ij is how strongly the positive j of anchor i is pulled, or the negative j
-pushed. Entries outside the masks mean nothing. Hyperparameters have their defaults here. The losses are sums over the
+pushed. Entries outside the masks are ignored. Hyperparameters have their defaults here. The losses are sums over the
 anchors, so no weight contains the 1/n of a mean.
 
 Source: Wang et al., "Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning", CVPR 2019, arXiv
@@ -41,7 +41,7 @@ def weighting(
     positive: tuple[str, ...] = (),
     non_negative: tuple[str, ...] = (),
 ) -> Callable[[W], W]:
-    """Say of a weighting what `PairWeightedLoss` must know; a function without this is taken with the defaults.
+    """Declare what `PairWeightedLoss` must know of a weighting; an undecorated function has the defaults.
 
     Args:
         levels: the hyperparameters that are absolute levels of the distance, as in every loss.

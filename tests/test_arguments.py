@@ -299,8 +299,8 @@ BAD_BATCHES = [
 ]
 BAD_PAIRS = [
     ("no labels", (X,), ValueError, "labels or an indices_tuple"),
-    ("references without labels", (X, Y, None, X), ValueError, "ref_emb was given without ref_labels"),
-    ("labels of no references", (X, Y, None, None, Y), ValueError, "ref_labels was given without ref_emb"),
+    ("references without labels", (X, Y, None, X), ValueError, "ref_emb needs ref_labels"),
+    ("labels of no references", (X, Y, None, None, Y), ValueError, "ref_labels needs ref_emb, got None"),
     ("references of another dimension", (X, Y, None, X[:, :2], Y), ValueError, "got 2 and 3"),
     ("too few reference labels", (X, Y, None, X, Y[:2]), ValueError, r"ref_labels.*\(2,\)"),
     ("pairs of two tensors", (X, Y, (Y, Y)), ValueError, "indices_tuple.*length 2"),

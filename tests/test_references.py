@@ -155,7 +155,7 @@ def test_a_miner_needs_labels(name):
     x, labels, _ = batch()
     with pytest.raises(ValueError, match="a miner needs labels, got None"):
         MINERS[name]()(x, None)
-    with pytest.raises(ValueError, match="ref_emb was given without ref_labels"):
+    with pytest.raises(ValueError, match="ref_emb needs ref_labels"):
         MINERS[name]()(x, labels, x.clone())
 
 

@@ -68,7 +68,7 @@ def test_a_loss_with_its_miner_takes_the_matrix_for_both(references, x):
 @pytest.mark.pml2("that it takes no matrix of scores")
 def test_what_takes_no_matrix_is_refused(x):
     stock, mat = losses.ContrastiveLoss(), CosineSimilarity()(x)
-    with pytest.raises(ValueError, match="not ContrastiveLoss"):
+    with pytest.raises(ValueError, match="not for ContrastiveLoss"):
         MinedLoss(stock, HardNegativePairMiner())(x, LABELS, mat=mat)
     with pytest.raises(ValueError, match="MultiSimilarityMiner of PML 2 takes no mat"):
         MinedLoss(RAWLoss(), miners.MultiSimilarityMiner())(x, LABELS, mat=mat)
@@ -102,7 +102,7 @@ def test_the_matrix_decides_not_the_embeddings(x):
     mat = CosineSimilarity()(x)
     actual = loss(torch.zeros(12, 2), LABELS, mat=mat)
     torch.testing.assert_close(actual, expected)
-    with pytest.raises(ValueError, match="pairs are unknown"):
+    with pytest.raises(ValueError, match="got None for both"):
         loss(x, None, mat=mat)
     torch.testing.assert_close(loss(x * 2 + 1, LABELS), loss(x * 2 + 1, LABELS, mat=CosineSimilarity()(x * 2 + 1)))
 
@@ -152,7 +152,7 @@ def test_miners_one_after_another_are_a_chain(x):
 )
 def test_a_matrix_that_does_not_fit(mat, x):
     for made in (RAWLoss(), HardNegativePairMiner()):
-        with pytest.raises(ValueError, match=r"mat must be what the distance makes .*\(12, 12\)"):
+        with pytest.raises(ValueError, match=r"mat must be the matrix of the distance .*\(12, 12\)"):
             made(x, LABELS, mat=mat)
 
 

@@ -52,8 +52,9 @@ LAYERS = (
 
 
 ONE_SPELLING = re.compile(
-    r"\b\w*(?:cent(?:re|red|ring)(?![a-z])|centres|(?:normal|general|optim|minim|maxim|penal|recogn)is[ei]|colour|avour)\w*\b"
-    r"|\b(?:labelled|grey|licence|(?-i:neighbours?))\b",  # Neighbour is the name of a method
+    r"\b\w*(?:cent(?:re|red|ring)(?![a-z])|centres|(?:normal|general|optim|minim|maxim|penal|recogn|synchron|standard"
+    r"|capital|regular|initial|real|local|organ|vector|character|util|summar)is[aei]|colour|avour)\w*\b"
+    r"|\b(?:labelled|grey|licence|analysed?|(?-i:neighbours?))\b",  # Neighbour is the name of a method
     re.IGNORECASE,
 )
 
@@ -153,7 +154,16 @@ def test_words_are_spelled_one_way():
         if (words := ONE_SPELLING.findall(path.read_text(encoding="utf-8")))
     }
     assert not found, "American: center, normalize"
-    wrong = ["centre", "class_centres", "Normalised", "a k-nearest-neighbour loss", "colour", "labelled", "grey"]
+    wrong = [
+        "centre",
+        "class_centres",
+        "Normalised",
+        "a k-nearest-neighbour loss",
+        "colour",
+        "labelled",
+        "grey",
+        "synchronisation",
+    ]
     right = ["centered", "normal", "Neighbour", "dist_weight_neighbour", "neighbor", "raise", "promised", "minimum"]
     assert [each for each in (*wrong, *right) if ONE_SPELLING.search(each)] == wrong
 

@@ -1,4 +1,4 @@
-"""Laws of what a loss or a miner is made with: hyperparameters set later, and arguments of wrappers that are used."""
+"""Laws of constructor arguments: hyperparameters that are set later, and wrapper arguments, which have an effect."""
 
 import copy
 import inspect
@@ -25,7 +25,7 @@ def is_configured(subject: Any) -> bool:
 
 @law("loss", "once", is_configured)
 def hyperparameters_may_be_set_later(loss: Any, case: Batch) -> None:
-    """Set on a loss that exists, a hyperparameter does what it does in the constructor, and is refused alike."""
+    """A hyperparameter set on an existing loss has the same effect and the same errors as in the constructor."""
 
     def same(later: Any, made: Any, what: str) -> None:
         expected = evaluate(made, case.embeddings, case.labels)
@@ -36,7 +36,7 @@ def hyperparameters_may_be_set_later(loss: Any, case: Batch) -> None:
 
 @law("miner", "once", is_configured)
 def hyperparameters_of_a_miner_may_be_set_later(miner: Any, case: Batch) -> None:
-    """Set on a miner that exists, a hyperparameter does what it does in the constructor, and is refused alike."""
+    """A hyperparameter set on an existing miner has the same effect and the same errors as in the constructor."""
 
     def same(later: Any, made: Any, what: str) -> None:
         found, expected = (pairs_of(mine(each, case.embeddings, case.labels)) for each in (later, made))
@@ -118,7 +118,7 @@ _GIVEN: dict[str, tuple[Any, Any]] = {
 
 @law("loss", "once", lambda loss: isinstance(loss, LossWrapper))
 def what_a_wrapper_is_given_is_used(loss: Any, case: Batch) -> None:
-    """A `reducer`, a `distance` and every flag of a wrapper changes something, or is refused when it is made."""
+    """A `reducer`, a `distance` and every flag of a wrapper have an effect, or are refused by the constructor."""
     flags = {
         name: (False, True)
         for name, parameter in inspect.signature(type(loss)).parameters.items()

@@ -29,7 +29,7 @@ from pml_ext.testing.law import (
 
 @law("loss", "batch", stage="call")
 def any_batch_has_a_finite_loss(loss: Any, case: Batch) -> None:
-    """A finite scalar and a finite gradient, by the embeddings and by every parameter of the loss."""
+    """The loss is a finite scalar, with finite gradients by the embeddings and by every parameter of the loss."""
     outcome(loss, case)
     loss = fresh(loss)
     parameters = dict(loss.named_parameters())
@@ -53,7 +53,7 @@ def no_anchor_no_loss(loss: Any, case: Batch) -> None:
 
 @law("loss", "batch")
 def batch_is_not_written_to(loss: Any, case: Batch) -> None:
-    """Embeddings and labels come back as they went in."""
+    """Embeddings and labels are not modified."""
     reseed()
     embeddings, labels = case.embeddings.clone(), case.labels.clone()
     fresh(loss)(embeddings, labels)
@@ -78,7 +78,7 @@ _DEGENERATE = {
 
 @law("loss", "once", stage="batch")
 def degenerate_batches_have_a_finite_loss(loss: Any, case: Batch) -> None:
-    """One sample, one class, all labels different, duplicates, a collapsed batch, zero vectors: finite all the same."""
+    """One sample, one class, all labels different, duplicates, a collapsed batch, zero vectors: the loss is finite."""
     for name, batch in _DEGENERATE.items():
         batch = Batch(batch.sizes, case.dimension, batch.layout, batch.scale)
         for dtype in (torch.float64, torch.float32):

@@ -24,7 +24,7 @@ class Rows:
         density: the share of pairs that are selected.
         balance: the share of positives among these.
         inverted: the scores are similarities in [-1, 1]; if not, negated distances in [-2, 0].
-        seed: of the numbers drawn.
+        seed: seed of the random numbers.
     """
 
     n: int
@@ -62,12 +62,12 @@ class Batch:
 
     Args:
         sizes: how many samples each class has; their order in the batch is drawn.
-        dimension: of the embeddings.
+        dimension: dimension of the embeddings.
         layout: "random"; "duplicates", every second embedding is that of its predecessor; "collapsed", all are the
             same; or "zeros", every second one is the zero vector.
         scale: factor of the embeddings.
         ref_sizes: how many references each class has; empty for none.
-        seed: of the numbers drawn.
+        seed: seed of the random numbers.
     """
 
     sizes: tuple[int, ...]
@@ -122,7 +122,7 @@ class Batch:
 
 
 def all_pairs(labels: Tensor) -> PairMasks:
-    """Every pair of a batch, less the self-pairs: [n, n] each."""
+    """Every pair of a batch without self-pairs: [n, n] each."""
     pos, neg = label_masks(labels, labels)
     return PairMasks(pos & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device), neg)
 

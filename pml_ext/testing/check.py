@@ -45,27 +45,28 @@ def check_loss(
 ) -> LawTable:
     """Check a PML loss, ours or any other, against the laws of losses.
 
-    Laws that need the contract of this package's shell apply to losses on it only. Cases are drawn by hypothesis, and
-    tried in several regimes: as shipped, with all thresholds so small that a dozen samples fall into blocks, groups and
-    fall-backs, and as on a device whose numbers one has to wait for. Laws are tried from cause to symptom, so the first
-    name is that of the cause.
+    Laws about the base classes of this package apply only to losses derived from them. Cases are drawn by hypothesis,
+    and tried in several regimes: as shipped; with all thresholds so small that a dozen samples are split into blocks
+    and groups and reach every fallback; and as on a device that computes asynchronously. Laws are tried from cause to
+    symptom, so that the first failure names the cause.
 
     Args:
         loss: a loss, or a function without arguments that makes one, or its class.
-        expected_failures: laws that it is known to break, each with the reason. One that it keeps is a failure, too.
-        on_fail: "raise" at the first law that is broken, or "report" all in the table.
+        expected_failures: laws that it is known to break, each with the reason. If it keeps one of them, that is a
+            failure too.
+        on_fail: "raise" an error at the first law that is broken, or "report" all in the table.
         skip: names of laws that are not to be tried; all are the keys of `LOSS_LAWS`.
         only: names of the laws to try; by default all.
-        dimension: of the embeddings; by default what the loss needs, or several.
+        dimension: dimension of the embeddings; by default that of the loss, or several.
         examples: how many cases of a kind to draw; by default as the hypothesis profile says.
         regimes: names of those to try beside "as shipped"; by default all, the keys of `REGIMES`.
 
     Returns:
-        The laws, each with what came of it: a table that shows itself.
+        The verdict on each law, which is shown as a table.
 
     Raises:
         LawBroken: an AssertionError with the name of the law, the smallest case found and the numbers.
-        ValueError: no law or regime has a name that was given, or `on_fail` is something else.
+        ValueError: an unknown law or regime, or another value of `on_fail`.
 
     Example:
         >>> from pml_ext.losses import RAWLoss
@@ -90,23 +91,23 @@ def check_miner(
     """Check a PML miner, ours or any other, against the laws of miners, as `check_loss` does with a loss.
 
     Args:
-        miner: a miner, or a function without arguments that makes one, or its class. Laws that say what is drawn anew,
-            and what again, apply to those that draw at random: subclasses of `Seeded`, and miners with an
-            attribute `is_random` that is true.
-        expected_failures: laws that it is known to break, each with the reason. One that it keeps is a failure, too.
-        on_fail: "raise" at the first law that is broken, or "report" all in the table.
+        miner: a miner, or a function without arguments that makes one, or its class. Laws about random draws apply to
+            miners that draw at random: subclasses of `Seeded`, and miners with an attribute `is_random` that is true.
+        expected_failures: laws that it is known to break, each with the reason. If it keeps one of them, that is a
+            failure too.
+        on_fail: "raise" an error at the first law that is broken, or "report" all in the table.
         skip: names of laws that are not to be tried; all are the keys of `MINER_LAWS`.
         only: names of the laws to try; by default all.
-        dimension: of the embeddings; by default several.
+        dimension: dimension of the embeddings; by default several.
         examples: how many cases of a kind to draw; by default as the hypothesis profile says.
         regimes: names of those to try beside "as shipped"; by default all, the keys of `REGIMES`.
 
     Returns:
-        The laws, each with what came of it: a table that shows itself.
+        The verdict on each law, which is shown as a table.
 
     Raises:
         LawBroken: an AssertionError with the name of the law, the smallest case found and the numbers.
-        ValueError: no law or regime has a name that was given, or `on_fail` is something else.
+        ValueError: an unknown law or regime, or another value of `on_fail`.
 
     Example:
         >>> from pytorch_metric_learning.miners import MultiSimilarityMiner

@@ -96,7 +96,7 @@ def _padded(scores: Tensor, spare: int, far: float) -> Tensor:
 
 @law("loss", "rows", has_closed_form, stage="closed form")
 def closed_form_keeps_the_dtype(loss: Any, case: Rows) -> None:
-    """Of float32 scores come float32 losses and pair weights, and counts that are integers."""
+    """float32 scores give float32 losses and pair weights, and integer counts."""
     sim, pos, neg = case.matrix
     for form in forms(loss, sim.float(), pos, neg):
         for name, x in (("losses", form.found.losses), ("pos", form.found.pos), ("neg", form.found.neg)):
@@ -130,7 +130,7 @@ def pair_weights_are_derivatives_by_the_score(loss: Any, case: Rows) -> None:
 
 @law("loss", "rows", has_closed_form, stage="closed form")
 def absent_pairs_cost_nothing(loss: Any, case: Rows) -> None:
-    """Columns without a pair change nothing, and have no weight: a mean is one over the count of the pairs."""
+    """Columns without a pair change nothing, and have no weight: a mean divides by the number of pairs."""
     sim, pos, neg = case.matrix
     for i in defined_rows(pos.any(1), neg.any(1), loss.needs).nonzero().flatten().tolist():
         row = slice(i, i + 1)
@@ -147,7 +147,7 @@ def absent_pairs_cost_nothing(loss: Any, case: Rows) -> None:
 
 @law("loss", "once", has_closed_form, stage="closed form")
 def blocks_of_any_height_are_alike(loss: Any, case: Batch) -> None:
-    """In a block of 41 equal rows every one has the loss and the weights that it has alone."""
+    """In a block of 41 equal rows, each row has the loss and the weights that it has alone."""
     sim, pos, neg = Rows(1, 8, density=1.0, inverted=loss.distance.is_inverted).matrix
     many = forms(loss, sim.repeat(41, 1), pos.repeat(41, 1), neg.repeat(41, 1))
     for high, alone in zip(many, forms(loss, sim, pos, neg), strict=False):
@@ -157,7 +157,7 @@ def blocks_of_any_height_are_alike(loss: Any, case: Batch) -> None:
 
 @law("loss", "rows", has_closed_form, stage="closed form")
 def closed_form_counts_as_the_loss_does(loss: Any, case: Rows) -> None:
-    """Each row adds to the divisor what it adds by the loss itself."""
+    """Each row adds the same to the divisor as in the loss itself."""
     expected, _ = by_autograd(loss, *case.matrix)
     for form in forms(loss, *case.matrix):
         assert_close(form.counts, expected.counts, f"counts, {form.layout}", 0)
@@ -167,7 +167,8 @@ def closed_form_counts_as_the_loss_does(loss: Any, case: Rows) -> None:
 def closed_form_is_the_loss(loss: Any, case: Rows) -> None:
     """Losses and pair weights are those of autograd on the pure function, where no two scores are equal.
 
-    Also where a positive leads by little, which it seldom does by chance: a hinge is bent there.
+    Also where a positive is only a little nearer than the nearest negative, which rarely happens by chance: hinges have
+    their kinks there.
     """
     if case.has_ties:
         return
@@ -206,7 +207,7 @@ def equal_scores_share_their_weight(loss: Any, case: Rows) -> None:
 
 @law("loss", "rows", has_closed_form, stage="closed form")
 def closed_form_passes_on_what_is_no_number(loss: Any, case: Rows) -> None:
-    """A score that is NaN makes the loss of its row NaN, and no other: a comparison does not swallow it."""
+    """A NaN score makes the loss of its row NaN, and no other loss; comparisons do not hide it."""
     sim, pos, neg = case.matrix
     defined = defined_rows(pos.any(1), neg.any(1), loss.needs).nonzero().flatten().tolist()
     for mask in (pos, neg):

@@ -1,4 +1,4 @@
-"""Laws of a loss as a part of PyTorch and of PML: reducers, copies, compilation, no synchronisation, learning."""
+"""Laws of a loss as a part of PyTorch and of PML: reducers, copies, compilation, no synchronization, learning."""
 
 import copy
 import io
@@ -47,7 +47,7 @@ def loss_dict_is_well_formed(loss: Any, case: Batch) -> None:
 
 @law("loss", "once")
 def reducers_are_obeyed(loss: Any, case: Batch) -> None:
-    """Every reducer of PML makes a finite scalar of the loss; of losses per anchor it makes what its name says."""
+    """Every reducer of PML gives a finite scalar; from losses per anchor, the one that its name says."""
     entries = _loss_dict(loss, case)
     kinds = {entry["reduction_type"] for entry in entries.values()}
     weights = 0.5 + torch.rand(int(case.labels.max()) + 1, generator=seeded(6), dtype=torch.float64)
@@ -72,10 +72,10 @@ def reducers_are_obeyed(loss: Any, case: Batch) -> None:
         if kinds == {"element"}:
             expected = sum(_reduced(name, entry, weights, case.labels) for entry in entries.values())
             assert_close(value, torch.as_tensor(expected), name)
-        regularised = evaluate(_with(loss, reducer, LpRegularizer()), case.embeddings, case.labels).value
+        regularized = evaluate(_with(loss, reducer, LpRegularizer()), case.embeddings, case.labels).value
         norms = case.embeddings.norm(dim=1).mean()
         if name in ("MeanReducer", "SumReducer"):
-            assert_close(regularised, value + norms, f"{name} with a regularizer")
+            assert_close(regularized, value + norms, f"{name} with a regularizer")
 
 
 @law("loss", "once", is_row_loss)
@@ -116,7 +116,7 @@ def calls_leave_no_trace(loss: Any, case: Batch) -> None:
 
 @law("loss", "once", is_ours, stage="use")
 def nothing_waits_for_the_device(loss: Any, case: Batch) -> None:
-    """On the path of labels no operation asks for the value of a tensor, forward, backward, and in the reducer.
+    """With labels, no operation reads the value of a tensor on the host: forward, backward and in the reducer.
 
     The loss runs on tensors that have shapes but no values: `item`, `nonzero`, `unique`, `if tensor`, `tolist` and
     indexing by a mask all fail on them.
@@ -147,7 +147,7 @@ def check_compiled(loss: Any, case: Batch, backend: str) -> None:
 
 @law("loss", "once", stage="use", as_shipped_only=True)
 def it_learns(loss: Any, case: Batch) -> None:
-    """Thirty steps of Adam on random embeddings bring those of a class together, and apart from the others."""
+    """Thirty steps of Adam on random embeddings move those of a class together, and apart from the others."""
     reseed()
     loss = copy.deepcopy(loss)
     embeddings = case.embeddings.clone().requires_grad_()
@@ -164,7 +164,7 @@ def it_learns(loss: Any, case: Batch) -> None:
 
 
 def separation(embeddings: Tensor, labels: Tensor) -> float:
-    """Mean cosine similarity of the positive pairs, less that of the negative pairs."""
+    """Mean cosine similarity of the positive pairs, minus that of the negative pairs."""
     unit = torch.nn.functional.normalize(embeddings.detach())
     cosine, (pos, neg) = unit @ unit.T, all_pairs(labels)
     return (cosine[pos].mean() - cosine[neg].mean()).item()

@@ -41,7 +41,7 @@ def equal_scores_share_the_gradient_of_autograd(loss: Any, case: Batch) -> None:
 
 @law("loss", "batch", is_matrix_loss)
 def equal_samples_are_treated_alike(loss: Any, case: Batch) -> None:
-    """Two samples of one class that are equal have the same gradient: exchanged, they leave the batch as it is."""
+    """Two equal samples of one class have the same gradient: exchanging them does not change the batch."""
     exact, embeddings = on_a_grid(loss, case)
     embeddings, labels = torch.cat((embeddings, embeddings)), torch.cat((case.labels, case.labels))
     gradient = evaluate(exact, embeddings, labels).gradient
@@ -61,7 +61,7 @@ def _grid(x: Tensor) -> Tensor:
 
 @law("loss", "batch", is_matrix_loss, stage="engine")
 def divisors_agree_with_autograd(loss: Any, case: Batch) -> None:
-    """Under every way to reduce, the engine gives what ordinary autograd gives: its divisor is that of the loss."""
+    """With every reducer, the engine gives the result of ordinary autograd: its divisor is that of the loss."""
     if case.has_ties:
         return
     for reducer in (DivisorReducer(), SumReducer(), MeanReducer()):
@@ -86,7 +86,7 @@ def losses_of(loss: Any, *batch: Any) -> dict[str, Any]:
 
 @law("loss", "once", is_matrix_loss)
 def references_that_nobody_is_compared_with_change_nothing(loss: Any, case: Batch) -> None:
-    """One anchor or several, one reference or several: with more references, in no pair, the loss is the same."""
+    """Additional references that are in no pair do not change the loss, for one or several anchors and references."""
     for n, m in ((1, 1), (1, 3), (4, 1), (4, 2)):
         x, y = case.embeddings[:n], case.labels[:n]
         refs, ref_labels = case.embeddings[-m:] + 0.25, case.labels[-m:]
@@ -106,7 +106,7 @@ def a_single_reference_has_a_finite_loss(loss: Any, case: Batch) -> None:
 
 @law("loss", "once", is_matrix_loss)
 def labels_of_references_are_not_ignored(loss: Any, case: Batch) -> None:
-    """References that are the batch, with other labels: these say what the pairs are, or they are refused."""
+    """If the references are the batch with other labels, these labels decide the pairs, or they are refused."""
     x, y = case.embeddings, case.labels
     other = y.flip(0)
     assert not torch.equal(other, y)
@@ -121,7 +121,7 @@ def labels_of_references_are_not_ignored(loss: Any, case: Batch) -> None:
 
 @law("loss", "once")
 def one_zero_vector_moves_no_mountains(loss: Any, case: Batch) -> None:
-    """One zero vector among others, or one half of it zero: a gradient as of any other sample, in half precision too.
+    """A vector that is zero, or half zero, has a gradient of ordinary size, in half precision too.
 
     Where vectors are normalized, one without a direction has a gradient of 0.
     """
@@ -140,7 +140,7 @@ def one_zero_vector_moves_no_mountains(loss: Any, case: Batch) -> None:
 
 @law("loss", "once")
 def what_is_no_number_makes_the_loss_none(loss: Any, case: Batch) -> None:
-    """One sample of NaN, or of infinity, in a batch: the loss is not finite, so that a diverging run looks like one."""
+    """With a NaN or infinite sample in the batch, the loss is not finite, so that a diverging run is recognized."""
     for broken in (torch.nan, torch.inf):
         for k in (0, len(case.labels) - 1):
             embeddings = case.embeddings.clone()
@@ -152,7 +152,7 @@ def what_is_no_number_makes_the_loss_none(loss: Any, case: Batch) -> None:
 
 @law("loss", "once", is_row_loss)
 def what_is_no_number_stays_with_its_anchor(loss: Any, case: Batch) -> None:
-    """An anchor of NaN compared with references: its loss is NaN, those of the others and their gradients stay."""
+    """A NaN anchor compared with references has a NaN loss; losses and gradients of other anchors do not change."""
     refs, ref_labels = case.embeddings + 0.25, case.labels
     for broken in (torch.nan, torch.inf):
         embeddings = case.embeddings.clone()

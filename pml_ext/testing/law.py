@@ -48,9 +48,10 @@ class Law:
         name: the name of the function that states it.
         check: raises AssertionError if the subject breaks the law on the case.
         kind: what its cases are: "rows" a pair matrix, "batch" embeddings with labels, "once" one fixed batch.
-        applies: to which subjects.
-        stage: where it stands between cause and symptom.
-        as_shipped_only: whether other thresholds than the shipped ones would show nothing new.
+        applies: whether the law applies to a subject.
+        stage: its place in the order from cause to symptom.
+        as_shipped_only: whether the law is tried with the shipped thresholds only, because others would show nothing
+            new.
     """
 
     name: str
@@ -61,7 +62,7 @@ class Law:
     as_shipped_only: bool = False
 
     def __call__(self, subject: Any, case: Any) -> None:
-        """Hold the subject against the law, on one case."""
+        """Check the law for the subject on one case."""
         try:
             self.check(subject, case)
         except LawBroken:

@@ -147,7 +147,7 @@ def negated_distance_agrees(miner: PairMiner, case: Batch) -> None:
 
 @law("miner", "batch")
 def batch_is_not_written_to(miner: Any, case: Batch) -> None:
-    """Embeddings and labels come back as they went in, and no gradient flows."""
+    """Embeddings and labels are not modified, and no gradient flows."""
     given = case.embeddings.clone(), case.labels.clone()
     mine(miner, *given)
     for name, x in zip(("embeddings", "labels"), given, strict=True):
@@ -156,7 +156,7 @@ def batch_is_not_written_to(miner: Any, case: Batch) -> None:
 
 @law("miner", "rows", is_ours)
 def selection_is_a_subset(miner: PairMiner, case: Rows) -> None:
-    """Every pair that is selected was there to select from."""
+    """Every selected pair is one of the given pairs."""
     sim, pos, neg = case.matrix
     kept = _select(miner, sim, pos, neg)
     for name, before, after in (("positive", pos, kept.pos), ("negative", neg, kept.neg)):
@@ -198,7 +198,7 @@ def _select(miner: PairMiner, sim: Tensor, pos: Tensor, neg: Tensor) -> PairMask
 
 @law("miner", "once")
 def empty_in_empty_out(miner: Any, case: Batch) -> None:
-    """From no samples, or from samples without any pair, come index tensors without indices."""
+    """No samples, or samples without any pair, give empty index tensors."""
     empty = mine(miner, case.embeddings[:0], case.labels[:0])
     assert not any(len(index) for index in empty), "pairs of an empty batch"
     _check_pairs(empty, case.labels[:0], case.labels[:0])
@@ -209,7 +209,7 @@ def empty_in_empty_out(miner: Any, case: Batch) -> None:
 
 @law("miner", "once")
 def something_is_mined(miner: Any, case: Batch) -> None:
-    """From random embeddings come some positives and some negatives, so that the other laws say something."""
+    """Random embeddings give some positives and some negatives, so that the other laws are not empty."""
     _, p, *_, n = mine(miner, case.embeddings, case.labels)
     assert len(p), "no positives are mined from a random batch"
     assert len(n), "no negatives are mined from a random batch"

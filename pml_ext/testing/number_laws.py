@@ -1,4 +1,4 @@
-"""Laws of what numbers are made of: the dtype of labels, the default device, float32 far from the origin."""
+"""Laws of number formats: the dtype of labels, the default device, float32 far from the origin."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ LABELS = (
 
 @law("loss", "once")
 def every_dtype_of_labels_will_do(loss: Any, case: Batch) -> None:
-    """Labels of any integer or floating dtype, and bool, those of references too, have the loss of those of int64."""
+    """Labels of any integer or floating dtype or bool, also of references, give the same loss as int64."""
     refs = (None, case.embeddings + 0.25) if takes_pairs(loss) else None
     for labels, dtypes in ((case.labels, LABELS), ((case.labels > 0).long(), (torch.bool,))):
         expected = evaluate(loss, case.embeddings, labels)
@@ -55,7 +55,7 @@ def _unless_refused(loss: Any, *batch: Any) -> Any:
 
 @law("loss", "once")
 def every_default_device_will_do(loss: Any, case: Batch) -> None:
-    """Tensors on the CPU, another default device: every tensor made on the way is made where the embeddings are.
+    """With another default device, every tensor is created on the device of the embeddings.
 
     The other device is "meta", on which tensors have no values.
     """
@@ -90,7 +90,7 @@ _LAYOUTS = {"one long embedding": one_long, "two far clusters": far_clusters, "f
 # Where one has to wait for numbers, nobody looks which pairs are near.
 @law("loss", "once", is_matrix_loss, as_shipped_only=True)
 def float32_keeps_small_distances_among_large_ones(loss: Any, case: Batch) -> None:
-    """One long embedding, or two far clusters, under distances of vectors as they are: as in float64."""
+    """With one long embedding, or two distant clusters, and no normalization, float32 agrees with float64."""
     for power in (1, 2):
         far = with_attributes(loss, distance=LpDistance(normalize_embeddings=False, power=power))
         for name, layout in _LAYOUTS.items():
@@ -111,7 +111,7 @@ def _size(gradient: Tensor) -> Tensor:
 
 @law("miner", "once", lambda miner: is_ours(miner) and not is_random(miner), as_shipped_only=True)
 def float32_keeps_small_distances_among_large_ones_of_a_miner(miner: Any, case: Batch) -> None:
-    """One long embedding, or two far clusters, under distances of vectors as they are: the same pairs in float32."""
+    """With one long embedding, or two distant clusters, and no normalization, float32 mines the same pairs."""
     far = with_attributes(miner, distance=LpDistance(normalize_embeddings=False))
     for name, layout in _LAYOUTS.items():
         embeddings = layout(case).float()
@@ -121,7 +121,7 @@ def float32_keeps_small_distances_among_large_ones_of_a_miner(miner: Any, case: 
 
 @law("miner", "once")
 def every_dtype_of_labels_will_do_to_mine(miner: Any, case: Batch) -> None:
-    """Labels of any integer or floating dtype have the pairs of those of int64; so has bool."""
+    """Labels of any integer or floating dtype or bool give the same pairs as int64."""
     for labels, dtypes in ((case.labels, LABELS), ((case.labels > 0).long(), (torch.bool,))):
         expected = pairs_of(mine(miner, case.embeddings, labels))
         for dtype in dtypes:
@@ -134,7 +134,7 @@ def every_dtype_of_labels_will_do_to_mine(miner: Any, case: Batch) -> None:
 
 @law("miner", "once")
 def every_default_device_will_do_to_mine(miner: Any, case: Batch) -> None:
-    """Tensors on the CPU, another default device: the same pairs."""
+    """With another default device, the same pairs are mined."""
     expected = pairs_of(mine(miner, case.embeddings, case.labels))
     with torch.device("meta"):
         found = pairs_of(mine(miner, case.embeddings, case.labels))

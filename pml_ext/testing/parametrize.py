@@ -24,9 +24,9 @@ def parametrize_with_laws(
 
     Args:
         subjects: losses and miners, of this package, of PML or others; or their classes, or functions that make them.
-        expected_failures: None, or what gives the laws that a subject is known to break, each with the reason. They are
-            marked as strict `xfail`: a law that holds all the same is a failure.
-        dimension: of the embeddings; by default what the loss needs, or several.
+        expected_failures: None, or a function from a subject to the laws that it is known to break, each with the
+            reason. They are marked as strict `xfail`: a law that holds nevertheless is a failure.
+        dimension: dimension of the embeddings; by default that of the loss, or several.
         examples: how many cases to draw for each; by default as the hypothesis profile says.
 
     Raises:

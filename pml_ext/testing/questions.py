@@ -1,6 +1,6 @@
-"""What nobody who reads the documentation of PML 3 can know of it, and how to ask a PML 3 that is installed.
+"""Questions that the documentation of PML 3 leaves open, and how to answer them with an installed PML 3.
 
-This package works whichever the answers are; its tests run under both answers to most of them.
+This package works with any of the answers; its tests run with both answers to most questions.
 """
 
 from collections.abc import Callable

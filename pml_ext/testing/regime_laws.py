@@ -1,4 +1,4 @@
-"""Laws of the ways to compute: engine or autograd, in blocks or at once, small or large, the result is the same."""
+"""Laws of how a result is computed: engine or autograd, in blocks or at once, small or large, it is the same."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ LARGE = {
 
 @law("loss", "batch", is_ours, stage="engine", as_shipped_only=True)
 def thresholds_change_nothing(loss: Any, case: Batch) -> None:
-    """In blocks and groups of a few, and as on a device, value and gradient are those of all at once."""
+    """In small blocks and groups, and as on an asynchronous device, value and gradient are the same."""
     if case.has_ties:
         return
     references = (None, case.ref_emb, case.ref_labels) if case.ref_sizes and is_matrix_loss(loss) else ()
@@ -42,7 +42,7 @@ def large_batches_agree_with_autograd(loss: Any, case: Batch) -> None:
 
 @law("miner", "batch", lambda miner: is_ours(miner) and not is_random(miner), as_shipped_only=True)
 def thresholds_change_no_pair(miner: PairMiner, case: Batch) -> None:
-    """In blocks and groups of a few, as on a device and without the engine, the same pairs are mined."""
+    """In small blocks and groups, as on an asynchronous device, and without the engine, the same pairs are mined."""
     if case.has_ties:
         return
     references = (case.ref_emb, case.ref_labels) if case.ref_sizes else ()

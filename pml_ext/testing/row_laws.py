@@ -24,7 +24,7 @@ def call(loss: Any, sim: Tensor, pos: Tensor, neg: Tensor) -> Tensor | Counted:
 
 
 def prepared(loss: Any, sim: Tensor, pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The matrix as the shell hands it over: rows that lack pairs substituted, or the whole matrix."""
+    """The matrix as the base class passes it on: rows that lack pairs substituted, or the whole matrix."""
     if not isinstance(loss, BatchLoss):
         return substitute(sim, pos, neg, loss.needs)
     *flat, defined = substitute(sim.flatten(-2), pos.flatten(-2), neg.flatten(-2), loss.needs)
@@ -102,7 +102,7 @@ def column_order_is_irrelevant(loss: Any, case: Rows) -> None:
 
 @law("loss", "rows", is_matrix_loss)
 def unselected_pairs_have_no_influence(loss: Any, case: Rows) -> None:
-    """Scores of +-1e4 in their place change nothing, and their gradient is exactly zero."""
+    """Scores of +-1e4 at unselected pairs change nothing, and their gradient is exactly zero."""
     sim, pos, neg = case.matrix
     expected, gradient = gradient_of(loss, sim, pos, neg)
     for sign in (1, -1) if case.inverted else (-1,):
@@ -117,7 +117,7 @@ def unselected_pairs_have_no_influence(loss: Any, case: Rows) -> None:
 
 @law("loss", "rows", is_matrix_loss)
 def matrix_is_not_written_to(loss: Any, case: Rows) -> None:
-    """Scores and masks come back as they went in."""
+    """Scores and masks are not modified."""
     *given, _ = prepared(loss, *case.matrix)
     versions = [x._version for x in given]
     call(loss, *given)
@@ -161,8 +161,9 @@ def float32_is_float64_rounded(loss: Any, case: Rows) -> None:
 def levels_are_declared(loss: Any, case: Any) -> None:
     """No hyperparameter outside `levels` behaves as an absolute level of the score.
 
-    One that does must be declared, because the shell negates levels where it negates distances: such a number moves
-    along with the scores without any change of the loss, while the scores alone cannot move.
+    Such a hyperparameter must be declared, because the base class negates levels when it negates distances. It is
+    recognized by a loss that does not change when scores and hyperparameter are shifted together, but changes when only
+    the scores are.
     """
     sim, pos, neg = Rows(16, 6, inverted=loss.distance.is_inverted).matrix
     sim = sim if loss.distance.is_inverted else sim / 2 - 1  # distances in [1, 2], so that they may move by 1

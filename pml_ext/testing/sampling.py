@@ -1,4 +1,4 @@
-"""Whether what a miner draws at random has the distribution that it declares."""
+"""Whether the random draws of a miner have the distribution that it declares."""
 
 import itertools
 import math
@@ -44,7 +44,8 @@ def assert_frequencies(
     Args:
         drawn: the outcomes, one for each draw: items, or frozensets of items.
         expected: the probability of every outcome that is possible.
-        significance: the probability to fail a right sampler; with a fixed seed it fails always or never.
+        significance: the probability of rejecting a correct sampler; with a fixed seed, a sampler fails always or
+            never.
 
     Raises:
         AssertionError: an outcome is impossible or the frequencies are too far off.

@@ -1,4 +1,4 @@
-"""Laws of miners at the edges: a miner that calls itself a function of rows, a single reference."""
+"""Laws of miners at the edges: a miner that declares itself a function of rows, a single reference."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from pml_ext.testing.miner_laws import mine
 
 @law("miner", "rows", lambda miner: is_ours(miner) and miner.is_row_function)
 def a_row_function_is_one(miner: PairMiner, case: Rows) -> None:
-    """A miner that says so selects row by row, the same in every call, and draws nothing: a loss may ask it again."""
+    """A miner with `is_row_function` selects row by row and without random draws, so that a loss may call it again."""
     sim, pos, neg = case.matrix
     torch.default_generator.manual_seed(0)
     before = torch.get_rng_state()

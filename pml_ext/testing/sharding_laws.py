@@ -1,4 +1,4 @@
-"""Laws of several processes, with threads in their place: however a batch is divided, nothing changes."""
+"""Laws of several processes, simulated by threads: however a batch is divided, nothing changes."""
 
 import copy
 import random
@@ -87,7 +87,7 @@ def _run(called: Any, loss: Any, arguments: Any, batch: Any, calls: int) -> Run:
 
 @law("loss", "batch", is_ours, stage="use", as_shipped_only=True)
 def sharding_changes_nothing(loss: Any, case: Batch) -> None:
-    """Several processes, each with some samples or none, have the value of one with all, and its gradients and state.
+    """Several processes, each with some samples or none, have the value, gradients and state of one process with all.
 
     The value is the same on each of them, the gradients of the loss's own parameters are too, and all of them exchange
     the same, whatever samples they have.
@@ -120,7 +120,7 @@ def check_sharding(loss: Any, miner: Any, case: Batch) -> None:
 
 @law("miner", "batch", stage="use", as_shipped_only=True)
 def sharding_changes_no_pair(miner: Any, case: Batch) -> None:
-    """Several processes find the pairs that one finds."""
+    """Several processes find the same pairs as one process."""
     case = replace(case, layout="random", ref_sizes=())
     reseed()
     one = settled(miner)(case.embeddings, case.labels)

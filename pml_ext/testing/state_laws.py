@@ -38,7 +38,7 @@ def evaluation_changes_no_state(loss: Any, case: Batch) -> None:
 
 @law("loss", "once", has_state)
 def a_bad_batch_is_survived(loss: Any, case: Batch) -> None:
-    """After a batch with a sample of NaN, or of infinity, the state is finite, and the next batch has a finite loss."""
+    """After a batch with a NaN or infinite sample the state is finite, and the next batch has a finite loss."""
     for broken in (torch.nan, torch.inf, -torch.inf):
         bad = case.embeddings.clone()
         bad[1] = broken
@@ -50,7 +50,7 @@ def a_bad_batch_is_survived(loss: Any, case: Batch) -> None:
 
 @law("loss", "once", has_state)
 def state_comes_back_from_a_file(loss: Any, case: Batch) -> None:
-    """With labels of every dtype, fractions among them, a saved and loaded loss is the one that was saved."""
+    """With labels of every dtype, fractions among them, a loaded loss is equal to the one that was saved."""
     for dtype in LABELS:
         for labels in ((case.labels / 2).to(dtype), case.labels.to(dtype)):
             try:
@@ -69,7 +69,7 @@ def state_comes_back_from_a_file(loss: Any, case: Batch) -> None:
 
 @law("loss", "once", has_state)
 def a_narrow_batch_narrows_no_state(loss: Any, case: Batch) -> None:
-    """After wide labels and embeddings, narrow ones: what was remembered is kept to the last digit."""
+    """Labels and embeddings of a narrower dtype do not reduce the precision of the state."""
     loss = trained(loss, case.embeddings, case.labels)
     before = {name: buffer.dtype for name, buffer in loss.named_buffers()}
     loss = trained(loss, case.embeddings.float(), case.labels.to(torch.int8))
@@ -80,7 +80,7 @@ def a_narrow_batch_narrows_no_state(loss: Any, case: Batch) -> None:
 
 @law("loss", "once")
 def inference_before_training_does_no_harm(loss: Any, case: Batch) -> None:
-    """A call under `inference_mode`, then training: as after a call under `no_grad`."""
+    """Training after a call under `inference_mode` is the same as after a call under `no_grad`."""
     found = []
     for mode in (torch.inference_mode, torch.no_grad):
         called = copy.deepcopy(loss).train()

@@ -1,4 +1,4 @@
-"""What came of holding a loss or a miner against the laws: one verdict a law, and a table that shows itself."""
+"""The results of checking a loss or a miner: one verdict per law, and their table."""
 
 import textwrap
 from collections import Counter
@@ -13,16 +13,16 @@ Result = Literal["passed", "failed", "expected failure", "unexpected pass", "not
 
 @dataclass(frozen=True)
 class Verdict:
-    """One law, as a subject kept it or not.
+    """The result of one law for one subject.
 
     Args:
         law: its name.
-        result: "passed"; "failed"; "expected failure", one that was announced; "unexpected pass", one that was
-            announced and does not show; or "not applicable".
-        tried: the number of cases that were tried, each in one way to compute it.
-        case: the smallest that was found to break the law, or None.
+        result: "passed"; "failed"; "expected failure", one that was announced; "unexpected pass", an announced failure
+            that does not occur; or "not applicable".
+        tried: the number of cases that were tried.
+        case: the smallest case found that breaks the law, or None.
         text: what was wrong, or why it was expected.
-        regime: the thresholds in force when it broke.
+        regime: the regime in which it was broken.
     """
 
     law: str

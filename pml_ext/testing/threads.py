@@ -1,4 +1,4 @@
-"""Threads in the place of processes: a case of several takes milliseconds, and an error has a traceback."""
+"""Threads that simulate processes: a test takes milliseconds, and an error has a traceback."""
 
 import threading
 from collections.abc import Callable
@@ -102,13 +102,14 @@ def run_as_ranks(size: int, function: Callable[[Threads], T], *, timeout: float 
     """Run a function in several threads that take the place of processes, each called with its `Group`.
 
     Args:
-        size: how many.
-        function: what each does; `group.rank` is its number. It is given to `DistributedLoss` as `group`.
-        timeout: seconds after which those who wait for each other give up.
+        size: number of threads.
+        function: called in each thread with its group, whose `rank` is the number of the thread; pass it to
+            `DistributedLoss` as `group`.
+        timeout: seconds after which threads that wait for each other give up.
 
     Raises:
-        Exception: what one of them raised first.
-        RuntimeError: they do not exchange the same.
+        Exception: the first exception of a thread.
+        RuntimeError: the threads do not make the same exchanges.
 
     Example:
         >>> import torch
