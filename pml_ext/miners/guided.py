@@ -20,8 +20,9 @@ class GuidedMiner(Configured, _pml.Miner):
 
     where g are the scores of the guide, the embeddings of the same samples by a good, frozen model. Then the inner
     miner selects by the scores of the embeddings, so that the hardest of the negatives that the guide allows are kept.
-    It helps where labels are incomplete; a guide that is less reliable than the labels does harm. An anchor without
-    kept negatives drops out, with its positives.
+    It is for labels that are incomplete; where classes were split at random it was no gain (`docs/mining.md`), and a
+    guide that is less reliable than the labels does harm. An anchor without kept negatives drops out, with its
+    positives.
 
     Args:
         miner: a miner of this package that mines among the pairs that the guide allows, with a distance of its own;

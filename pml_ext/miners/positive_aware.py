@@ -89,8 +89,8 @@ class PositiveAwareMiner(PairMiner):
 
     A negative as near as a positive may be an unlabeled positive. With clean labels, however, it is the very error to
     learn from, and this miner does harm: with `reference="min"` and an absolute margin it keeps exactly the negatives
-    that multi-similarity mining, and `HardNegativePairMiner`, leave out. An anchor without kept negatives drops out,
-    with its positives.
+    that multi-similarity mining, and `HardNegativePairMiner`, leave out. Where classes were split at random it was no
+    gain either (`docs/mining.md`). An anchor without kept negatives drops out, with its positives.
 
     Args:
         absolute_margin: how much less similar than r_i a negative must be, at least 0; None (default) for no such
