@@ -11,7 +11,13 @@ from pml_ext.evaluation import Interval, mean_interval
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 # Files with one line for each run of the main job, what they are called in a sentence, and the data if no line says it.
-_RETRIEVAL = {"frozen_cub": ("every method at its defaults", "CUB"), "reality": ("every method tuned alike", "")}
+_RETRIEVAL = {
+    "frozen_cub": ("every method at its defaults", "CUB"),
+    "since_2018": ("some methods at their defaults", ""),
+    "reality": ("every method tuned alike", ""),
+}
+# Of lines that say what was done to the labels, and how batches were made, those of ordinary ones.
+_ORDINARY = {"condition": "clean", "sampler": "classes"}
 _METRICS = {"recall_at_1": "recall@1", "mean_average_precision_at_r": "MAP@R"}
 UNTRAINED = ("frozen trunk", "untrained head")
 # The batch of the speed table: samples, dimension, samples of a class.
@@ -26,6 +32,8 @@ def retrieval(name: str) -> Table:
     """Means and 95 % intervals over the seeds of a file; no data sets if there is no such file yet."""
     values: dict[str, dict[str, dict[str, list[float]]]] = {}
     for line in _lines(name):
+        if any(line.get(key, value) != value for key, value in _ORDINARY.items()):
+            continue
         data = line.get("data") or _RETRIEVAL[name][1]
         of_method = values.setdefault(data, {}).setdefault(line["loss"].partition("(")[0], {})
         for metric in _METRICS:

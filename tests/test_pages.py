@@ -82,6 +82,25 @@ def test_results_of_a_method_are_those_of_the_table(module):
         assert measured._interval(methods[name]["recall_at_1"]) == cells[0]
 
 
+def test_results_of_ordinary_labels_and_batches_only(module):
+    """Of the runs since 2018 those with clean labels and random classes."""
+    measured = module("measured")
+    found = measured.retrieval("since_2018")
+    page = (measured.RESULTS / "since_2018.md").read_text(encoding="utf-8")
+    head, _, *rows = (
+        page.partition("## Clean labels\n\n### MAP@R, in per cent\n\n")[2].partition("\n\n")[0].splitlines()
+    )
+    sets = [cell.strip() for cell in head.strip("|").split("|")][1:]
+    assert set(sets) == set(found)
+    means = {}
+    for row in rows:
+        name, *cells = (cell.strip() for cell in row.strip("|").split("|"))
+        means |= {(data, name): cell.split(" ")[0] for data, cell in zip(sets, cells, strict=True)}
+    for data, methods in found.items():
+        for name, metrics in methods.items():
+            assert f"{metrics['mean_average_precision_at_r'].mean:.1f}" == means[data, name], (data, name)
+
+
 def test_results_of_several_data_sets(module, monkeypatch, tmp_path):
     measured = module("measured")
     metrics = {"recall_at_1": 0.5, "mean_average_precision_at_r": 0.25}
