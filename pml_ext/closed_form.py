@@ -39,7 +39,7 @@ class Sides(NamedTuple):
 
     @property
     def gathered(self) -> bool:
-        """Whether the positives have been gathered, scores are numbers, and to look at them waits for nothing."""
+        """Whether the positives have been gathered, no score is NaN, and reading scores needs no synchronization."""
         return self.columns is not None and looks_are_free(self.pos)
 
     @property
@@ -66,9 +66,9 @@ class Sides(NamedTuple):
         return torch.where(self.pos > ABSENT / 2, -ABSENT, self.pos)
 
     def only_hardest_neg(self) -> tuple[Tensor, Tensor] | None:
-        """The nearest negative of each row with its column [b, 1] each; None where equals would have to share.
+        """The nearest negative of each row and its column, [b, 1] each; None where ties would have to share the weight.
 
-        Deprecated: `on_hardest_neg` puts the weight there, equals or not.
+        Deprecated: use `on_hardest_neg`, which puts the weight there, with or without ties.
         """
         warnings.warn("only_hardest_neg is called on_hardest_neg now, and takes the weight", DeprecationWarning, 2)
         top = self.hardest_neg()
@@ -80,7 +80,7 @@ class Sides(NamedTuple):
     def on_hardest_neg(self, score: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         """The weight [b, 1] on the nearest negative of each row, of that score, and its column; overwrites `neg`.
 
-        On all columns, and None, where equals have to share, and where few columns are no gain.
+        Where ties have to share the weight, or few columns are not faster, the weight on all columns, and None.
         """
         hits = torch.eq(self.neg, score, out=self.neg)
         times = hits.sum(1, keepdim=True)

@@ -19,7 +19,7 @@ Needs = Literal["both", "positives", "negatives", "either"]
 
 
 class Counted(NamedTuple):
-    """One loss per anchor [..., n], and what the anchor adds to the divisor of the batch, an integer [..., n]."""
+    """One loss per anchor [..., n], and what each anchor adds to the divisor of the batch, an integer [..., n]."""
 
     losses: Tensor
     counts: Tensor
@@ -136,8 +136,8 @@ def softplus(x: Tensor) -> Tensor:
 def masked_logsumexp(x: Tensor, mask: Tensor) -> Tensor:
     """Log of the sum of exponentials of the entries in the mask, [...].
 
-    An empty mask gives about the most negative number of the dtype, with a gradient of 0. The fill is finite because
-    minus infinity would send NaN through the gradient of an empty row.
+    An empty mask gives about the most negative number of the dtype, with a gradient of 0. The fill value is finite,
+    because minus infinity would make the gradient of an empty row NaN.
     """
     return x.masked_fill(~mask, torch.finfo(x.dtype).min).logsumexp(-1)
 
@@ -163,13 +163,13 @@ def masked_min(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def first_max(x: Tensor, mask: Tensor) -> Tensor:
-    """Mask of the largest entry in the mask, the first of equals: one per row, none for an empty mask."""
+    """Mask of the largest entry in the mask: one per row, the first of equal ones; none for an empty mask."""
     index = x.masked_fill(~mask, -torch.inf).argmax(-1, keepdim=True)
     return mask & (torch.arange(x.shape[-1], device=x.device) == index)
 
 
 def nearest(x: Tensor, mask: Tensor, k: int) -> Tensor:
-    """Mask of the k largest entries in the mask, or of all if there are fewer; never more than k, also among equals."""
+    """Mask of the k largest entries in the mask, or of all if there are fewer; never more than k, even with ties."""
     if k >= x.shape[-1]:
         return mask
     if looks_are_free(x) and mask.numel():
@@ -186,7 +186,7 @@ def nearest(x: Tensor, mask: Tensor, k: int) -> Tensor:
 def neighbors(sim: Tensor, pos: Tensor, neg: Tensor, k: int | None) -> tuple[Tensor, Tensor]:
     """The positives and negatives closer than the (k+1)-th nearest reference; None means all.
 
-    If no positive is that close, the nearest one is kept: only a row without positives has none after it.
+    If no positive is that close, the nearest one is kept, so that only a row without positives ends with none.
     """
     if k is None or k >= sim.shape[-1]:
         return pos, neg
@@ -212,8 +212,8 @@ def largest(x: Tensor, k: int, more: Tensor | None = None) -> Tensor:
 def kth_largest(x: Tensor, k: Tensor) -> Tensor:
     """The k-th largest number of each row, [..., 1]: x [..., m] of float32 or float64, k [..., 1] from 1 on.
 
-    A constant to the gradient, and anything for k < 1. Where k differs from row to row nothing need be sorted: floats
-    are as many as integers, in the same order, so the bits of the k-th largest are found one by one, by counting.
+    It is a constant to the gradient, and arbitrary for k < 1. Rows with different k are not sorted: floats have the
+    order of their bits read as integers, so the bits of the k-th largest are found one by one, by counting.
     """
     x = x.detach()
     if x.shape[-1] <= thresholds.SORTED_LENGTH:

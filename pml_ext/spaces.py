@@ -71,12 +71,12 @@ Around = Callable[[float], Range]
 
 
 def times(factor: float) -> Around:
-    """A factor up and down: steepness, margins of differences, scales."""
+    """A factor up and down: for steepness, margins of differences, scales."""
     return lambda value: Range(value / factor, value * factor, value, log=True)
 
 
 def level(reach: float, least: float = -math.inf) -> Around:
-    """So much up and down: a level of the distance, whatever distance that is."""
+    """A step up and down: for a level of the distance, with any distance."""
     return lambda value: Range(max(value - reach, least), value + reach, value)
 
 

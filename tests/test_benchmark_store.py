@@ -410,7 +410,7 @@ def test_damage_is_called_damage(content, finished, tmp_path):
 @pytest.mark.parametrize("content", [3, [1, 2], {"history": []}, {"identity": 1, "history": []}, {"weights": {}}])
 def test_a_file_that_is_no_checkpoint(content, tmp_path):
     torch.save(content, tmp_path / "checkpoint.pt")
-    with pytest.raises(checkpoint.DamagedError, match="is no checkpoint of this version"):
+    with pytest.raises(checkpoint.DamagedError, match="is not a checkpoint of this version"):
         checkpoint.load(tmp_path, CPU, IDENTITY)
 
 

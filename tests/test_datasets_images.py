@@ -156,8 +156,8 @@ def broken(folder):
         "truncated.jpg": (jpeg[:1000], "truncated"),
         "damaged.png": (bytes(damaged), "not a readable image"),
         "empty.jpg": (b"", "it is empty"),
-        "page.jpg": (b"<!DOCTYPE html><html></html>", "it is no JPEG"),
-        "script.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is no JPEG"),
+        "page.jpg": (b"<!DOCTYPE html><html></html>", "it is not a JPEG"),
+        "script.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is not a JPEG"),
     }
     for name, (data, _) in files.items():
         (folder / name).write_bytes(data)

@@ -72,7 +72,7 @@ def test_what_takes_no_matrix_is_refused(x):
         MinedLoss(stock, HardNegativePairMiner())(x, LABELS, mat=mat)
     with pytest.raises(ValueError, match="MultiSimilarityMiner of PML 2 takes no mat"):
         MinedLoss(RAWLoss(), miners.MultiSimilarityMiner())(x, LABELS, mat=mat)
-    with pytest.raises(ValueError, match="not AnchorWeightedLoss"):
+    with pytest.raises(ValueError, match="not for AnchorWeightedLoss"):
         MinedLoss(AnchorWeightedLoss(RAWLoss()), HardNegativePairMiner())(x, LABELS, mat=mat)
     with pytest.raises(ValueError, match="MultiSimilarityMiner of PML 2 takes no indices_tuple"):
         CappedMiner(miners.MultiSimilarityMiner(), 2)(x, LABELS, indices_tuple=label_masks(LABELS, LABELS).indices())

@@ -71,7 +71,7 @@ def load(folder: Path, device: torch.device, identity: dict[str, Any]) -> dict[s
     except FileNotFoundError:
         return None
     if not (isinstance(saved, dict) and isinstance(saved.get("identity"), dict) and "history" in saved):
-        raise DamagedError(f"{path} is no checkpoint of this version; delete it to train this run again")
+        raise DamagedError(f"{path} is not a checkpoint of this version; delete it to train this run again")
     if saved["identity"] != identity:
         other = ", ".join(f"{key} {value}" for key, value in saved["identity"].items() if value is not None)
         raise DamagedError(f"{path} is the checkpoint of another run ({other}); delete it to train this one again")

@@ -1,4 +1,4 @@
-"""What an experiment tells while it runs: to trackers and whoever else listens."""
+"""The events of a running experiment, for trackers and other callbacks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunStarted:
-    """A loss begins to train, or goes on, with one seed.
+    """The training of a loss with one seed begins or continues.
 
     Args:
         loss: its name.
@@ -53,7 +53,7 @@ class RunEnded:
     """A run was tested, or has failed.
 
     Args:
-        result: what its line in results.jsonl says.
+        result: the result that its line in results.jsonl holds.
     """
 
     result: Result

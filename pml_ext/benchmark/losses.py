@@ -4,7 +4,7 @@
     RAWLoss                     a loss class of this package
     HDML-Triplet                a method of `pml_ext.trainers.methods`
     pml:TripletMarginLoss       a loss class of PML; the prefix may be left out where we have no class of that name
-    my_losses:MyLoss            a class or function of one's own
+    my_losses:MyLoss            a class or function of your own
     RAW(gamma=0.3, alpha=4)     any of these with arguments, which are literals
     RAW(miner.epsilon=0.2)      an argument of a part
     RAW(learning_rate=1e-4)     a learning rate of its own, in the place of the experiment's (also trunk_learning_rate,
@@ -69,13 +69,13 @@ class LossSpec:
         """Build the loss and its miner.
 
         Raises:
-            BenchmarkError: arguments that do not fit, or an argument without a default that nobody can know.
+            BenchmarkError: arguments that do not fit, or an argument without a default whose value is unknown.
         """
         return self.make(classes, embedding_size)
 
 
 def parse_all(specs: Any) -> tuple[LossSpec, ...]:
-    """Every loss that is asked for, with different names: one or several of the forms above; "all" is the catalog."""
+    """All losses that are given, with different names: one or several of the forms above; "all" is the catalog."""
     if isinstance(specs, str) or not isinstance(specs, Iterable) or _is_pair(specs):
         specs = (specs,)
     listed = [each for spec in specs for each in (catalog_names() if spec == "all" else (spec,))]
@@ -145,7 +145,7 @@ class Searched:
 def searched(spec: Any) -> Searched:
     """What a search may change in a loss: the space of a recipe or class, without the arguments that are given.
 
-    A class of one's own may declare `space`, from argument to `pml_ext.spaces.Range`.
+    A user-defined class may declare `space`, a mapping from arguments to `pml_ext.spaces.Range`.
 
     Raises:
         BenchmarkError: a loss that is not written as a text, or unknown.

@@ -31,14 +31,14 @@ class Batches(Protocol):
         """The batches of the next epoch, as indices of images."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it stands, between two epochs."""
+        """Its state, between two epochs."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where the state stood."""
 
 
 class RefreshedBatches:
-    """Batches by a rule that looks at embeddings of the training set; until then classes come together at random.
+    """Batches by a rule that uses embeddings of the training set; until it gets any, classes are selected at random.
 
     An epoch is a function of the seed, its number and the last embeddings that were given.
 
@@ -73,7 +73,7 @@ class RefreshedBatches:
         self.passed = 0
 
     def refresh(self, embeddings: Tensor) -> None:
-        """Look at embeddings [n, d] of the training set, before the next epoch."""
+        """Use embeddings [n, d] of the training set, before the next epoch."""
         if not self.mines:
             self.by_class.set_epoch(self.passed)
             self.by_class.refresh(embeddings)
@@ -98,7 +98,7 @@ class RefreshedBatches:
         return chosen
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it stands, between two epochs."""
+        """Its state, between two epochs."""
         mined = None if self.mined is None else self.mined.state_dict()
         return {"passed": self.passed, "rule": self.by_class.rule.state(), "mined": mined}
 

@@ -35,7 +35,7 @@ BAR_AFTER = 2.0  # seconds
 
 @dataclass(frozen=True)
 class Description:
-    """What stands beside the weights.
+    """The description of a model, which is stored beside its weights.
 
     Args:
         trunk: its name, or "vectors" where the samples are vectors already.
@@ -68,10 +68,10 @@ def save(folder: str | Path, network: Network, description: Description, *, trun
     Args:
         folder: where they are to be; it need not be there.
         network: with the weights.
-        description: what stands beside them.
+        description: the description, which is stored beside them.
         trunks_in: a folder in which the weights of the trunk are kept once for all models that have them: each of these
-            has a second name of that file, `trunk.pt`, and stays whole whatever becomes of the others. Default None:
-            they are in `weights.pt`.
+            has a second name of that file, `trunk.pt`, and stays complete if the others are deleted. Default None: they
+            are in `weights.pt`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

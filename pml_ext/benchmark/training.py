@@ -138,7 +138,7 @@ class Run:
 
     @property
     def failure(self) -> str:
-        """What was wrong with the embeddings when they were last looked at; "" if nothing was."""
+        """What was wrong with the embeddings at the last health check; "" if nothing was."""
         return "" if self.health is None else self.health.failure
 
     @property
@@ -147,7 +147,7 @@ class Run:
         return identity(self.name, self.seed, self.fold)
 
     def train(self) -> Tested:
-        """Train from where the run stands to its last epoch, then test.
+        """Train from the current epoch to the last one, then test.
 
         Raises:
             Diverged: the loss became infinite or not a number.
@@ -157,7 +157,7 @@ class Run:
         return self._test()
 
     def fit(self) -> None:
-        """Train from where the run stands to its last epoch; the test classes are not looked at.
+        """Train from the current epoch to the last one; the test classes are not used.
 
         Raises:
             Diverged: the loss became infinite or not a number.

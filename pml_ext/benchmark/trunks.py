@@ -4,7 +4,7 @@ conv4                   four convolutions, from scratch
 efficientnet_lite0      weights of ImageNet from a package of the registry
 timm:NAME               any model of timm
 torchvision:NAME        any classifier of torchvision
-package.module:factory  a function or class of one's own, called without arguments
+package.module:factory  a function or class of your own, called without arguments
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Trunk:
     """A trunk as it was built.
 
     Args:
-        name: as it was asked for.
+        name: the name that was given.
         module: images [n, channels, height, width] -> features [n, features], or maps [n, features, ..] to average.
         preprocessing: what the module wants its images to be; None for any.
         pretrained: whether weights were loaded.
@@ -79,8 +79,8 @@ def build(trunk: str | nn.Module, image_shape: tuple[int, ...], weights: str = P
     Args:
         trunk: a name as above, or a module.
         image_shape: (channels, height, width) of the images, for `conv4`.
-        weights: "pretrained" for those that come with the network (none with `conv4` and one's own), "random", or a
-            file of weights (a state dict, in torch's format or as safetensors). Default "pretrained".
+        weights: "pretrained" for those that come with the network (none with `conv4` and user-defined networks),
+            "random", or a file of weights (a state dict, in torch's format or as safetensors). Default "pretrained".
 
     Raises:
         BenchmarkError: an unknown name, a package that is not installed, weights that cannot be had.

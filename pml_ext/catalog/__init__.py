@@ -1,6 +1,6 @@
-"""The methods of the literature by name: what each is made of, and the tables of the documentation.
+"""The methods of the literature by name, with their parts, and the tables of the documentation.
 
-A recipe is a function that makes a loss, or a loss and its miner: `recipe` puts one of your own beside these.
+A recipe is a function that makes a loss, or a loss and its miner; `recipe` adds one of your own.
 `python -m pml_ext.catalog` prints the tables; `python -m pml_ext.catalog docs/catalog.md` writes them into that file.
 """
 

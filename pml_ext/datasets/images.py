@@ -146,7 +146,7 @@ def opened(path: str) -> Image.Image:
         return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
     except UnidentifiedImageError as error:
         size = Path(path).stat().st_size
-        reason = "it is empty" if size == 0 else "it is no JPEG, PNG, WebP, GIF, BMP, TIFF or PPM"
+        reason = "it is empty" if size == 0 else "it is not a JPEG, PNG, WebP, GIF, BMP, TIFF or PPM"
         raise DataError(f"{path!r} is not a readable image: {reason}") from error
     except OSError as error:
         raise DataError(f"{path!r} cannot be read: {error.strerror or error}") from error

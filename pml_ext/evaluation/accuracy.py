@@ -181,7 +181,7 @@ class RetrievalAccuracyCalculator:
         return self.kmeans_func(query, len(query_labels.flatten().unique()))
 
     def determine_k(self, bin_counts: Tensor, num_reference_embeddings: int, ref_includes_query: bool) -> int:
-        """How many neighbors the metrics that are no recall look at."""
+        """How many neighbors the metrics other than recall use."""
         largest, own = int(bin_counts.max()), int(ref_includes_query)
         if self.k == "max_bin_count":
             return largest - own
@@ -196,7 +196,7 @@ class RetrievalAccuracyCalculator:
         return int(self.k)
 
     def check_primary_metrics(self, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
-        """Raise ``TypeError`` or ``ValueError`` if an argument is no tuple or list of names of metrics."""
+        """Raise ``TypeError`` or ``ValueError`` if an argument is not a tuple or list of names of metrics."""
         for argument, names in (("include", include), ("exclude", exclude)):
             if not isinstance(names, (tuple, list)):
                 raise TypeError(f"{argument} must be a tuple or list of names of metrics, got {names!r}")
@@ -370,7 +370,7 @@ class RetrievalAccuracyCalculator:
     def _recalls(
         self, names: set[str], first: Tensor, query_labels: Tensor, not_lone_query_mask: Tensor
     ) -> dict[str, float | list[float]]:
-        """Recall at every k that is asked for, from one histogram of the ranks of the first matches."""
+        """Recall at every requested k, from one histogram of the ranks of the first matches."""
         wanted = sorted(k for k in self.recall_at if _metric_name(k) in names)
         first = first[not_lone_query_mask]
         if self.avg_of_avgs or self.return_per_class:

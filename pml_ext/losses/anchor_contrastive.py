@@ -43,7 +43,7 @@ class AnchorContrastiveLoss(RowLoss):
 
         L_i = mean_{p in P_i} [D_ip - pos_margin]+ + mean_{n in N_i} [neg_margin - D_in]+
 
-    A missing side contributes 0. The mean is over active and inactive pairs alike; with `average=False` it is a sum.
+    A missing side contributes 0. The mean is over active and inactive pairs; with `average=False` it is a sum.
 
     Args:
         pos_margin: the distance below which a positive costs nothing; a level of the distance.

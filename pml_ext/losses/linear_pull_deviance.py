@@ -66,7 +66,7 @@ class LinearPullDevianceLoss(RowLoss):
         L_i = mean_{p in P'_i} (b_i - s_ip)
             + balance/beta mean_{n in N'_i} log(1 + exp(beta (s_in - b_i)))   if N'_i is not empty, else 0
 
-    The pull has no lower bound: a loss below 0 is no error.
+    The pull has no lower bound: a negative loss is not an error.
 
     Args:
         beta: steepness on negatives, above 0.

@@ -67,8 +67,8 @@ class SupAPLoss(RowLoss):
     Source:
         Ramzi et al., "Robust and Decomposable Average Precision for Image Retrieval", NeurIPS 2021, arXiv 2110.01445;
         with `AnchorContrastiveLoss(pos_margin=0.9, neg_margin=0.6)` beside it, as calibration, it is the recipe
-        ROADMAP. The configurations of its code have offset=1.44, which jumps down by 0.05, and for iNaturalist
-        start=0, offset=1, which is no bound; the anchor is one of its own positives there, and it cannot be trained
+        ROADMAP. The configurations of its code have offset=1.44, which jumps down by 0.05, and for iNaturalist start=0,
+        offset=1, which is not an upper bound; the anchor is one of its own positives there, and it cannot be trained
         with a current torch, which has no derivative of `heaviside`. HAPPIER's loss with two levels of relevance is
         this one.
 

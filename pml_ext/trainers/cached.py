@@ -113,7 +113,7 @@ class Cached(nn.Module):
 
 
 class _Chunks(nn.Module):
-    """What stands in the place of a network while `DistributedDataParallel` calls it."""
+    """A placeholder for the network while `DistributedDataParallel` calls it."""
 
     def __init__(self, network: nn.Module, chunk_size: int) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ from pml_ext.vectors import in_full
 
 
 class LossWrapper(Configured, _pml.Loss):
-    """A loss made of another loss, ours or PML's. Subclasses implement `loss_dict`.
+    """A loss that is made from another loss, ours or PML's. Subclasses implement `loss_dict`.
 
     The inner loss keeps its own distance, reducer and regularizers; the wrapper shares its distance.
 
