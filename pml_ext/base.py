@@ -101,9 +101,8 @@ class RowLoss(MatrixLoss):
     that lacks the pairs in `needs` has a loss of exactly 0 and a zero gradient.
 
     Args:
-        chunk_size: the number of anchors that are computed at a time; their matrices are computed again in the backward
-            pass, so that memory grows with chunk_size * m instead of n * m. Value and gradient are the same. None
-            (default) for all anchors at once.
+        chunk_size: how many anchors are computed at a time, and again in the backward pass, so that memory grows with
+            chunk_size * m, not n * m. Value and gradient are the same. None (default) for all anchors at once.
         kwargs: those of every PML loss: `distance`, `reducer`, `embedding_regularizer`, `embedding_reg_weight`,
             `collect_stats`.
     """
