@@ -135,7 +135,7 @@ def test_a_page_tells_what_the_docstrings_tell():
         "distance: CosineSimilarity(p=2, power=1) of normalized embeddings, larger is closer",
         "reducer: MeanReducer",
         "Miner: HardNegativePairMiner(epsilon=0.05)",
-        "DM18's BinDeviance is this loss",
+        "BinDeviance is this loss on the pairs of",
     ):
         assert text in page
     assert sections("One line.\n\nArgs:\n    x: a number.") == {"Formula": "One line.", "Args": "x: a number."}
