@@ -104,6 +104,8 @@ STOCK_BLOCK = 1 << 17
 STOCK_OWN_SHARE = 0.25
 # Times the number of scores from which a form pays, below which PML's own runs.
 STOCK_PAYS = 1
+# From so many positives on the triplets of a pair are looked up instead of compared one by one.
+STOCK_POSITIVES = 64
 # PML's own runs where lists make it work on fewer numbers than this share of the scores.
 STOCK_LISTED = 1 / 8
 
@@ -132,6 +134,7 @@ TINY: dict[str, float] = {
     "STOCK_BLOCK": 20,
     "STOCK_PAYS": 0,
     "STOCK_LISTED": 0,
+    "STOCK_POSITIVES": 1,
     "STOCK_OWN_SHARE": 0.6,  # grows, as GATHERED_SHARE
     "INDEXED_MASKS": 128,
     "SELECTION_BLOCK": 16,

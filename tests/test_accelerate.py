@@ -39,6 +39,7 @@ from pml_ext.stock import loss as loss_module
 from pml_ext.stock.checks import why_stock
 from pml_ext.stock.coverage import PASSED_THROUGH, REFUSED, coverage, statement
 from pml_ext.stock.forms import FORMS
+from pml_ext.stock.forms.active_counts import active_counts
 from pml_ext.stock.miners import MINERS
 
 F64 = torch.float64
@@ -295,6 +296,39 @@ def test_short_lists_are_left_to_stock(name):
                 )
                 left = is_short and chunk is None and name != "MultiSimilarity"
                 assert reason == ("" if left else None)
+
+
+GAPS = {
+    "any": lambda near, far: far,
+    "of a grid": lambda near, far: (far * 10).round() / 20,
+    "as large as the margin": lambda near, far: far * 0.02,
+    "some roundings from the border": lambda near, far: near[:, :1] + far.sign() * torch.finfo(far.dtype).eps * 0.4,
+    "of the positives": lambda near, far: near[:, :1] + 0 * far,
+}
+
+
+@pytest.mark.parametrize("gap", GAPS)
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@given(
+    seed=st.integers(0, 10**6), sizes=st.tuples(*map(st.integers, (1, 1, 1), (5, 30, 33))), margin=st.floats(-0.3, 1)
+)
+@settings(max_examples=20)
+def test_looked_up_triplets_are_those_that_comparisons_count(gap, dtype, seed, sizes, margin):
+    rows, columns, positives = sizes
+    generator = torch.Generator().manual_seed(seed)
+    near = torch.randn(rows, positives, dtype=dtype, generator=generator)
+    near = (near * 10).round() / 20 if "grid" in gap else near * 0.02 - margin if "large" in gap else near
+    far = GAPS[gap](near, torch.randn(rows, columns, dtype=dtype, generator=generator))
+    far = far + margin if "border" in gap else far
+    far = far.masked_fill(torch.rand(rows, columns, generator=generator) < 0.1, torch.finfo(dtype).max)
+    there = (torch.rand(rows, positives, generator=generator) < 0.8).to(dtype)
+    for compare in (torch.gt, torch.ge):
+        found = active_counts(near, far, there, (compare, -margin))
+        active = compare(near[:, :, None] - far[:, None], -margin) * there[:, :, None]
+        assert torch.equal(found.of_far, active.sum(1))
+        assert torch.equal(found.of_near * there, active.sum(2))
+    near[0, 0] = torch.nan
+    assert active_counts(near, far, there, (torch.gt, -margin)) is None
 
 
 def test_triplets_of_a_list_by_rows():

@@ -9,7 +9,10 @@ import torch
 from pytorch_metric_learning import reducers
 from torch import Tensor
 
+from pml_ext import thresholds
+from pml_ext.masked import looks_are_free
 from pml_ext.stock.comparisons import Test, joined, within
+from pml_ext.stock.forms.active_counts import active_counts
 from pml_ext.stock.forms.form import Form, Rows, positives, scatter_positives
 from pml_ext.stock.incidence import LABELS, TRIPLETS, Incidence
 
@@ -159,6 +162,9 @@ class TripletMargin(Form):
         masks = self.choice.masks(start, start + len(far)) if self.choice is not None and elsewhere else None
         counts = incidence.counts.sum(1) * incidence.negatives.per_row
         counts = counts if masks is None else torch.zeros_like(counts)
+        active_pairs = None if masks is not None else self._looked_up(near, far, incidence, tests)
+        if active_pairs is not None:
+            return self._of_active(near, far, counts, *active_pairs)
         for slot, pair in enumerate(near.t().contiguous().unsqueeze(2)):
             # Rounded as PML rounds the difference; its sum with the margin is above 0 exactly then.
             within(torch.sub(pair, far, out=active), tests, spare)
@@ -171,8 +177,32 @@ class TripletMargin(Form):
                 active.mul_(incidence.counts[:, slot, None])
             by_near[:, slot] = active.sum(1)
             by_far.sub_(active)
+        return self._of_active(near, far, counts, by_near, by_far)
+
+    def _of_active(
+        self, near: Tensor, far: Tensor, counts: Tensor, by_near: Tensor, by_far: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         sums = ((near + self.loss.margin) * by_near).sum(1) + torch.linalg.vecdot(far, by_far)
         return sums.clamp_min_(0), by_near.sum(1), counts, by_near, by_far
+
+    def _looked_up(
+        self, near: Tensor, far: Tensor, incidence: Incidence, tests: list[Test]
+    ) -> tuple[Tensor, Tensor] | None:
+        """The derivatives at positives and negatives where these are many and no pair repeats."""
+        there = incidence.counts
+        few = near.shape[1] < thresholds.STOCK_POSITIVES
+        if few or not looks_are_free(far) or incidence.negatives.weights is not None or bool((there > 1).any()):
+            return None
+        lower = next(test for test in tests if test[0] is not torch.lt)
+        within_it = active_counts(near, far, there, lower)
+        if within_it is None or len(tests) == 1:
+            return None if within_it is None else (within_it.of_near, within_it.of_far.neg_())
+        # Of those above the lower bound the ones that are not above the upper one, too.
+        above = active_counts(near, far, there, (torch.ge, next(bound for each, bound in tests if each is torch.lt)))
+        if above is None:
+            return None
+        by_near, by_far = (one.sub_(other).clamp_min_(0) for one, other in zip(within_it, above, strict=True))
+        return by_near, by_far.neg_()
 
     def _tests(self) -> list[Test]:
         """That the hinge is above 0, and the choice where it is made by the same difference and not counted."""
