@@ -96,9 +96,13 @@ def is_small(loss: Any, embeddings: Any, indices: Any, ref_emb: Any) -> bool:
         return True
     if loss._chunk_size is not None and loss._chunk_size < rows:  # whose memory is bounded
         return False
-    if kind.listed == "matrix" or not _is_list_of_tuples(indices):
+    if not _is_list_of_tuples(indices):
         return False
+    if kind.listed == "matrix":  # of which the numbers of a list are made first
+        return bool(number < 2 * kind.pays_from * thresholds.STOCK_PAYS)
     near, far = len(indices[0]), len(indices[-1])
+    if kind is TripletMargin and len(indices) == TRIPLETS:  # which takes them one by one, too
+        return thresholds.STOCK_PAYS > 0
     work = {"pairs": near + far, "triplets": near * far / max(rows, 1), "products": near * far}[kind.listed]
     if kind.listed == "triplets" and len(indices) == TRIPLETS:
         work = near

@@ -44,10 +44,10 @@ MINERS: dict[type, Way] = {
     miners.BatchHardMiner: Way(batch_hard, 1 << 15),
     miners.HDCMiner: Way(hard_share, 1 << 13),
     miners.MultiSimilarityMiner: Way(
-        lambda miner, batch: by_rule(batch, multi_similarity(miner), by_score=True), 1 << 13
+        lambda miner, batch: by_rule(batch, multi_similarity(miner), by_score=True), 1 << 12
     ),
     miners.PairMarginMiner: Way(lambda miner, batch: by_rule(batch, pair_margin(miner), by_score=False), 1 << 15),
-    miners.TripletMarginMiner: Way(triplet_margin, 1 << 13),
+    miners.TripletMarginMiner: Way(triplet_margin, 1 << 12),
 }
 
 
