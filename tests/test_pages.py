@@ -1,5 +1,6 @@
 """What the pages are made of, read anew for every build: rules, measurements and the commands behind them."""
 
+import ast
 import importlib
 import json
 import re
@@ -215,6 +216,23 @@ def test_formulas_of_a_docstring_and_nothing_else(module):
     assert shown.count('<pre class="formula">') == 1
     assert "<sub><i>i</i></sub> = 1\n\n<i>b</i> = 2</pre>\n\n" in shown
     assert shown.endswith("    x = f()\n\nArgs:\n    x: one.\n\n        z_i = 1\n")
+
+
+def shown_raw(doc):
+    """Lines of a docstring that its page would show as they are: rules of tables, formulas with a name in backticks."""
+    return re.findall(r"^ *={4,}.*$|^ {4}[^\n]* = [^\n]*`.*$", doc, re.MULTILINE)
+
+
+def test_docstrings_are_written_as_the_pages_render_them():
+    found = {}
+    for path in (ROOT / "pml_ext").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+                before, *_ = re.split(r"^\w+:$", ast.get_docstring(node) or "", maxsplit=1, flags=re.MULTILINE)
+                if raw := shown_raw(before):
+                    found[f"{path.name}: {node.name}"] = raw
+    assert not found
+    assert len(shown_raw("====  ====\na     b\n\n    z = `pull`(x)\n\n    L = 1\n\nwhere `a` = 1")) == 2
 
 
 def test_latex_becomes_mathml(module):

@@ -29,19 +29,18 @@ MOST = 5  # rows named in one message
 def image_list(file: str | Path, mode: Mode = "RGB") -> Samples:
     """Read a CSV file whose first row names the columns; everything in it is text, nothing is guessed to be a number.
 
-    ======================  ===========================================================================================
-    `path`                  the image; a relative path starts at the folder of the list
-    `label`                 the class: "007" and "7" are two, "NA" is one like any other
-    `split`                 "train", "validation" (or val, valid, dev), "test" or empty. Optional
-    `query`, `gallery`      among the test rows, 1 / true or 0 / false / empty; both may be true; `is_query` and
-                            `is_gallery` are the same columns. Optional
-    `group`                 what no split cuts (a video, an object); empty for a row of its own. Optional
-    `sequence`              a query's own sequence is left out of its gallery; empty for a row of its own. Optional
-    `x_1, y_1, x_2, y_2`    the part of the upright image that is the sample, in pixels; empty for all. Optional
-    ======================  ===========================================================================================
+    | column | what it holds |
+    |---|---|
+    | `path` | the image; a relative path starts at the folder of the list |
+    | `label` | the class: "007" and "7" are two, "NA" is one like any other |
+    | `split` | "train", "validation" (or val, valid, dev), "test" or empty. Optional |
+    | `query`, `gallery` | for test rows, 1 / true or 0 / false / empty; both may be true. Optional |
+    | `group` | what no split divides (a video, an object); empty for a row of its own. Optional |
+    | `sequence` | the gallery of a query leaves out its own sequence; empty for a row of its own. Optional |
+    | `x_1, y_1, x_2, y_2` | the part of the upright image that is the sample, in pixels; empty for all. Optional |
 
-    The lists of OML are read as they are; where such a list marks queries and has no test rows, its validation rows are
-    the test set.
+    The lists of OML are read as they are, also their columns `is_query` and `is_gallery`; where such a list marks
+    queries and has no test rows, its validation rows are the test set.
 
     Args:
         file: the list; commas, semicolons or tabs between the columns; UTF-8, with or without a byte order mark.

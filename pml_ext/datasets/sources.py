@@ -37,17 +37,18 @@ OFFICIAL: Mapping[str, Callable[[str, Mode], Samples]] = MappingProxyType(
 def open(source: Any, *, mode: Mode = "RGB", labels: Any = None, strict: bool = True) -> Samples:
     """Read a data set from any source.
 
-    ====================================  ===========================================================================
-    `"glyphs"`, `"digits"`                the sets that need no files
-    `"photos/"`                           a folder with one sub-folder a class, see `folder`
-    `"list.csv"`                          a list with one image a row, see `image_list`
-    `"cub:/data/CUB_200_2011"`            a set of the literature as it is unpacked; so `cars196:`, `sop:`, `in_shop:`,
-                                          `omniglot:`
-    `"a.npy"`, `"a.npz"`, `"a.pt"`        vectors with labels, see `vector_file`
-    `"NAME:/data"`, `"NAME"`              a set of another package: its entry point NAME in the group `pml_ext.datasets`
-                                          is called with the text after the colon
-    an object                             any dataset of Python, see `wrap`
-    ====================================  ===========================================================================
+    | source | what it is |
+    |---|---|
+    | `"glyphs"`, `"digits"` | the sets that need no files |
+    | `"photos/"` | a folder with one sub-folder per class, see `folder` |
+    | `"list.csv"` | a list with one image per row, see `image_list` |
+    | `"cub:/data/CUB_200_2011"` | a set of the literature as it is unpacked |
+    | `"a.npy"`, `"a.npz"`, `"a.pt"` | vectors with labels, see `vector_file` |
+    | `"NAME:/data"`, `"NAME"` | a set of another package, see below |
+    | an object | any Python dataset, see `wrap` |
+
+    The sets of the literature are `cub:`, `cars196:`, `sop:`, `in_shop:` and `omniglot:`, each with its folder. A set
+    of another package is its entry point NAME in the group `pml_ext.datasets`, called with the text after the colon.
 
     Args:
         source: as above.

@@ -21,12 +21,13 @@ FIELDS = ("split", "query", "gallery", "groups", "sequences")
 def vector_file(file: str | Path, labels: str | Path | Any = None) -> Samples:
     """Read vectors and their labels. Nothing in a file is executed: no pickled objects are read.
 
-    ========  =====================================================================================================
-    `.npy`    an array [n, d]; labels from `labels`, or from the file beside it: `a.npy` has `a_labels.npy`
-    `.npz`    `vectors` (or embeddings, features, x) and `labels` (or targets, y); optional: `split`, `query`,
-              `gallery`, `groups`, `sequences`
-    `.pt`     a dictionary with the same keys, or a pair (vectors, labels)
-    ========  =====================================================================================================
+    | file | what it holds |
+    |---|---|
+    | `.npy` | an array [n, d]; labels from `labels`, or from the file beside it: `a.npy` has `a_labels.npy` |
+    | `.npz` | `vectors` (or embeddings, features, x) and `labels` (or targets, y), and optional keys |
+    | `.pt` | a dictionary with the same keys, or a pair (vectors, labels) |
+
+    Optional keys are `split`, `query`, `gallery`, `groups` and `sequences`.
 
     Args:
         file: the file.

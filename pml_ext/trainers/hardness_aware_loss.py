@@ -81,7 +81,7 @@ class HardnessAwareLoss(nn.Module):
 
     For features y = f(x) of a trunk and embeddings z = g(y), the negative of every tuple is pulled toward its anchor,
 
-        z^- = `pull_negatives`(z, z+, z-, lambda) ,   lambda = exp(-alpha / J_avg)
+        z^- = pull_negatives(z, z+, z-, lambda) ,   lambda = exp(-alpha / J_avg)
 
     a generator i maps the embeddings back to features, and the embedder embeds these again:
 
