@@ -225,7 +225,7 @@ def test_features_of_a_frozen_trunk_are_computed_once(photos, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"frozen": True}, "frozen needs images and a trunk of their own"),
+        ({"frozen": True}, "frozen needs images and a pretrained trunk"),
         ({"head": "pca", "embedding_size": 64}, "embedding_size 64 is above the 6 principal components"),
         (
             {"losses": ("HDML-NPair",), "amp": "bf16", "clip": 1.0},

@@ -219,7 +219,7 @@ def test_queries_and_gallery_are_the_test():
         ({}, {"fold": 4}, r"fold must be in 0\.\.3 .* got fold 4 of 4"),
         ({}, {"fold": 0, "folds": 1}, "at least 2 folds"),
         ({}, {"fold": 0, "validation": 0.2}, "a fold or a fraction"),
-        ({}, {"fold": 0}, "4 training classes make no 4 folds of at least 2"),
+        ({}, {"fold": 0}, "4 training classes are too few for 4 folds of at least 2"),
         (
             {"split": ("train",) * 6 + ("test",) * 10},
             {},

@@ -362,7 +362,7 @@ def validation_classes(count: int, share: float | None, fold: int | None = None,
             return chosen
     if len(chosen) < 2 or count - len(chosen) < 2:
         raise BenchmarkError(
-            f"{what} of {count} training classes leaves {len(chosen)} to choose by and {count - len(chosen)} to train "
-            "on: there must be two of each"
+            f"{what} of {count} training classes leaves {len(chosen)} for validation and {count - len(chosen)} for "
+            "training: at least two of each are needed"
         )
     return chosen.sort().values

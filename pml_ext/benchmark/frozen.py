@@ -35,7 +35,7 @@ def prepared(experiment: Experiment, data: list[Data], say: Say) -> list[Data]:
     first = data[0]
     if experiment.frozen:
         if first.samples is None or first.samples.vectors is not None:
-            raise BenchmarkError(f"frozen needs images and a trunk of their own, which {first.name} has not")
+            raise BenchmarkError(f"frozen needs images and a pretrained trunk, and {first.name} does not have both")
         known = _features(experiment, first, torch.arange(len(first.samples)), say)
         data = [each.with_features(known) for each in data]
     return [_with_head(experiment, each, say) for each in data]
@@ -52,7 +52,7 @@ def _with_head(experiment: Experiment, data: Data, say: Say) -> Data:
             say(f"the head starts random: {experiment.embedding_size} dimensions of {known.shape[1]} features")
             return data
     elif data.split is None:
-        raise BenchmarkError("head pca needs a trunk that can do something: give another --trunk or --head random")
+        raise BenchmarkError("head pca needs a pretrained trunk: give another --trunk or --head random")
     else:
         known = _features(experiment, data, data.split.train, say)
     head = features.principal_head(known.float(), experiment.embedding_size)

@@ -223,7 +223,7 @@ def _fold(samples: Samples, part: list[str], fold: int, folds: int, seed: int) -
     units = _units(samples, part)
     total = sum(map(len, units))
     if total < 2 * folds:
-        raise DataError(f"{samples.name}: {total} training classes make no {folds} folds of at least 2")
+        raise DataError(f"{samples.name}: {total} training classes are too few for {folds} folds of at least 2")
     order = torch.randperm(len(units), generator=torch.Generator().manual_seed(seed + 1)).tolist()
     contents: list[list[int]] = [[] for _ in range(folds)]
     for i in sorted(order, key=lambda i: -len(units[i])):  # large ones first, each into the smallest fold
