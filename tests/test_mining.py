@@ -294,7 +294,7 @@ def test_processes_mine_together_what_one_mines(size, settings):
 
 def test_parts_of_other_settings_are_not_joined():
     parts = [mine(X9, Y9, anchors=[k], num_negatives=k + 1) for k in range(2)]
-    for wrong, message in ((parts, "parts must be mined with the same settings"), ([], "parts must be at least one")):
+    for wrong, message in ((parts, "parts must be mined with the same settings"), ([], "parts must not be empty")):
         with pytest.raises(ValueError, match=message):
             MinedTuples.joined(wrong)
     nothing = mine(X9, Y9, anchors=[], relative_margin=0.1)

@@ -152,7 +152,7 @@ class Own(nn.Sequential):
 @pytest.mark.parametrize("name", ["my_code:net", "timm:hf-hub:someone/something", "Own"])
 def test_code_is_not_run_on_the_word_of_a_file(tmp_path, name):
     save(tmp_path / "best", network(Own()), description(trunk=name, rebuildable=name != "Own"))
-    with pytest.raises(BenchmarkError, match=f"'{name}', is code that is not run only because a file names it"):
+    with pytest.raises(BenchmarkError, match=f"'{name}', is code that runs only if you name it yourself"):
         load(tmp_path / "best")
     model = load(tmp_path / "best", trunk=Own())
     assert model(torch.rand(2, 3, *SIZE)).shape == (2, 6)

@@ -58,8 +58,8 @@ def singular_values(x: Tensor) -> Tensor:
 def pairs_of_classes(embeddings: Tensor, labels: Tensor | None) -> dict[str, float]:
     """How positive pairs compare with negative pairs, as in `Health`: embeddings [n, d], labels [n].
 
-    separation: the probability that a positive pair has a larger cosine than a negative one. repeated: the share of the
-    positive pairs with equal embeddings.
+    - separation: the probability that a positive pair has a larger cosine than a negative one.
+    - repeated: the share of the positive pairs with equal embeddings.
     """
     unknown = {"separation": NAN, "repeated": NAN}
     n = len(embeddings)

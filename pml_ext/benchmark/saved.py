@@ -159,7 +159,7 @@ def _empty_network(folder: Path, description: Description, trunk: str | nn.Modul
             module: nn.Module = nn.Identity()
         elif not description.rebuildable or not _is_known(name):
             raise BenchmarkError(
-                f"the trunk of {folder}, {name!r}, is code that is not run only because a file names it: "
+                f"the trunk of {folder}, {name!r}, is code that runs only if you name it yourself: "
                 f"load(..., trunk={name!r}), or a module of your own"
             )
         else:

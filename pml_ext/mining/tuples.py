@@ -45,24 +45,24 @@ class MinedTuples:
 
     @staticmethod
     def joined(parts: Sequence["MinedTuples"]) -> "MinedTuples":
-        """What was mined for parts of the anchors, as if for all of them together: in the order of their indices.
+        """Join the tuples of several parts of the anchors, as if mined together, in the order of the anchors.
 
-        Each of several processes mines for a part of the anchors (``anchors=``), with the same arguments, embeddings
-        and state of the generator, and gives the others what it has found.
+        Each of several processes mines a part of the anchors (``anchors=``), with the same arguments, embeddings and
+        state of the generator, and sends its tuples to the others.
 
         Args:
-            parts: one for each part, of the same settings.
+            parts: the tuples of each part, mined with the same settings.
 
         Raises:
-            ValueError: no parts, or parts of other settings.
+            ValueError: there are no parts, or they were mined with different settings.
         """
         if not parts:
-            raise ValueError("parts must be at least one, got none")
+            raise ValueError("parts must not be empty")
         settings = {
             (each.needs_positive, each.positives.shape[1], each.negatives.shape[1], *each.dropped) for each in parts
         }
         if len(settings) > 1:
-            raise ValueError("parts must be mined with the same settings, got others")
+            raise ValueError(f"parts must be mined with the same settings, got {len(settings)} different ones")
         order = torch.cat([each.anchors for each in parts]).argsort(stable=True)
         tensors = [each.name for each in fields(MinedTuples) if isinstance(getattr(parts[0], each.name), Tensor)]
         of_all: dict[str, Any] = {name: torch.cat([getattr(each, name) for each in parts])[order] for name in tensors}

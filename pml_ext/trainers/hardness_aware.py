@@ -182,9 +182,10 @@ def hardness_aware_trainer(
 ) -> HardnessAwareTrainer:
     r"""Assemble a `HardnessAwareTrainer` with the paper's parts: generator, classifier, loss, miner and optimizers.
 
-    triplet: J = sum [|a - p|^2 - |a - n|^2 + 1]+ over one random triplet per image, alpha 7. n_pair: J =
-    `NPairTupleLoss` over the N-pairs of the batch, alpha 90, with the anchors separate in J_soft. Neither normalizes
-    the embeddings.
+    - "triplet": J = sum [|a - p|^2 - |a - n|^2 + 1]+ over one random triplet per image, alpha 7.
+    - "n_pair": J = `NPairTupleLoss` over the N-pairs of the batch, alpha 90, with the anchors separate in J_soft.
+
+    Neither normalizes the embeddings.
 
     Args:
         variant: "triplet" or "n_pair".
