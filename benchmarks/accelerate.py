@@ -162,14 +162,14 @@ def _cell(found: dict[str, Any], key: str) -> str:
 
 
 def picture(lines: list[dict[str, Any]], path: Path) -> None:
-    """Bars of time, stock beside accelerated, for the setting with most lines."""
+    """Bars of time, stock beside accelerated: of the settings with most lines the largest batch of the smallest classes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     keys = [(line["n"], line["d"], line["per_class"]) for line in lines if not line["chunk_size"]]
     if not keys:
         return
-    best = max(set(keys), key=lambda key: (keys.count(key), key))
+    best = max(set(keys), key=lambda key: (keys.count(key), key[0], -key[2], key[1]))
     chosen = [line for line in lines if (line["n"], line["d"], line["per_class"]) == best and not line["chunk_size"]]
     names = [name for name in SUBJECTS if any(line["name"] == name and "ratio" in line for line in chosen)]
     figure = Figure(figsize=(8, 0.32 * len(names) + 1.2), layout="constrained")

@@ -296,6 +296,32 @@ def test_short_lists_are_left_to_stock(name):
                 )
                 left = is_short and chunk is None and name != "MultiSimilarity"
                 assert reason == ("" if left else None)
+        triplets = miners.TripletMarginMiner(margin=1)(embeddings, labels)
+        reason = why_stock(accelerate(LOSSES[name]()), embeddings, labels, triplets, None, None)
+        assert reason == ("" if name == "Triplet" else None)
+
+
+@pytest.mark.parametrize("chunk", [None, 5])
+@pytest.mark.parametrize("name", ["MultiSimilarity", "PairMargin", "Easy", "BatchHard", "Triplet semihard"])
+def test_what_was_mined_is_counted_without_lists(name, chunk):
+    embeddings, labels = batch(0, 12, 3)
+    stock, fast = MINED[name](), accelerate(MINED[name](), chunk_size=chunk)
+    stock(embeddings, labels)
+    mined = fast(embeddings, labels)
+    for counter in ("num_triplets", "num_pos_pairs", "num_neg_pairs"):
+        assert getattr(fast, counter, 0) == getattr(stock, counter, 0)
+    assert not getattr(mined, "is_made", False)
+
+
+@pytest.mark.parametrize("miner", ["MultiSimilarity", "EasyCosine", "BatchHard", "Triplet semihard"])
+@pytest.mark.parametrize("loss", ["Contrastive", "Triplet", "NCA"])
+def test_memory_in_chunks_equals_stock(loss, miner):
+    stock = losses.CrossBatchMemory(LOSSES[loss](), 4, memory_size=20, miner=MINED[miner]())
+    fast = accelerate(stock, chunk_size=3)
+    for step in range(4):
+        embeddings, labels = batch(step, 8, 3)
+        with told_by_pml():
+            assert_same(run(fast, embeddings, labels), run(stock, embeddings, labels))
 
 
 GAPS = {
