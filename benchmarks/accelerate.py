@@ -162,7 +162,7 @@ def _cell(found: dict[str, Any], key: str) -> str:
 
 
 def picture(lines: list[dict[str, Any]], path: Path) -> None:
-    """Bars of time, stock beside accelerated: of the settings with most lines the largest batch of the smallest classes."""
+    """Bars of time, stock beside accelerated, of the setting with most lines: large batches and small classes first."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
