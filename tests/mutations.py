@@ -259,7 +259,7 @@ MUTATIONS = [
         ),
     ),
     *_of(
-        "mining/search.py",
+        "mining/chunks.py",
         ("tests/test_mining.py",),
         (
             "scores, columns = scores[of_anchor, rule.range_min :], columns[of_anchor, rule.range_min :]",

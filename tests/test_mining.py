@@ -14,7 +14,7 @@ from nine_samples import X9, Y9
 from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity, LpDistance, SNRDistance
 
 from pml_ext import _pml, mining
-from pml_ext.mining import MinedTuples, mine, search
+from pml_ext.mining import MinedTuples, chunks, mine
 from pml_ext.mining.draws import keys
 from pml_ext.mining.scores import _topk
 from pml_ext.testing import run_as_ranks
@@ -508,7 +508,7 @@ def test_the_largest_by_groups_are_those_of_topk(m):
 @pytest.mark.parametrize("per", ["anchor", "pair"])
 def test_nothing_of_a_chunk_is_kept_but_a_copy(per, monkeypatch):
     """Small tensors that stay among the blocks of scores keep the heap from taking these places again."""
-    chunk, before = search._Search.chunk, []
+    chunk, before = chunks.Search.chunk, []
 
     def watched(*given):
         assert not any(each() is not None for each in before)
@@ -518,7 +518,7 @@ def test_nothing_of_a_chunk_is_kept_but_a_copy(per, monkeypatch):
 
     settings = {"per": per, "positives": "all", "absolute_margin": 0.1}
     whole = mine(X9, Y9, **settings)
-    monkeypatch.setattr(search._Search, "chunk", watched)
+    monkeypatch.setattr(chunks.Search, "chunk", watched)
     mined = mine(X9, Y9, chunk_size=2, **settings)
     assert len(before) == 25
     for name in ("anchors", "positives", "negatives", "positive_scores", "negative_scores"):

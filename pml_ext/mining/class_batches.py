@@ -6,12 +6,12 @@ import torch
 
 from pml_ext import arguments
 from pml_ext.inputs import Array, checked_labels, class_ids
+from pml_ext.mining.checks import as_tensor
 from pml_ext.mining.decks import Deck, members_of
 from pml_ext.mining.draws import stream
 from pml_ext.mining.epochs import EpochBatches
 from pml_ext.mining.graph import Representative
 from pml_ext.mining.rules import Classes, ClassRule, Uniform
-from pml_ext.mining.search import as_tensor
 
 
 @final

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.inputs import Array, checked_labels, class_ids
+from pml_ext.mining.checks import as_tensor
 from pml_ext.mining.decks import members_of
 from pml_ext.mining.draws import stream
-from pml_ext.mining.search import as_tensor, mine
+from pml_ext.mining.search import mine
 
 Representative = Literal["mean", "random", "all"]
 

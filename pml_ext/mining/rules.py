@@ -13,10 +13,10 @@ from torch import Tensor
 
 from pml_ext import arguments
 from pml_ext.inputs import Array, checked_labels, class_ids
+from pml_ext.mining.checks import as_tensor
 from pml_ext.mining.decks import Deck
 from pml_ext.mining.draws import stream
 from pml_ext.mining.graph import Representative, class_graph
-from pml_ext.mining.search import as_tensor
 
 Shuffler = Callable[[str], Random]
 
