@@ -12,7 +12,8 @@ from pml_ext import thresholds
 from pml_ext.masked import is_eager
 from pml_ext.stock.forms import FORMS, Form
 from pml_ext.stock.forms.lse import MultiSimilarity
-from pml_ext.stock.forms.triplets import Margin, TripletMargin
+from pml_ext.stock.forms.margin import Margin
+from pml_ext.stock.forms.triplets import TripletMargin
 from pml_ext.stock.incidence import LABELS, PAIRS, TRIPLETS, are_places
 from pml_ext.stock.mined import Mined
 from pml_ext.stock.reduction import KNOWN

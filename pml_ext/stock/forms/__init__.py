@@ -13,10 +13,11 @@ from pml_ext.stock.forms.lse import (
     SupCon,
     TupletMargin,
 )
+from pml_ext.stock.forms.margin import Margin
 from pml_ext.stock.forms.nca import NCA
 from pml_ext.stock.forms.pairs import Contrastive, IntraPairVariance, SignalToNoiseRatioContrastive
 from pml_ext.stock.forms.ranked_list import RankedList
-from pml_ext.stock.forms.triplets import Margin, TripletMargin
+from pml_ext.stock.forms.triplets import TripletMargin
 
 FORMS: dict[type, type[Form]] = {
     losses.CircleLoss: Circle,
