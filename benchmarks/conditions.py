@@ -68,9 +68,8 @@ def rows(base: Queries, others: Mapping[str, tuple[str, Queries]]) -> list[str]:
         cells = dict.fromkeys(columns, "")
         for method in values:
             if (name, method) in found:
-                one = found[name, method]
-                said = f"{100 * one.mean:+.1f} [{100 * one.low:.1f}, {100 * one.high:.1f}]"
-                cells[of or method] = f"**{said}**" if corrected[name, method] < 0.05 else said
+                significant = corrected[name, method] < 0.05
+                cells[of or method] = reality_page.points(found[name, method], is_significant=significant)
         out.append(f"| {name} | {' | '.join(cells[column] for column in columns)} |")
     return out
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +116,24 @@ def table(folder: Path, standing: Mapping[str, Standing]) -> list[str]:
 
 
 def _mean(runs: list[dict[str, Any]], key: str) -> str:
-    values = [100 * line["metrics"][key] for line in runs if key in line["metrics"]]
-    if not values:
-        return ""
-    interval = mean_interval(values)
+    values = [line["metrics"][key] for line in runs if key in line["metrics"]]
+    return percent(values) if values else ""
+
+
+def percent(values: Sequence[float]) -> str:
+    """The mean over seeds with half its interval, in per cent.
+
+    >>> percent([0.5, 0.5])
+    '50.0 ± 0.0'
+    """
+    interval = mean_interval([100 * each for each in values])
     return f"{interval.mean:.1f}" + ("" if np.isnan(interval.low) else f" ± {interval.high - interval.mean:.1f}")
+
+
+def points(found: Difference, *, is_significant: bool = False) -> str:
+    """A difference with its interval, in points; bold if it is significant."""
+    said = f"{100 * found.mean:+.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+    return f"**{said}**" if is_significant else said
 
 
 def claims(sets: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> list[str]:
@@ -137,9 +150,7 @@ def claims(sets: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> list[str]:
             if (a, b, data) not in found:
                 cells.append("")
                 continue
-            one = found[a, b, data]
-            said = f"{100 * one.mean:+.1f} [{100 * one.low:.1f}, {100 * one.high:.1f}]"
-            cells.append(f"**{said}**" if corrected[a, b, data] < 0.05 else said)
+            cells.append(points(found[a, b, data], is_significant=corrected[a, b, data] < 0.05))
         out.append(f"| {a} | {b} | {what} | {' | '.join(cells)} |")
     return out
 
@@ -189,8 +200,8 @@ def picture(sets: Mapping[str, Mapping[str, Standing]], path: Path, most: int = 
 def put(path: Path, measured: str, title: str) -> None:
     """Write what was measured into a page, below what was written by hand."""
     mark = "<!-- measured -->"
-    text = path.read_text() if path.exists() else f"# {title}\n\n{mark}\n"
-    path.write_text(text.split(mark)[0] + mark + "\n\n" + measured)
+    text = path.read_text(encoding="utf-8") if path.exists() else f"# {title}\n\n{mark}\n"
+    path.write_text(text.split(mark)[0] + mark + "\n\n" + measured, encoding="utf-8")
 
 
 def write(out: Path) -> None:

@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from reality_page import CHOSEN_BY, UNTRAINED, holm, lines, of_queries
+from reality_page import CHOSEN_BY, UNTRAINED, holm, lines, of_queries, percent, points, put
 
 from pml_ext.benchmark import Experiment
 from pml_ext.benchmark.folder import run_folder
-from pml_ext.evaluation import Difference, mean_interval, paired_difference
+from pml_ext.evaluation import Difference, paired_difference
 
 RESULTS = Path(__file__).parent / "results" / "since_2018.md"
-MARK = "<!-- measured -->"
 CONDITIONS = {"clean": "Clean labels", "split": "A quarter of the training classes split in two"}
 METRICS = {CHOSEN_BY: "MAP@R", "recall_at_1": "recall@1"}
 RANDOM = "classes"
@@ -110,14 +109,9 @@ def means(queries: Queries) -> list[str]:
     """A row for each method: the mean over seeds and its interval on each data set, in per cent."""
     out = [f"| | {' | '.join(queries)} |", "|:--|" + "--:|" * len(queries)]
     for name in order(queries):
-        cells = [_mean(methods[name].mean(1)) if name in methods else "" for methods in queries.values()]
+        cells = [percent(methods[name].mean(1).tolist()) if name in methods else "" for methods in queries.values()]
         out.append(f"| {name} | {' | '.join(cells)} |")
     return out
-
-
-def _mean(of_seeds: NDArray[np.float64]) -> str:
-    interval = mean_interval((100 * of_seeds).tolist())
-    return f"{interval.mean:.1f}" + ("" if np.isnan(interval.low) else f" ± {interval.high - interval.mean:.1f}")
 
 
 def against(queries: Queries, found: Differences, significant: Iterable[tuple[str, str]]) -> list[str]:
@@ -126,16 +120,12 @@ def against(queries: Queries, found: Differences, significant: Iterable[tuple[st
     for name in order(queries):
         one = [found.get((name, data)) for data in queries]
         cells = [
-            "" if each is None else f"**{_said(each)}**" if (name, data) in bold else _said(each)
+            "" if each is None else points(each, is_significant=(name, data) in bold)
             for data, each in zip(queries, one, strict=True)
         ]
         if any(cells):
             out.append(f"| {name} | {' | '.join(cells)} |")
     return out
-
-
-def _said(found: Difference) -> str:
-    return f"{100 * found.mean:+.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
 def counted(queries: Queries, found: Differences, significant: Iterable[tuple[str, str]]) -> list[str]:
@@ -170,7 +160,7 @@ def chosen(parts: Mapping[str, Mapping[str, Path]], found: Mapping[str, Differen
                     values.setdefault(named(line["loss"], sampler), []).append(line["validation"][CHOSEN_BY])
         if values:
             best = max(values, key=lambda name: float(np.mean(values[name])))
-            cells = [_said(each[best, data]) if (best, data) in each else "it is" for each in found.values()]
+            cells = [points(each[best, data]) if (best, data) in each else "it is" for each in found.values()]
             out.append(f"| {data} | {best} | {' | '.join(cells)} |")
     return out
 
@@ -239,8 +229,7 @@ def write(out: Path) -> None:
     if not there:
         raise SystemExit(f"no experiment of {out} has ended")
     page = [line for each in there for line in (f"## {CONDITIONS[each]}", "", *section(out, each))]
-    text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else f"# Since 2018\n\n{MARK}\n"
-    RESULTS.write_text(text.split(MARK)[0] + MARK + "\n\n" + "\n".join(page).rstrip() + "\n", encoding="utf-8")
+    put(RESULTS, "\n".join(page).rstrip() + "\n", "Since 2018")
     found = kept(out)
     RESULTS.with_suffix(".jsonl").write_text("".join(json.dumps(line) + "\n" for line in found), encoding="utf-8")
     print(f"written: {RESULTS} and .jsonl, {len(found)} runs")
