@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
+from importlib import import_module, metadata
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,8 @@ from pml_ext.benchmark import environment
 
 OURS = "pml_ext"
 ROWS = ("RAW", "MultiSimilarity", "BatchAll", "BatchHard", "SemiHard", "NCA", "Contrastive2018")
+# What else is timed where it is installed: the package, and the module that it brings.
+OTHERS = {"sentence-transformers": "sentence_transformers", "open-metric-learning": "oml"}
 SETTINGS = tuple(Setting(*each) for each in product((64, 128, 256, 1024, 4096), (128, 512), (4, 32)))
 # Of a queue of eight batches, compared with two products of the batch and the queue.
 QUEUES = (Setting(64, 128, 4), Setting(512, 128, 4), Setting(512, 512, 4))
@@ -300,7 +303,8 @@ def run(options: Any) -> None:
     device, compiles = options.device, not options.no_compile
     path = options.out / "peers.jsonl"
     options.out.mkdir(parents=True, exist_ok=True)
-    settings = [Setting(*each) for each in product(options.n, options.d or [512], options.per_class or [4])]
+    chosen = product(options.n or (), options.d or [512], options.per_class or [4])
+    settings = [Setting(*each) for each in chosen] or SETTINGS
     found: list[Found] = []
 
     def add(lines: Iterable[Found]) -> None:
@@ -311,7 +315,7 @@ def run(options: Any) -> None:
 
     rounds, seconds = (3, 0.0) if options.quick else (options.rounds, options.seconds)
     wanted = set(options.entries or ())
-    for setting in settings if options.n else SETTINGS:
+    for setting in settings:
         print(f"n = {setting.n}, d = {setting.d}, {setting.per_class} per class", flush=True)
         spent: dict[str, float] = {}
         contenders = [*by_labels(setting), *by_tuples(setting)]
@@ -339,9 +343,12 @@ def page(found: Sequence[Found], device: str) -> str:
     versions = environment.versions()
     machine = environment.hardware()
     where = machine["gpus"][0] if device == "cuda" else f"{machine['cpu']} ({torch.backends.cpu.get_cpu_capability()})"
-    head = ", ".join(f"{name} {versions[name]}" for name in ("torch", "pytorch-metric-learning") if name in versions)
+    versions |= {name: metadata.version(name) for name in OTHERS if find_spec(OTHERS[name])}
+    names = ("torch", "pytorch-metric-learning", *OTHERS)
+    head = ", ".join(f"{name} {versions[name]}" for name in names if name in versions)
     parts = [
         "# Beside other packages",
+        f"`python benchmarks/speed.py --peers` made this page, commit {(environment.commit() or 'unknown')[:7]}. "
         f"On {where}{', one thread' if device == 'cpu' else ''}; {head}. Medians of a forward and backward pass as "
         "multiples of the floor, three products of the batch with itself (of a queue: two, of batch and queue), "
         "taken before each sample; the fastest in bold.",
@@ -372,7 +379,7 @@ def page(found: Sequence[Found], device: str) -> str:
         f"- {each.task}, {each.whose}, {each.kind}, n = {each.n}: {each.note}" for each in found if not each.ratio
     ]
     if failed:
-        parts += ["## What could not run", "\n".join(failed)]
+        parts += ["## What could not run", "\n".join(dict.fromkeys(failed))]
     notes = [f"- {each.task}, n = {each.n}, d = {each.d}: {each.note}" for each in found if each.ratio and each.note]
     if notes:
         parts += ["## Compilation", "\n".join(notes)]

@@ -113,14 +113,18 @@ def test_the_page_says_where_we_are_not_first():
     assert "- RAW, float32" not in text
     assert "- NCA, OML, float32, n = 64: TypeError: no" in text
     assert torch.backends.cpu.get_cpu_capability() in text
+    assert "`python benchmarks/speed.py --peers`" in text
     assert "Nowhere." in page(found[:2], "cpu")
 
 
 @pytest.mark.pml2("its own losses as contenders")
-def test_lines_and_page_are_written(without_others, tmp_path, capsys):
+@pytest.mark.parametrize("n", [[24], None])
+def test_lines_and_page_are_written(without_others, tmp_path, capsys, monkeypatch, n):
     options = Namespace(
-        device="cpu", no_compile=True, out=tmp_path, n=[24], d=[8], per_class=None, quick=True, entries=["BatchHard"]
+        device="cpu", no_compile=True, out=tmp_path, n=n, d=[8], per_class=None, quick=True, entries=["BatchHard"]
     )
+    monkeypatch.setattr(speed_peers, "SETTINGS", (SETTING,))
+    monkeypatch.setattr(speed_peers, "QUEUES", ())
     speed_peers.run(options)
     lines = [json.loads(line) for line in (tmp_path / "peers.jsonl").read_text().splitlines()]
     assert {(line["whose"], line["kind"]) for line in lines} == {
