@@ -102,6 +102,9 @@ def main() -> None:
     for source in given.data:
         measured(source, given.out, tuple(given.seeds), **arguments)
     reality_page.put(RESULTS, page(given.out), "Batch size, class size, dimension")
+    folders = sorted(given.out.glob("*/*/"))
+    runs = ((folder, line) for folder in folders for line in reality_page.lines(folder))
+    reality_page.put_lines(RESULTS, (reality_page.kept(line, folder.parent.name) for folder, line in runs))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +204,19 @@ def put(path: Path, measured: str, title: str) -> None:
     path.write_text(text.split(mark)[0] + mark + "\n\n" + measured, encoding="utf-8")
 
 
+def kept(line: Mapping[str, Any], data: str) -> dict[str, Any]:
+    """What a page keeps of a run: no history, no last epoch, and nothing of the machine on which it ran."""
+    found = {key: value for key, value in line.items() if key not in ("history", "last", "arguments", "hardware")}
+    arguments = {k: v for k, v in line["arguments"].items() if k not in ("losses", "cache", "out", "data")}
+    return found | {"data": data, "arguments": arguments}
+
+
+def put_lines(page: Path, runs: Iterable[Mapping[str, Any]]) -> None:
+    """Write runs beside their page, one line each."""
+    text = "".join(json.dumps(line) + "\n" for line in runs)
+    page.with_suffix(".jsonl").write_text(text, encoding="utf-8")
+
+
 def write(out: Path) -> None:
     """Write `results/reality.md`, its picture, and the lines that they are made of."""
     folders = {f"{each.parent.name}: {each.name}": each for each in sorted(out.glob("*/*/")) if lines(each / "tested")}
@@ -218,10 +231,5 @@ def write(out: Path) -> None:
         page += [f"## {name}", "", *table(folder / "tested", standing[name]), "", *repeated(folder), ""]
     put(RESULTS, "\n".join(page).rstrip() + "\n", "Losses, equally tuned")
     picture(standing, RESULTS.with_suffix(".png"))
-    with RESULTS.with_suffix(".jsonl").open("w") as file:
-        for name, folder in folders.items():
-            for line in lines(folder / "tested"):
-                kept = {key: value for key, value in line.items() if key not in ("history", "arguments", "hardware")}
-                arguments = {k: v for k, v in line["arguments"].items() if k not in ("losses", "cache", "out", "data")}
-                file.write(json.dumps(kept | {"data": name, "arguments": arguments}) + "\n")
+    put_lines(RESULTS, (kept(line, name) for name, folder in folders.items() for line in lines(folder / "tested")))
     print(f"written: {RESULTS}, .png, .jsonl")
