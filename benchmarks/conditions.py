@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import image_options
 import numpy as np
 import reality_page
 from numpy.typing import NDArray
@@ -84,6 +85,8 @@ def page(out: Path) -> str:
         others = {name: ("", values) for name, values in zip(list(CONDITIONS)[1:], rest, strict=True)}
         others |= {f"k = {each[6:-1]}": ("NCA", {each: base[each]}) for each in NEAREST if each in base}
         lines += [f"## {folder.name}", "", *rows(base, others), ""]
+    if not lines:
+        raise SystemExit(f"no run of {out} has ended")
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -92,13 +95,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="*", help="as --data of python -m pml_ext.benchmark")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="default: 0 1 2 3 4")
-    parser.add_argument("--image-size", nargs="+", type=int, help="of whole images; default: that of the protocol")
-    parser.add_argument("--cache", default=None, help="where features are kept")
-    parser.add_argument("--out", type=Path, default=Path("runs/conditions"), help="default: runs/conditions")
+    image_options.add_to(parser, "runs/conditions")
     given = parser.parse_args()
-    arguments: dict[str, Any] = {"cache": given.cache}
-    if given.image_size:
-        arguments |= {"image_size": tuple(given.image_size), "shorter_side": min(given.image_size)}
+    arguments = image_options.arguments(given)
     for source in given.data:
         measured(source, given.out, tuple(given.seeds), **arguments)
     reality_page.put(RESULTS, page(given.out), "Batch size, class size, dimension")

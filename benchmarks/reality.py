@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import image_options
 import reality_page
 
 from pml_ext.benchmark import Experiment, run
@@ -102,11 +103,18 @@ def tuned(whole: Experiment, trials: int) -> None:
     tune(replace(whole, seeds=(TUNING_SEED,), out=str(where)), trials, rates=True, resume=there, say=print)
 
 
-def measured(whole: Experiment, seeds: tuple[int, ...]) -> None:
-    """Train what was found with further seeds, and test it on the classes kept for that."""
+def measured(whole: Experiment, seeds: tuple[int, ...], *, is_tuned: bool) -> None:
+    """Train each method with further seeds, as it was tuned where it is, and test it on the classes kept for that."""
     where = Path(str(whole.out))
-    found = where / "tuned" / "tuned.json"
-    losses = tuple(json.loads(found.read_text())["losses"]) if found.exists() else whole.losses
+    losses = whole.losses
+    if is_tuned:
+        path = where / "tuned" / "tuned.json"
+        if not path.exists():
+            raise SystemExit(f"there is no {path}: `reality.py tune` comes first")
+        found = {reality_page.method(loss): loss for loss in json.loads(path.read_text())["losses"]}
+        if missing := [name for name in losses if name not in found]:
+            raise SystemExit(f"not tuned yet: {', '.join(missing)}")
+        losses = tuple(found[name] for name in losses)
     there = (where / "tested").exists()
     run(replace(whole, losses=losses, seeds=seeds, out=str(where / "tested")), resume=there, say=print)
 
@@ -132,21 +140,19 @@ def main() -> None:
     parser.add_argument("--trials", type=int, help="of each loss, default: as the track has them")
     parser.add_argument("--seeds", type=int, help="how many, default: as the track has them")
     parser.add_argument("--share", type=float, default=SHARE, help=f"that is run again, default {SHARE}")
-    parser.add_argument("--image-size", nargs="+", type=int, help="of whole images; default: that of the protocol")
-    parser.add_argument("--cache", default=None, help="where features are kept")
-    parser.add_argument("--out", type=Path, default=Path("runs/reality"), help="default: runs/reality")
+    image_options.add_to(parser, "runs/reality")
     given = parser.parse_args()
-    arguments: dict[str, Any] = {"cache": given.cache}
-    if given.image_size:
-        arguments |= {"image_size": tuple(given.image_size), "shorter_side": min(given.image_size)}
+    arguments = image_options.arguments(given)
     track = TRACKS[given.track]
+    if given.what == "tune" and not track.trials:
+        parser.error(f"argument --track: nothing is tuned in {given.track!r}, its methods have their defaults")
     methods, seeds = tuple(given.losses or track.methods), range(given.seeds or track.seeds)
     for source in given.data:
         whole = experiment(given.track, source, given.out, methods, **arguments)
         if given.what == "tune":
             tuned(whole, given.trials or track.trials)
         elif given.what == "test":
-            measured(whole, tuple(seeds))
+            measured(whole, tuple(seeds), is_tuned=track.trials > 0)
         elif given.what == "again":
             again(whole, given.share)
     if given.what == "page":

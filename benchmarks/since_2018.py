@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import image_options
 import torch
 from torch import Tensor, nn
 
@@ -101,17 +102,13 @@ def main() -> None:
     parser.add_argument("--protocol", default="frozen-head", help="default: frozen-head")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--share", type=float, default=0.25, help="of the training classes that are split, default .25")
-    parser.add_argument("--image-size", nargs="+", type=int, help="of whole images; default: that of the protocol")
     parser.add_argument("--learning-rate", type=float, help="of the head; default: that of the protocol")
-    parser.add_argument("--cache", default=None, help="where features are kept")
-    parser.add_argument("--out", type=Path, default=Path("runs/since_2018"), help="default: runs/since_2018")
+    image_options.add_to(parser, "runs/since_2018")
     given = parser.parse_args()
     nn.modules.module.register_module_forward_pre_hook(GuidedByFeatures.watch)
-    wanted: dict[str, Any] = {"cache": given.cache}
+    wanted = image_options.arguments(given)
     if given.learning_rate is not None:
         wanted["learning_rate"] = given.learning_rate
-    if given.image_size:
-        wanted |= {"image_size": tuple(given.image_size), "shorter_side": min(given.image_size)}
     for source in given.data:
         table(source, given.protocol, tuple(given.seeds), given.out, given.share, **wanted)
 

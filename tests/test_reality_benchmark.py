@@ -1,5 +1,6 @@
 """The benchmark of equally tuned losses: its page says what its lines hold, and no more."""
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from pml_ext.benchmark.folder import run_folder
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import conditions
+import image_options
 import reality
 import reality_page
 
@@ -115,3 +117,34 @@ def test_conditions_are_held_against_the_base_of_the_same_method(tmp_path):
     assert "| k = 4" not in cells
     for condition in conditions.CONDITIONS.values():
         conditions.Experiment(losses=(*conditions.METHODS, *conditions.NEAREST), **condition)
+
+
+def test_a_page_of_nothing_does_not_take_the_place_of_one(tmp_path):
+    with pytest.raises(SystemExit, match="has ended"):
+        conditions.page(tmp_path)
+
+
+@pytest.mark.pml2("its own losses, by name")
+def test_what_a_track_tunes_is_tested_as_tuned_or_not_at_all(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(reality, "run", lambda experiment, **_: ran.append(experiment.losses))
+    whole = reality.Experiment(losses=("RAW", "NCA"), out=str(tmp_path))
+    with pytest.raises(SystemExit, match=r"tuned\.json"):
+        reality.measured(whole, (0,), is_tuned=True)
+    (tmp_path / "tuned").mkdir()
+    tuned = tmp_path / "tuned" / "tuned.json"
+    tuned.write_text(json.dumps({"losses": ["RAW(gamma=0.3)", "BatchHard(margin=0.1)"]}))
+    with pytest.raises(SystemExit, match="not tuned yet: NCA"):
+        reality.measured(whole, (0,), is_tuned=True)
+    tuned.write_text(json.dumps({"losses": ["RAW(gamma=0.3)", "BatchHard(margin=0.1)", "NCA"]}))
+    reality.measured(whole, (0,), is_tuned=True)
+    reality.measured(whole, (0,), is_tuned=False)
+    assert ran == [("RAW(gamma=0.3)", "NCA"), ("RAW", "NCA")]
+
+
+def test_flags_of_images():
+    parser = argparse.ArgumentParser()
+    image_options.add_to(parser, "runs/x")
+    assert image_options.arguments(parser.parse_args([])) == {"cache": None}
+    sized = image_options.arguments(parser.parse_args(["--image-size", "96", "128", "--cache", "c"]))
+    assert sized == {"cache": "c", "image_size": (96, 128), "shorter_side": 96}
