@@ -185,13 +185,15 @@ def test_glyph_test_set_is_the_same_in_every_instance_and_process():
     script = (
         "import sys, hashlib, torch\n"
         "from pml_ext.datasets import Glyphs\n"
+        "from pml_ext.datasets.glyphs import render\n"
         "print([m for m in ('torchvision', 'matplotlib', 'sklearn') if m in sys.modules])\n"
         "test = Glyphs('test')\n"
         "images = torch.stack([image for image, _ in test])\n"
+        "print(hashlib.sha256(render()[0].numpy().tobytes()).hexdigest())  # before they are warped\n"
         "print(hashlib.sha256(images.numpy().tobytes()).hexdigest(), 'torchvision' in sys.modules)\n"
     )
     out = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
-    assert out.splitlines() == ["[]", f"{expected} False"]
+    assert out.splitlines() == ["[]", digest(render()[0]), f"{expected} False"]
 
 
 def test_building_the_test_set_leaves_the_global_random_state_alone():
