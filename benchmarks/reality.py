@@ -40,7 +40,7 @@ PML = (
     "NTXentLoss",
     "ProxyAnchorLoss",
     "ProxyNCALoss",
-    "RankedListLoss",
+    "RankedListLoss(margin=0.4, Tn=5)",
     "SignalToNoiseRatioContrastiveLoss",
     "SubCenterArcFaceLoss",
     "SupConLoss",
@@ -112,9 +112,9 @@ def measured(whole: Experiment, seeds: tuple[int, ...], *, is_tuned: bool) -> No
         if not path.exists():
             raise SystemExit(f"there is no {path}: `reality.py tune` comes first")
         found = {reality_page.method(loss): loss for loss in json.loads(path.read_text())["losses"]}
-        if missing := [name for name in losses if name not in found]:
+        if missing := [name for name in losses if reality_page.method(name) not in found]:
             raise SystemExit(f"not tuned yet: {', '.join(missing)}")
-        losses = tuple(found[name] for name in losses)
+        losses = tuple(found[reality_page.method(name)] for name in losses)
     there = (where / "tested").exists()
     run(replace(whole, losses=losses, seeds=seeds, out=str(where / "tested")), resume=there, say=print)
 

@@ -97,7 +97,7 @@ def test_every_method_and_every_claim_has_a_name_that_is_known():
 
     assert len(set(reality.METHODS)) == len(reality.METHODS)
     for name in reality.METHODS:
-        assert parse(name)
+        assert parse(name).build(classes=5, embedding_size=8)
     for name, track in reality.TRACKS.items():
         assert set(track.methods) <= set(reality.METHODS), name
         reality.Experiment(losses=track.methods, **track.budget)
@@ -136,10 +136,11 @@ def test_what_a_track_tunes_is_tested_as_tuned_or_not_at_all(tmp_path, monkeypat
     tuned.write_text(json.dumps({"losses": ["RAW(gamma=0.3)", "BatchHard(margin=0.1)"]}))
     with pytest.raises(SystemExit, match="not tuned yet: NCA"):
         reality.measured(whole, (0,), is_tuned=True)
-    tuned.write_text(json.dumps({"losses": ["RAW(gamma=0.3)", "BatchHard(margin=0.1)", "NCA"]}))
+    tuned.write_text(json.dumps({"losses": ["RAW(gamma=0.3)", "BatchHard(margin=0.1)", "NCA(k=3,scale=2)"]}))
     reality.measured(whole, (0,), is_tuned=True)
     reality.measured(whole, (0,), is_tuned=False)
-    assert ran == [("RAW(gamma=0.3)", "NCA"), ("RAW", "NCA")]
+    reality.measured(reality.replace(whole, losses=("NCA(k=3)",)), (0,), is_tuned=True)
+    assert ran == [("RAW(gamma=0.3)", "NCA(k=3,scale=2)"), ("RAW", "NCA"), ("NCA(k=3,scale=2)",)]
 
 
 def test_flags_of_images():
