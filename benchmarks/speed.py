@@ -6,6 +6,7 @@
     python benchmarks/speed.py --large                      also the memory of `chunk_size` at n = 32768
     python benchmarks/speed.py --report                     the table and the plot again, from the measurements
     python benchmarks/speed.py --peers                      beside other packages, whichever are installed
+    python benchmarks/speed.py --peers --report             their page and picture again
 
 The floor F is the time of X X^T and the two products of its backward pass. Measurements are appended to speed.jsonl as
 soon as they are there, one line each; --resume continues an interrupted run. The table (speed.md) and the plot
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import speed_peers
+import speed_peers_page
 import torch
 from speed_jobs import FLOOR, Job, Setting, all_jobs, batch, set_chunk_size
 from speed_measure import Times, peak_megabytes, seconds, times
@@ -80,7 +82,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="keep what is in speed.jsonl, measure the rest")
     parser.add_argument("--report", action="store_true", help="measure nothing, make table and plot")
     parser.add_argument(
-        "--peers", action="store_true", help="other packages beside ours, into peers.jsonl and peers.md"
+        "--peers", action="store_true", help="other packages beside ours, into peers.jsonl, peers.md, peers.png"
     )
     parser.add_argument("--no-compile", action="store_true", help="with --peers: without torch.compile")
     options = parser.parse_args(arguments)
@@ -282,6 +284,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, then report."""
     options = parse(arguments)
     path = options.out / "speed.jsonl"
+    if options.report and options.peers:
+        speed_peers_page.again(options.out)
+        return
     if options.report:
         report(read(path), options.out)
         return

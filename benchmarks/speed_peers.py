@@ -3,7 +3,8 @@
 Whoever is installed takes part: pytorch-metric-learning, sentence-transformers and open-metric-learning (the extra
 `peers`), and the dense formulation that a user would write, compiled by torch.compile. All get the same unit vectors.
 On a GPU each loss also runs with TF32 products, with bfloat16 embeddings, as a CUDA graph and, ours, in chunks of up to
-65,536 anchors. One line of peers.jsonl for each contender, and a page that says where we are not first.
+65,536 anchors. One line of peers.jsonl for each contender, a page that says where we are not first, and its picture:
+`speed_peers_page.py`.
 """
 
 import json
@@ -13,11 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module, metadata
-from importlib.util import find_spec
+from importlib import import_module
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from dense import DENSE
@@ -25,15 +25,12 @@ from pytorch_metric_learning import losses as pml_losses
 from pytorch_metric_learning import miners as pml_miners
 from speed_jobs import Setting, Step, batch, build, floor, set_chunk_size
 from speed_measure import Times, times
+from speed_peers_page import OURS, Found, head, write
 from torch import Tensor
 
 from pml_ext import wrappers
-from pml_ext.benchmark import environment
 
-OURS = "pml_ext"
 ROWS = ("RAW", "MultiSimilarity", "BatchAll", "BatchHard", "SemiHard", "NCA", "Contrastive2018")
-# What else is timed where it is installed: the package, and the module that it brings.
-OTHERS = {"sentence-transformers": "sentence_transformers", "open-metric-learning": "oml"}
 SETTINGS = tuple(Setting(*each) for each in product((64, 128, 256, 1024, 4096), (128, 512), (4, 32)))
 # Of a queue of eight batches, compared with two products of the batch and the queue.
 QUEUES = (Setting(64, 128, 4), Setting(512, 128, 4), Setting(512, 512, 4))
@@ -263,20 +260,6 @@ def chunked() -> Iterator[Contender]:
         yield Contender(f"{name}, chunk_size=4096", OURS, make)
 
 
-class Found(NamedTuple):
-    """One line of the file."""
-
-    task: str
-    whose: str
-    kind: str
-    n: int
-    d: int
-    per_class: int
-    ratio: float | None
-    seconds: float | None
-    note: str = ""
-
-
 def measured(
     setting: Setting, contenders: Iterable[Contender], device: str, base: Step, rounds: int, seconds: float
 ) -> Iterator[Found]:
@@ -329,58 +312,9 @@ def run(options: Any) -> None:
         add(measured(setting, of_queue(setting), device, queue_floor(setting, device), rounds, seconds))
     for setting in CHUNKED if device == "cuda" and not options.n else ():
         add(measured(setting, chunked(), device, floor(Setting(4096, setting.d, 4), device), rounds, seconds))
-    (options.out / "peers.md").write_text(page(found, device), encoding="utf-8")
-    print(f"wrote {path} and peers.md")
+    write(found, head(device), options.out)
 
 
 def _with_compilation(line: Found, seconds: dict[str, float]) -> Found:
     is_compiled = "torch.compile" in line.whose and line.ratio is not None
     return line._replace(note=f"compiled in {seconds[line.task]:.0f} s") if is_compiled else line
-
-
-def page(found: Sequence[Found], device: str) -> str:
-    """Tables of ratios, the fastest in bold, and a list of where we are not first."""
-    versions = environment.versions()
-    machine = environment.hardware()
-    where = machine["gpus"][0] if device == "cuda" else f"{machine['cpu']} ({torch.backends.cpu.get_cpu_capability()})"
-    versions |= {name: metadata.version(name) for name in OTHERS if find_spec(OTHERS[name])}
-    names = ("torch", "pytorch-metric-learning", *OTHERS)
-    head = ", ".join(f"{name} {versions[name]}" for name in names if name in versions)
-    parts = [
-        "# Beside other packages",
-        f"`python benchmarks/speed.py --peers` made this page, commit {(environment.commit() or 'unknown')[:7]}. "
-        f"On {where}{', one thread' if device == 'cpu' else ''}; {head}. Medians of a forward and backward pass as "
-        "multiples of the floor, three products of the batch with itself (of a queue: two, of batch and queue), "
-        "taken before each sample; the fastest in bold.",
-    ]
-    behind = []
-    for kind in dict.fromkeys(each.kind for each in found):
-        of_kind = [each for each in found if each.kind == kind]
-        rivals = [OURS, *dict.fromkeys(each.whose for each in of_kind if each.whose != OURS)]
-        rows = [f"| n x d / per class | | {' | '.join(rivals)} |", "|---|---|" + "---:|" * len(rivals)]
-        for place in dict.fromkeys((each.n, each.d, each.per_class, each.task) for each in of_kind):
-            ratios = {
-                each.whose: each.ratio for each in of_kind if (each.n, each.d, each.per_class, each.task) == place
-            }
-            known = {whose: ratio for whose, ratio in ratios.items() if ratio is not None}
-            best = min(known, key=known.__getitem__, default="")
-            cells = [
-                "" if whose not in known else f"**{known[whose]:.2f}**" if whose == best else f"{known[whose]:.2f}"
-                for whose in rivals
-            ]
-            n, d, per_class, task = place
-            rows.append(f"| {n} x {d} / {per_class} | {task} | {' | '.join(cells)} |")
-            if best != OURS and OURS in known:
-                times_more = known[OURS] / known[best]
-                behind.append(f"- {task}, {kind}, {n} x {d}, {per_class} per class: {best} by {times_more:.2f} x")
-        parts += [f"## {kind}", "\n".join(rows)]
-    parts += ["## Where we are not first", "\n".join(behind) or "Nowhere."]
-    failed = [
-        f"- {each.task}, {each.whose}, {each.kind}, n = {each.n}: {each.note}" for each in found if not each.ratio
-    ]
-    if failed:
-        parts += ["## What could not run", "\n".join(dict.fromkeys(failed))]
-    notes = [f"- {each.task}, n = {each.n}, d = {each.d}: {each.note}" for each in found if each.ratio and each.note]
-    if notes:
-        parts += ["## Compilation", "\n".join(notes)]
-    return "\n\n".join(parts) + "\n"

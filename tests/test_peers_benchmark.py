@@ -14,7 +14,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import speed_peers  # noqa: E402
 from speed_jobs import Setting, batch  # noqa: E402
-from speed_peers import Found, page  # noqa: E402
+from speed_peers_page import Found, Point, again, head, others_over_ours, page, picture  # noqa: E402
 
 SETTING = Setting(24, 8, 4)
 
@@ -107,14 +107,88 @@ def test_the_page_says_where_we_are_not_first():
         Found("NCA", "PML", "float32", *place, 1.0, 0.1),
         Found("NCA", "OML", "float32", *place, None, None, "TypeError: no"),
     ]
-    text = page(found, "cpu")
+    text = page(found, head("cpu"))
     assert "| 64 x 128 / 4 | RAW | **2.00** | 3.00 |  |" in text
     assert "- NCA, float32, 64 x 128, 4 per class: PML by 2.00 x" in text
     assert "- RAW, float32" not in text
     assert "- NCA, OML, float32, n = 64: TypeError: no" in text
     assert torch.backends.cpu.get_cpu_capability() in text
     assert "`python benchmarks/speed.py --peers`" in text
-    assert "Nowhere." in page(found[:2], "cpu")
+    assert "Nowhere." in page(found[:2], "where")
+
+
+def drawn(lines, *, n=(64, 128)):
+    """Found lines of a task at d = 128 with 4 per class: the ratios of each package, one for each batch."""
+    return [
+        Found(task, whose, "float32", batch, 128, 4, ratio, None)
+        for task, of in lines.items()
+        for whose, ratios in of.items()
+        for batch, ratio in zip(n, ratios, strict=True)
+    ]
+
+
+def test_the_picture_has_the_fastest_of_the_others_where_all_of_them_ran():
+    found = drawn(
+        {
+            "BatchHard": {"pml_ext": (2.0, 1.0), "PML": (3.0, 4.0), "OML": (1.0, None)},
+            "RAW": {"pml_ext": (2.0, 1.0), "PML": (3.0, 4.0)},
+            "SemiHard": {"pml_ext": (2.0, 1.0)},
+            "RAW, queue": {"pml_ext": (2.0, 1.0), "PML": (3.0, 4.0)},
+        }
+    )
+    found.append(found[-1]._replace(task="NCA", kind="bfloat16"))
+    assert others_over_ours(found) == {
+        (128, 4): {
+            "BatchHard": [Point(64, 0.5, "OML")],  # behind: in the picture too
+            "RAW": [Point(64, 1.5, "PML"), Point(128, 4.0, "PML")],
+        }
+    }
+    assert "![" not in page(drawn({"SemiHard": {"pml_ext": (2.0, 1.0)}}), "where")
+
+
+def test_lines_of_the_picture():
+    pytest.importorskip("matplotlib")
+    found = drawn(
+        {
+            "RAW": {"pml_ext": (2.0, 1.0), "PML": (3.0, 4.0)},
+            "RAW, tuples of a miner": {"pml_ext": (2.0, 1.0), "PML": (1.0, 0.5)},
+        }
+    )
+    found += [one._replace(d=512) for one in found[:4]]
+    figure = picture(found)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["d = 128, 4 per class", "d = 512, 4 per class"]
+    lines = [[*line.get_ydata()] for line in figure.axes[0].get_lines()]
+    assert [1.5, 4.0] in lines
+    assert [0.5, 0.5] in lines
+    low, high = figure.axes[0].get_ylim()
+    assert low < 0.5
+    assert high > 4
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["RAW", "given PML's tuples", "fastest: PML"]
+
+
+def test_page_and_picture_are_made_again_from_the_lines(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    with pytest.raises(SystemExit, match=r"peers\.jsonl is missing"):
+        again(tmp_path)
+    found = drawn({"RAW": {"pml_ext": (2.0, 1.0), "PML": (3.0, 4.0)}})
+    (tmp_path / "peers.jsonl").write_text("".join(json.dumps(one._asdict()) + "\n" for one in found))
+    (tmp_path / "peers.md").write_text("# Old\n\nMeasured there.\n\nThe rest.\n")
+    again(tmp_path)
+    assert (tmp_path / "peers.md").read_text() == page(found, "Measured there.")
+    assert 1_000 < (tmp_path / "peers.png").stat().st_size < 150_000
+
+
+def test_the_page_and_the_picture_are_of_the_lines_beside_them():
+    """Of the results that are kept: only the paragraph of where and how is not in the lines."""
+    results = BENCHMARKS / "results"
+    lines = (results / "peers.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [Found(**json.loads(line)) for line in lines]
+    text = (results / "peers.md").read_text(encoding="utf-8")
+    assert text == page(found, text.split("\n\n")[1])
+    assert "](peers.png)" in text
+    assert (results / "peers.png").stat().st_size < 150_000
+    assert min(point.times for tasks in others_over_ours(found).values() for of in tasks.values() for point in of) < 0.5
 
 
 @pytest.mark.pml2("its own losses as contenders")
