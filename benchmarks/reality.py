@@ -5,6 +5,7 @@
     python benchmarks/reality.py again cub:CUB_200_2011                                   # a tenth of the runs anew
     python benchmarks/reality.py tune glyphs omniglot:DIR --track scratch                 # nights
     python benchmarks/reality.py test cars196:CARS --track fine-tuned --image-size 96 128 # nights, not tuned
+    python benchmarks/reality.py tune glyphs --trunk conv4 --weights runs/x/best/weights.pt
     python benchmarks/reality.py page                                                     # what has ended so far
 
 The hyperparameters and learning rates of a loss are chosen by the MAP@R of classes that it was not trained on and that
@@ -92,7 +93,7 @@ TRACKS = {
 
 def experiment(track: str, source: str, out: Path, methods: tuple[str, ...], **arguments: Any) -> Experiment:
     """What is the same for all methods of a data set, in a folder of its own."""
-    plain = Experiment(data=source, losses=methods, **TRACKS[track].budget, **arguments)
+    plain = Experiment(data=source, losses=methods, **{**TRACKS[track].budget, **arguments})
     return replace(plain, out=str(out / track / Data.of(plain).name))
 
 

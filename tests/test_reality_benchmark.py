@@ -149,3 +149,5 @@ def test_flags_of_images():
     assert image_options.arguments(parser.parse_args([])) == {"cache": None}
     sized = image_options.arguments(parser.parse_args(["--image-size", "96", "128", "--cache", "c"]))
     assert sized == {"cache": "c", "image_size": (96, 128), "shorter_side": 96}
+    own = image_options.arguments(parser.parse_args(["--trunk", "conv4", "--weights", "w.pt"]))
+    assert own == {"cache": None, "trunk": "conv4", "weights": "w.pt"}

@@ -115,6 +115,24 @@ def test_weights_are_those_of_the_file(tmp_path):
         assert torch.equal(network.trunk.network.state_dict()[name], value)
 
 
+class Pooled(Small):
+    def __init__(self):
+        super().__init__()
+        self.network = self._modules.pop("maps")
+
+    def forward(self, images):
+        return self.network(images)
+
+
+@pytest.mark.parametrize("trunk", [Small, Pooled])
+def test_weights_of_a_kept_model_are_those_of_its_trunk(tmp_path, trunk):
+    donor = models.Network(trunk(), nn.Linear(5, 4))
+    torch.save(donor.state_dict(), tmp_path / "weights.pt")
+    network = models.build(trunk(), TWO, 8, weights=str(tmp_path / "weights.pt"))
+    for name, value in network.trunk.state_dict().items():
+        assert torch.equal(donor.trunk.state_dict()[name], value)
+
+
 def test_wrong_weights_are_one_line(tmp_path):
     path = tmp_path / "weights.pt"
 

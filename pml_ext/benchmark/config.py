@@ -64,7 +64,7 @@ class Experiment:
             Default None.
         trunk: "conv4", "efficientnet_lite0", "timm:NAME", "torchvision:NAME", "module:factory" or a module.
             Default "conv4".
-        weights: a file of weights for the trunk. Default None: its own pretrained weights.
+        weights: a file of weights for the trunk, also that of a kept model. Default None: its own pretrained weights.
         head: initialization of the embedding layer: "random" or "pca" (of the features); None is "pca" with `frozen` or
             if the data are vectors, else "random". Default None.
         embedding_size: dimension of the embeddings. Default 64.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,8 @@ def build(trunk: str | nn.Module, image_shape: tuple[int, ...], weights: str = P
 def load_weights(module: nn.Module, path: Path) -> None:
     """Load a file of weights into a trunk; weights of a classifier that the trunk lacks are passed over.
 
-    Nothing in the file is executed.
+    Those of a model that a run has kept (`runs/x/best/weights.pt`) are a file of weights too. Nothing in the file is
+    executed.
 
     Raises:
         BenchmarkError: not a file of weights, or of another network.
@@ -114,7 +116,8 @@ def load_weights(module: nn.Module, path: Path) -> None:
     for inner in ("state_dict", "model", "teacher"):
         if isinstance(state.get(inner), Mapping):
             state = state[inner]
-    state = {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
+    prefixes = re.compile(r"^(module\.)?(trunk\.network\.)?")
+    state = {prefixes.sub("", name): value for name, value in state.items() if isinstance(value, Tensor)}
     # A trunk that wraps a network has its names behind a prefix.
     for prefix in ("", "network."):
         named = {prefix + name: value for name, value in state.items() if prefix + name in known}
