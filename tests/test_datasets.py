@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 import pml_ext
 from pml_ext.datasets import DATASETS, Digits, Glyphs, InShop, RandomWarp
 from pml_ext.datasets.glyphs import FACES, render
+from pml_ext.datasets.warp import _places
 
 # Worker processes: Python 3.12 warns of every fork beside threads, torch of more workers than cores.
 WORKERS_ALLOWED = (
@@ -259,6 +260,17 @@ def moments(images):
     return mass, mean, [(images[:, 0] * product).sum((1, 2)) / mass for product in (dx * dx, dy * dy, dx * dy)]
 
 
+def test_warped_places_are_those_of_an_affine_grid():
+    generator = torch.Generator().manual_seed(0)
+    x, y, origin = (torch.randn(7, 2, generator=generator, dtype=torch.float64) for _ in range(3))
+    expected = torch.nn.functional.affine_grid(torch.stack([x, y, origin], dim=2), [7, 1, 5, 9], align_corners=False)
+    torch.testing.assert_close(_places(x, y, origin, 5, 9), expected, rtol=1e-14, atol=1e-14)
+    rounded = _places(x.float(), y.float(), origin.float(), 5, 9)
+    torch.testing.assert_close(rounded, expected.float(), rtol=1e-6, atol=1e-6)
+    single = _places(x, y, origin, 1, 1)
+    torch.testing.assert_close(single, origin[:, None, None])
+
+
 def test_warp_of_no_strength_is_the_identity():
     images = torch.rand(3, 2, 8, 12)
     torch.testing.assert_close(RandomWarp(**STILL)(images), images)
@@ -327,6 +339,8 @@ def test_warp_takes_single_images_other_dtypes_and_a_generator():
     assert torch.equal(torch.get_rng_state(), before)
     assert first.dtype == torch.float64
     assert torch.equal(first, second)
+    for dtype in (torch.float16, torch.bfloat16):
+        assert warp(images.to(dtype)).dtype == dtype
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
+from torch.nn.functional import grid_sample
 
 
 @dataclass(frozen=True)
@@ -57,23 +57,39 @@ class RandomWarp:
         if images.numel() == 0:
             return images.clone()
         batch = images if images.dim() == 4 else images.unsqueeze(0)
-        grid = affine_grid(self._draw(batch, generator), list(batch.shape), align_corners=False)
+        grid = _places(*self._draw(batch, generator), *batch.shape[2:])
         warped = grid_sample(batch, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         if self.noise:
             noise = torch.randn(batch.shape, generator=generator, device=batch.device, dtype=batch.dtype)
             warped = warped + self.noise * noise
         return warped.clamp(0, 1).view(images.shape)
 
-    def _draw(self, batch: Tensor, generator: torch.Generator | None) -> Tensor:
-        # affine_grid wants, for every image, where in the original a pixel of the result comes from: p -> A (p - t).
+    def _draw(self, batch: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+        # Where in the original a pixel p of the result comes from: A p - A t; A by its columns, [n, 2] each.
         n, _, h, w = batch.shape
         uniform = torch.rand(n, 5, generator=generator, device=batch.device, dtype=batch.dtype) * 2 - 1
         angle = uniform[:, 0] * math.radians(self.rotation)
         zoom = torch.exp(uniform[:, 1] * math.log(self.scale))
         shear = uniform[:, 2] * self.shear
-        shift = uniform[:, 3:, None] * 2 * self.shift  # [n, 2, 1]; affine_grid measures either side from -1 to 1
+        shift = uniform[:, 3:] * 2 * self.shift  # grid_sample measures either side from -1 to 1
         cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
-        x = torch.stack([cos + shear * sin, (sin - shear * cos) * (h / w)], dim=1)
-        y = torch.stack([-sin * (w / h), cos], dim=1)
-        matrix = torch.stack([x, y], dim=1)  # [n, 2, 2]
-        return torch.cat([matrix, -matrix @ shift], dim=2)
+        of_x = torch.stack([cos + shear * sin, -sin * (w / h)], dim=1)
+        of_y = torch.stack([(sin - shear * cos) * (h / w), cos], dim=1)
+        return of_x, of_y, -(of_x * shift[:, :1] + of_y * shift[:, 1:])
+
+
+def _places(of_x: Tensor, of_y: Tensor, origin: Tensor, h: int, w: int) -> Tensor:
+    """Points [n, h, w, 2] of the original, as `affine_grid` gives them, without its product of matrices.
+
+    What a product of BLAS gives in the last digit depends on the instructions of the machine.
+    """
+    x, y = (torch.linspace(-1, 1, side, device=of_x.device, dtype=of_x.dtype) * ((side - 1) / side) for side in (w, h))
+    of_x, of_y, origin = (each[:, None, None] for each in (of_x, of_y, origin))
+    return _sum_of_products(of_x * x[:, None], of_y, y[:, None, None]) + origin
+
+
+def _sum_of_products(first: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """first + a b, rounded once where that can be had: in float64 on a CPU, since not every device has that."""
+    if first.device.type != "cpu":
+        return first + a * b
+    return (first.double() + a.double() * b.double()).to(first.dtype)
