@@ -14,10 +14,10 @@ else:
     __path__ = []  # its modules build on classes of PML 2: beside PML 3 there are none
 
     class NotAcceleratedError(ValueError):
-        """What would run as PML's own."""
+        """What can only be computed by PML's own code."""
 
     def accelerate(*items: Any, **options: Any) -> Any:
-        """Refuse."""
+        """Refuse: these are the losses of PML 3."""
         raise NotAcceleratedError(
             "accelerate computes what the losses and miners of PML 2 compute, and those of PML 3 differ: "
             "pml_ext.losses has losses without tuples"

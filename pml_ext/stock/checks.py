@@ -19,11 +19,11 @@ from pml_ext.stock.mined import Mined
 from pml_ext.stock.reduction import KNOWN
 from pml_ext.stock.scores import has_hooks, is_finite
 
-SILENT = ""  # stock has an error to raise, or is faster on so few
+SILENT = ""  # no warning: PML raises an error of its own, or is faster on so small an input
 
 
 def reducer_of(loss: Any, name: str) -> reducers.BaseReducer:
-    """The reducer of a part of a loss."""
+    """The reducer of one of the terms of a loss."""
     reducer = loss.reducer
     if type(reducer) is reducers.MultipleReducers:
         return reducer.reducers[name] if name in reducer.reducers else reducer.default_reducer  # noqa: SIM401
@@ -31,17 +31,17 @@ def reducer_of(loss: Any, name: str) -> reducers.BaseReducer:
 
 
 def fits_masks(indices: Any, n: int, m: int, like: Tensor) -> bool:
-    """Whether the masks behind a miner's tuple are of such a batch."""
+    """Whether the masks of a miner's tuple belong to n x m scores of this dtype and device."""
     return isinstance(indices, Mined) and indices.shape == (n, m, like.dtype, like.device)
 
 
 def why_never(loss: Any) -> str | None:
-    """Why such a loss always runs as PML's own, or None."""
+    """Why PML's own code always computes this loss, or None."""
     kind = FORMS[loss.stock]
     if loss.collect_stats:
         return "it collects statistics of tuples"
     if type(loss.reducer) is reducers.DoNothingReducer:
-        return "DoNothingReducer gives the losses themselves"
+        return "DoNothingReducer returns the losses themselves"
     if any(each.requires_grad for each in _tensors(loss, kind)):
         return "one of its hyperparameters is learned"
     parts = [*loss.distance.modules(), *loss.reducer.modules()]
@@ -62,7 +62,7 @@ def _own_tensors(module: torch.nn.Module) -> list[Tensor]:
 
 
 def _tensors(loss: Any, kind: type[Form]) -> list[Tensor]:
-    """Hyperparameters that are tensors; MarginLoss has a closed form of the derivative by beta."""
+    """Hyperparameters that are tensors, without the beta of MarginLoss, whose derivative has a closed form."""
     own = loss.beta if issubclass(kind, Margin) else None
     return [each for each in _own_tensors(loss) if each is not own]
 
@@ -72,22 +72,22 @@ def _why_not_reduced(reducer: Any, kind: type[Form]) -> str | None:
     if type(reducer) is reducers.DivisorReducer:
         return None if issubclass(kind, Margin) else SILENT
     if type(reducer) not in KNOWN:
-        return f"no closed form of {type(reducer).__name__}"
+        return f"{type(reducer).__name__} has no closed form"
     if reducer.collect_stats:
         return "its reducer collects statistics of tuples"
     if type(reducer) is reducers.PerAnchorReducer:
         if triplets or (kind.column and not kind.once):
             return SILENT
         if reducer.aggregation_func is not reducers.PerAnchorReducer().aggregation_func:
-            return "no closed form of an aggregation_func of one's own"
+            return "a custom aggregation_func has no closed form"
         if type(reducer.reducer) is reducers.PerAnchorReducer:
-            return "no closed form of a PerAnchorReducer in a PerAnchorReducer"
+            return "a PerAnchorReducer in a PerAnchorReducer has no closed form"
         return _why_not_reduced(reducer.reducer, MultiSimilarity)
     return None
 
 
 def is_small(loss: Any, embeddings: Any, indices: Any, ref_emb: Any) -> bool:
-    """Whether PML's own is faster on so few scores, or on so short lists."""
+    """Whether PML's own code is faster on so few scores, or on such short lists."""
     if isinstance(indices, Mined) or not (isinstance(embeddings, Tensor) and embeddings.ndim == 2):
         return False
     rows = embeddings.shape[0]
@@ -95,14 +95,14 @@ def is_small(loss: Any, embeddings: Any, indices: Any, ref_emb: Any) -> bool:
     kind, number = FORMS[loss.stock], rows * columns
     if number < kind.pays_from * thresholds.STOCK_PAYS:
         return True
-    if loss._chunk_size is not None and loss._chunk_size < rows:  # whose memory is bounded
+    if loss._chunk_size is not None and loss._chunk_size < rows:  # chunks bound the memory; PML's code does not
         return False
     if not _is_list_of_tuples(indices):
         return False
-    if kind.listed == "matrix":  # of which the numbers of a list are made first
+    if kind.listed == "matrix":  # PML computes the whole matrix, whatever the list
         return bool(number < 2 * kind.pays_from * thresholds.STOCK_PAYS)
     near, far = len(indices[0]), len(indices[-1])
-    if kind is TripletMargin and len(indices) == TRIPLETS:  # which takes them one by one, too
+    if kind is TripletMargin and len(indices) == TRIPLETS:  # ours goes through the triplets one by one, too
         return thresholds.STOCK_PAYS > 0
     work = {"pairs": near + far, "triplets": near * far / max(rows, 1), "products": near * far}[kind.listed]
     if kind.listed == "triplets" and len(indices) == TRIPLETS:
@@ -118,7 +118,7 @@ def why_stock(
     ref_emb: Any,
     ref_labels: Any,
 ) -> str | None:
-    """Why PML's own has to run on what is given, or None; SILENT where nobody has to be told."""
+    """Why PML's own code has to compute this input, or None; SILENT where no warning is needed."""
     never = why_never(loss)
     if never is not None:
         return never
@@ -129,8 +129,8 @@ def why_stock(
     if any(each.dtype != embeddings.dtype or each.device != embeddings.device for each in tensors):
         return SILENT
     if embeddings.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(embeddings.device.type):
-        return "PML has rules of its own for half precision"
-    if not len(embeddings) or not (is_eager() or torch.compiler.is_compiling()):  # under a transform of functions
+        return "half precision follows rules of PML's own"
+    if not len(embeddings) or not (is_eager() or torch.compiler.is_compiling()):  # inside a transform of torch.func
         return SILENT
     if any(not is_finite(each) for each in tensors):
         return "an embedding is not finite"
@@ -159,7 +159,7 @@ def why_stock(
     of_pairs = not kind.once and not kind.by_labels
     per_anchor = any(type(reducer_of(loss, name)) is reducers.PerAnchorReducer for name in kind.names)
     if with_references and of_pairs and per_anchor:
-        return "PerAnchorReducer knows no references"
+        return "PerAnchorReducer does not support references"
     reason = kind.falls_back(loss, LABELS if indices is None else len(indices), with_references)
     return SILENT if reason is None and is_small(loss, embeddings, indices, ref_emb) else reason
 

@@ -1,4 +1,4 @@
-"""What accelerated miners choose from, and the pairs that a rule of rows chooses."""
+"""What accelerated miners choose from, and the pairs that a rule for each row selects."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class Batch:
     """What a miner chooses from.
 
     Args:
-        scores: [n, m], as its distance gives them.
-        pairs: all those of the labels.
+        scores: [n, m], as its distance computes them.
+        pairs: all pairs that the labels define.
     """
 
     scores: MinerScores
     pairs: Incidence
 
     def part(self, start: int, stop: int) -> Part:
-        """Some rows of it."""
+        """The rows from `start` to `stop`."""
         pairs = self.pairs.rows(start, stop)
         distances = self.scores.distances(start, stop)
         return Part(distances, distances.gather(1, pairs.positives), pairs.counts > 0, pairs.negatives)
@@ -40,10 +40,10 @@ class Part:
     """Some rows of a batch.
 
     Args:
-        distances: [r, m], small is near; may be overwritten.
-        near: [r, k], those of the positives.
-        there: [r, k], which of these are there.
-        negatives: of the labels.
+        distances: [r, m], smaller is nearer; may be overwritten.
+        near: [r, k], distances of the positives.
+        there: [r, k], which of the k columns hold a positive.
+        negatives: those that the labels define.
     """
 
     distances: Tensor
@@ -52,12 +52,12 @@ class Part:
     negatives: Negatives
 
 
-# Of some rows: which positives are kept [r, k], and the negatives as 1 and 0 [r, m].
+# For some rows: which positives are kept [r, k], and the kept negatives as 1 and 0 [r, m].
 Rule = Callable[[Part], tuple[Tensor, Tensor]]
 
 
 def multi_similarity(miner: Any) -> Rule:
-    """Positives farther than the nearest negative less epsilon, negatives nearer than the farthest positive plus it."""
+    """Positives beyond the nearest negative minus epsilon, negatives within the farthest positive plus epsilon."""
     epsilon = miner.epsilon
 
     def rule(part: Part) -> tuple[Tensor, Tensor]:
@@ -89,12 +89,12 @@ def _extreme(values: Tensor, *, largest: bool) -> Tensor:
 
 
 def by_rule(batch: Batch, rule: Rule, *, by_score: bool) -> Mined:
-    """The pairs that a rule chooses; it chooses again where somebody asks which negatives they are.
+    """The pairs that a rule chooses; the negatives are chosen anew whenever they are needed.
 
     Args:
-        batch: of which pairs.
-        rule: which ones.
-        by_score: whether the lists of a row are in the order of the scores, or of the columns.
+        batch: the pairs to choose from.
+        rule: which of them to keep.
+        by_score: whether the lists of a row are ordered by score; else by column.
     """
     like = batch.pairs.counts
     counts, lengths = torch.empty_like(like), like.new_empty(len(like))
@@ -112,7 +112,7 @@ def by_rule(batch: Batch, rule: Rule, *, by_score: bool) -> Mined:
 
 
 def listed(pairs: Incidence, parts: list[tuple[int, int]], order: MinerScores | None = None) -> Lists:
-    """Index lists of positives and negatives, by rows and then by columns, or by the scores in `order`."""
+    """Index lists of positives and negatives, sorted by row, then by column or by the scores in `order`."""
     near: list[Tensor] = [torch.empty(2, 0, dtype=torch.long, device=pairs.counts.device)]
     far = list(near)
     for start, stop in parts:
@@ -135,7 +135,7 @@ def _by_score(scores: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Te
 
 
 def hard_share(miner: Any, batch: Batch) -> Mined:
-    """Of all pairs of the batch a share of the farthest positives and of the nearest negatives; the hardest first."""
+    """The hardest share of all pairs of the batch: the farthest positives, the nearest negatives; hardest first."""
     pairs, scores = batch.pairs, batch.scores.rows(0, len(batch.pairs.counts))
     far_is_largest = batch.scores.sign > 0
     rows, slots = (pairs.counts > 0).nonzero(as_tuple=True)
@@ -167,7 +167,7 @@ def _first(values: Tensor, share: float, *, largest: bool) -> Tensor:
 
 
 def _share(values: Tensor, number: int, *, largest: bool) -> Tensor:
-    """Which of the values are the `number` largest or smallest; of equal ones those that topk takes, as PML does."""
+    """Which values are the `number` largest or smallest; among equal values those that topk takes, as in PML."""
     if number == 0:
         return torch.zeros_like(values, dtype=torch.bool)
     level = values.kthvalue(len(values) - number + 1 if largest else number).values

@@ -1,4 +1,4 @@
-"""A choice among the triplets of the labels, by the difference of their distances."""
+"""A choice among the triplets that the labels define, by the difference of their distances."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from pml_ext.stock.negatives import Counted, Made, Negatives
 
 @dataclass(frozen=True)
 class Triplets:
-    """Those of the labels with `low < D_in - D_ip <= high`.
+    """The triplets of the labels with `low < D_in - D_ip <= high`.
 
     Args:
-        scores: by the miner's distance.
-        pairs: of the labels.
-        low: exclusive, or None.
-        high: inclusive, or None.
+        scores: those of the miner's distance.
+        pairs: all pairs that the labels define.
+        low: exclusive lower bound, or None.
+        high: inclusive upper bound, or None.
     """
 
     scores: MinerScores
@@ -35,17 +35,17 @@ class Triplets:
 
     @property
     def tests(self) -> list[Test]:
-        """Of `D_ip - D_in`; the sign of a difference is exact."""
+        """The bounds as comparisons of `D_ip - D_in`: changing the sign of a difference is exact."""
         found: list[Test] = [] if self.low is None else [(torch.lt, -self.low)]
         return found if self.high is None else [*found, (torch.ge, -self.high)]
 
     def sides(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Distances of the positives [r, k] and of all [r, m] of some rows, in new memory."""
+        """Distances of the positives [r, k] and of all columns [r, m] of some rows, newly allocated."""
         far = self.scores.distances(start, stop)
         return far.gather(1, self.pairs.positives[start:stop]), far
 
     def masks(self, start: int, stop: int) -> Iterator[Tensor]:
-        """Chosen negatives of each positive of some rows, 1 or 0 [r, m] a slot, always in the same memory."""
+        """For each slot of positives the chosen negatives of some rows, 1 or 0 [r, m], always in the same memory."""
         near, far = self.sides(start, stop)
         pairs = self.pairs.rows(start, stop)
         difference, spare = torch.empty_like(far), torch.empty_like(far)
@@ -54,7 +54,7 @@ class Triplets:
             yield pairs.negatives.blank(chosen.mul_(pairs.counts[:, slot, None]), 0)
 
     def incidence(self) -> Incidence:
-        """How often each pair is in a chosen triplet."""
+        """How many chosen triplets contain each pair."""
         near = torch.zeros_like(self.pairs.counts)
         lengths = near.new_zeros(len(near))
         kept = near.new_zeros(len(near), self.pairs.columns) if self.scores.are_kept else None
@@ -71,7 +71,7 @@ class Triplets:
         return replace(self.pairs, kind=TRIPLETS, counts=near, negatives=negatives)
 
     def _times(self, start: int, stop: int, near: Tensor | None = None) -> Tensor:
-        """How often each negative of some rows is in a chosen triplet; into `near`, how often each positive."""
+        """How many chosen triplets contain each negative of some rows; writes those of each positive into `near`."""
         far = self.pairs.counts.new_zeros(stop - start, self.pairs.columns)
         for slot, mask in enumerate(self.masks(start, stop)):
             far += mask
@@ -80,7 +80,7 @@ class Triplets:
         return far
 
     def lists(self) -> Lists:
-        """The triplets, by anchor, positive and negative."""
+        """The triplets, sorted by anchor, positive and negative."""
         parts = [torch.empty(3, 0, dtype=torch.long, device=self.pairs.counts.device)]
         for start, stop in self.scores.parts:
             masks = [mask > 0 for mask in self.masks(start, stop)]
@@ -93,7 +93,7 @@ class Triplets:
 
 
 def triplet_margin(miner: Any, batch: Batch) -> Mined:
-    """Triplets by the difference of their distances."""
+    """The triplets whose difference of distances is hard, semi-hard or easy, as `type_of_triplets` says."""
     kind, margin = miner.type_of_triplets, miner.margin
     low, high = {
         "hard": (None, min(margin, 0)),

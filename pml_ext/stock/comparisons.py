@@ -1,4 +1,4 @@
-"""Several comparisons of the same numbers as one product of ones and zeros."""
+"""Several comparisons of the same values as one product of ones and zeros."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# A comparison of torch, and the number to compare with.
+# A comparison of torch, and the bound to compare with.
 Test = tuple[Callable[..., Tensor], Any]
 
 
 def within(values: Tensor, tests: list[Test], spare: Tensor) -> Tensor:
-    """1 where all tests hold and 0 elsewhere, in the memory of `values`; that of `spare` is overwritten.
+    """1 where all tests hold and 0 elsewhere, written into `values`; `spare` is overwritten.
 
-    Into numbers: comparisons into booleans take ten times as long, and so does arithmetic with them.
+    The results are floats: comparisons into booleans take ten times as long, and so does arithmetic with them.
     """
     if not tests:
         return values.fill_(1)
@@ -28,7 +28,7 @@ def within(values: Tensor, tests: list[Test], spare: Tensor) -> Tensor:
 
 
 def joined(tests: list[Test], margin: float) -> list[Test]:
-    """The tests and `value > -margin`, without the weaker one of two lower bounds."""
+    """The tests together with `value > -margin`; of two lower bounds only the stronger is kept."""
     lower = [level for compare, level in tests if compare is torch.ge]
     if lower and lower[0] > -margin:
         return tests

@@ -1,4 +1,4 @@
-"""One positive and one negative of each row, the easiest, the hardest or one between: short lists."""
+"""One positive and one negative for each row: the easiest, the hardest or a semi-hard one. The lists are short."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pml_ext.stock.incidence import Incidence, by_lists
 from pml_ext.stock.mined import Mined
 from pml_ext.stock.negatives import Counted
 
-# Score and column of the chosen pair of each row, and whether there is one; of equal ones the first, as in PML.
+# Score and column of the chosen pair of each row, and whether there is one; among equal scores the first, as in PML.
 One = tuple[Tensor, Tensor, Tensor]
 
 
 def easy_and_hard(miner: Any, batch: Batch) -> Mined:
-    """Lists of anchors, positives, anchors and negatives."""
+    """Index lists: anchors, positives, anchors, negatives."""
     parts = [_of_rows(miner, batch, start, stop) for start, stop in batch.scores.parts]
     rows, positives, negatives = torch.cat(parts, 1).unbind()
     lists = rows, positives, rows, negatives
@@ -43,7 +43,7 @@ def _of_rows(miner: Any, batch: Batch, start: int, stop: int) -> Tensor:
 
 
 def _positive(miner: Any, scores: Tensor, pairs: Incidence, is_similar: bool, bound: Tensor | None) -> One:
-    """The largest or the smallest score of the positives; their columns ascend."""
+    """The positive with the largest or smallest score; their columns are in ascending order."""
     largest = (miner.pos_strategy == miner.EASY) == is_similar
     values, worst = scores.gather(1, pairs.positives), _worst(scores, largest)
     if not values.shape[1]:
@@ -63,20 +63,20 @@ def _negative(miner: Any, scores: Tensor, pairs: Incidence, is_similar: bool, bo
     if keep is not None:
         candidates = Counted(keep, False, keep).blank(candidates, worst)
     values = candidates.amax(1) if largest else candidates.amin(1)
-    # The first of the equal ones is the largest of falling numbers: a search for places would take ten times as long.
+    # Falling numbers make the first of equal scores a maximum: argmax or nonzero would take ten times as long.
     falling = torch.arange(scores.shape[1], 0, -1, dtype=scores.dtype, device=scores.device)
     equal = torch.eq(candidates, values[:, None], out=candidates).mul_(falling)
     return values, (scores.shape[1] - equal.amax(1)).long(), values != worst
 
 
 def _worst(scores: Tensor, largest: bool) -> float:
-    """Beyond all scores on the side that is not looked for."""
+    """A value that no search for the largest, or smallest, score finds."""
     limits = torch.finfo(scores.dtype)
     return limits.min if largest else limits.max
 
 
 def _allowed(values: Tensor, limits: Any, bound: Tensor | None, largest: bool) -> Tensor | None:
-    """1 where scores are within the limits and beyond the bound, 0 elsewhere; None: they need not be."""
+    """1 where scores are within the limits and beyond the bound, 0 elsewhere; None if there is neither."""
     tests = [] if limits is None else [(torch.ge, limits[0]), (torch.le, limits[1])]
     if bound is not None:
         tests.append((torch.lt if largest else torch.gt, bound[:, None]))

@@ -1,4 +1,4 @@
-"""How often each pair stands in the lists that stock PML would form, without forming them."""
+"""How often each pair occurs in the lists that PML would form, without forming them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Incidence:
     """The positive and negative pairs of every anchor, with multiplicity.
 
     Args:
-        kind: LABELS, PAIRS (four lists) or TRIPLETS (three: each pair counts once for each triplet it is in).
+        kind: LABELS, PAIRS (four lists) or TRIPLETS (three: a pair counts once for each triplet that contains it).
         positives: [n, k] columns of the positives.
-        counts: [n, k] how often each stands in the list; 0 where a row has fewer than k.
+        counts: [n, k] how often each occurs in the list; 0 where a row has fewer than k.
         negatives: the rows' negatives.
         columns: number of references, m.
     """
@@ -48,7 +48,7 @@ class Incidence:
         return replace(self, counts=(self.counts > 0).to(self.counts.dtype), negatives=self.negatives.once())
 
     def lengths(self) -> tuple[float, float]:
-        """Lengths of the lists of positives and of negatives."""
+        """The lengths of the lists of positives and of negatives."""
         return float(self.counts.sum(dtype=torch.float64)), float(self.negatives.per_row.sum(dtype=torch.float64))
 
     def contradicts(self) -> bool:
@@ -63,19 +63,19 @@ class Incidence:
 
 
 def blocks(rows: int, columns: int) -> list[tuple[int, int]]:
-    """Ranges of rows whose scores stay in the cache."""
+    """Ranges of rows whose scores fit into the cache."""
     step = max(1, thresholds.STOCK_BLOCK // max(columns, 1))
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 def by_labels(labels: Tensor, ref_labels: Tensor, *, without_self: bool, dtype: torch.dtype) -> Incidence:
-    """All pairs of the labels.
+    """All pairs that the labels define.
 
     Args:
-        labels: of the anchors, [n].
-        ref_labels: of the references, [m].
-        without_self: leave out the pair of a sample with itself; the references are the batch then.
-        dtype: of the counts.
+        labels: those of the anchors, [n].
+        ref_labels: those of the references, [m].
+        without_self: leave out the pair of a sample with itself; requires that the references are the batch.
+        dtype: that of the counts.
     """
     m = len(ref_labels)
     own, present = own_columns(labels, ref_labels)
@@ -91,7 +91,7 @@ def by_labels(labels: Tensor, ref_labels: Tensor, *, without_self: bool, dtype: 
 
 
 def _others(own: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-    """Without the sample itself: one column less, so that in classes of one size there is a positive in each."""
+    """Without the sample itself: one column less, so that with classes of one size every column holds a positive."""
     itself = own == torch.arange(len(own), device=own.device)[:, None]
     slots = torch.arange(max(own.shape[1] - 1, 0), device=own.device).expand(len(own), -1)
     if not slots.numel():
@@ -104,13 +104,13 @@ def own_columns(labels: Tensor, ref_labels: Tensor) -> tuple[Tensor, Tensor]:
     """The references of each anchor's class.
 
     Returns:
-        Columns [n, k], where k is the size of the largest class; a row with fewer repeats its first one, and one
-        without any has zeros. And which of them are there, [n, k].
+        Columns [n, k], where k is the size of the largest class: a row with fewer than k repeats its first one, and a
+        row without any is 0. And which of them are references of the class, [n, k].
     """
     if labels.dtype != ref_labels.dtype or labels.dtype == torch.bool:
         common = torch.promote_types(torch.promote_types(labels.dtype, ref_labels.dtype), torch.uint8)
         labels, ref_labels = labels.to(common), ref_labels.to(common)
-    if labels.is_floating_point():  # not a number equals nothing, itself included
+    if labels.is_floating_point():  # NaN equals nothing, itself included
         values, codes = torch.unique(torch.cat([labels, ref_labels]), return_inverse=True)
         codes = torch.where(
             torch.isnan(values)[codes], len(values) + torch.arange(len(codes), device=codes.device), codes
@@ -129,15 +129,15 @@ def own_columns(labels: Tensor, ref_labels: Tensor) -> tuple[Tensor, Tensor]:
 def by_lists(
     indices: Sequence[Tensor], n: int, m: int, like: Tensor, *, by_rows: bool = False, is_apart: bool = False
 ) -> Incidence:
-    """Pairs or triplets of a list; a pair counts as often as it stands there.
+    """The pairs of a list of pairs or triplets; a pair counts as often as it occurs.
 
     Args:
         indices: three or four lists.
         n: number of anchors.
         m: number of references.
-        like: has the type of the counts.
-        by_rows: make the counts of the negatives for some rows whenever they are asked for, instead of n * m numbers.
-        is_apart: whether no pair is known to be positive and negative at once.
+        like: a tensor of the dtype that the counts get.
+        by_rows: compute the counts of the negatives row by row whenever they are needed, and hold no n x m of them.
+        is_apart: whether it is known that no pair is positive and negative at once.
     """
     kind = PAIRS if len(indices) == 4 else TRIPLETS
     indices = [each.to(device=like.device, dtype=torch.long) for each in indices]
@@ -162,7 +162,7 @@ def by_lists(
 
 
 def are_places(indices: Sequence[Tensor], n: int, m: int) -> bool:
-    """Whether lists name rows and columns of an [n, m] matrix, each anchor with its partner, and count from 0."""
+    """Whether the lists are valid indices of an [n, m] matrix: as many anchors as partners, all within 0 to n and m."""
     anchors, partners = (indices[::2], indices[1::2]) if len(indices) == 4 else ([indices[0]] * 2, indices[1:])
     for rows, columns in zip(anchors, partners, strict=True):
         if len(rows) != len(columns) or any(each.dtype not in (torch.int32, torch.int64) for each in (rows, columns)):

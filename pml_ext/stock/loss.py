@@ -1,4 +1,4 @@
-"""A stock loss of PML that computes without tuples, and is the stock loss in everything else."""
+"""A stock loss of PML that computes without tuples, and is like the stock loss in everything else."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from pml_ext.stock.scores import Scores, is_finite
 
 
 class NotAcceleratedError(ValueError):
-    """With `strict=True`: what was given can only be computed by the stock loss."""
+    """With `strict=True`: only PML's own code can compute this loss, miner or input."""
 
 
 class AcceleratedLoss:
-    """What an accelerated class has before its stock class; see `pml_ext.accelerate`."""
+    """The base of an accelerated class that comes before its stock class; see `pml_ext.accelerate`."""
 
     stock: Any
     _chunk_size: int | None
@@ -51,7 +51,7 @@ class AcceleratedLoss:
             return self._by_stock(SILENT, given)
         reason = why_stock(self, *given)
         if reason is not None:
-            self._leaves_small = small and (reason == SILENT or not self._strict)  # what will run has been said once
+            self._leaves_small = small and (reason == SILENT or not self._strict)  # the warning, if any, has been given
             return self._by_stock(reason, given)
         assert isinstance(embeddings, Tensor)
         moved = None if labels is None else labels.to(embeddings.device)
@@ -62,7 +62,7 @@ class AcceleratedLoss:
             references = None if ref_emb is embeddings else ref_emb
             its_labels = ref_labels.to(ref_emb.device)
             if references is not None and references.is_inference() and not torch.is_inference_mode_enabled():
-                references = references.clone()  # which a graph may keep
+                references = references.clone()  # an inference tensor cannot be saved for backward
         is_same = its_labels is moved
         try:
             form = self._form(embeddings, moved, indices_tuple, references, its_labels, is_same)
@@ -74,7 +74,7 @@ class AcceleratedLoss:
         else:
             total = self._value(form, embeddings, moved, indices_tuple, references, its_labels)
             if not is_finite(total):
-                return self._by_stock("its value is not finite", given)
+                return self._by_stock("the value is not finite", given)
         if self.embedding_regularizer is not None:  # type: ignore[attr-defined]
             total = total + self.embedding_regularizer(embeddings) * self.embedding_reg_weight  # type: ignore[attr-defined]
         return total
@@ -168,7 +168,7 @@ class AcceleratedLoss:
         return value
 
     def extra_repr(self) -> str:
-        """The chunk size, and why the stock loss runs if it always does."""
+        """The chunk size, or why PML's own code always runs."""
         reason = why_never(self)
         said = f"accelerated, chunk_size={self._chunk_size}" if reason is None else f"not accelerated: {reason}"
         before = self.stock.extra_repr(self)
@@ -179,11 +179,11 @@ class AcceleratedLoss:
 
 
 class ContradictionError(Exception):
-    """A pair is positive and negative at once; PML has the words for it."""
+    """A pair is positive and negative at once; PML's own code then decides what happens."""
 
 
 def _known(loss: Any, indices: Any, embeddings: Tensor, references: Tensor | None) -> MinerScores | None:
-    """The scores by which a miner chose, where they are those of the loss."""
+    """The scores by which a miner chose, if the loss would compute the same ones."""
     found = indices.scores if isinstance(indices, Mined) and references is None else None
     return found if found is not None and found.are_of(loss.distance, embeddings) else None
 
@@ -197,7 +197,7 @@ def _incidence_of(loss: Any, indices: Sequence[Tensor], n: int, m: int, like: Te
 def _sample_weights(
     loss: Any, indices: Sequence[Tensor] | None, n: int, m: int, like: Tensor, *, with_references: bool
 ) -> Tensor | None:
-    """How often each sample stands in the lists, by the most frequent one; None: all alike."""
+    """How often each sample occurs in the lists, relative to the most frequent one; None: all weights are 1."""
     if indices is None:
         return None
     found = _incidence_of(loss, indices, n, m, like)
@@ -215,7 +215,7 @@ def _sample_weights(
 
 @cache
 def accelerated_class(stock: type) -> type:
-    """The class of accelerated losses of a stock class; it has the same name."""
+    """The accelerated class of a stock loss; it has the same name."""
     return type(
         stock.__name__, (AcceleratedLoss, stock), {"stock": stock, "__doc__": stock.__doc__, "__module__": __name__}
     )
@@ -227,11 +227,11 @@ def _blank(stock: type) -> Any:
 
 
 def accelerated_loss(loss: Any, *, chunk_size: int | None, strict: bool) -> Any:
-    """The accelerated twin of a stock loss: same parameters, same modules, its own attributes."""
+    """An accelerated copy of a stock loss that shares its parameters and modules, but not its attributes."""
     made = _blank(loss.stock if isinstance(loss, AcceleratedLoss) else type(loss))
     state = dict(loss.__dict__)
     for name, value in state.items():
-        if getattr(value, "__self__", None) is loss:  # GenericPairLoss keeps a method of its own
+        if getattr(value, "__self__", None) is loss:  # GenericPairLoss keeps one of its methods as an attribute
             state[name] = getattr(made, value.__name__)
         elif name in ("_parameters", "_buffers", "_modules") or "_hooks" in name:
             state[name] = copy.copy(value)

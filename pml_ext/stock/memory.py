@@ -1,4 +1,4 @@
-"""A memory queue of PML that hands masks to an accelerated loss instead of all pairs with the queue."""
+"""PML's CrossBatchMemory, which passes masks to an accelerated loss instead of all pairs with the queue."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pml_ext.stock.miners import AcceleratedMiner
 
 
 class AcceleratedMemory:
-    """What an accelerated CrossBatchMemory has before its stock class."""
+    """The base of an accelerated CrossBatchMemory that comes before its stock class."""
 
     def create_indices_tuple(
         self,
@@ -29,10 +29,10 @@ class AcceleratedMemory:
         given: Any,
         without_own: bool,
     ) -> Any:
-        """As PML's; the lists are made when they are looked at."""
+        """As in PML; the lists are computed when they are read."""
         miner = self.miner  # type: ignore[attr-defined]
         masked = isinstance(self.loss, AcceleratedLoss) and (miner is None or isinstance(miner, AcceleratedMiner))  # type: ignore[attr-defined]
-        # PML leaves the only sample of a batch paired with itself, and adds a given tuple to its lists.
+        # PML pairs the only sample of a batch with itself, and appends a given tuple to its lists.
         if given is None and masked and len(embeddings) > 1:
             if miner is None:
                 pairs = by_labels(labels, memory_labels, without_self=False, dtype=embeddings.dtype)
@@ -49,7 +49,7 @@ class AcceleratedMemory:
 
 
 def without_places(mined: Mined, places: Tensor) -> Mined:
-    """What was mined, without the positive of each anchor that stands at its place in the queue."""
+    """What was mined, without the pair of each anchor with its own copy in the queue."""
 
     def cut(pairs: Incidence) -> Incidence:
         return replace(pairs, counts=pairs.counts.masked_fill(pairs.positives == places[:, None], 0))
@@ -74,7 +74,7 @@ CrossBatchMemory: Any = type(
 
 
 def accelerated_memory(memory: Any) -> Any:
-    """The twin of a memory: its queue is its own from the next batch on."""
+    """An accelerated copy of a memory, with a copy of its queue."""
     made = CrossBatchMemory.__new__(CrossBatchMemory)
     made.__dict__.update(memory.__dict__)
     for name in ("embedding_memory", "label_memory"):

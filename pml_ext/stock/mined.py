@@ -1,4 +1,4 @@
-"""What an accelerated miner gives: a tuple of index tensors, and for an accelerated loss the masks behind it."""
+"""What an accelerated miner returns: a tuple of index tensors, and for an accelerated loss the masks behind it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Shape = tuple[int, int, torch.dtype, torch.device]
 
 
 class _Lists:
-    """Index tensors that are made once; a tuple and its items share them, and no reference goes round in a circle."""
+    """Index tensors that are computed once, shared by a tuple and its items without a reference cycle."""
 
     def __init__(self, make: Callable[[], Lists]) -> None:
         self.make = make
@@ -31,7 +31,7 @@ class _Lists:
 
 
 class _Item:
-    """One index tensor of a `Mined` tuple for code that reaches into the tuple's memory, such as `torch.cat`."""
+    """One index tensor of a `Mined` tuple, for code that reads the memory of the tuple, such as `torch.cat`."""
 
     def __init__(self, place: int, of: _Lists) -> None:
         self.place, self.of = place, of
@@ -59,15 +59,15 @@ def _real(item: Any) -> Any:
 
 
 class Mined(tuple[Tensor, ...]):
-    """A tuple of three or four index tensors that is made when somebody looks at it.
+    """A tuple of three or four index tensors that are computed when they are first read.
 
     Args:
         size: 3 (triplets) or 4 (pairs).
-        shape: numbers of anchors and of references, and the type and the device of the scores.
-        lists: makes the index tensors.
-        incidence: makes the pairs' multiplicities.
-        scores: those that were chosen by, or None.
-        chosen: triplets only: the choice among the triplets of the labels, see `Triplets`.
+        shape: numbers of anchors and of references, and the dtype and device of the scores.
+        lists: computes the index tensors.
+        incidence: computes how often each pair occurs.
+        scores: those by which the pairs were chosen, or None.
+        chosen: for triplets: the choice among the triplets of the labels, see `Triplets`.
     """
 
     shape: Shape
@@ -85,7 +85,7 @@ class Mined(tuple[Tensor, ...]):
         scores: MinerScores | None = None,
         chosen: Any = None,
     ) -> Mined:
-        """The tuple, of items that know it."""
+        """The tuple, whose items refer to its index tensors."""
         made = _Lists(lists)
         items: list[Any] = [_Item(place, made) for place in range(size)]
         mined = super().__new__(cls, items)
@@ -99,7 +99,7 @@ class Mined(tuple[Tensor, ...]):
 
     @property
     def is_made(self) -> bool:
-        """Whether somebody has looked at the index tensors."""
+        """Whether the index tensors have been computed."""
         return self._lists.made is not None
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -132,11 +132,11 @@ class Mined(tuple[Tensor, ...]):
         return item in self.lists()
 
     def count(self, item: Any) -> int:
-        """How often an index tensor stands here."""
+        """As `tuple.count`."""
         return self.lists().count(item)
 
     def index(self, *args: Any) -> int:
-        """Where an index tensor stands."""
+        """As `tuple.index`."""
         return self.lists().index(*args)
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""The scores that a miner chooses by: kept, or made again for the rows that somebody asks for."""
+"""The scores by which a miner chooses: kept, or computed again for the rows that are needed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pml_ext.stock.scores import is_row_wise, scores
 
 
 class MinerScores:
-    """Scores [n, m] as a distance gives them.
+    """Scores [n, m] as a distance computes them.
 
     Args:
-        distance: of PML.
+        distance: one of PML's.
         embeddings: [n, d].
         references: [m, d], or None: the batch.
-        chunk_size: rows whose scores are in memory at once, of a distance that makes rows alone. Default None: all
-            scores are kept. Else the vectors are, as they are now.
+        chunk_size: how many rows of scores are in memory at once, if the distance computes each row without the others.
+            A copy of the vectors is kept instead of the scores. Default None: all scores are kept.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class MinerScores:
 
     @property
     def parts(self) -> list[tuple[int, int]]:
-        """Ranges of rows that are asked for at best."""
+        """The ranges of rows that are computed together, the cheapest to ask for."""
         if self._kept is not None:
             return blocks(*self._kept.shape)
         return [(start, min(start + self._step, self.shape[0])) for start in range(0, self.shape[0], self._step)]
@@ -62,7 +62,7 @@ class MinerScores:
         return self._kept is not None
 
     def are_of(self, distance: distances.BaseDistance, embeddings: Tensor) -> bool:
-        """Whether a distance would give these very scores to a batch with itself."""
+        """Whether a distance would compute these scores for this batch with itself."""
         if self._of is None or self._traits is None or self._traits != traits(distance):
             return False
         seen, version = self._of
@@ -70,7 +70,7 @@ class MinerScores:
 
     @torch.no_grad()
     def rows(self, start: int, stop: int) -> Tensor:
-        """Scores of some rows, which must not be overwritten. Made again, they are those of the same blocks of rows."""
+        """Scores of some rows, not to be overwritten. They are always computed in the same blocks of rows."""
         if self._kept is not None:
             return self._kept[start:stop]
         first = start - start % self._step
@@ -79,7 +79,7 @@ class MinerScores:
         return whole[start - first : stop - first]
 
     def distances(self, start: int, stop: int) -> Tensor:
-        """The same in new memory, small is near."""
+        """Distances of some rows, newly allocated; smaller is nearer."""
         return self.rows(start, stop) * self.sign
 
     def _rows_from(self, start: int) -> Tensor:
@@ -94,7 +94,10 @@ class MinerScores:
 
 
 def traits(distance: distances.BaseDistance) -> tuple[object, ...] | None:
-    """What decides the scores of a distance; None: who knows. A loss makes ratios of variances in another way."""
+    """The attributes that determine the scores of a distance; None if others may, or if loss and miner differ.
+
+    They do for SNRDistance, whose ratios a loss computes by matrix products.
+    """
     if not is_row_wise(distance) or type(distance) is distances.SNRDistance:
         return None
     return type(distance), distance.p, distance.power, distance.normalize_embeddings

@@ -1,4 +1,4 @@
-"""Stock miners of PML that give masks instead of lists."""
+"""Stock miners of PML that return masks instead of lists."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Way(NamedTuple):
     """How a miner chooses without lists.
 
     Args:
-        choose: the pairs or triplets of a batch.
-        pays_from: numbers of scores from which PML's own is slower, with a loss, as measured.
+        choose: returns the pairs or triplets of a batch.
+        pays_from: number of scores from which PML's own code is slower, measured together with a loss.
     """
 
     choose: Callable[[Any, Batch], Mined | Lists]
@@ -52,7 +52,7 @@ MINERS: dict[type, Way] = {
 
 
 class AcceleratedMiner:
-    """What an accelerated class has before its stock class; see `pml_ext.accelerate`."""
+    """The base of an accelerated class that comes before its stock class; see `pml_ext.accelerate`."""
 
     stock: Any
     _chunk_size: int | None = None
@@ -61,7 +61,7 @@ class AcceleratedMiner:
     def forward(
         self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
     ) -> Any:
-        """As the stock miner; the tuple is made when it is looked at."""
+        """As the stock miner; the index tensors are computed when they are read."""
         self._last = None
         if _is_stock(self, embeddings, labels, ref_emb, ref_labels):
             return self.stock.forward(self, embeddings, labels, ref_emb, ref_labels)
@@ -69,7 +69,7 @@ class AcceleratedMiner:
             labels = labels.to(embeddings.device)
             others = labels if ref_emb is None or ref_labels is None else ref_labels.to(ref_emb.device)
             references = None if ref_emb is None or ref_emb is embeddings else ref_emb
-            chunk_size = None if self.stock is miners.HDCMiner else self._chunk_size  # which orders all pairs
+            chunk_size = None if self.stock is miners.HDCMiner else self._chunk_size  # HDCMiner sorts all pairs
             scores = MinerScores(self.distance, embeddings, references, chunk_size)  # type: ignore[attr-defined]
             pairs = by_labels(labels, others, without_self=others is labels, dtype=scores.shape[2])
             found = MINERS[self.stock].choose(self, Batch(scores, pairs))
@@ -98,7 +98,7 @@ def _counter(name: str, size: int, place: int) -> property:
 
 
 def _is_stock(miner: Any, embeddings: Any, labels: Any, ref_emb: Any, ref_labels: Any) -> bool:
-    """Whether PML's own has to run: statistics, half precision, errors, and what PML has a word of its own for."""
+    """Whether PML's own code has to run: small batches, statistics, half precision, and input that PML may refuse."""
     given = [embeddings] if ref_emb is None else [embeddings, ref_emb]
     if not all(isinstance(each, Tensor) and each.ndim == 2 and each.numel() for each in given):
         return True
@@ -118,18 +118,18 @@ def _is_stock(miner: Any, embeddings: Any, labels: Any, ref_emb: Any, ref_labels
     if ref_emb is not None:
         if not isinstance(ref_labels, Tensor) or ref_labels.ndim != 1 or len(ref_labels) != len(ref_emb):
             return True
-        if (ref_emb is embeddings) != (ref_labels is labels):  # which of both says what a sample itself is
+        if (ref_emb is embeddings) != (ref_labels is labels):  # it is not clear whether the references are the batch
             return True
     if isinstance(miner, miners.BatchEasyHardMiner):
         return miner.ALL in (miner.pos_strategy, miner.neg_strategy)
-    if isinstance(miner, miners.HDCMiner):  # whose candidates may come from another miner
+    if isinstance(miner, miners.HDCMiner):  # its candidates may come from another miner
         return bool(miner.was_set_externally) or not 0 <= miner.filter_percentage <= 1
     return False
 
 
 @cache
 def accelerated_class(stock: type) -> type:
-    """The class of accelerated miners of a stock class; it has the same name."""
+    """The accelerated class of a stock miner; it has the same name."""
     space: dict[str, Any] = {"stock": stock, "__doc__": stock.__doc__, "__module__": __name__}
     for name, size, place in (("num_triplets", 3, 0), ("num_pos_pairs", 4, 0), ("num_neg_pairs", 4, 2)):
         space[name] = _counter(name, size, place)
@@ -142,7 +142,7 @@ def _blank(stock: type) -> Any:
 
 
 def accelerated_miner(miner: Any, *, chunk_size: int | None) -> Any:
-    """The accelerated twin of a stock miner: same modules, its own attributes."""
+    """An accelerated copy of a stock miner that shares its modules, but not its attributes."""
     made = _blank(miner.stock if isinstance(miner, AcceleratedMiner) else type(miner))
     state = dict(miner.__dict__)
     for name, value in state.items():

@@ -1,4 +1,4 @@
-"""Which pairs of some rows are negatives, and how often each stands in the list that stock PML would form."""
+"""Which pairs of some rows are negatives, and how often each occurs in the list that PML would form."""
 
 from __future__ import annotations
 
@@ -15,47 +15,47 @@ from torch import Tensor
 class Negatives(ABC):
     """The negatives of some rows among m columns."""
 
-    is_apart: bool = True  # whether no pair is known to be positive as well
+    is_apart: bool = True  # whether it is known that no pair is positive as well
 
     @property
     @abstractmethod
     def per_row(self) -> Tensor:
-        """Length of each row's list, with repetitions, [n]."""
+        """The length of each row's list, repetitions included, [n]."""
 
     @property
     def weights(self) -> Tensor | None:
-        """How often a pair stands in the list, [n, m]; None: none stands there twice."""
+        """How often a pair occurs in the list, [n, m]; None: no pair occurs twice."""
         return None
 
     @abstractmethod
     def blank(self, scores: Tensor, value: float) -> Tensor:
-        """Write `value` into `scores` [n, m] in place where a pair is no negative."""
+        """Write `value` into `scores` [n, m] in place where a pair is not a negative."""
 
     @abstractmethod
     def rows(self, start: int, stop: int) -> Negatives:
-        """Those of the rows from `start` to `stop`."""
+        """The negatives of the rows from `start` to `stop`."""
 
     def present(self, like: Tensor) -> Tensor:
         """Which pairs are negatives, of the shape of `like` [n, m]."""
         return self.blank(torch.ones_like(like, dtype=torch.bool), False)
 
     def weighted(self, values: Tensor) -> Tensor:
-        """Multiply `values` [n, m] in place by how often each pair stands in the list."""
+        """Multiply `values` [n, m] in place by how often each pair occurs in the list."""
         return values if self.weights is None else values.mul_(self.weights)
 
     def once(self) -> Negatives:
-        """Each pair once."""
+        """The same negatives, each pair counted once."""
         return self
 
 
 @dataclass(frozen=True)
 class OfLabels(Negatives):
-    """All columns but those of one's own class.
+    """All columns except those of the anchor's class.
 
     Args:
-        columns: [n, k] columns that are no negatives; None if `absent` says it. Rows repeat a column to fill up.
-        absent: [n, m] True where a pair is no negative.
-        lengths: of each row's list.
+        columns: [n, k] columns that are not negatives, repeated to fill a row; None if `absent` is given.
+        absent: [n, m], True where a pair is not a negative; None if `columns` is given.
+        lengths: lengths of the rows' lists.
     """
 
     columns: Tensor | None
@@ -79,13 +79,13 @@ class OfLabels(Negatives):
 
 @dataclass(frozen=True)
 class Counted(Negatives):
-    """A number for each pair: how often it stands in the list.
+    """A number for each pair: how often it occurs in the list.
 
     Args:
-        counts: [n, m], of the type of the scores: arithmetic with them is several times as fast as with booleans.
-        repeats: whether a pair may stand there more than once.
-        lengths: of each row's list.
-        is_apart: whether no pair is known to be positive as well.
+        counts: [n, m], of the dtype of the scores: arithmetic with them is several times as fast as with booleans.
+        repeats: whether a pair may occur more than once.
+        lengths: lengths of the rows' lists.
+        is_apart: whether it is known that no pair is positive as well.
     """
 
     counts: Tensor
@@ -115,7 +115,7 @@ class Counted(Negatives):
 
 
 def _blanked(scores: Tensor, there: Tensor, value: float) -> Tensor:
-    """Write `value` where `there` is 0, in place; by arithmetic, which takes a fraction of the time of a choice."""
+    """Write `value` where `there` is 0, in place; by arithmetic, which takes a fraction of the time of `where`."""
     if scores.dtype == torch.bool:
         return scores.masked_fill_(there == 0, bool(value))
     there = there.to(scores.dtype)
@@ -128,14 +128,14 @@ def _blanked(scores: Tensor, there: Tensor, value: float) -> Tensor:
 
 
 class Made(Negatives):
-    """Negatives that are made when they are looked at, and forgotten with the rows that they are of.
+    """Negatives that are computed when they are read, and freed with the rows to which they belong.
 
     Args:
-        make: the negatives of the rows from one number to another.
-        start: first row.
-        stop: behind the last row.
-        lengths: of each row's list, [stop - start]; None: as `make` says.
-        is_apart: whether no pair is known to be positive as well.
+        make: computes the negatives of the rows from a start to a stop.
+        start: the first row.
+        stop: the row after the last one.
+        lengths: lengths of the rows' lists, [stop - start]; None: those that `make` returns.
+        is_apart: whether it is known that no pair is positive as well.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Made(Negatives):
 
     @cached_property
     def whole(self) -> Negatives:
-        """Of all rows."""
+        """The negatives of all rows."""
         return self.make(self.start, self.stop)
 
     @property

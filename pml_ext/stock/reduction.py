@@ -1,6 +1,6 @@
-"""The reducers of PML as sums and counts: what a reducer makes of losses that are never listed.
+"""The reducers of PML as sums and counts: they reduce losses that are never listed.
 
-Each function gives the value and `dvalue / dloss` of the elements that were given.
+Each function returns the value and its derivative by each of the elements that it was given.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Reduction:
     """A reducer, for one batch.
 
     Args:
-        reducer: of PML, one of `KNOWN`, or DivisorReducer for a loss that gives a divisor.
-        labels: of the anchors, or None.
-        nothing: value where nothing is reduced, a function without arguments: 0, or not a number for such embeddings.
+        reducer: one of PML's in `KNOWN`, or DivisorReducer for a loss that has a divisor.
+        labels: those of the anchors, or None.
+        nothing: computes the value where nothing is reduced: 0, or NaN if an embedding is not finite.
     """
 
     reducer: reducers.BaseReducer
@@ -38,17 +38,17 @@ class Reduction:
 
     @property
     def inner(self) -> Reduction:
-        """What reduces the rows that a PerAnchorReducer makes."""
+        """The reduction of the rows of a PerAnchorReducer."""
         return Reduction(self.reducer.reducer, self.labels, self.nothing) if self.per_anchor else self
 
     @property
     def per_anchor(self) -> bool:
-        """Whether pairs are averaged for each anchor first."""
+        """Whether the pairs of each anchor are averaged first."""
         return type(self.reducer) is reducers.PerAnchorReducer
 
     @property
     def by_divisor(self) -> bool:
-        """Whether the loss says what to divide by."""
+        """Whether the loss provides the divisor."""
         return type(self.reducer) is reducers.DivisorReducer
 
     @property
@@ -74,13 +74,13 @@ class Reduction:
         return weights
 
     def elements(self, losses: Tensor, counts: Tensor, *, column: bool = False) -> tuple[Tensor, Tensor]:
-        """Reduce losses [n] or [n, k] that count so often.
+        """Reduce losses [n] or [n, k], each counted as often as `counts` says.
 
         Args:
-            losses: one a row, or one a positive pair; the row is the anchor.
-            counts: of the same shape; 0 for no element.
-            column: PML keeps these losses as a column [n, 1]. ClassWeightedReducer multiplies it by a row there, so
-                that its result is the mean loss times the mean weight.
+            losses: one for each row, or one for each positive pair of a row; the row is the anchor.
+            counts: of the same shape; 0 where there is no element.
+            column: whether PML keeps these losses as a column [n, 1]. Its ClassWeightedReducer then multiplies a column
+                by a row, so that the result is the mean loss times the mean weight.
         """
         if self.per_anchor and losses.ndim == 2:
             return self._anchors(losses, counts)
@@ -103,7 +103,7 @@ class Reduction:
         return self.of_sums((kept * weights * losses).sum(), total, kept * weights)
 
     def _anchors(self, losses: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        # PML assigns the losses to a matrix: a repeated pair has its value once, its gradient as often as it repeats.
+        # PML assigns the losses to a matrix: a repeated pair counts once in the value, but each time in the gradient.
         present = counts > 0
         number = present.sum(1).to(losses.dtype)
         rows = torch.where(present, losses, 0).sum(1) / number.clamp_min(1)
@@ -114,13 +114,13 @@ class Reduction:
         """Reduce losses of which only the sums of each row are known.
 
         Args:
-            sums: [n], of losses times counts, over those that `keep` keeps. For PerAnchorReducer: without counts.
-            kept: [n], sum of the counts of those.
-            counts: [n], sum of all counts.
-            number: [n], number of different elements; for PerAnchorReducer.
+            sums: [n], sums of losses times counts over those that `keep` keeps; for PerAnchorReducer without counts.
+            kept: [n], sums of the counts of these losses.
+            counts: [n], sums of all counts.
+            number: [n], numbers of distinct elements; for PerAnchorReducer.
 
         Returns:
-            The value, and [n] what a loss of that row is multiplied by (times its count) in the gradient.
+            The value, and [n] its derivative by a loss of the row that counts once.
         """
         if self.per_anchor:
             rows = sums / number.clamp_min(1)
@@ -132,7 +132,7 @@ class Reduction:
         return self.of_sums((weights * sums).sum(), kept.sum(), weights)
 
     def of_sums(self, total: Tensor, count: Tensor, pull: Tensor) -> tuple[Tensor, Tensor]:
-        """The value from a sum and a count, and the share of each element in it."""
+        """The value from a sum and a count, and its derivative: `pull` divided by the count if the reducer does."""
         if isinstance(self.reducer, reducers.SumReducer):
             return total, pull
         if not bool(count):

@@ -1,4 +1,4 @@
-"""One stock loss of one batch: its value, and its gradient, made together block by block."""
+"""The value and the gradient of one stock loss for one batch, computed together block by block."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pml_ext.stock.scores import Scores, is_row_wise
 
 
 class Share(NamedTuple):
-    """Which rows of a batch are at hand; the others are elsewhere.
+    """Which rows of a batch this process computes; other processes compute the others.
 
     Args:
-        start: the number of the first one in the batch.
-        of_all: from what is found of these rows to that of all rows of the batch.
+        start: the index in the batch of the first of these rows.
+        of_all: gathers the results of all rows from the results of these.
     """
 
     start: int
@@ -29,7 +29,7 @@ WHOLE = Share(0, lambda rows: rows)
 
 
 def run(form: Form, scores: Scores, chunk_size: int | None, share: Share = WHOLE) -> Tensor:
-    """The value of a form, of all rows; the gradients by those at hand stay in `scores` and `form`."""
+    """The value of a form over all rows; the gradients of the rows of `share` are left in `scores` and `form`."""
     rows, first = len(scores.embeddings), share.start
     if chunk_size is None or chunk_size >= rows or form.needs_whole or not is_row_wise(scores.distance):
         return _whole(form, scores, share)
@@ -53,7 +53,7 @@ def run(form: Form, scores: Scores, chunk_size: int | None, share: Share = WHOLE
 
 
 def _whole(form: Form, scores: Scores, share: Share) -> Tensor:
-    """With all scores at once; they are worked on in blocks of rows that stay in the cache, in place."""
+    """With all scores in memory; they are processed in blocks of rows that fit into the cache."""
     found, way = scores.whole()
     (rows, columns), first = found.shape, share.start
     parts = [(0, rows)] if form.needs_whole else blocks(rows, columns)
@@ -85,7 +85,7 @@ def _signed(values: Tensor, sign: float) -> Tensor:
 def _of_rows(
     make: Callable[[int, int], tuple[Tensor, ...]], parts: Sequence[tuple[int, int]], share: Share
 ) -> tuple[Tensor, ...]:
-    """What is made of the rows of each part, of all rows."""
+    """The results of `make` for the rows of each part, put together for all rows."""
     out: tuple[Tensor, ...] = ()
     for part in parts:
         out = _put(make(*part), out, part, parts[-1][1])
@@ -93,9 +93,9 @@ def _of_rows(
 
 
 def _put(made: tuple[Tensor, ...], into: tuple[Tensor, ...], part: tuple[int, int], rows: int) -> tuple[Tensor, ...]:
-    """Copy what was made of some rows to that of all.
+    """Copy the results for some rows into those for all rows.
 
-    Small tensors that stay behind among large ones that are freed would take the place of the next large ones.
+    Small tensors kept among large ones that are freed would fragment the memory that the next large ones need.
     """
     into = into or tuple(each.new_empty(rows, *each.shape[1:]) for each in made)
     for all_rows, each in zip(into, made, strict=True):
@@ -111,9 +111,9 @@ def _total(values: dict[str, Tensor], like: Tensor) -> Tensor:
 
 
 class Value(torch.autograd.Function):
-    """The value with the gradient that was made beside it.
+    """The value, with the gradient that was computed together with it.
 
-    A derivative of the gradient is that of the stock loss: `stock` computes it again.
+    Second derivatives are those of the stock loss: `stock` computes its graph.
     """
 
     @staticmethod
@@ -125,7 +125,7 @@ class Value(torch.autograd.Function):
         references: Tensor | None,
         *parameters: Tensor,
     ) -> Tensor:
-        """The value; `make` gives the gradients too."""
+        """The value; `make` returns the gradients, too."""
         value, gradients = make(embeddings, references, ctx.needs_input_grad[2:])
         ctx.stock, ctx.gradients = stock, gradients
         ctx.save_for_backward(embeddings, references, *parameters)
@@ -133,7 +133,7 @@ class Value(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *by_value: Tensor) -> tuple[Any, ...]:
-        """The gradients times that of the value."""
+        """The gradients times the gradient of the value."""
         (by_value_,) = by_value
         if torch.is_grad_enabled():
             embeddings, references, *parameters = ctx.saved_tensors

@@ -1,4 +1,4 @@
-"""Scores by a distance of PML, and the way back from a derivative by scores to the vectors."""
+"""Scores by a distance of PML, and the backward pass from a derivative by scores to the vectors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pml_ext.similarity import Similarity
 from pml_ext.stock.incidence import blocks
 from pml_ext.vectors import SHORTEST
 
-# A block of rows of these is made of those rows alone.
+# Distances that compute a block of rows without the other rows.
 ROW_WISE = (
     distances.CosineSimilarity,
     distances.DotProductSimilarity,
@@ -30,7 +30,7 @@ def is_row_wise(distance: distances.BaseDistance) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody else's code runs when the module is called."""
+    """Whether hooks run when the module is called, forward or backward."""
     hooks = (
         module._forward_hooks,
         module._forward_pre_hooks,
@@ -52,21 +52,21 @@ def scores(distance: distances.BaseDistance, rows: Tensor, references: Tensor) -
 
 
 class Known(Protocol):
-    """Scores that somebody has computed."""
+    """Scores that have been computed before."""
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Of some rows; they must not be overwritten."""
+        """The scores of some rows; they must not be overwritten."""
 
 
 class Scores:
     """The scores of a batch with its references, by the distance's own calls.
 
     Args:
-        distance: of PML.
+        distance: one of PML's.
         embeddings: [n, d], without a graph.
         references: [m, d], or None: the batch.
-        needed: which gradients will be asked for: of the embeddings, of the references.
-        known: these scores of the batch with itself, if somebody has computed them.
+        needed: which gradients will be needed: those of the embeddings, those of the references.
+        known: the scores of the batch with itself, if they have been computed before.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Scores:
 
     @torch.no_grad()
     def plain(self, start: int, stop: int) -> Tensor:
-        """Scores of some rows, without a graph; in new memory if they are not known."""
+        """Scores of some rows, without a graph; newly allocated unless they are known."""
         if self._signal is not None:
             return self._signal.scores(start, stop)
         if self.known is not None:
@@ -99,7 +99,7 @@ class Scores:
         return scores(self.distance, self._rows(start, stop), self.references)
 
     def whole(self) -> tuple[Tensor, Back]:
-        """All scores, and the way back from them."""
+        """All scores, and their backward pass."""
         rows = len(self.embeddings)
         if not any(self.needed):
             return self.plain(0, rows), Back()
@@ -109,12 +109,12 @@ class Scores:
         return self.block(0, rows)
 
     def block(self, start: int, stop: int) -> tuple[Tensor, Back]:
-        """Scores of some rows, and the way back from them."""
+        """Scores of some rows, and their backward pass."""
         way = _ByAutograd(self, start, stop) if self._signal is None else _ToSignal(self._signal, start, stop)
         return way.scores.detach(), way
 
     def gradients(self) -> tuple[Tensor | None, Tensor | None]:
-        """Of the embeddings and of the references, summed over what was given back."""
+        """The gradients of the embeddings and of the references, summed over all calls of `back`."""
         if self._signal is not None:
             self._signal.finish()
         return self._of_embeddings, self._of_references
@@ -134,12 +134,12 @@ class Scores:
 
 
 class Back:
-    """From a derivative by scores to gradients of the vectors; this one goes nowhere."""
+    """The backward pass from a derivative by scores to the gradients of the vectors; here of no scores."""
 
-    keeps_scores = False  # whether the scores must stay as they are until then
+    keeps_scores = False  # whether the scores must not be overwritten before `back`
 
     def back(self, by_score: Tensor) -> None:
-        """Add to the gradients in `Scores`. `by_score` may be overwritten."""
+        """Add to the gradients in `Scores`; `by_score` may be overwritten."""
 
 
 class _ByAutograd(Back):
@@ -166,7 +166,7 @@ class _ByAutograd(Back):
 
 
 class _Symmetric(Back):
-    """A batch with itself: the derivative of a symmetric matrix is one product with the sum of its halves."""
+    """A batch with itself: the gradient is one product, of the derivative plus its transpose with the vectors."""
 
     @staticmethod
     def serves(distance: distances.BaseDistance) -> bool:
@@ -206,7 +206,7 @@ class _Symmetric(Back):
 
 
 class _Normalized:
-    """Vectors as a distance normalizes them, and the way back to those that were given."""
+    """Vectors as a distance normalizes them, and the backward pass to the given vectors."""
 
     def __init__(self, distance: distances.BaseDistance, given: Tensor) -> None:
         self.distance, self.given = distance, given.detach()
@@ -214,7 +214,7 @@ class _Normalized:
             self.vectors: Tensor = distance.maybe_normalize(self.given)
 
     def back(self, by_vector: Tensor) -> Tensor:
-        """The gradient by what was given; overwrites that by the vectors."""
+        """The gradient of the given vectors; overwrites `by_vector`."""
         if not self.distance.normalize_embeddings:
             return by_vector
         if self.distance.p != 2:
@@ -223,14 +223,14 @@ class _Normalized:
                 return torch.autograd.grad(self.distance.maybe_normalize(leaf), leaf, by_vector)[0]
         length = torch.linalg.vector_norm(self.given, dim=1, keepdim=True)
         radial = torch.linalg.vecdot(by_vector, self.vectors).unsqueeze(1)
-        radial.masked_fill_(length < SHORTEST, 0)  # which are divided by a constant
+        radial.masked_fill_(length < SHORTEST, 0)  # vectors that are divided by a constant
         return by_vector.addcmul_(self.vectors, radial, value=-1).div_(length.clamp_min_(SHORTEST))
 
 
 class _Signal:
-    """Variance of the difference over one's own: of vectors less their means `|a - r|^2 / |a|^2`, by products.
+    """SNRDistance: `|a - r|^2 / |a|^2` of vectors from which their means are subtracted, by matrix products.
 
-    PML forms all n m d differences.
+    PML forms all n * m * d differences.
     """
 
     @staticmethod

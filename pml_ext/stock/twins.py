@@ -1,4 +1,4 @@
-"""From objects of PML to the same objects without tuples."""
+"""From losses, miners and containers of PML to the same ones without tuples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pml_ext.stock.loss import AcceleratedLoss, NotAcceleratedError, accelerated
 from pml_ext.stock.memory import AcceleratedMemory, accelerated_memory
 from pml_ext.stock.miners import MINERS, AcceleratedMiner, accelerated_miner
 
-# What holds losses and miners, and where.
+# Containers of losses and miners, and the attributes that hold these.
 _CONTAINERS: dict[type, tuple[str, ...]] = {
     stock_losses.CrossBatchMemory: ("loss", "miner"),
     stock_losses.MultipleLosses: ("losses", "miners"),
@@ -39,22 +39,24 @@ def accelerate(
 def accelerate(*items: Any, chunk_size: int | None = None, strict: bool = False) -> Any:
     """Stock losses and miners of pytorch-metric-learning that compute without tuples.
 
-    The value and the gradient are those of PML, to rounding; the interface, the parameters, the names in `state_dict`
-    and the class are too. No list of pairs or triplets is formed: the cost is that of the matrix of scores. A miner
-    gives the same pairs or triplets as before, and hands its masks to an accelerated loss.
+    The value and the gradient are those of PML, up to rounding; interface, parameters, names in `state_dict` and class
+    are the same. No list of pairs or triplets is formed: the cost is that of the matrix of scores. A miner returns the
+    same pairs or triplets as before, and passes its masks to an accelerated loss.
 
     Args:
         items: losses, miners, containers of PML that hold them (CrossBatchMemory, MultipleLosses, SelfSupervisedLoss,
-            the distributed wrappers), dictionaries, lists. What has no form without tuples is given back as it is.
-        chunk_size: how many rows of the matrix of scores are in memory at once; a miner then chooses them again where
-            its loss asks. Default None: all.
-        strict: refuse instead of letting PML's own run. Default False: a warning says why it runs.
+            the distributed wrappers), dictionaries, lists. What has no form without tuples is returned as it is.
+        chunk_size: how many rows of the matrix of scores are in memory at once; a miner then chooses again for each
+            chunk of its loss. Default None: all rows.
+        strict: raise an error where PML's own code would run. Default False: a warning says why it runs.
 
     Returns:
-        One object for one, a tuple for several. The parameters and modules in it are those that were given.
+        One object for one item, a tuple for several. They share the parameters and modules of the items.
 
     Raises:
         NotAcceleratedError: with `strict`, here for a class that has no form without tuples, or later for an input.
+        TypeError: no item, or `strict` is not a bool.
+        ValueError: `chunk_size` is not a positive integer.
 
     Example:
         >>> import torch
@@ -66,7 +68,7 @@ def accelerate(*items: Any, chunk_size: int | None = None, strict: bool = False)
         5.549
     """
     if not items:
-        raise TypeError("accelerate needs a loss, a miner, or what holds them")
+        raise TypeError("accelerate needs a loss, a miner or a container of them, got nothing")
     count("chunk_size", chunk_size, optional=True)
     flag("strict", strict)
     made = tuple(_accelerated(item, chunk_size, strict) for item in items)
@@ -99,7 +101,7 @@ def _accelerated(item: Any, chunk_size: int | None, strict: bool) -> Any:
 
 
 def _container(container: Any, chunk_size: int | None, strict: bool) -> Any:
-    """A copy that holds accelerated losses and miners, and shares everything else."""
+    """A copy whose losses and miners are accelerated, and which shares everything else."""
     names: tuple[str, ...]
     if isinstance(container, stock_losses.CrossBatchMemory):
         made, names = accelerated_memory(container), ("loss", "miner")

@@ -1,8 +1,9 @@
-"""In how many triplets of a row each pair is, at a cost that does not grow with the number of positives.
+"""How many triplets of a row contain each pair, at a cost that does not grow with the number of positives.
 
-A triplet counts where the difference `D_ip - D_in` is above a bound. Of one negative these are the positives from some
-distance on, so their number says which they are. It is looked up: the range of the distances at which it changes is cut
-into bins, and in nearly all of these it changes at most once, so that one comparison is left.
+A triplet counts if the difference `D_ip - D_in` is above a bound. For a given negative, the positives of these triplets
+are those beyond some distance, so that their number determines them. The number is looked up: the range of distances in
+which it changes is divided into bins, and in nearly all of these it changes at most once, so that one comparison
+remains.
 """
 
 from __future__ import annotations
@@ -14,29 +15,29 @@ from torch import Tensor
 
 from pml_ext.stock.comparisons import Test
 
-# So many bins for each positive: few hold the borders of two.
+# Bins per positive: so many that few contain the borders of two positives.
 _BINS = 8
 
 
 class Active(NamedTuple):
-    """Numbers of the triplets that count: of each positive [r, k], and of each negative [r, m]."""
+    """Numbers of triplets that count, for each positive [r, k] and for each negative [r, m]."""
 
     of_near: Tensor
     of_far: Tensor
 
 
 def active_counts(near: Tensor, far: Tensor, there: Tensor, test: Test) -> Active | None:
-    """How many triplets hold the test; None where a distance is no number: none of them is to be looked up.
+    """How many triplets pass the test; None if a distance is NaN or infinite, or the bins too many for a lookup.
 
     Args:
         near: distances of the positives, [r, k].
-        far: those of all, [r, m]; so large that no test holds where a pair is no negative.
-        there: which positives are there, [r, k], 1 or 0.
-        test: a comparison of `D_ip - D_in`, which holds from a bound on.
+        far: distances of all columns, [r, m]; where a pair is not a negative, so large that no triplet passes.
+        there: 1 where there is a positive, 0 elsewhere, [r, k].
+        test: a lower bound of `D_ip - D_in`.
     """
     number = _BINS * near.shape[1] + 2
     if len(near) * number >= 1 / torch.finfo(near.dtype).eps or not bool(torch.isfinite(near).all()):
-        return None  # or more bins than whole numbers
+        return None  # floats could not count all bins exactly
     bins = _Bins(near, there, float(test[1]), number)
     places = bins.of(far)
     if not bool(places.sum() >= 0):
@@ -49,27 +50,27 @@ def active_counts(near: Tensor, far: Tensor, there: Tensor, test: Test) -> Activ
     found.add_(compare(torch.sub(border, far, out=spare), bound, out=spare))
     rows, columns = torch.eq(border, torch.inf, out=spare).nonzero(as_tuple=True)
     if len(rows):
-        # A bin with several borders: each positive is compared.
+        # A bin with several borders: compare with each positive.
         held = compare(near[rows] - far[rows, columns, None], bound).mul(there[rows])
         found[rows, columns] = held.sum(1).to(found.dtype)
     return Active(_of_positives(found, near, there), found)
 
 
 class _Bins:
-    """Bins of each row, with how many borders lie beyond each, and the positive whose border is in it."""
+    """The bins of each row: the number of borders beyond each, and the positive whose border lies in it."""
 
     def __init__(self, near: Tensor, there: Tensor, bound: float, number: int) -> None:
         rows = len(near)
-        self.number = number  # the first and the last are for what is beyond all borders
+        self.number = number  # the first and the last one are for distances beyond all borders
         borders = near - bound
-        # The border is that in exact arithmetic to some roundings, of which the distances know less than this.
+        # The computed border differs from the exact one by a few roundings, less than this.
         rounding = torch.finfo(near.dtype).eps * 8 * (near.abs() + abs(bound))
         lowest = (borders - rounding).masked_fill(there == 0, torch.inf).amin(1, keepdim=True)
         highest = (borders + rounding).masked_fill(there == 0, -torch.inf).amax(1, keepdim=True)
         none = lowest > highest
         self.lowest = lowest.masked_fill_(none, 0)
         width = highest.masked_fill_(none, 0) - self.lowest
-        # A bin is so wide that a border is in one, or at the edge of two.
+        # Bins are so wide that a border with its rounding lies in one, or at the edge of two.
         least = (rounding.amax(1, keepdim=True) * 4 * number).clamp_min_(torch.finfo(near.dtype).tiny * number * 4)
         self.scale = (number - 2.5) / torch.maximum(width, least)
         absent = there == 0
@@ -78,7 +79,7 @@ class _Bins:
         counts = near.new_zeros(rows, number + 1)
         found = counts.scatter_add_(1, first, there)[:, :-1]
         self.sure = found.sum(1, keepdim=True) - found.cumsum(1)
-        # Two in one bin, or one at the edge of two: the border is infinite, and nobody's.
+        # Two borders in one bin, or one at the edge of two bins: an infinite border marks the bin.
         straddles = (last != first).to(there.dtype)
         counts.scatter_add_(1, first, straddles).scatter_add_(1, last, 2 * straddles)
         border = torch.full_like(counts, torch.finfo(near.dtype).min).scatter_(1, first, near)[:, :-1]
@@ -87,13 +88,13 @@ class _Bins:
         self.first_of_row = torch.arange(rows, dtype=near.dtype, device=near.device)[:, None] * self.number
 
     def of(self, distances: Tensor) -> Tensor:
-        """The bin of each distance, in new memory."""
+        """The bin of each distance, newly allocated."""
         places = (distances - self.lowest).mul_(self.scale).floor_().add_(1)
         return places.clamp_(0, self.number - 1)
 
 
 def _of_positives(of_far: Tensor, near: Tensor, there: Tensor) -> Tensor:
-    """How many negatives each positive has: one that is the r-th farthest, all with which more than r are active."""
+    """How many negatives count with each positive: with the r-th farthest those that count with r or more."""
     rows, k = near.shape
     order = near.masked_fill(there == 0, -torch.inf).argsort(1, descending=True)
     first = torch.arange(rows, dtype=near.dtype, device=near.device)[:, None] * (k + 1)

@@ -1,4 +1,4 @@
-"""What every form of a stock loss is: sums of each row, one value from all rows, and the derivative of a block."""
+"""What a form of a stock loss computes: sums of each row, the value from all rows, the derivative of a block."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ Rows = tuple[Tensor, ...]
 
 
 class Form(ABC):
-    """A stock loss on distances (small is near), from which no list of pairs or triplets is made.
+    """A stock loss as a function of distances (smaller is nearer), without a list of pairs or triplets.
 
-    A form lives for one call: it may keep what `combine` finds for `gradient`.
+    A form is used for one call: it may keep what `combine` computes for `gradient`.
 
     Args:
-        loss: the stock loss whose hyperparameters are read.
-        sign: -1 where its scores are similarities; a position on their scale changes its sign with them.
-        incidence: of the whole batch.
-        reductions: one for each name of `names`.
+        loss: the stock loss with the hyperparameters.
+        sign: -1 where its scores are similarities; a level on their scale changes its sign as the scores do.
+        incidence: that of the whole batch.
+        reductions: one for each of `names`.
     """
 
     names: ClassVar[tuple[str, ...]] = ("loss",)
     once: ClassVar[bool] = False  # a repeated pair counts once
     column: ClassVar[bool] = False  # PML's losses are a column [n, 1]
     reduced: ClassVar[bool] = False  # the value is one number that no reducer changes
-    by_labels: ClassVar[bool] = False  # the labels say what is compared; lists of a miner only weigh the samples
-    pays_from: ClassVar[int] = 0  # numbers of scores from which PML's own is slower, as measured
-    # What PML works on where lists are given: "matrix", "pairs" of the lists, "products" of both, their "triplets".
+    by_labels: ClassVar[bool] = False  # the labels define the pairs; lists of a miner only weight the samples
+    pays_from: ClassVar[int] = 0  # number of scores from which PML's own code is slower, as measured
+    # What PML computes if lists are given: the whole "matrix", the "pairs" of the lists, all "products" of a positive
+    # with a negative pair, or the "triplets".
     listed: ClassVar[Literal["matrix", "pairs", "products", "triplets"]] = "matrix"
     takes_references: ClassVar[bool] = True
     takes_lists: ClassVar[bool] = True
@@ -44,12 +45,12 @@ class Form(ABC):
         self.sign = sign
         self.reductions = reductions
         self.lengths = incidence.lengths()
-        self.weights: Tensor | None = None  # of the samples, None: all 1
+        self.weights: Tensor | None = None  # those of the samples; None: all 1
         self.incidence = incidence.once() if self.once else incidence
 
     @classmethod
     def falls_back(cls, loss: Any, kind: int, with_references: bool) -> str | None:
-        """Why the stock loss has to run, or None."""
+        """Why PML's own code has to run, or None."""
         return None
 
     @property
@@ -58,24 +59,24 @@ class Form(ABC):
         return False
 
     def is_empty(self) -> bool:
-        """Whether PML forms no loss at all from such lists."""
+        """Whether PML computes no loss from these pairs."""
         return max(self.lengths) <= 1
 
-    looks_first: ClassVar[bool] = False  # whether something must be known of all rows before `summarize`
+    looks_first: ClassVar[bool] = False  # whether `summarize` needs something of all rows
 
     def first(self, distances: Tensor, start: int) -> Rows:
-        """What that is, of a block."""
+        """What `look` needs of a block, if `looks_first`."""
         return ()
 
     def look(self, rows: Rows) -> None:
-        """Take what `first` found of all rows."""
+        """Receive what `first` returned for all rows."""
         raise NotImplementedError
 
     @abstractmethod
     def summarize(self, distances: Tensor, start: int, *, keep: bool) -> Rows:
-        """Of each row what the value needs.
+        """For each row what `combine` needs.
 
-        The block may be overwritten, with `keep` by what `gradient` needs of it: it will be given the same memory.
+        The block may be overwritten; with `keep` by what `gradient` needs, which will receive the same memory.
         """
 
     @abstractmethod
@@ -84,9 +85,9 @@ class Form(ABC):
 
     @abstractmethod
     def gradient(self, distances: Tensor, start: int, *, kept: bool) -> Tensor:
-        """Derivative of the sum of the values by a block of distances, in its memory or in new one.
+        """Derivative of the sum of the values by a block of distances, in place or newly allocated.
 
-        With `kept` it is the block as `summarize` left it; without, it is distances.
+        With `kept` the block is as `summarize` left it; else it holds distances.
         """
 
     def of(self, start: int, distances: Tensor) -> Incidence:
@@ -101,26 +102,26 @@ class Form(ABC):
 
 
 def positives(distances: Tensor, incidence: Incidence) -> Tensor:
-    """Distances of the positives, [r, k]; those that are none are there too."""
+    """Distances of the positives, [r, k], and of the columns that only fill a row."""
     return distances.gather(1, incidence.positives)
 
 
 def scatter_positives(into: Tensor, incidence: Incidence, values: Tensor) -> Tensor:
-    """Add [r, k] values at the positives of a block in place; values of absent ones are 0."""
+    """Add values [r, k] at the positives of a block, in place; values of columns that fill a row must be 0."""
     return into.scatter_add_(1, incidence.positives, values)
 
 
 def exponentials(logits: Tensor, peaks: Tensor, incidence: Incidence) -> Tensor:
-    """Of the negatives `exp(logits - peak)`, 0 elsewhere, in place: logits [r, m], peaks [r].
+    """`exp(logits - peak)` of the negatives, 0 elsewhere, in place: logits [r, m], peaks [r].
 
-    None is smaller than the smallest normal number: what underflows would take a hundred times as long.
+    None is below the smallest normal number: subnormal numbers would take a hundred times as long.
     """
     least = math.ceil(math.log(torch.finfo(logits.dtype).tiny))
     return incidence.negatives.blank(logits.sub_(peaks[:, None]).clamp_min_(least).exp_(), 0)
 
 
 def peak(logits: Tensor, *, one: bool) -> Tensor:
-    """Largest of each row, [r], to shift it by: at least 0 with one more term `e^0`, 0 where there is none."""
+    """The maximum of each row, [r], to be subtracted; at least 0 if the sum has the term `e^0`, 0 for an empty row."""
     if logits.shape[1] == 0:
         return logits.new_zeros(len(logits))
     top = logits.amax(1)

@@ -1,4 +1,4 @@
-"""Losses of soft histograms of the scores: FastAPLoss and HistogramLoss."""
+"""Losses on soft histograms of the scores: FastAPLoss and HistogramLoss."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pml_ext.stock.incidence import LABELS, Incidence
 
 
 class FastAP(Form):
-    """`1 - AP_i`, with the average precision of a histogram of the distances; lists of a miner only weigh the samples.
+    """`1 - AP_i`, with the average precision of a histogram of the distances; a miner's lists only weight the samples.
 
     A distance is shared between the two nodes around it. With `h` and `H` the numbers of positives at and up to a node,
-    and `T` the number of all up to it, `AP = sum h H / T / number of positives`.
+    and `T` the number of all samples up to it, `AP = sum h H / T / number of positives`.
 
-    An interval is that before the first node, those between nodes, that behind the last one, and what lies farther; the
-    column before them is for a distance at a node, where there is no slope.
+    The intervals are the one before the first node, those between nodes, the one after the last node, and the rest
+    beyond it; column 0 is for a distance that equals a node, where the slope is 0.
     """
 
     pays_from = 1 << 13
@@ -82,16 +82,16 @@ class FastAP(Form):
         return scatter_positives(looked_up(self._by_far[start:stop], distances), incidence, by_near)
 
     def _intervals(self, distances: Tensor) -> tuple[Tensor, Tensor]:
-        """The interval of each distance, from 1 on, and the share of the node behind it."""
+        """The interval of each distance, counted from 1, and the share of the node at its upper end."""
         places = torch.div(distances, self._width).clamp_(-1, self._number + 1)
         intervals = places.floor()
         shares = places.sub_(intervals)
         return intervals.add_(2), shares
 
     def _near_nodes(self, near: Tensor, intervals: Tensor, there: Tensor) -> Tensor:
-        """What the positives of each row give to the nodes around them: [n, k] -> [n, nodes].
+        """The histogram of the positives of each row: [n, k] -> [n, nodes].
 
-        Each share is made of the distance from its own node: a perfect list costs exactly 0, as PML's does.
+        Each share is computed from the distance to its own node: a perfect ranking costs exactly 0, as in PML.
         """
         nodes = torch.linspace(0.0, 2**self.loss.distance.power, self._number + 1, device=near.device, dtype=near.dtype)
         nodes = torch.nn.functional.pad(nodes, (2, 2), value=torch.inf)
@@ -102,16 +102,16 @@ class FastAP(Form):
         return out[:, 2:-2]
 
     def _slopes(self, at_nodes: Tensor) -> Tensor:
-        """Of each interval; 0 at a node, and of what is farther than one interval from all of them."""
+        """The slope in each interval; 0 at a node, and farther than one interval from all nodes."""
         between = torch.nn.functional.pad(at_nodes, (1, 1)).diff(dim=1)
         return torch.nn.functional.pad(between.div_(self._width), (1, 1))
 
 
 class Histogram(Form):
-    """`sum over nodes of h-_r * (sum of h+ up to r)`: how probably a negative is more similar than a positive.
+    """`sum over nodes of h-_r * (sum of h+ up to r)`: the probability that a negative is nearer than a positive.
 
-    Each pair of samples is one pair, with the score above the diagonal. Bins are counted from 1; what is not compared
-    is in bin 0.
+    A pair of samples counts once, with the score above the diagonal. Bins are counted from 1; bin 0 is for scores that
+    do not count.
     """
 
     takes_references = False
@@ -159,9 +159,9 @@ class Histogram(Form):
         return scatter_positives(distances, incidence, by_near)
 
     def _binned(self, distances: Tensor, incidence: Incidence, start: int) -> Tensor:
-        """Overwrite distances by the bins of negatives above the diagonal of which one end has a positive.
+        """Overwrite distances by the bins of the negatives above the diagonal one of whose samples has a positive.
 
-        Returns the shares of the columns from `start` on: nothing before it is above the diagonal.
+        Returns the shares of the columns from `start` on: the others are below the diagonal.
         """
         right = distances[:, start:]
         bins, shares = self._bins(right)
@@ -177,7 +177,7 @@ class Histogram(Form):
     def _bins(self, distances: Tensor) -> tuple[Tensor, Tensor]:
         """The bin of each score, and the share of its upper node.
 
-        PML finds the bin in single precision whatever the precision of the scores; equal ones are in the last.
+        PML computes the bin in single precision, whatever the dtype of the scores; scores of 1 are in the last bin.
         """
         delta = float(self.loss.delta)
         beyond = (distances * self.sign).add_(1)
@@ -187,7 +187,7 @@ class Histogram(Form):
         return bins.add_(1), shares
 
     def _at_nodes(self, numbers: Tensor, uppers: Tensor) -> Tensor:
-        """From the sums of bins to those of nodes; PML's nodes, too, are in single precision."""
+        """From the sums of the bins to those of the nodes, which PML computes in single precision, too."""
         nodes = torch.arange(self._number + 1, dtype=torch.float32, device=numbers.device) * float(self.loss.delta)
         widths = ((nodes[1:] - 1).to(numbers.dtype) + 1 - nodes[:-1]) / float(self.loss.delta)
         pad = torch.nn.functional.pad

@@ -1,4 +1,4 @@
-"""TripletMarginLoss of a list of triplets, which is no product of pairs: each where its anchor's distances are."""
+"""TripletMarginLoss of a list of triplets, each computed with the block of distances of its anchor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pml_ext.stock.forms.form import Form, Rows
 
 
 class Found(NamedTuple):
-    """Some triplets of a list: their rows in a block, their pairs in it, what they cost, and its derivative."""
+    """Some triplets of a list: rows and flat indices of their pairs in a block, losses, and derivatives."""
 
     rows: Tensor
     near: Tensor
@@ -23,10 +23,10 @@ class Found(NamedTuple):
 
 
 class ListedTriplets(Form):
-    """Sum over a list of `act(D_ip - D_in + margin)`; a repeated triplet counts as often as it stands there."""
+    """Sum over a list of `act(D_ip - D_in + margin)`; a triplet counts as often as it occurs."""
 
     def take(self, triplets: Sequence[Tensor], like: Tensor) -> None:
-        """The list: anchors, positives, negatives; `like` is where the scores are."""
+        """Set the list: anchors, positives, negatives; `like` is a tensor on the device of the scores."""
         stacked = torch.stack([each.to(device=like.device, dtype=torch.long) for each in triplets])
         self._triplets = stacked[:, torch.argsort(stacked[0])]
         anchors = torch.arange(len(self.incidence.positives) + 1, device=like.device)

@@ -1,4 +1,4 @@
-"""Losses of positives against the logarithm of a sum of exponentials over the row's negatives."""
+"""Losses of positives against a log-sum-exp over the negatives of the row."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _INF = torch.inf
 class AgainstNegatives(Form):
     """`l = f(distances of the positives, log sum over negatives of exp(logits))`.
 
-    The derivative of a row is a coefficient times the softmax over its negatives, and a number at each positive.
+    The derivative of a row is a coefficient times the softmax over its negatives, plus a number at each positive.
     """
 
-    one = False  # whether the sum has one more term, e^0
+    one = False  # whether the sum has the additional term e^0
 
     @abstractmethod
     def logits(self, distances: Tensor) -> Tensor:
-        """Of all columns, in new memory."""
+        """The logits of all columns, newly allocated."""
 
     def slope(self, distances: Tensor) -> Tensor | float:
         """Derivative of `logits`."""
@@ -32,12 +32,12 @@ class AgainstNegatives(Form):
 
     @abstractmethod
     def elements(self, near: Tensor, peaks: Tensor, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Value, derivative by the row's logarithm [n], and by the distances of its positives [n, k].
+        """The value, and its derivatives by the logarithm of each row [n] and by the distances of its positives [n, k].
 
         Args:
             near: distances of the positives, [n, k].
-            peaks: the negatives' sums are shifted by these, [n].
-            sums: of `exp(logits - peak)` over the negatives, [n].
+            peaks: the maxima that were subtracted from the logits, [n].
+            sums: sums of `exp(logits - peak)` over the negatives, [n].
         """
 
     def summarize(self, distances: Tensor, start: int, *, keep: bool) -> Rows:
@@ -76,7 +76,7 @@ class AgainstNegatives(Form):
 
     @property
     def present(self) -> Tensor:
-        """Which positives are there, [n, k]."""
+        """Which of the k columns hold a positive, [n, k]."""
         return self.incidence.counts > 0
 
     def shifted(self, logits: Tensor, *, one: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,7 +88,7 @@ class AgainstNegatives(Form):
 
 
 class NeedsBoth(AgainstNegatives):
-    """No loss at all unless the batch has a positive and a negative pair."""
+    """A loss only if the batch has both a positive and a negative pair."""
 
     def is_empty(self) -> bool:
         return max(self.lengths) <= 1 or min(self.lengths) == 0
@@ -116,7 +116,7 @@ class MultiSimilarity(AgainstNegatives):
 
 
 class GeneralizedLiftedStructure(AgainstNegatives):
-    """`[log sum_P e^(D - p) + log sum_N e^(q - D)]+`; a side without pairs is 0."""
+    """`[log sum_P e^(D - p) + log sum_N e^(q - D)]+`; the logarithm of an empty sum counts as 0."""
 
     pays_from = 1 << 13
     once = column = True
@@ -169,7 +169,7 @@ class SupCon(NeedsBoth):
 
 
 class NTXent(NeedsBoth):
-    """Of each positive `-log` of its share among itself and the negatives, by `e^(-D / temperature)`."""
+    """For each positive `-log` of its share among itself and the negatives, by `e^(-D / temperature)`."""
 
     listed = "products"
 
@@ -188,13 +188,13 @@ class NTXent(NeedsBoth):
         ratio = own / (own + others)
         tiny = torch.finfo(near.dtype).tiny
         value, pull = self.reductions["loss"].elements(-(ratio + tiny).log(), self.incidence.counts)
-        # ratio / (ratio + tiny) is PML's saturation: where the ratio underflows, its gradient is 0.
+        # ratio / (ratio + tiny) is the saturation of PML: where the ratio underflows, the gradient is 0.
         push = torch.where(self.present, pull * (others / (own + others)) * (ratio / (ratio + tiny)), 0)
         return value, push.sum(1), push / float(self.loss.temperature)
 
 
 class TupletMargin(NeedsBoth):
-    """Of each positive `log(1 + sum_N e^(scale (cos of negative - cos(angle - margin))))`."""
+    """For each positive `log(1 + sum_N e^(scale (cos of negative - cos(angle - margin))))`."""
 
     column = True
     listed = "products"
@@ -211,7 +211,7 @@ class TupletMargin(NeedsBoth):
         has = (sums > 0)[:, None]
         inside = torch.where(has, logarithm(peaks, sums)[:, None] - scale * (angles - margin).cos(), 0)
         top = inside.clamp_min(0)
-        # As a logarithm of two terms: it is exactly 0 where PML's is, which AvgNonZeroReducer counts.
+        # As a logarithm of two terms it is exactly 0 where that of PML is; AvgNonZeroReducer counts those that are not.
         losses = torch.where(has, top + ((inside - top).exp() + (-top).exp()).log(), 0)
         value, pull = self.reductions["loss"].elements(losses, self.incidence.counts, column=True)
         push = torch.where(has & self.present, pull * inside.sigmoid(), 0)
@@ -221,13 +221,13 @@ class TupletMargin(NeedsBoth):
 
 
 class Circle(AgainstNegatives):
-    """`softplus(log sum_P + log sum_N)` of logits that are weighed by how far they are from their optimum."""
+    """`softplus(log sum_P + log sum_N)` of logits that are weighted by their distance from their optimum."""
 
     pays_from = 1 << 12
     once = column = True
 
     def logits(self, distances: Tensor) -> Tensor:
-        # Similarities are -distances; the factor in front has no derivative.
+        # Similarities are -distances; PML detaches the factor in front.
         return (-distances - float(self.loss.delta_n)).mul_(self.slope(distances).neg_())
 
     def slope(self, distances: Tensor) -> Tensor:
@@ -245,7 +245,7 @@ class Circle(AgainstNegatives):
 
 
 class LiftedStructure(NeedsBoth):
-    """Of each positive pair `[log sum over the negatives of both of e^(q - D) + D - p]+^2 / 2`."""
+    """For each positive pair `[log sum over the negatives of both samples of e^(q - D) + D - p]+^2 / 2`."""
 
     column = True
     listed = "products"
@@ -258,7 +258,7 @@ class LiftedStructure(NeedsBoth):
 
     @classmethod
     def falls_back(cls, loss: Any, kind: int, with_references: bool) -> str | None:
-        return "PML looks positives among the references up among the anchors" if with_references else None
+        return "PML looks up positives among the anchors, not among the references" if with_references else None
 
     def elements(self, near: Tensor, peaks: Tensor, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         at = self.incidence.positives
@@ -278,7 +278,7 @@ class LiftedStructure(NeedsBoth):
 
 
 def logarithm(peaks: Tensor, sums: Tensor) -> Tensor:
-    """The logarithm of a shifted sum; 0 where there is nothing to sum."""
+    """The logarithm of a shifted sum; 0 for an empty one."""
     return torch.where(sums > 0, peaks + torch.where(sums > 0, sums, 1).log(), 0)
 
 

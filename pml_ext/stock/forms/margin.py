@@ -1,4 +1,4 @@
-"""MarginLoss: positives and negatives against a level, each as often as it stands in a triplet."""
+"""MarginLoss: positives and negatives against a level, each counted once for each triplet that contains it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pml_ext.stock.incidence import LABELS, TRIPLETS, Incidence
 
 
 class Margin(Form):
-    """`[D_ip - beta + margin]+ + [beta - D_in + margin]+`, each as often as it stands in a triplet."""
+    """`[D_ip - beta + margin]+ + [beta - D_in + margin]+`, each term once for each triplet that contains it."""
 
     pays_from = 1 << 12
     listed = "triplets"
@@ -34,7 +34,7 @@ class Margin(Form):
         return None
 
     def _times(self) -> tuple[Tensor, Tensor, Tensor]:
-        """How often positives [n, k] and negatives [n] count, and the triplets of each row."""
+        """How often positives [n, k] and negatives [n] count, and the number of triplets of each row."""
         own, others = self.incidence.counts.sum(1), self.incidence.negatives.per_row
         if self.incidence.kind == TRIPLETS:
             return self.incidence.counts, torch.ones_like(own), own
@@ -48,7 +48,7 @@ class Margin(Form):
 
     @property
     def levels(self) -> Tensor:
-        """beta of each anchor, on the distances' scale."""
+        """beta of each anchor, on the scale of the distances."""
         beta = self.loss.beta.detach().to(self.incidence.counts)
         labels = self.reductions["margin_loss"].labels
         own = beta.expand(len(self.incidence.positives)) if len(beta) == 1 else beta[labels]
@@ -79,7 +79,7 @@ class Margin(Form):
             value, pull = reduction.of_sums(sums.sum(), divisor, torch.ones_like(sums))
         else:
             kept = triplets
-            if reduction.keep(sums) is not None:  # above 0: all but those with both sides at 0
+            if reduction.keep(sums) is not None:  # above 0: all but triplets both of whose terms are 0
                 zero = (self.incidence.counts * (1 - above)).sum(1) * (self.incidence.negatives.per_row - far_numbers)
                 kept = triplets - zero
             value, pull = reduction.rows(sums, kept, triplets, triplets)

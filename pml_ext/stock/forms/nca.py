@@ -1,4 +1,4 @@
-"""NCALoss: the probability that a softmax over all others falls on one's own class."""
+"""NCALoss: the probability that a softmax over all other samples assigns to the anchor's class."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _INF = torch.inf
 
 
 class NCA(Form):
-    """`-w_i log sum over own class of softmax(-scale D_i)`; rows of which this is 0 in floating point are left out.
+    """`-w_i log sum over own class of softmax(-scale D_i)`; rows whose sum is 0 in floating point are left out.
 
     The incidence is that of the labels, without the sample itself where the references are the batch. Lists of a miner
     only weigh the samples.

@@ -1,4 +1,4 @@
-"""Losses of single pairs: a function of each distance."""
+"""Losses of pairs: each is a function of one distance."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pml_ext.stock.reduction import Reduction
 
 
 class Contrastive(Form):
-    """`[D - p]+` of positives and `[q - D]+` of negatives, each reduced for itself."""
+    """`[D - p]+` of positives and `[q - D]+` of negatives, each reduced separately."""
 
     pays_from = 1 << 15
     names = ("pos_loss", "neg_loss")
@@ -49,13 +49,13 @@ class Contrastive(Form):
 
 
 class SignalToNoiseRatioContrastive(Contrastive):
-    """The same of ratios of variances, for which PML forms the differences of all pairs."""
+    """The same for SNRDistance, for which PML forms the differences of all pairs."""
 
     pays_from = 1 << 10
 
 
 def sums_of(losses: Tensor, incidence: Incidence, reduction: Reduction) -> Rows:
-    """Of losses of negatives, 0 elsewhere: what `Reduction.rows` asks for."""
+    """From the losses of negatives, 0 elsewhere: the arguments of `Reduction.rows`."""
     counts = incidence.negatives.per_row
     weights = incidence.negatives.weights
     number = counts if weights is None else (weights > 0).sum(1).to(counts.dtype)
@@ -69,13 +69,15 @@ def sums_of(losses: Tensor, incidence: Incidence, reduction: Reduction) -> Rows:
         keep = reduction.keep(losses)
         assert keep is not None
         losses = losses * keep
-        chosen = incidence.negatives.blank(keep.to(losses.dtype), 0)  # a limit below 0 keeps what is no negative
+        chosen = incidence.negatives.blank(
+            keep.to(losses.dtype), 0
+        )  # a limit below 0 keeps pairs that are not negatives
         kept = (chosen if weights is None else chosen.mul_(weights)).sum(1)
     return (losses if weights is None else losses * weights).sum(1), kept, counts, number
 
 
 def chosen_of(losses: Tensor, reduction: Reduction) -> Tensor:
-    """1 where a hinge is above 0 and reduced, 0 elsewhere; `losses` may be overwritten."""
+    """1 where a hinge is above 0 and kept by the reducer, 0 elsewhere; `losses` may be overwritten."""
     if reduction.limits in ((None, None), (0, None)):
         return losses.sign_()
     keep = reduction.keep(losses)
@@ -84,7 +86,7 @@ def chosen_of(losses: Tensor, reduction: Reduction) -> Tensor:
 
 
 class IntraPairVariance(Form):
-    """Squared distance beyond a share of the mean of all positives, and short of one of the mean of all negatives."""
+    """Squares of how far positives exceed, and negatives fall short of, a multiple of the mean of all of their kind."""
 
     pays_from = 1 << 15
     names = ("pos_loss", "neg_loss")
@@ -121,7 +123,6 @@ class IntraPairVariance(Form):
         self._by_near = torch.zeros_like(near)
         self._by_far, self._by_mean = torch.zeros_like(moved), moved.new_zeros(())
         if self.lengths[0]:
-            # With distances as with similarities: positives are drawn together, below or above their mean.
             eps = float(self.loss.pos_eps)
             spread = (near - self._shifted(self._near_mean, eps)).relu()
             values["pos_loss"], pull = self.reductions["pos_loss"].elements(spread**2, counts)
@@ -143,7 +144,7 @@ class IntraPairVariance(Form):
         return scatter_positives(out, incidence, self._by_near[start:stop])
 
     def _slope(self, eps: float) -> float:
-        # Similarities come with their sign changed: (1 + eps) of a mean of distances is (1 - eps) of one of them.
+        # The level of PML is (1 + eps) times a mean of distances, but (1 - eps) times one of similarities.
         return 1 + eps if self.sign > 0 else 1 - eps
 
     def _shifted(self, mean: Tensor, eps: float) -> Tensor:

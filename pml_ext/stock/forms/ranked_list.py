@@ -1,4 +1,4 @@
-"""RankedListLoss: positives beyond one distance and negatives within another, each weighted by how far."""
+"""RankedListLoss: positives beyond one distance and negatives within another, weighted by the violation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from pml_ext.stock.forms.form import Form, Rows, positives, scatter_positives
 from pml_ext.stock.incidence import Incidence
 
-# What PML adds to the weight of every pair of a row.
+# PML adds this to the weight of every pair of a row.
 _EPSILON = 1e-5
 
 
@@ -67,9 +67,9 @@ class RankedList(Form):
         return scatter_positives(out, incidence, self._by_near[start:stop])
 
     def _reach(self, distances: Tensor, incidence: Incidence) -> Tensor:
-        """How far negatives are within `alpha`; 0 for what does not count."""
+        """How far negatives are within `alpha`; 0 for pairs that do not count."""
         reach = (float(self.loss.alpha) - distances).relu_()
-        # Compared into numbers: as booleans they would take ten times as long.
+        # Compared into floats: into booleans it would take ten times as long.
         apart = torch.gt(distances, 0, out=torch.empty_like(distances))
         return incidence.negatives.blank(reach.mul_(apart), 0)
 

@@ -17,38 +17,38 @@ from pml_ext.stock.incidence import LABELS, TRIPLETS, Incidence
 
 
 class Choice(Protocol):
-    """A choice among the triplets of the labels, as a miner makes it."""
+    """A miner's choice among the triplets that the labels define."""
 
     @property
     def tests(self) -> list[Test]:
-        """What holds of `D_ip - D_in`, of the miner's distances."""
+        """The comparisons of `D_ip - D_in`, in the miner's distances, that define the choice."""
 
     def sides(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """These of the positives [r, k] and of all [r, m] of some rows."""
+        """The miner's distances of the positives [r, k] and of all columns [r, m] of some rows."""
 
     def masks(self, start: int, stop: int) -> Iterator[Tensor]:
-        """Chosen negatives of each positive of some rows, 1 or 0 [r, m] a slot, in the same memory."""
+        """For each slot of positives the chosen negatives of some rows, 1 or 0 [r, m], always in the same memory."""
 
 
 class TripletMargin(Form):
     """Sum over positives and negatives of `act(D_ip - D_in + margin)`.
 
-    The triplets are all of the incidence, or those of `choice`, which is set before the call.
+    The triplets are all those of the incidence, or those of `choice`, if it is set.
     """
 
     pays_from = 1 << 12
     listed = "triplets"
     choice: Choice | None = None
-    by_own_distances = False  # whether the distances of the choice are those of the loss
+    by_own_distances = False  # whether the choice was made by the distances of the loss
 
     @classmethod
     def falls_back(cls, loss: Any, kind: int, with_references: bool) -> str | None:
         if kind == TRIPLETS and loss.swap:
-            return "the triplets of a list with `swap` need rows of all positives"
+            return "a list of triplets with `swap` needs the distances of all positives"
         if kind == LABELS and loss.triplets_per_anchor != "all":
-            return "triplets_per_anchor is a number: the triplets are drawn"
+            return "triplets_per_anchor is a number: the triplets are drawn at random"
         if loss.swap and with_references:
-            return "PML looks the positives of `swap` up among the anchors"
+            return "PML looks up the positives of `swap` among the anchors"
         return None
 
     def is_empty(self) -> bool:
@@ -56,7 +56,7 @@ class TripletMargin(Form):
 
     @property
     def needs_whole(self) -> bool:
-        """Whether a row needs the distances of others."""
+        """Whether a row needs the distances of other rows: with `swap`."""
         return bool(self.loss.swap)
 
     def summarize(self, distances: Tensor, start: int, *, keep: bool) -> Rows:
@@ -101,9 +101,9 @@ class TripletMargin(Form):
         derivative: bool,
         pull: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Sums, kept numbers and numbers of each row's triplets, and the derivatives at positives and negatives.
+        """For each row the sum of losses and the numbers of kept and of all triplets; the derivatives by the distances.
 
-        With `swap` the derivatives at the negatives are complete if `pull`, the rows' factor, is given.
+        With `swap` those by the distances of negatives are complete only if `pull`, the factor of each row, is given.
         """
         if self._is_counted and not self.loss.swap:
             return self._counted(distances, incidence, near, start)
@@ -113,7 +113,7 @@ class TripletMargin(Form):
         sums, kept = near.new_zeros(len(near)), near.new_zeros(len(near))
         by_near = torch.zeros_like(near)
         by_far = torch.zeros_like(distances) if derivative else distances
-        # What is no negative is so far away that no margin reaches it.
+        # Pairs that are not negatives get a distance that no margin reaches.
         others = distances if self.loss.swap else incidence.negatives.blank(distances.clone(), torch.inf)
         buffer = torch.empty_like(distances)
         for slot in range(near.shape[1]):
@@ -142,17 +142,17 @@ class TripletMargin(Form):
 
     @property
     def _is_counted(self) -> bool:
-        """Whether what is reduced are the losses above 0 of a hinge."""
+        """Whether the losses are hinges, and the reducer keeps all of them or those above 0."""
         return not self.loss.smooth_loss and self.reductions["loss"].limits in ((None, None), (0, None))
 
     def _counted(
         self, distances: Tensor, incidence: Incidence, near: Tensor, start: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """As `_walk`: of hinges the derivatives are in how many triplets of a hinge above 0 each pair is.
+        """As `_walk`: the derivatives of hinges are numbers of triplets with a hinge above 0.
 
         Overwrites the distances.
         """
-        # What is no negative is so far away that no margin reaches it, and still a number: times 0 it is 0.
+        # Pairs that are not negatives get a distance that no margin reaches, but a finite one: times 0 it is 0.
         far = incidence.negatives.blank(distances, torch.finfo(distances.dtype).max)
         complete = bool((incidence.counts == 1).all())
         by_near, by_far, active = torch.empty_like(near), torch.zeros_like(far), torch.empty_like(far)
@@ -165,7 +165,7 @@ class TripletMargin(Form):
         if active_pairs is not None:
             return self._of_active(near, far, counts, *active_pairs)
         for slot, pair in enumerate(near.t().contiguous().unsqueeze(2)):
-            # Rounded as PML rounds the difference; its sum with the margin is above 0 exactly then.
+            # PML rounds the difference in the same way; with the margin it is above 0 if and only if this test holds.
             within(torch.sub(pair, far, out=active), tests, spare)
             if masks is not None:
                 mask = next(masks)
@@ -187,7 +187,7 @@ class TripletMargin(Form):
     def _looked_up(
         self, near: Tensor, far: Tensor, incidence: Incidence, tests: list[Test]
     ) -> tuple[Tensor, Tensor] | None:
-        """The derivatives at positives and negatives where these are many and no pair repeats."""
+        """The derivatives by the distances of positives and negatives, if positives are many and no pair repeats."""
         there = incidence.counts
         few = near.shape[1] < thresholds.STOCK_POSITIVES
         if few or not looks_are_free(far) or incidence.negatives.weights is not None or bool((there > 1).any()):
@@ -196,7 +196,7 @@ class TripletMargin(Form):
         within_it = active_counts(near, far, there, lower)
         if within_it is None or len(tests) == 1:
             return None if within_it is None else (within_it.of_near, within_it.of_far.neg_())
-        # Of those above the lower bound the ones that are not above the upper one, too.
+        # Triplets between two bounds: those above the lower one, less those above the upper one.
         above = active_counts(near, far, there, (torch.ge, next(bound for each, bound in tests if each is torch.lt)))
         if above is None:
             return None
@@ -204,7 +204,7 @@ class TripletMargin(Form):
         return by_near, by_far.neg_()
 
     def _tests(self) -> list[Test]:
-        """That the hinge is above 0, and the choice where it is made by the same difference and not counted."""
+        """The hinge above 0, and the tests of the choice if they use the same distances and need not be counted."""
         if self.choice is None or self._keeps_all or not self.by_own_distances:
             return joined([], self.loss.margin)
         return joined(self.choice.tests, self.loss.margin)
@@ -212,7 +212,7 @@ class TripletMargin(Form):
     def _slot(
         self, near: Tensor, far: Tensor, incidence: Incidence, buffer: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of one positive of each row: sum of losses, number of kept ones, and the derivative by `near - far`."""
+        """For one positive of each row: sum of losses, number of kept ones, and the derivative by `near - far`."""
         inside = torch.sub(near, far, out=buffer).add_(self.loss.margin)
         if self.loss.smooth_loss:
             losses = torch.nn.functional.softplus(inside)
@@ -229,7 +229,7 @@ class TripletMargin(Form):
 
 
 def _swapped(by_far: Tensor, active: Tensor, mine: Tensor, others: Tensor, partner: Tensor) -> None:
-    """Add the derivative of `near - min(mine, others)`; `others` are the rows `partner`. A tie is shared."""
+    """Add the derivative of `near - min(mine, others)`; `others` are the rows `partner`. A tie is split in half."""
     by_far.scatter_add_(1, partner[:, None], active.sum(1, keepdim=True))
     to_mine = (mine < others).to(active.dtype) + (mine == others).to(active.dtype) / 2
     by_far -= active * to_mine
