@@ -457,7 +457,9 @@ def test_the_stock_path_has_the_twins_hyperparameters():
     fast = accelerate(losses.ContrastiveLoss())
     fast.neg_margin = 0.3
     embeddings, labels = batch(0, 9, 3)
-    with pytest.warns(UserWarning, match="ContrastiveLoss runs as PML's own: half precision follows rules of PML's own"):
+    with pytest.warns(
+        UserWarning, match="ContrastiveLoss runs as PML's own: half precision follows rules of PML's own"
+    ):
         found = fast(embeddings.half(), labels)
     assert torch.equal(found, losses.ContrastiveLoss(neg_margin=0.3)(embeddings.half(), labels))
 
