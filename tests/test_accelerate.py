@@ -540,7 +540,7 @@ def test_what_cannot_be_accelerated():
     with pytest.raises(ValueError, match="chunk_size must"):
         accelerate(losses.NTXentLoss(), chunk_size=0)
     loss = accelerate(losses.NTXentLoss(reducer=reducers.DoNothingReducer()))
-    assert "not accelerated: DoNothingReducer gives the losses" in repr(loss)
+    assert "not accelerated: DoNothingReducer returns the losses" in repr(loss)
     with pytest.raises(ValueError, match="labels and indices_tuple cannot both be None"):
         accelerate(losses.NTXentLoss())(embeddings)
 
