@@ -2,6 +2,7 @@
 
 import shlex
 
+import numpy as np
 import pytest
 
 from pml_ext.__main__ import WORDS, main
@@ -25,8 +26,9 @@ def test_every_situation_has_a_batch_and_a_command_that_runs(classes, images, ba
     for spec in specs:
         assert spec.build(classes=max(classes, 2), embedding_size=8).loss is not None
     words = shlex.split(choice.command)
-    assert words[:3] == ["python", "-m", "pml_ext.benchmark"]
-    given = vars(parser().parse_args(words[3:]))
+    assert words[:2] == ["pml-ext", "train"]
+    given = vars(parser().parse_args(words[2:]))
+    assert given["trunk"] == "efficientnet_lite0"  # photographs are not for a network without weights
     assert given["batch_size"] == batch
     assert given["classes_per_batch"] == situation.per_batch
 
@@ -78,7 +80,22 @@ def test_the_command_prints_what_the_function_says(capsys):
 
 def test_classes_are_counted_in_data(capsys):
     assert main(["choose", "--data", "digits"]) == 0
-    assert capsys.readouterr().out.startswith("10 classes with ")
+    out = capsys.readouterr().out
+    assert out.startswith("10 classes with ")
+    assert "pml-ext train --data digits --batch-size 128" in out
+
+
+def test_a_pretrained_trunk_is_for_images(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / name / f"{number}.png")
+    choice = choose(data=str(tmp_path), batch=4)
+    assert (choice.situation.classes, choice.situation.images_per_class) == (2, 2)
+    assert f"--data {tmp_path} --trunk efficientnet_lite0" in choice.command
+    np.savez(tmp_path / "vectors.npz", embeddings=np.eye(4, dtype=np.float32), labels=np.arange(4) // 2)
+    assert "--trunk" not in choose(data=str(tmp_path / "vectors.npz"), batch=4).command
 
 
 def test_words_of_the_package(capsys):

@@ -234,6 +234,9 @@ def choose(
         embedding_size: dimension of the embeddings. Default 128.
         data: anything that `pml_ext.datasets.open` reads. Default None.
 
+    Returns:
+        The advice, with the command that compares these losses on the data, with a pretrained trunk if it is images.
+
     Raises:
         BenchmarkError: neither numbers nor data, or a number out of range.
 
@@ -244,8 +247,9 @@ def choose(
         >>> choice.situation.per_batch, choice.situation.per_class
         (64, 4)
     """
-    if data is not None and (classes is None or images_per_class is None):
-        counted, typical = _count(data)
+    given, trunk = data or "photos/", True
+    if data is not None:
+        counted, typical, trunk = _look(data)
         classes = counted if classes is None else classes
         images_per_class = typical if images_per_class is None else images_per_class
     if classes is None or images_per_class is None:
@@ -260,20 +264,22 @@ def choose(
     situation = Situation(classes, images_per_class, batch, embedding_size)
     losses = tuple(rule.advice(situation) for rule in LOSSES if rule.when(situation))
     avoid = tuple(rule.advice(situation) for rule in WARNINGS if rule.when(situation))
-    return Choice(situation, losses, avoid, _command(situation, losses, data))
+    return Choice(situation, losses, avoid, _command(situation, losses, given, pretrained=trunk))
 
 
-def _count(data: str) -> tuple[int, int]:
+def _look(data: str) -> tuple[int, int, bool]:
+    """Number of classes, images of a typical class, and whether these are images for a pretrained trunk."""
     import torch
 
     from pml_ext import datasets
 
-    counts = torch.bincount(datasets.open(data).labels)
-    return len(counts), int(counts.median())
+    samples = datasets.open(data)
+    counts = torch.bincount(samples.labels)
+    return len(counts), int(counts.median()), samples.vectors is None and data not in datasets.DATASETS
 
 
-def _command(situation: Situation, losses: tuple[Advice, ...], data: str | None) -> str:
-    words = ["python", "-m", "pml_ext.benchmark", "--data", data or "photos/"]
+def _command(situation: Situation, losses: tuple[Advice, ...], data: str, *, pretrained: bool) -> str:
+    words = ["pml-ext", "train", "--data", data, *(["--trunk", "efficientnet_lite0"] if pretrained else [])]
     words += ["--batch-size", str(situation.batch), "--classes-per-batch", str(situation.per_batch)]
     words += ["--losses", *(advice.what for advice in losses)]
     return shlex.join([*words, "--seeds", "0", "1", "2"]) if losses else ""
