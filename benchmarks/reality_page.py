@@ -22,6 +22,8 @@ CLAIMS = (
     ("RAW", "MultiSimilarity", "RAW is multi-similarity with its miner, in one pass"),
     ("RAW", "pml:TripletMarginLoss", "weighting of pairs against plain triplets"),
     ("RAW", "pml:ContrastiveLoss", "weighting of pairs against plain pairs"),
+    ("MultiSimilarity", "BinDeviance2018", "the weights that Deep_metric's script asks for, against its deviance"),
+    ("MultiSimilarity", "NCA", "the same against its softmax over the nearest"),
     ("MarginDeviance", "BinDeviance2018", "Deep_metric's margins against binomial deviance"),
     ("Binomial2020", "BinDeviance2018", "the successor's binomial deviance against the first"),
     ("NCA", "pml:NCALoss", "softmax over the nearest against softmax over all"),
