@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import re
 import sys
 import warnings
 import weakref
@@ -33,7 +34,8 @@ from of_pml import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pml_ext import thresholds
+from pml_ext import engine, thresholds
+from pml_ext.analysis import NoPairWeightsError, pair_weights
 from pml_ext.stock import NotAcceleratedError, accelerate
 from pml_ext.stock import loss as loss_module
 from pml_ext.stock.checks import why_stock
@@ -765,6 +767,35 @@ def test_hooks():
     assert_equals_stock(loss, embeddings, labels)
     accelerate(loss).register_forward_hook(lambda module, given, found: found * 7)
     assert len(loss._forward_hooks) == 1
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_pair_weights_are_those_of_stock(name):
+    embeddings, labels = batch(0, 10, 3)
+    loss = LOSSES[name]()
+    with told_by_pml():
+        try:
+            expected = pair_weights(loss, embeddings, labels)
+        except NoPairWeightsError as error:
+            with pytest.raises(NoPairWeightsError, match=re.escape(str(error))):
+                pair_weights(accelerate(loss), embeddings, labels)
+            return
+        found = pair_weights(accelerate(loss), embeddings, labels)
+    assert expected.weights.any()
+    torch.testing.assert_close(found.weights, expected.weights)
+
+
+def test_without_the_engine_stock_computes(monkeypatch):
+    embeddings, labels = batch(0, 10, 3)
+    asked = []
+    compute_loss = losses.NTXentLoss.compute_loss
+    monkeypatch.setattr(losses.NTXentLoss, "compute_loss", lambda *given: asked.append(0) or compute_loss(*given))
+    loss = accelerate(losses.NTXentLoss())
+    value = loss(embeddings, labels)
+    assert not asked
+    with engine.disabled():
+        torch.testing.assert_close(loss(embeddings, labels), value)
+    assert asked
 
 
 @pytest.mark.parametrize("name", ["NTXent", "Triplet", "Contrastive"])

@@ -83,7 +83,10 @@ def test_a_number_that_is_none_is_refused(given):
         Experiment(**given)
 
 
-@pytest.mark.parametrize(("given", "said"), [({"accumulate": 2}, "accumulate"), ({"cached_chunk": 8}, "cached_chunk")])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({"accumulate": 2}, "accumulate"), ({"cached_chunk": 8}, "cached_chunk"), ({"accelerate": True}, "accelerate")],
+)
 def test_a_method_with_a_trainer_of_its_own_does_not_heed_them(given, said, tmp_path):
     with pytest.raises(BenchmarkError, match=f"HDML-Triplet trains in its own way, without {said}"):
         Experiment(data="digits", losses="HDML-Triplet", out=tmp_path / "a", **given).run()

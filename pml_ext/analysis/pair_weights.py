@@ -18,6 +18,7 @@ from pml_ext.base import RowLoss
 from pml_ext.inputs import Array, checked_labels, class_ids
 from pml_ext.pairs import IndicesTuple, PairMasks, Pairs, own_set
 from pml_ext.shown import framed, picture, table
+from pml_ext.similarity import disabled
 
 
 class NoPairWeightsError(ValueError):
@@ -179,7 +180,8 @@ def _pair_weights(
     name = type(loss).__name__
     loss = _copied(loss)
     devices = [embeddings.device] if embeddings.is_cuda else []
-    with torch.random.fork_rng(devices=devices), _recorded(loss) as calls:
+    # Without the engine, whose gradient does not go through the matrix that a distance returns.
+    with torch.random.fork_rng(devices=devices), disabled(), _recorded(loss) as calls:
         value = loss(*given_first, **named)
     if not calls:
         raise NoPairWeightsError(f"{name} never compares embeddings through its distance, so it has no pair weights")

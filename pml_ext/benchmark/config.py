@@ -104,6 +104,8 @@ class Experiment:
         cached_chunk: number of images that are embedded at a time, without keeping activations, which are computed
             again in the backward pass: for batches that do not fit into memory, with all their pairs. Batch
             normalization uses the statistics of a chunk. Default None: all images at once.
+        accelerate: compute PML's own losses and miners without tuples, by :func:`pml_ext.accelerate`: the same numbers,
+            in less time. Default False.
         recall_at: the k of recall@k. Default (1, 2, 4, 8).
         workers: number of processes that load images. Default 0: none.
         cache: the folder for features of frozen trunks; None is pml_ext in the user's cache. Default None.
@@ -335,6 +337,12 @@ class Experiment:
         "embed N images at a time without keeping their activations, for large batches with all their pairs",
         group="training",
         none="all at once",
+    )
+    accelerate: bool = _flag(
+        False,
+        Switch(),
+        "compute PML's own losses and miners without tuples: the same numbers, sooner",
+        group="training",
     )
     dataset: InitVar[Any] = None
 

@@ -185,7 +185,7 @@ def _folds(experiment: Experiment) -> Sequence[int | None]:
 def _check_method(spec: LossSpec, experiment: Experiment) -> None:
     """Raise BenchmarkError for arguments that a method with optimizers of its own would not heed."""
     heeded = {"optimizer": "adam", "schedule": "constant", "warmup": 0, "clip": None, "amp": "none", "ema": 0}
-    heeded |= {"accumulate": 1, "cached_chunk": None}
+    heeded |= {"accumulate": 1, "cached_chunk": None, "accelerate": False}
     unheeded = [name for name, default in heeded.items() if getattr(experiment, name) != default]
     if spec.method is not None and unheeded:
         raise BenchmarkError(f"{spec.name} trains in its own way, without {', '.join(unheeded)}: leave that out")

@@ -19,6 +19,7 @@ from pml_ext.benchmark import checkpoint, evaluate, models, randomness, records,
 from pml_ext.benchmark.config import Experiment
 from pml_ext.benchmark.data import Data, VectorPart
 from pml_ext.benchmark.device import torch_device
+from pml_ext.benchmark.errors import BenchmarkError
 from pml_ext.benchmark.evaluate import CHOSEN_BY, Metrics
 from pml_ext.benchmark.events import EpochEnded, Event
 from pml_ext.benchmark.learning import Learner, LossLearner, MethodLearner, stateful
@@ -29,6 +30,7 @@ from pml_ext.benchmark.progress import Progress
 from pml_ext.benchmark.result import BASELINES
 from pml_ext.benchmark.sampled import RefreshedBatches, batches_of
 from pml_ext.evaluation import Evaluation
+from pml_ext.stock import NotAcceleratedError, accelerate
 from pml_ext.trainers.methods import methods
 
 # Steps between two looks at the health of a run, which take about a hundredth of the training time; there are at least
@@ -395,6 +397,11 @@ def _learner(experiment: Experiment, data: Data, spec: LossSpec, network: Networ
     recipe = spec.build(classes=data.train_classes, embedding_size=experiment.embedding_size)
     # An object is the same one for every seed: it must be as new for each.
     loss, miner = copy.deepcopy((recipe.loss, recipe.miner)) if spec.in_memory else (recipe.loss, recipe.miner)
+    if experiment.accelerate:
+        try:
+            loss, miner = accelerate(loss, miner)
+        except NotAcceleratedError as error:
+            raise BenchmarkError(f"accelerate cannot be True here: {error}") from None
     return LossLearner(
         network,
         loss.to(device),

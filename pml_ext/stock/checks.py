@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pml_ext import thresholds
 from pml_ext.masked import is_eager
+from pml_ext.similarity import is_enabled
 from pml_ext.stock.forms import FORMS, Form
 from pml_ext.stock.forms.lse import MultiSimilarity
 from pml_ext.stock.forms.margin import Margin
@@ -122,6 +123,8 @@ def why_stock(
     never = why_never(loss)
     if never is not None:
         return never
+    if not is_enabled():
+        return SILENT
     kind = FORMS[loss.stock]
     tensors = [each for each in (embeddings, ref_emb) if each is not None]
     if not all(isinstance(each, Tensor) and each.ndim == 2 for each in tensors):
