@@ -42,6 +42,7 @@ from pml_ext.stock.checks import why_stock
 from pml_ext.stock.coverage import PASSED_THROUGH, REFUSED, coverage, statement
 from pml_ext.stock.forms import FORMS
 from pml_ext.stock.forms.active_counts import active_counts
+from pml_ext.stock.mined import Mined
 from pml_ext.stock.miners import MINERS
 
 F64 = torch.float64
@@ -790,11 +791,14 @@ def test_without_the_engine_stock_computes(monkeypatch):
     asked = []
     compute_loss = losses.NTXentLoss.compute_loss
     monkeypatch.setattr(losses.NTXentLoss, "compute_loss", lambda *given: asked.append(0) or compute_loss(*given))
-    loss = accelerate(losses.NTXentLoss())
-    value = loss(embeddings, labels)
+    loss, miner = accelerate(losses.NTXentLoss(), miners.MultiSimilarityMiner())
+    mined = miner(embeddings, labels)
+    value = loss(embeddings, labels, mined)
+    assert isinstance(mined, Mined)
     assert not asked
     with engine.disabled():
-        torch.testing.assert_close(loss(embeddings, labels), value)
+        torch.testing.assert_close(loss(embeddings, labels, mined), value)
+        assert type(miner(embeddings, labels)) is tuple
     assert asked
 
 

@@ -12,6 +12,7 @@ from pytorch_metric_learning import miners
 from torch import Tensor
 
 from pml_ext import thresholds
+from pml_ext.similarity import is_enabled
 from pml_ext.stock.chosen import Batch, by_rule, hard_share, multi_similarity, pair_margin
 from pml_ext.stock.chosen_triplets import triplet_margin
 from pml_ext.stock.easy_and_hard import easy_and_hard
@@ -102,7 +103,7 @@ def _is_stock(miner: Any, embeddings: Any, labels: Any, ref_emb: Any, ref_labels
     given = [embeddings] if ref_emb is None else [embeddings, ref_emb]
     if not all(isinstance(each, Tensor) and each.ndim == 2 and each.numel() for each in given):
         return True
-    if given[0].shape[0] * given[-1].shape[0] < MINERS[miner.stock].pays_from * thresholds.STOCK_PAYS:
+    if not is_enabled() or len(given[0]) * len(given[-1]) < MINERS[miner.stock].pays_from * thresholds.STOCK_PAYS:
         return True
     if miner.collect_stats or miner.distance.collect_stats:
         return True
