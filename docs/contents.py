@@ -9,11 +9,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from formulas import with_formulas
+from markdown.extensions.toc import slugify
 from measured import of_method
 from torch import nn
 
-from pml_ext import catalog
-from pml_ext.analysis.explain import parts, sections, signature
+from pml_ext import catalog, losses, miners, wrappers
+from pml_ext.analysis.explain import formula, is_ours, parts, sections, settings, signature
 from pml_ext.testing import LOSS_LAWS, MINER_LAWS, Law
 from pml_ext.testing.law import STAGES, Stage
 
@@ -61,8 +62,31 @@ def _method(name: str) -> Iterator[str]:
     searched = ", ".join(f"`{keyword}` {values}" for keyword, values in entry.space.items())
     if searched:
         yield f"A search changes {searched}."
-    for kind, cls in dict.fromkeys((kind, type(part)) for kind, part in parts(recipe)):
-        yield from _part(kind, cls)
+    for kind, part in {type(part): (kind, part) for kind, part in parts(recipe)}.values():
+        yield from _part(kind, part)
+
+
+def citation() -> str:
+    """What `CITATION.cff` says, as BibTeX."""
+    text = (TOP / "CITATION.cff").read_text(encoding="utf-8")
+
+    def field(name: str) -> str:
+        found = re.search(rf'^\W*{name}: "?(.*?)"?$', text, re.MULTILINE)
+        assert found is not None, f"CITATION.cff has no {name}"
+        return found[1]
+
+    return "\n".join(
+        [
+            "```bibtex",
+            "@software{pml_ext,",
+            f"  title = {{{field('title')}}},",
+            f"  author = {{{{{field('name')}}}}},",
+            f"  version = {{{field('version')}}},",
+            f"  year = {{{field('date-released')[:4]}}},",
+            "}",
+            "```",
+        ]
+    )
 
 
 def picture(name: str) -> str:
@@ -71,17 +95,18 @@ def picture(name: str) -> str:
     return f"<figure>\n{path.read_text(encoding='utf-8')}</figure>" if path.exists() else ""
 
 
-def _part(kind: str, cls: type[nn.Module]) -> Iterator[str]:
-    package, _, module = cls.__module__.partition(".")
-    if package != "pml_ext":
-        yield f"{kind} `{cls.__name__}` is PML's own; its documentation has the formula."
-        return
+def _part(kind: str, part: nn.Module) -> Iterator[str]:
+    cls = type(part)
+    module = cls.__module__.removeprefix("pml_ext.")
     topic = _API.get(module.partition(".")[0])
-    title = f"[`{cls.__name__}`](api/{topic}.md#pml_ext.{topic}.{cls.__name__})" if topic else f"`{cls.__name__}`"
+    linked = f"[`{cls.__name__}`](api/{topic}.md#pml_ext.{topic}.{cls.__name__})" if topic else f"`{cls.__name__}`"
+    title = linked if is_ours(part) else f"{linked} of PML"
+    yield with_formulas(f"**{kind} {title}.** {formula(part)}".replace("::\n", ":\n"))
     doc = sections(cls.__doc__ or "")
-    yield with_formulas(f"**{kind} {title}.** {doc['Formula']}".replace("::\n", ":\n"))
+    if not is_ours(part):
+        doc = {"Defaults": "\n".join(f"- {name}: {value}" for name, value in settings(part).items())}
     for heading, name in (("Source, and what differs from it", "Source"), ("Defaults", "Defaults")):
-        if name in doc:
+        if doc.get(name):
             yield f'??? note "{heading}"\n\n{textwrap.indent(doc[name], "    ")}'
 
 
@@ -120,9 +145,26 @@ def as_a_page(markdown: str) -> str:
     """
     markdown = re.sub(r"<!-- as a file -->\n.*?<!-- to here -->\n\n", "", markdown, flags=re.DOTALL)
     markdown = markdown.replace("](../benchmarks/results/", "](results/")
+    markdown = linked_tables(markdown) if "<!-- tables:" in markdown else markdown
     markdown = re.sub(r"^\[(\w+\.md)\]\(\.\./\1\)$", lambda found: included(found[1]), markdown, flags=re.MULTILINE)
     of_example = r"^\[`examples/(\S+)`\]\(\.\./examples/\1\)$"
     return re.sub(of_example, lambda found: example(found[1]), markdown, flags=re.MULTILINE)
+
+
+def linked_tables(markdown: str) -> str:
+    """The tables of everything, each class with a link to its reference, each method to its section."""
+    topics = {name: topic for topic in (losses, miners, wrappers) for name in topic.__all__}
+
+    def of_class(found: re.Match[str]) -> str:
+        topic = topics[found[1]].__name__.removeprefix("pml_ext.")
+        return f"| [`{found[1]}`](api/{topic}.md#pml_ext.{topic}.{found[1]})`{found[2]}"
+
+    def of_method(found: re.Match[str]) -> str:
+        return f"| [{found[1]}](methods.md#{slugify(found[1], '-')}) |"
+
+    markdown = re.sub(rf"^\| `({'|'.join(topics)})(\()", of_class, markdown, flags=re.MULTILINE)
+    names = "|".join(re.escape(name) for name in catalog.recipes)
+    return re.sub(rf"^\| ({names}) \|", of_method, markdown, flags=re.MULTILINE)
 
 
 def included(name: str) -> str:

@@ -1,6 +1,6 @@
 """What the pages show of the package itself: mkdocs calls `on_page_markdown` for each page, which fills in the marks.
 
-A mark is a comment on a line of its own: one of `MARKS`; `<!-- tables ... -->`; or one that `contents.as_a_page` knows.
+A mark is a comment on a line of its own: one of `MARKS`, or one that `contents.as_a_page` knows.
 The files in `benchmarks/results` are pages as they are.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from choices import at_a_glance, situations
-from contents import as_a_page, laws, methods
+from contents import as_a_page, citation, laws, methods
 from intervals import picture
 from markdown import Extension, Markdown
 from measured import RESULTS, highest, pages, results
@@ -20,6 +20,7 @@ from mkdocs.structure.files import File, Files
 
 _LOG = logging.getLogger("mkdocs.hooks")
 MARKS: Mapping[str, Callable[[], str]] = {
+    "citation": citation,
     "methods": methods,
     "laws": laws,
     "results": results,

@@ -1,7 +1,9 @@
 """The pictures of pair weights and the pages about methods: what is drawn and printed, and nothing else."""
 
+import math
 import sys
 from pathlib import Path
+from statistics import mean
 from types import SimpleNamespace
 
 import pytest
@@ -11,12 +13,14 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from of_pml import AvgNonZeroReducer, CosineSimilarity
 from of_pml import losses as pml
+from pytorch_metric_learning.miners import MultiSimilarityMiner
+from pytorch_metric_learning.regularizers import LpRegularizer
 
 from pml_ext import catalog, losses, wrappers
 from pml_ext.__main__ import main
 from pml_ext.analysis import EmbeddingHealth, NoPairWeightsError, pair_weights
 from pml_ext.analysis.curves import compares_samples
-from pml_ext.analysis.explain import explain, sections
+from pml_ext.analysis.explain import explain, formula, is_ours, parts, sections, signature
 from pml_ext.analysis.plots import (
     PULL,
     PUSH,
@@ -25,6 +29,7 @@ from pml_ext.analysis.plots import (
     weight_matrix,
     weight_scatter,
 )
+from pml_ext.analysis.pml_parts import FORMULAS
 from pml_ext.testing import Batch
 
 
@@ -149,6 +154,69 @@ def test_explain_any_method(name):
     assert "Loss: " in page
     assert "object at 0x" not in page
     assert all(len(line) <= 122 for line in page.splitlines())
+
+
+def test_every_part_of_pml_has_a_formula():
+    built = (
+        catalog.build(name, **{each: {"num_classes": 4, "embedding_size": 8}[each] for each in entry.required})
+        for name, entry in catalog.recipes.items()
+    )
+    of_pml = {type(part).__name__: part for recipe in built for _, part in parts(recipe) if not is_ours(part)}
+    assert set(of_pml) == set(FORMULAS)
+    assert all("\n\n    " in formula(part) for part in of_pml.values())
+    assert "its documentation" in formula(pml.CircleLoss())
+
+
+@pytest.mark.pml2("its numbers")
+def test_formulas_of_parts_of_pml_are_what_pml_computes():
+    """Each of `FORMULAS` once more, in plain Python."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.nn.functional.normalize(torch.randn(6, 3, generator=draw, dtype=torch.float64))
+    labels = [0, 0, 1, 1, 2, 2]
+    y, sim, dist = torch.tensor(labels), (x @ x.T).tolist(), torch.cdist(x, x).tolist()
+    pos = [(i, j) for i in range(6) for j in range(6) if i != j and labels[i] == labels[j]]
+    neg = [(i, j) for i in range(6) for j in range(6) if labels[i] != labels[j]]
+
+    pulls, pushes = [max(dist[i][p] - 0.3, 0) for i, p in pos], [max(0.9 - dist[i][n], 0) for i, n in neg]
+    contrastive = mean(value for value in pulls if value) + mean(value for value in pushes if value)
+    assert pml.ContrastiveLoss(0.3, 0.9)(x, y).item() == pytest.approx(contrastive)
+
+    hinges = [
+        (max(dist[i][p] - 1.2 + 0.2, 0), max(1.2 - dist[i][n] + 0.2, 0)) for i, p in pos for j, n in neg if i == j
+    ]
+    positive = sum((a > 0) + (b > 0) for a, b in hinges)
+    assert pml.MarginLoss()(x, y).item() == pytest.approx(sum(a + b for a, b in hinges) / positive)
+
+    soft = pml.SoftTripleLoss(3, 3, centers_per_class=2, la=7, gamma=0.4, margin=0.1)
+    assert signature(soft) == "SoftTripleLoss(num_classes=3, centers_per_class=2, la=7, gamma=0.4, margin=0.1)"
+    centers = torch.nn.functional.normalize(soft.fc.detach().double().T).view(3, 2, 3)
+    cosines = torch.einsum("id,ckd->ick", x, centers).tolist()
+    costs = []
+    for i, own in enumerate(labels):
+        shares = [[math.exp(s / 0.4) for s in cosines[i][c]] for c in range(3)]
+        of_class = [
+            sum(q * s for q, s in zip(shares[c], cosines[i][c], strict=True)) / sum(shares[c]) for c in range(3)
+        ]
+        raised = [math.exp(7 * (s - 0.1 * (c == own))) for c, s in enumerate(of_class)]
+        costs.append(-math.log(raised[own] / sum(raised)))
+    assert soft(x, y).item() == pytest.approx(mean(costs))
+
+    given = tuple(torch.tensor(each) for each in ([0, 2, 4], [1, 3, 5], [0], [2]))
+    logits = [[sim[a][p] for p in (1, 3, 5)] for a in (0, 2, 4)]
+    costs = [-math.log(math.exp(row[c]) / sum(map(math.exp, row))) for c, row in enumerate(logits)]
+    assert pml.NPairsLoss()(x, y, given).item() == pytest.approx(mean(costs))
+
+    regularized = LpRegularizer(p=3, power=2)(3 * x).item()
+    assert regularized == pytest.approx(mean(sum(abs(3 * v) ** 3 for v in row) ** (2 / 3) for row in x.tolist()))
+
+    a, p, b, n = (each.tolist() for each in MultiSimilarityMiner(epsilon=0.1)(x, y))
+    nearest = [max(sim[i][j] for k, j in neg if k == i) for i in range(6)]
+    farthest = [min(sim[i][j] for k, j in pos if k == i) for i in range(6)]
+    assert set(zip(a, p, strict=True)) == {(i, j) for i, j in pos if sim[i][j] - 0.1 < nearest[i]} != set(pos)
+    assert set(zip(b, n, strict=True)) == {(i, j) for i, j in neg if sim[i][j] + 0.1 > farthest[i]} != set(neg)
+
+    weighted = pml.MultipleLosses([pml.ContrastiveLoss(0.3, 0.9), pml.MarginLoss()], weights=[2, 3])
+    assert weighted(x, y).item() == pytest.approx(2 * contrastive + 3 * sum(a + b for a, b in hinges) / positive)
 
 
 @pytest.mark.usefixtures("_few_points")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import pml_ext
 from pml_ext import catalog
 from pml_ext.analysis import Health, NoPairWeightsError
 from pml_ext.benchmark.advice import LOSSES, WARNINGS
@@ -81,6 +82,25 @@ def test_results_of_a_method_are_those_of_the_table(module):
         cells = row.split(" | ")
         assert f"{methods[name]['mean_average_precision_at_r'].mean:.1f}" == cells[6].split(" ")[0]
         assert measured._interval(methods[name]["recall_at_1"]) == cells[0]
+
+
+def test_tables_of_everything_lead_to_each(module):
+    """The build checks that the links lead to what they name."""
+    page = (DOCS / "catalog.md").read_text(encoding="utf-8")
+    linked = module("contents").as_a_page(page)
+    assert "| [`RAWLoss`](api/losses.md#pml_ext.losses.RAWLoss)`(alpha=2, beta=50" in linked
+    assert "| [RS@k](methods.md#rsk) | `RecallAtKLoss" in linked
+    assert linked.count("](methods.md#") == len(catalog.recipes)
+    assert linked.count("](api/") == sum(
+        len(part.__all__) for part in (pml_ext.losses, pml_ext.miners, pml_ext.wrappers)
+    )
+
+
+def test_the_citation_is_that_of_the_package(module):
+    shown = module("contents").citation()
+    assert shown.splitlines()[:2] == ["```bibtex", "@software{pml_ext,"]
+    assert "  title = {pml_ext: hard-mining and pair-weighting losses and miners" in shown
+    assert "  author = {{the pml_ext authors}},\n  version = {0.1.0},\n  year = {2026},\n}" in shown
 
 
 def test_results_of_ordinary_labels_and_batches_only(module):

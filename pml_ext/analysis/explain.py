@@ -12,6 +12,7 @@ from pytorch_metric_learning.regularizers import BaseRegularizer
 from torch import Tensor, nn
 
 from pml_ext import _pml
+from pml_ext.analysis.pml_parts import FORMULAS
 from pml_ext.catalog import KEYS, Recipe
 from pml_ext.centers import CenterSource
 from pml_ext.wrappers import CrossBatchMemory, SelfSupervisedLoss
@@ -30,6 +31,31 @@ def sections(docstring: str) -> dict[str, str]:
     head, *rest = _SECTION.split(inspect.cleandoc(docstring))
     found = {name: textwrap.dedent(text.strip("\n")) for name, text in zip(rest[::2], rest[1::2], strict=True)}
     return {"Formula": head.strip()} | found
+
+
+def formula(part: nn.Module) -> str:
+    """What a part of a recipe does, and its formula; of PML's own classes, too.
+
+    Example:
+        >>> from pytorch_metric_learning.miners import MultiSimilarityMiner
+        >>> print(formula(MultiSimilarityMiner()).splitlines()[0])
+        Keeps the positives that are not much nearer than a negative, and the converse.
+    """
+    own = FORMULAS.get(type(part).__name__, "PML's own: its documentation has the formula.")
+    return sections(type(part).__doc__ or "")["Formula"] if is_ours(part) else own
+
+
+def is_ours(part: nn.Module) -> bool:
+    """Whether a part is of this package, or of another one, but not of PML."""
+    return not type(part).__module__.startswith("pytorch_metric_learning")
+
+
+def settings(part: nn.Module) -> dict[str, str]:
+    """The distance and the reducer of a part, if it has them."""
+    distance, reducer = (getattr(part, name, None) for name in ("distance", "reducer"))
+    distance = None if isinstance(part, BaseRegularizer) else distance  # which has one, and no use for it
+    found = {} if distance is None else {"distance": _distance(distance)}
+    return found if reducer is None else found | {"reducer": _reducer(reducer)}
 
 
 def explain(recipe: Recipe) -> str:
@@ -59,12 +85,9 @@ def _part(kind: str, part: nn.Module) -> str:
     doc = sections(type(part).__doc__ or "")
     package = ".".join(type(part).__module__.split(".")[:2])
     lines = [*textwrap.wrap(f"{kind}: {signature(part)}", 116, subsequent_indent="    "), f"  from {package}"]
-    lines += ["", textwrap.indent(doc["Formula"] or "PML's own: its documentation has the formula.", "  ")]
-    distance, reducer = (getattr(part, name, None) for name in ("distance", "reducer"))
-    if distance is not None or reducer is not None:
-        lines += [""]
-        lines += [f"  distance: {_distance(distance)}"] if distance is not None else []
-        lines += [f"  reducer: {_reducer(reducer)}"] if reducer is not None else []
+    lines += ["", textwrap.indent(formula(part), "  ")]
+    of_part = settings(part)
+    lines += ["", *(f"  {name}: {value}" for name, value in of_part.items())] if of_part else []
     for title, name in (("arguments", "Args"), ("defaults", "Defaults"), ("source and differences", "Source")):
         if name in doc:
             lines += ["", f"  {title}:", textwrap.indent(doc[name], "    ")]
@@ -80,9 +103,11 @@ def signature(part: nn.Module) -> str:
         'BatchHardTripletLoss(margin=0.2)'
     """
     names = [name for name in inspect.signature(type(part)).parameters if hasattr(part, name)]
-    # One of PML's losses overwrites this argument with a statistic.
-    of_pml = type(part).__module__.startswith("pytorch_metric_learning")
-    shown = {name: _written(getattr(part, name)) for name in names if not (of_pml and name == "embedding_size")}
+    # Two arguments that PML keeps as something else: a statistic, and a reciprocal.
+    names = names if is_ours(part) else [name for name in names if name != "embedding_size"]
+    shown = {name: _written(getattr(part, name)) for name in names}
+    if type(part).__name__ == "SoftTripleLoss" and not is_ours(part):
+        shown["gamma"] = f"{1 / part.gamma:g}"  # type: ignore[operator]
     return f"{type(part).__name__}({', '.join(f'{name}={value}' for name, value in shown.items() if value)})"
 
 
