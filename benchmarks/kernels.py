@@ -4,6 +4,7 @@
     python benchmarks/kernels.py --entries RAW NCA      of others
     python benchmarks/kernels.py --calls RAW            every kernel of one of them, with the line that calls it
     python benchmarks/kernels.py --labels-on-host       of labels as a data loader gives them
+    python benchmarks/kernels.py --compiled             of losses under torch.compile, which fuses them
     python benchmarks/kernels.py --device cuda          the same on a GPU, to see that it is the same
 
 A forward and backward pass is watched operator by operator. Views and allocations cost nothing, every other operator is
@@ -11,11 +12,14 @@ one kernel or, for a sort or an index, a few; it reads its tensors and writes it
 what is stored of it. Copies of labels from the host are not counted. On the CPU the losses are told that looking at a
 number is not free, that blocks are those of a GPU and that no product is halved, which is all by which they choose: the
 operators are a GPU's. Traffic is counted in matrices of n x n float32, the products apart. A wait is what makes the
-host read a number of the device.
+host read a number of the device. Of a compiled loss the schedule is counted that inductor makes here: what it
+has fused is one kernel, and reads and writes each tensor once.
 """
 
 import argparse
+import logging
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -171,6 +175,50 @@ def table(names: Sequence[str], setting: Setting, device: str, labels_on_host: b
         yield f"| {name} | {' | '.join(map(str, cells))} |"
 
 
+def scheduled(function: Any, setting: Setting, device: str) -> tuple[int, float, int]:
+    """What inductor schedules for a forward and backward pass: kernels, n x n matrices that they move, products."""
+    x, labels = batch(setting, device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch says of its own parts
+        from torch._inductor import compile_fx, config, metrics
+
+        log = compile_fx.inductor_metrics_log  # nothing is counted that would not be written down
+        log.setLevel(logging.INFO)
+        log.addFilter(_drop)
+        torch._dynamo.reset()
+        metrics.reset()
+        try:
+            with config.patch(force_disable_caches=True):
+                torch.compile(function, fullgraph=True)(x.requires_grad_(), labels).backward()
+        finally:
+            log.setLevel(logging.NOTSET)
+            log.removeFilter(_drop)
+    products = [4 * size for node, size in metrics.nodes_num_elem if _is_product(node)]
+    kernels = len(metrics.nodes_num_elem) - len(products)
+    return kernels, (metrics.num_bytes_accessed - sum(products)) / (4 * setting.n**2), len(products)
+
+
+def _drop(_: logging.LogRecord) -> bool:
+    return False
+
+
+def _is_product(node: Any) -> bool:
+    """Whether a node of inductor's schedule is a product of matrices."""
+    names = [getattr(each.node, "python_kernel_name", None) or "" for each in getattr(node, "snodes", [node])]
+    return any(name.rpartition(".")[2] in PRODUCTS for name in names)
+
+
+def compiled(names: Sequence[str], setting: Setting, device: str) -> Iterator[str]:
+    """The lines of a table of compiled losses in Markdown."""
+    yield f"n = {setting.n}, d = {setting.d}, {setting.per_class} per class, labels; a step of torch.compile(loss)"
+    yield ""
+    yield "| | kernels | n x n matrices read and written | products |"
+    yield "|---|---:|---:|---:|"
+    for name in names:
+        kernels, matrices, products = scheduled(build(name, setting).loss, setting, device)
+        yield f"| {name} | {kernels} | {matrices:.1f} | {products} |"
+
+
 def listed(name: str, setting: Setting, device: str, labels_on_host: bool = False) -> Iterator[str]:
     """Every kernel of one loss, and how many come from which line."""
     matrix = 4 * setting.n**2
@@ -189,6 +237,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--entries", nargs="+", default=USUAL, metavar="NAME", help="methods or losses")
     parser.add_argument("--calls", metavar="NAME", help="list the kernels of one")
+    parser.add_argument(
+        "--compiled", action="store_true", help="losses under torch.compile, which needs a C++ compiler"
+    )
     parser.add_argument("--n", type=int, default=1024)
     parser.add_argument("--d", type=int, default=512)
     parser.add_argument("--per-class", type=int, default=4)
@@ -198,7 +249,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     setting = Setting(options.n, options.d, options.per_class)
     given = setting, options.device, options.labels_on_host
-    for line in listed(options.calls, *given) if options.calls else table(options.entries, *given):
+    lines = listed(options.calls, *given) if options.calls else table(options.entries, *given)
+    for line in compiled(options.entries, *given[:2]) if options.compiled else lines:
         print(line, flush=True)
 
 

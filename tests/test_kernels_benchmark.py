@@ -1,5 +1,6 @@
 """The benchmark that counts kernels counts them right, and no loss waits for the device."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -88,3 +89,15 @@ def test_the_script_prints_a_table_and_the_calls_of_a_loss(capsys):
     out = capsys.readouterr().out
     assert "pml_ext/closed_form.py:" in out
     assert "matrices" in out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler")
+def test_the_schedule_of_a_compiled_loss_is_shorter():
+    setting = Setting(64, 8, 4)
+    function = build("MultiSimilarity", setting)
+    kernels_of_it, matrices, products = kernels.scheduled(function.loss, setting, "cpu")
+    eager = kernels.watched(function, setting, "cpu")
+    assert 0 < kernels_of_it < eager.kernels / 2
+    assert products == eager.products + 1  # not the sum of both halves of the weights, but a product for each
+    assert 0 < matrices < eager.traffic() / (4 * 64**2) / 2
