@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import math
 import re
 from pathlib import Path
 
@@ -94,6 +95,24 @@ def test_tables_of_everything_lead_to_each(module):
     assert linked.count("](api/") == sum(
         len(part.__all__) for part in (pml_ext.losses, pml_ext.miners, pml_ext.wrappers)
     )
+
+
+@pytest.mark.pml2("which it accelerates")
+def test_sizes_from_which_stock_losses_are_accelerated():
+    from pml_ext.stock.forms import FORMS
+    from pml_ext.stock.miners import MINERS
+
+    page = (DOCS / "stock.md").read_text(encoding="utf-8")
+    said = {}
+    for number, names in re.findall(r"^\| (\d+)(?: samples)? \| (.*)$", page, re.MULTILINE):
+        said |= dict.fromkeys(re.findall(r"`(\w+)`", names), int(number))
+    always, *_ = re.findall(r"^(.*?), which form most tuples", page, re.MULTILINE)
+    said |= dict.fromkeys(re.findall(r"`(\w+)`", always), 0)
+    measured = {each.__name__: form.pays_from for each, form in FORMS.items()}
+    measured |= {each.__name__: way.pays_from for each, way in MINERS.items()}
+    found = {name: math.ceil(math.sqrt(scores)) for name, scores in measured.items()}
+    assert {name: said.get(name, 64) for name in found} == found
+    assert set(said) <= set(found)
 
 
 def test_the_citation_is_that_of_the_package(module):
