@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any, Literal
 
 import torch
@@ -236,9 +236,8 @@ class _Cases:
         return self._drawn("batch")
 
     def _drawn(self, kind: Kind) -> list[Any]:
-        found: list[Any] = []
-        self.run(kind, found.append)
-        return found
+        examples = self.examples or int(_hypothesis().settings().max_examples)
+        return list(_drawn(kind, self._is_inverted, self.dimension, examples, self._seed))
 
     def smallest(self, kind: Kind, broken: LawBroken, check: Callable[[Any], None]) -> LawBroken:
         """The law broken on the smallest case that hypothesis finds, beginning with the case that is known."""
@@ -264,34 +263,59 @@ class _Cases:
 
     def run(self, kind: Kind, check: Callable[[Any], None], examples: int | None = None) -> None:
         """Try a check on drawn cases, the same in every call as long as it passes."""
-        try:
-            import hypothesis
-        except ImportError as error:
-            raise ImportError("the cases are drawn by hypothesis: pip install hypothesis, or pml_ext[test]") from error
-        from pml_ext.testing.strategies import batches, rows
+        _run(check, kind, self._is_inverted, self.dimension, examples or self.examples, self._seed)
 
+    @property
+    def _is_inverted(self) -> bool:
         distance = getattr(self.subject, "distance", None)
-        is_inverted = not isinstance(distance, BaseDistance) or _pml.facts(distance).is_inverted
-        cases: Any = rows(is_inverted) if kind == "rows" else batches(self.dimension)
-
-        def keeps(case: Rows | Batch) -> None:
-            check(case)
-
-        # The first failure is raised as it is; explaining it takes longer than finding it.
-        settings: dict[str, Any] = {"report_multiple_bugs": False, "deadline": None, "database": None}
-        settings["phases"] = (hypothesis.Phase.generate, hypothesis.Phase.shrink)
-        settings["suppress_health_check"] = list(hypothesis.HealthCheck)
-        settings["derandomize"] = False  # in favor of the seed
-        if examples or self.examples:
-            settings["max_examples"] = examples or self.examples
-        run: Callable[[], None] = hypothesis.given(cases)(keeps)
-        hypothesis.settings(**settings)(hypothesis.seed(self._seed)(run))()
+        return not isinstance(distance, BaseDistance) or bool(_pml.facts(distance).is_inverted)
 
     @cached_property
     def _seed(self) -> int:
-        from hypothesis import settings
+        return 0 if _hypothesis().settings().derandomize else random.randrange(2**32)
 
-        return 0 if settings().derandomize else random.randrange(2**32)
+
+@lru_cache(maxsize=64)
+def _drawn(kind: Kind, is_inverted: bool, dimension: int | None, examples: int, seed: int) -> tuple[Any, ...]:
+    """All the cases of a seed, which are the same for many losses."""
+    found: list[Any] = []
+    _run(found.append, kind, is_inverted, dimension, examples, seed)
+    return tuple(found)
+
+
+def _run(
+    check: Callable[[Any], None],
+    kind: Kind,
+    is_inverted: bool,
+    dimension: int | None,
+    examples: int | None,
+    seed: int,
+) -> None:
+    hypothesis = _hypothesis()
+    from pml_ext.testing.strategies import batches, rows
+
+    cases: Any = rows(is_inverted) if kind == "rows" else batches(dimension)
+
+    def keeps(case: Rows | Batch) -> None:
+        check(case)
+
+    # The first failure is raised as it is; explaining it takes longer than finding it.
+    settings: dict[str, Any] = {"report_multiple_bugs": False, "deadline": None, "database": None}
+    settings["phases"] = (hypothesis.Phase.generate, hypothesis.Phase.shrink)
+    settings["suppress_health_check"] = list(hypothesis.HealthCheck)
+    settings["derandomize"] = False  # in favor of the seed
+    if examples:
+        settings["max_examples"] = examples
+    run: Callable[[], None] = hypothesis.given(cases)(keeps)
+    hypothesis.settings(**settings)(hypothesis.seed(seed)(run))()
+
+
+def _hypothesis() -> Any:
+    try:
+        import hypothesis
+    except ImportError as error:
+        raise ImportError("the cases are drawn by hypothesis: pip install hypothesis, or pml_ext[test]") from error
+    return hypothesis
 
 
 def _verdict(subject: Any, law: Law, cases: _Cases, reason: str | None) -> tuple[Verdict, LawBroken | None]:

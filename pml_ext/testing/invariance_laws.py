@@ -27,6 +27,7 @@ from pml_ext.testing.law import (
     labels_are_names,
     law,
     outcome,
+    outcome_by_references,
     reseed,
     seeded,
     takes_pairs,
@@ -174,7 +175,7 @@ def references_are_a_set(loss: Any, case: Batch) -> None:
     """References of another number than the batch give a finite loss, which does not depend on their order."""
     if case.ref_emb is None or case.ref_labels is None:
         return
-    expected = evaluate(loss, case.embeddings, case.labels, None, case.ref_emb, case.ref_labels)
+    expected = outcome_by_references(loss, case)
     if not case.has_ties:
         order = torch.randperm(len(case.ref_labels), generator=seeded(5))
         refs = case.ref_emb[order], case.ref_labels[order]
@@ -209,9 +210,7 @@ def hand_written_gradients_agree_with_autograd(loss: Any, case: Batch) -> None:
     actual, expected = (evaluate(each, case.embeddings, None, pairs) for each in (loss, plain))
     assert_same(actual, expected, "pairs")
     if case.ref_sizes:
-        references = case.ref_emb, case.ref_labels
-        actual, expected = (evaluate(each, case.embeddings, case.labels, None, *references) for each in (loss, plain))
-        assert_same(actual, expected, "references")
+        assert_same(outcome_by_references(loss, case), outcome_by_references(plain, case), "references")
 
 
 @law("loss", "batch", is_row_loss, stage="invariance")
@@ -220,7 +219,7 @@ def chunk_size_changes_nothing(loss: Any, case: Batch) -> None:
     if case.has_ties:
         return
     n = len(case.labels)
-    expected = evaluate(loss, case.embeddings, case.labels, None, case.ref_emb, case.ref_labels)
+    expected = outcome_by_references(loss, case)
     size = (1, 3, max(1, n - 1), n, n + 1)[case.seed % 5]
     chunked = with_attributes(loss, chunk_size=size)
     actual = evaluate(chunked, case.embeddings, case.labels, None, case.ref_emb, case.ref_labels)

@@ -223,10 +223,21 @@ def evaluate(loss: Any, embeddings: Tensor, *args: Any, **kwargs: Any) -> Outcom
 
 def outcome(loss: Any, case: Batch) -> Outcome:
     """Value and gradient of a loss on a batch with labels, which most laws compare with: computed once for a case."""
-    known: dict[int, tuple[Any, Outcome]] = case.__dict__.setdefault("_outcomes", {})
-    if id(loss) not in known:
-        known[id(loss)] = loss, evaluate(loss, case.embeddings, case.labels)
-    return known[id(loss)][1]
+    return _once(loss, case, "labels", case.labels)
+
+
+def outcome_by_references(loss: Any, case: Batch) -> Outcome:
+    """The same of a batch compared with the references of the case; with itself if that has none."""
+    if case.ref_emb is None:
+        return outcome(loss, case)
+    return _once(loss, case, "references", case.labels, None, case.ref_emb, case.ref_labels)
+
+
+def _once(loss: Any, case: Batch, what: str, *given: Any) -> Outcome:
+    known: dict[tuple[int, str], tuple[Any, Outcome]] = case.__dict__.setdefault("_outcomes", {})
+    if (id(loss), what) not in known:
+        known[id(loss), what] = loss, evaluate(loss, case.embeddings, *given)
+    return known[id(loss), what][1]
 
 
 def assert_close(actual: Tensor, expected: Tensor, what: str, tolerance: float = 1e-9) -> None:
