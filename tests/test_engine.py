@@ -384,9 +384,9 @@ def test_a_loss_of_the_whole_batch_through_the_engine(name, labels):
     plain = by_autograd(loss)
     torch.testing.assert_close(loss(embeddings, labels), plain(embeddings, labels))
     torch.testing.assert_close(gradient(loss, embeddings, labels), gradient(plain, embeddings, labels))
-    # Of torch.cdist there is no second derivative.
+    # Of torch.cdist there is no second derivative. Each number costs as many passes as there are others.
     loss = getattr(losses, name)(distance=CosineSimilarity())
-    assert torch.autograd.gradgradcheck(lambda x: loss(x, labels), embeddings.requires_grad_())
+    assert torch.autograd.gradgradcheck(lambda x: loss(x, labels), embeddings[:, :3].clone().requires_grad_())
 
 
 def mined(loss, miner):
