@@ -1,4 +1,6 @@
-"""What each process of `test_distributed_processes` does: real ones, by gloo. `python processes.py RANK SIZE FOLDER`.
+"""What the processes of `test_distributed_processes` do: real ones, by gloo. `python processes.py SIZE FOLDER`.
+
+All are forks of one that has imported everything, and has done nothing else, which takes longer than what they do.
 
 Every check is against one process with the whole batch, computed here before the processes meet.
 """
@@ -21,12 +23,14 @@ from of_pml import miners as pml_miners
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pml_ext import losses, miners
+from pml_ext import _pml, losses, miners
 from pml_ext.benchmark import Experiment, evaluate, plots
 from pml_ext.benchmark.errors import BenchmarkError
 from pml_ext.benchmark.processes import Team
+from pml_ext.centers import RunningCenters
 from pml_ext.evaluation.accuracy import RetrievalAccuracyCalculator
 from pml_ext.evaluation.sharded import sharded_accuracy
+from pml_ext.losses import CenterLoss
 from pml_ext.ranks import Processes
 from pml_ext.trainers import Cached
 from pml_ext.wrappers import CrossBatchMemory, DistributedLoss, DistributedMiner, SelfSupervisedLoss
@@ -186,6 +190,38 @@ def check_group(rank, size):
         assert_equal("group", found.grad, expected.grad)
 
 
+def check_running_centers(rank, size):
+    """They move by the samples of all, however many each has, and by those that all see once."""
+    found, expected = (RunningCenters(CLASSES, 10).double() for _ in range(2))
+    for step, owner in enumerate((None, 0, size - 1)):
+        x, labels = batch(step)
+        own = own_part(rank, size) if owner is None else slice(N if rank == owner else 0)
+        found(x[own], labels[own])
+        expected(x, labels)
+    torch.testing.assert_close(found.centers, expected.centers, rtol=0, atol=1e-14)
+    if _pml.HAS_TERMS:
+        return
+
+    from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
+
+    def six(seed):
+        return torch.randn(6, 2, generator=torch.Generator().manual_seed(seed))
+
+    # PML's wrapper gives each process the samples of all; without it each has its own. The last are the same in all.
+    labels, seeds = torch.arange(6) // 2, [[*range(size)], [*range(size, 2 * size)], [2 * size] * size]
+    for gathered in (True, False):
+        loss, expected = CenterLoss(3, 2), RunningCenters(3, 2)
+        call = DistributedLossWrapper(loss) if gathered else loss
+        for step, of_all in enumerate(seeds):
+            call(six(of_all[rank]), labels)
+            seen = of_all if gathered or step < 2 else of_all[:1]
+            expected(torch.cat([six(seed) for seed in seen]), labels.repeat(len(seen)))
+        torch.testing.assert_close(loss.centers.centers, expected.centers)
+        each = [torch.empty_like(expected.centers) for _ in range(size)]
+        dist.all_gather(each, loss.centers.centers)
+        assert all(torch.equal(each[0], other) for other in each) or not gathered, "centers differ"
+
+
 def check_evaluation(rank, size):
     own = own_part(rank, size)
     x, labels = batch(0)
@@ -301,6 +337,7 @@ def main(rank, size, folder):
     check_cached(rank, size, cached)
     check_views(rank, size)
     check_group(rank, size)
+    check_running_centers(rank, size)
     check_evaluation(rank, size)
     check_measures(rank, size)
     check_job(rank, size, folder / "jobs", alone)
@@ -312,10 +349,27 @@ def main(rank, size, folder):
             assert values == pytest.approx(expected[name], rel=1e-4), f"{name}, begun by all"
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
+def fork(rank, size, folder):
+    """The process of that rank."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
     try:
-        main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+        main(rank, size, folder)
+        code = 0
     except BaseException:
         traceback.print_exc()
-        raise SystemExit(1) from None
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    size = int(sys.argv[1])
+    for child in [fork(rank, size, Path(sys.argv[2])) for rank in range(size)]:
+        status = os.waitpid(child, 0)[1]
+        assert status == 0, f"a process ended with {os.waitstatus_to_exitcode(status)}"
+    print(f"{size} processes are one")

@@ -5,8 +5,6 @@ a step along the imaginary axis gives the derivative to the last digit: f(x + ih
 """
 
 import cmath
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -610,45 +608,6 @@ def test_running_centers_approach_the_means():
     for _ in range(50):
         source(X6, Y6)
     torch.testing.assert_close(source.centers, by_label(BatchCenters()(X6, Y6)), atol=1e-6, rtol=0)
-
-
-RANK = """
-import datetime, sys, torch
-from pml_ext.centers import RunningCenters
-
-def run(rank, folder):
-    store, limit = f"file://{folder}/store", datetime.timedelta(seconds=60)
-    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=limit)
-    try:
-        source = RunningCenters(3, 2).double()
-        for x, y in torch.load(f"{folder}/batches")[rank]:
-            source(x, y)
-        torch.save(source.centers, f"{folder}/centers{rank}")
-    finally:
-        torch.distributed.destroy_process_group()
-
-if __name__ == "__main__":
-    run(1, sys.argv[1])
-"""
-
-
-def test_running_centers_of_two_processes_are_those_of_one(tmp_path):
-    """Batches of unequal size, and an empty one. One of the processes is this one."""
-    batches = [
-        [(X9[:2], Y9[:2]), (X6, Y6), EMPTY],
-        [(X9[2:], Y9[2:]), (X9[6:], Y9[6:]), (X6, Y6)],
-    ]
-    torch.save(batches, tmp_path / "batches")
-    here = {"__name__": "here"}
-    exec(RANK, here)
-    with subprocess.Popen([sys.executable, "-c", RANK, str(tmp_path)]) as other:
-        here["run"](0, tmp_path)
-        assert other.wait(timeout=60) == 0
-    source = RunningCenters(3, 2).double()
-    for (x0, y0), (x1, y1) in zip(*batches, strict=True):
-        source(torch.cat([x0, x1]), torch.cat([y0, y1]))
-    for rank in range(2):
-        torch.testing.assert_close(torch.load(tmp_path / f"centers{rank}"), source.centers, rtol=0, atol=1e-14)
 
 
 def test_learned_centers_are_of_unit_length_and_learn():
