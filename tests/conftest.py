@@ -1,17 +1,13 @@
 """How the suite runs: hypothesis profiles, one thread per worker, the same random state for every test."""
 
+import gc
 import os
 import re
 import sys
 from importlib.util import find_spec
 
 import pytest
-import torch
 from hypothesis import settings
-from of_pml import is_absent
-
-from pml_ext._pml import HAS_TERMS
-from pml_ext.analysis.plots import weight_curves
 
 # The double of PML 3 stands in place of PML, in a process of its own; what is typed only a type checker reads.
 collect_ignore = ["pml3/double", "typing"]
@@ -25,12 +21,33 @@ settings.register_profile("few", max_examples=10, deadline=None, print_blob=True
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
 settings.load_profile(PROFILE)
 
-# The workers share the cores, and the tensors of the tests are too small for several threads.
-torch.set_num_threads(1)
+
+# What is imported and collected stays: to look for garbage in it takes a sixth of the time that importing takes.
+gc.disable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop():
+    gc.enable()
+
+
+def pytest_collectstart(collector):
+    """The workers share the cores, and the tensors of the tests are too small for several threads.
+
+    What only hands tests to workers collects none, and does without torch: importing it takes seconds.
+    """
+    if isinstance(collector, pytest.Session):
+        import torch
+
+        torch.set_num_threads(1)
 
 
 def pytest_runtest_setup(item):
     """Beside PML 3 what is about PML 2 is left out, and beside the double of it what is given what that has not."""
+    from of_pml import is_absent
+
+    from pml_ext._pml import HAS_TERMS
+
     if not HAS_TERMS:
         return
     for mark in item.iter_markers("pml2"):
@@ -41,7 +58,10 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(autouse=True)
 def _random_state():
-    torch.manual_seed(0)
+    import torch
+
+    # torch.manual_seed records the stack for devices that may follow: of so many tests that takes seconds.
+    (torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed)(0)
 
 
 @pytest.fixture
@@ -55,6 +75,8 @@ def _few_examples():
 @pytest.fixture
 def _few_points(monkeypatch):
     """Curves of pair weights have a few points only: what is said of them is tried elsewhere."""
+    from pml_ext.analysis.plots import weight_curves
+
     monkeypatch.setitem(weight_curves.__kwdefaults__, "points", 5)
 
 
@@ -67,6 +89,8 @@ def torchvision():
     """
     if find_spec("torchvision") is None:
         pytest.skip("torchvision is not installed")
+    import torch
+
     declared = []
     for _ in range(20):
         try:
