@@ -286,7 +286,7 @@ from pml_ext.benchmark import plots
 from pml_ext.benchmark.cli import main
 plots.draw = lambda *_: []
 disk = sys.argv[1]
-print("exit code", main([*{DIGITS!r}, "--losses", "ContrastiveLoss", "--out", disk + "/out"]))
+print("exit code", main([*{DIGITS!r}, "--steps", "2", "--losses", "ContrastiveLoss", "--out", disk + "/out"]))
 print(open(disk + "/out/results.jsonl").read(), "end of results", sep="")
 subprocess.run(["mount", "-o", "remount,size=20m", disk], check=True)
 print("exit code", main(["--resume", "--out", disk + "/out"]))

@@ -3,6 +3,7 @@
 import io
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -327,7 +328,9 @@ def test_names_of_strangers_fit_into_the_pictures(tmp_path):
 
 
 def test_projection_has_a_panel_per_loss_and_a_name_per_class(tmp_path):
-    test = DATASETS["digits"](split="test")
+    digits = DATASETS["digits"](split="test")
+    few = torch.cat([(digits.labels == label).nonzero()[:12, 0] for label in digits.labels.unique()])
+    test = SimpleNamespace(labels=digits.labels[few], classes=digits.classes)
     one_hot = torch.nn.functional.one_hot(test.labels - test.labels.min()).float()
     noise = 0.1 * torch.randn(one_hot.shape, generator=torch.Generator().manual_seed(0))
     figure = pictures.projection(test, {"a": one_hot + noise, "b": noise, "c": one_hot + 2 * noise})

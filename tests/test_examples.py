@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from pml_ext.benchmark import plots
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -61,7 +63,8 @@ def test_hard_mining(tmp_path):
     assert (tmp_path / "pairs.svg").stat().st_size > 10_000
 
 
-def test_photograph_gallery(tmp_path):
+def test_photograph_gallery(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "draw", lambda *_: [])  # into the folder of the run, which is deleted
     small = {"per_class": 3, "side": 32, "epochs": 1, "steps": 2, "batch_size": 16, "device": "cpu"}
     assert 0.2 < load("photograph_gallery").main(tmp_path / "gallery.png", **small) <= 1
     assert (tmp_path / "gallery.png").stat().st_size > 100_000

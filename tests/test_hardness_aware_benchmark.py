@@ -107,6 +107,7 @@ def test_interrupted_ends_with_the_same_numbers_and_is_drawn(tmp_path, monkeypat
 
     for part in ("gallery", "projection", "learning_curves", "recall_curves"):  # they have tests of their own
         monkeypatch.setattr(plots, part, lambda *_: curves._axes("", "", "", None)[0])
+    monkeypatch.setattr(plots, "page", lambda *_: "")
     drawn = draw(whole, Data.of(SMALL), tmp_path / "whole", results)
     assert drawn[-1].name == "hardness.png"
     with Image.open(drawn[-1]) as image:

@@ -1,8 +1,6 @@
 """The benchmark of speed runs, and the loops that it compares with compute what our losses do."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +15,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import mining  # noqa: E402
+import speed  # noqa: E402
 from loops import dist_weight_neighbour, loops  # noqa: E402
 from speed_jobs import FLOOR, Setting, all_jobs, batch  # noqa: E402
 from speed_measure import peak_megabytes, times  # noqa: E402
@@ -101,14 +100,11 @@ def test_a_goal_says_by_how_much_it_is_missed():
     assert Goal("a", None, 1.0, True, " F").is_met is None
 
 
-def test_the_script_measures_and_reports(tmp_path):
+def test_the_script_measures_and_reports(tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    command = [sys.executable, str(BENCHMARKS / "speed.py"), "--entries", "RAW", "BatchHard", "--n", "32"]
     options = ["--d", "8", "--rounds", "3", "--seconds", "0", "--out", str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(BENCHMARKS.parent)}
-    done = subprocess.run([*command, *options], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert "Goals" in done.stdout
+    speed.main(["--entries", "RAW", "BatchHard", "--n", "32", *options])
+    assert "Goals" in capsys.readouterr().out
     lines = [json.loads(line) for line in (tmp_path / "speed.jsonl").read_text().splitlines()]
     assert {line["job"] for line in lines} == {
         "F",
