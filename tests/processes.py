@@ -1,6 +1,6 @@
 """What the processes of `test_distributed_processes` do: real ones, by gloo. `python processes.py SIZE FOLDER`.
 
-All are forks of one that has imported everything, and has done nothing else, which takes longer than what they do.
+All are forks of one that has imported everything, which takes longer than what they do, and has trained nothing.
 
 Every check is against one process with the whole batch, computed here before the processes meet.
 """
@@ -28,6 +28,7 @@ from pml_ext.benchmark import Experiment, evaluate, plots
 from pml_ext.benchmark.errors import BenchmarkError
 from pml_ext.benchmark.processes import Team
 from pml_ext.centers import RunningCenters
+from pml_ext.datasets.glyphs import render
 from pml_ext.evaluation.accuracy import RetrievalAccuracyCalculator
 from pml_ext.evaluation.sharded import sharded_accuracy
 from pml_ext.losses import CenterLoss
@@ -298,10 +299,10 @@ def example(rank, size, folder):
     sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
     import several_processes
 
-    values, recall = several_processes.main(steps=6)
     dist_of = {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "localhost"}
-    port = folder / "port"
+    port, alone = folder / "port", folder / "alone"
     if rank == 0:
+        torch.save(several_processes.main(steps=6), alone)
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port.with_suffix(".new").write_text(str(free.getsockname()[1]))
@@ -311,6 +312,7 @@ def example(rank, size, folder):
     os.environ |= {**dist_of, "MASTER_PORT": port.read_text()}
     together, recall_together = several_processes.main(steps=6)
     dist.destroy_process_group()
+    values, recall = torch.load(alone)
     assert together == pytest.approx(values, rel=1e-4), (together, values)
     assert abs(recall - recall_together) < 0.02
 
@@ -368,6 +370,7 @@ def fork(rank, size, folder):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    render()  # the images of the example
     size = int(sys.argv[1])
     for child in [fork(rank, size, Path(sys.argv[2])) for rank in range(size)]:
         status = os.waitpid(child, 0)[1]

@@ -20,7 +20,7 @@ from pml_ext.benchmark import checkpoint, environment, errors, files, folder, pl
 from pml_ext.benchmark.cli import main
 from pml_ext.benchmark.learning import LossLearner
 
-DIGITS = ["--data", "digits", "--epochs", "2"]
+DIGITS = ["--data", "digits", "--epochs", "2", "--steps", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +286,7 @@ from pml_ext.benchmark import plots
 from pml_ext.benchmark.cli import main
 plots.draw = lambda *_: []
 disk = sys.argv[1]
-print("exit code", main([*{DIGITS!r}, "--steps", "2", "--losses", "ContrastiveLoss", "--out", disk + "/out"]))
+print("exit code", main([*{DIGITS!r}, "--losses", "ContrastiveLoss", "--out", disk + "/out"]))
 print(open(disk + "/out/results.jsonl").read(), "end of results", sep="")
 subprocess.run(["mount", "-o", "remount,size=20m", disk], check=True)
 print("exit code", main(["--resume", "--out", disk + "/out"]))
