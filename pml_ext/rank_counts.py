@@ -120,7 +120,8 @@ def rank_weights(sides: Sides, step: Step, exact: bool, head: Head) -> SideWeigh
         before[:, r] = values.sum(1)
         kept.append(rates if keep else None)
         if exact:
-            ahead[:, r] = ((pos >= pos[:, r : r + 1]) & there).sum(1) - 1
+            # A place without a positive has no rank, which must not be one that nothing can be divided by.
+            ahead[:, r] = ((pos >= pos[:, r : r + 1]) & there).sum(1).sub_(1).clamp_(min=0)
         else:
             values, rates = step.value_and_rate(pos - pos[:, r : r + 1])
             own.append(rates.mul_(rows))

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from of_pml import CosineSimilarity
+from of_pml import CosineSimilarity, LpDistance
 from of_pml import losses as pml_losses
 from toy import toy
 
@@ -394,6 +394,19 @@ def test_kept_slopes_and_those_computed_again_are_those_of_autograd(loss):
         with thresholds.replaced(RANK_SLOPES=limit):
             (found,) = torch.autograd.grad(loss(x, labels), x)
         torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
+
+
+def test_a_class_with_fewer_positives_than_another_where_no_negative_is_near():
+    """What fills up its row has no rank, and nothing before it: the gradient is a number nonetheless."""
+    x = torch.tensor([[1.0, 0.0], [1.0, 0.1], [-1.0, 0.0], [-1.0, 0.1], [-1.0, 0.2]])
+    labels, found = torch.tensor([0, 0, 1, 1, 1]), []
+    loss = SupAPLoss(temperature=1e-3, distance=LpDistance())
+    for each in (loss, by_autograd(loss)):
+        leaf = x.clone().requires_grad_()
+        each(leaf, labels).backward()
+        found.append(leaf.grad)
+    assert found[1].isfinite().all()
+    torch.testing.assert_close(*found)
 
 
 def test_second_derivatives_through_the_steps():
