@@ -7,14 +7,14 @@ with which it costs nothing: a positive is infinitely close, a negative infinite
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from pml_ext import thresholds
-from pml_ext.masked import FAR, all_known, count, crossing_point, largest, looks_are_free, only, softplus
+from pml_ext.masked import FAR, all_known, count, crossing_point, largest, looks_are_free, only
 
 # Score of a pair that is not there: a positive infinitely close, a negative (with a minus) infinitely far.
 ABSENT = FAR
@@ -154,6 +154,23 @@ def behind(scores: Tensor, level: Tensor, out: Tensor) -> Tensor:
     return torch.ge(scores, level, out=out).mul_(-2 * ABSENT).add_(scores)
 
 
+def beside(positives: Tensor, neg: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """A few positives at a time [b, g, 1], to be compared with all negatives [b, m], and where to put that [b, g, m].
+
+    Of a small batch these are many, which spares calls; of a block of many scores one, so that it stays in the cache.
+    """
+    (b, m), k = neg.shape, positives.shape[1]
+    size = max(1, min(k, thresholds.TRIPLETS // max(1, neg.numel())))
+    room = neg.new_empty(b, size, m)
+    for some in positives.split(size, 1):
+        yield some.unsqueeze(2), room[:, : some.shape[1]]
+
+
+def added_up(hits: Tensor) -> Tensor:
+    """The sum over the few positives [b, g, m] -> [b, m]; that of a single one is itself."""
+    return hits.sum(1) if hits.shape[1] > 1 else hits.squeeze(1)
+
+
 def farthest(scores: Tensor) -> Tensor:
     """The least score of each row that is there, [b, 1]; infinitely close if none is."""
     return torch.where(absent(scores), ABSENT, scores).amin(1, keepdim=True)
@@ -230,35 +247,6 @@ def exponential_sum(
     total = (terms if keep is None else terms.mul_(keep)).sum(1, keepdim=True)
     log_sum = total.log().add_(top - level if level else top, alpha=slope)
     return log_sum, terms, total if keep is None else total.clamp_min_(torch.finfo(total.dtype).tiny)
-
-
-def soft_sides(sides: Sides, alpha: float, beta: float, level: float, epsilon: float | None = None) -> SideWeights:
-    """log(1 + sum exp(slope * (score - level))) / |slope| of both sides, and its derivatives; overwrites the scores.
-
-    The slope is -alpha on positives and beta on negatives. With an epsilon only the informative pairs count
-    (`pml_ext.masked.informative`). As `exponential_sum` twice, with as few calls as both sides together need.
-    """
-    pos, neg = sides.pos, sides.neg
-    hardest, totals = pos.new_empty(2, pos.shape[0], 1).unbind(), pos.new_empty(2, pos.shape[0], 1)
-    torch.amin(pos, 1, keepdim=True, out=hardest[0])
-    torch.amax(neg, 1, keepdim=True, out=hardest[1])
-    if epsilon is None:
-        keep, tops = None, torch._foreach_add(hardest, [-level, -level])
-    else:
-        shifted = torch._foreach_add([*hardest, *hardest], [-level, -level, -epsilon, epsilon])
-        keep, tops = (kept(torch.lt, pos, shifted[3]), kept(torch.gt, neg, shifted[2])), shifted[:2]
-    torch._foreach_mul_([pos.sub_(hardest[0]), neg.sub_(hardest[1])], [-alpha / math.log(2), beta / math.log(2)])
-    for i, terms in enumerate((pos.exp2_(), neg.exp2_())):
-        torch.sum(terms.mul_(keep[i]) if keep else terms, 1, keepdim=True, out=totals[i])
-    log_sums = totals.log()
-    log_sums[0].add_(tops[0], alpha=-alpha)
-    log_sums[1].add_(tops[1], alpha=beta)
-    if keep:
-        totals.clamp_min_(torch.finfo(totals.dtype).tiny)
-    pull, push = softplus(log_sums)
-    losses = pull.div_(alpha).add_(push, alpha=1 / beta)
-    of_pos, of_neg = log_sums.sigmoid_().div_(totals)
-    return SideWeights(losses.squeeze(1), pos.mul_(of_pos.neg_()), neg.mul_(of_neg))
 
 
 def crossing_of(sides: Sides) -> Tensor:

@@ -24,7 +24,9 @@ NEAR_ROUNDINGS = 1024
 # ... or, in single precision, in double precision with all others of its block, if there are more than this share.
 NEAR_SHARE = 1 / 16
 
-# Closed forms: positives are gathered to few columns if they are at most this share of all columns.
+# Closed forms: positives are gathered to few columns if they are at most so many or this share of all columns. Of a
+# small batch that takes no longer than to look for them in place, and more of the forms can work on them.
+GATHERED_COLUMNS = 128
 GATHERED_SHARE = 0.25
 # Pair weights of few columns are added up one by one if these are at most so many or this share of all, in a product
 # of full matrices if they are more: that is where the two take the same time.
@@ -32,6 +34,9 @@ FEW_COLUMNS = 8
 FEW_SHARE = 1 / 16
 # Of no more columns than these always in a product, which takes fewer calls.
 FEW_FROM = 256
+# So many scores of negatives, each beside a few positives, are compared with these at a time: few calls for a small
+# batch, one positive after another where that many scores are a block.
+TRIPLETS = 1 << 17
 # With more positives than this, sorting the negatives is cheaper than comparing with each positive.
 BATCH_ALL_POSITIVES = 64
 SEMI_HARD_POSITIVES = 128
@@ -120,10 +125,12 @@ TINY: dict[str, float] = {
     "MIRRORED": 1,
     "NEAR_ROUNDINGS": 1 << 51,  # grows: in double precision half of all pairs are near
     "NEAR_SHARE": 1 / 16,
-    "GATHERED_SHARE": 0.6,  # grows: small classes of a small batch are gathered, too
+    "GATHERED_COLUMNS": 0,
+    "GATHERED_SHARE": 0.25,
     "FEW_COLUMNS": 2,
     "FEW_SHARE": 1 / 16,
     "FEW_FROM": 1,
+    "TRIPLETS": 24,
     "BATCH_ALL_POSITIVES": 1,
     "SEMI_HARD_POSITIVES": 1,
     "HISTOGRAM_BLOCK": 16,
@@ -135,7 +142,7 @@ TINY: dict[str, float] = {
     "STOCK_PAYS": 0,
     "STOCK_LISTED": 0,
     "STOCK_POSITIVES": 1,
-    "STOCK_OWN_SHARE": 0.6,  # grows, as GATHERED_SHARE
+    "STOCK_OWN_SHARE": 0.6,  # grows: small classes of a small batch, too
     "INDEXED_MASKS": 128,
     "SELECTION_BLOCK": 16,
     "FLOAT_LABELS": 1,

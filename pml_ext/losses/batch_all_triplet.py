@@ -9,7 +9,7 @@ from typing_extensions import Unpack
 
 from pml_ext import arguments, thresholds
 from pml_ext.base import RowLoss, StaticDivisorReducer
-from pml_ext.closed_form import Sides, SideWeights
+from pml_ext.closed_form import Sides, SideWeights, added_up, beside
 from pml_ext.hyperparameters import RowLossArguments
 from pml_ext.masked import Counted, active_triplets, masked_mean
 
@@ -30,15 +30,15 @@ def batch_all_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: float) -
 
 
 def batch_all_triplet_weights(sides: Sides, *, margin: float) -> SideWeights | None:
-    """Sums, numbers and pair weights of the active triplets, by counting them positive by positive."""
+    """Sums, numbers and pair weights of the active triplets, by counting them, a few positives at a time."""
     if sides.columns is None or sides.pos.shape[1] > thresholds.BATCH_ALL_POSITIVES:
         return None
-    active_pos, hits, active_neg = torch.zeros_like(sides.neg), torch.empty_like(sides.neg), []
-    for threshold in (sides.pos - margin).unbind(1):
-        torch.gt(sides.neg, threshold.unsqueeze(1), out=hits)
-        active_pos.add_(hits)
-        active_neg.append(hits.sum(1))
-    active = torch.stack(active_neg, 1)
+    active_pos, active_neg = torch.zeros_like(sides.neg), []
+    for threshold, hits in beside(sides.pos - margin, sides.neg):
+        torch.gt(sides.neg.unsqueeze(1), threshold, out=hits)
+        active_pos.add_(added_up(hits))
+        active_neg.append(hits.sum(2))
+    active = torch.cat(active_neg, 1)
     count = active.sum(1)
     # As in the pure function: any constant may be taken off, here the hardest negative's score.
     center = sides.neg.amax(1, keepdim=True)

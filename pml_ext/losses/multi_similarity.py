@@ -8,9 +8,10 @@ from typing_extensions import Unpack
 
 from pml_ext import arguments
 from pml_ext.base import RowLoss
-from pml_ext.closed_form import ClosedForm, Sides, SideWeights, soft_sides
+from pml_ext.closed_form import ClosedForm, Sides, SideWeights
 from pml_ext.hyperparameters import RowLossArguments
 from pml_ext.masked import Needs, masked_logsumexp, softplus
+from pml_ext.soft_sides import soft_sides
 
 
 def multi_similarity(sim: Tensor, pos: Tensor, neg: Tensor, *, alpha: float, beta: float, base: float) -> Tensor:

@@ -9,7 +9,7 @@ from typing_extensions import Unpack
 
 from pml_ext import arguments, thresholds
 from pml_ext.base import RowLoss, StaticDivisorReducer
-from pml_ext.closed_form import Sides, SideWeights, above, absent, behind, farthest
+from pml_ext.closed_form import Sides, SideWeights, above, absent, behind, beside, farthest
 from pml_ext.hyperparameters import RowLossArguments
 from pml_ext.masked import Counted, masked_sum
 
@@ -30,22 +30,22 @@ def semi_hard_triplet(sim: Tensor, pos: Tensor, neg: Tensor, *, margin: float) -
 
 
 def semi_hard_triplet_weights(sides: Sides, *, margin: float) -> SideWeights | None:
-    """Sums and pair weights of the positive pairs, positive by positive."""
+    """Sums and pair weights of the positive pairs, a few positives at a time."""
     if sides.columns is None or sides.pos.shape[1] > thresholds.SEMI_HARD_POSITIVES:
         return None
-    neg, hits = sides.neg, torch.empty_like(sides.neg)
+    neg = sides.neg
     numbers = torch.arange(neg.shape[1], dtype=neg.dtype, device=neg.device)
     columns, chosen = [], []
-    for positive in sides.pos.unbind(1):
-        nearest = behind(neg, positive.unsqueeze(1), hits).amax(1, keepdim=True)
-        chosen.append(nearest)
-        columns.append(torch.eq(neg, nearest, out=hits).mul_(numbers).amax(1, keepdim=True))
+    for positive, hits in beside(sides.pos, neg):
+        nearest = behind(neg.unsqueeze(1), positive, hits).amax(2, keepdim=True)
+        chosen.append(nearest.squeeze(2))
+        columns.append(torch.eq(neg.unsqueeze(1), nearest, out=hits).mul_(numbers).amax(2))
     scores, column = torch.cat(chosen, 1), torch.cat(columns, 1)
     none_behind = absent(scores)
     looks = sides.gathered
     if not looks or none_behind.any():
         last = farthest(neg)
-        from_the_end = torch.eq(neg, last, out=hits).mul_(len(numbers) - numbers).amax(1, keepdim=True)
+        from_the_end = torch.eq(neg, last, out=torch.empty_like(neg)).mul_(len(numbers) - numbers).amax(1, keepdim=True)
         scores = torch.where(none_behind, last, scores)
         # The first of equals; any column of a row without negatives.
         column = torch.where(none_behind, (len(numbers) - from_the_end).clamp_(max=len(numbers) - 1), column)

@@ -10,7 +10,7 @@ from typing_extensions import Unpack
 
 from pml_ext import arguments, thresholds
 from pml_ext.base import RowLoss, StaticDivisorReducer
-from pml_ext.closed_form import Sides, SideWeights, above, beyond_absent
+from pml_ext.closed_form import Sides, SideWeights, above, added_up, beside, beyond_absent
 from pml_ext.hyperparameters import RowLossArguments
 from pml_ext.masked import Counted, is_eager, softplus
 
@@ -117,23 +117,23 @@ def _blocks(sim: Tensor) -> list[slice]:
 def soft_triplet_weights(
     sides: Sides, *, beta: float, threshold: float, normalization: Normalization
 ) -> SideWeights | None:
-    """Soft triplet loss and pair weights, positive by positive."""
+    """Soft triplet loss and pair weights, a few positives at a time."""
     if sides.columns is None:
         return None
     neg = sides.neg
     cut = beyond_absent(_cut(threshold) / beta)
     total, count = neg.new_zeros(len(neg)), neg.new_zeros(len(neg))
     weights_neg, weights_pos = torch.zeros_like(neg), []
-    for positive in sides.pos.unbind(1):
-        gap = neg - positive.unsqueeze(1)
+    for positive, room in beside(sides.pos, neg):
+        gap = torch.sub(neg.unsqueeze(1), positive, out=room)
         kept = above(gap, cut)
         gap.mul_(beta)
-        total += torch.linalg.vecdot(softplus(gap), kept)
-        count += kept.sum(1)
+        total += torch.linalg.vecdot(softplus(gap), kept).sum(1)
+        count += kept.sum((1, 2))
         slope = gap.sigmoid_().mul_(kept)
-        weights_neg.add_(slope, alpha=beta)
-        weights_pos.append(slope.sum(1).mul_(-beta))
-    weights = torch.stack(weights_pos, 1)
+        weights_neg.add_(added_up(slope), alpha=beta)
+        weights_pos.append(slope.sum(2).mul_(-beta))
+    weights = torch.cat(weights_pos, 1)
     if normalization != "triplet":
         share = 1 / count.clamp(min=1)
         total, weights, weights_neg = total * share, weights * share.unsqueeze(1), weights_neg.mul_(share.unsqueeze(1))
