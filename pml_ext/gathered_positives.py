@@ -86,7 +86,7 @@ class Gathered(NamedTuple):
         has_self = np.zeros(len(mine), bool) if selves is None else selves >= 0
         counts = sizes - has_self
         k = max(int(counts.max()), 1)
-        if k > thresholds.GATHERED_SHARE * len(refs) or sizes.min() == 0:
+        if k > _most(len(refs)) or sizes.min() == 0:
             return None
         place, fill = np.arange(k)[None, :], order[first]
         if selves is not None:
@@ -105,8 +105,7 @@ class Gathered(NamedTuple):
             torch.from_numpy(columns),
             None if absent is None else torch.from_numpy(absent),
             torch.from_numpy(excluded),
-            torch.from_numpy(counts[:, None]),
-            torch.from_numpy(len(refs) - sizes[:, None]),
+            *_as_columns(counts, len(refs) - sizes),
             bool(counts.min() > 0 and sizes.max() < len(refs)),
         )
 
@@ -115,22 +114,28 @@ class Gathered(NamedTuple):
         """None where an anchor has too many positives, or there is none of both: masks [n, m]."""
         n, m = pos.shape
         near, far = pos.numpy(), neg.numpy()
-        counts, others = (np.count_nonzero(mask, axis=1) for mask in (near, far))
+        counts, others = near.sum(1), far.sum(1)
         k = max(int(counts.max()), 1) if n and m else 0
-        if not 0 < k <= thresholds.GATHERED_SHARE * m:
+        if not 0 < k <= _most(m):
             return None
-        rows, found = near.nonzero()
-        first = counts.cumsum() - counts
-        columns = np.zeros((n, k), np.int64)
-        columns[rows, np.arange(len(rows)) - first[rows]] = found
+        rows, columns = near.nonzero()
+        fewest = int(counts.min())
+        if fewest < k:
+            found, first = columns, counts.cumsum() - counts
+            columns = np.zeros((n, k), np.int64)
+            columns[rows, np.arange(len(rows)) - first[rows]] = found
         return Gathered(
-            torch.from_numpy(columns),
-            torch.from_numpy(np.arange(k) >= counts[:, None]) if counts.min() < k else None,
+            torch.from_numpy(columns.reshape(n, k)),
+            torch.from_numpy(np.arange(k) >= counts[:, None]) if fewest < k else None,
             None,
-            torch.from_numpy(counts[:, None]),
-            torch.from_numpy(others[:, None]),
-            bool(counts.min() > 0 and others.min() > 0),
+            *_as_columns(counts, others),
+            bool(fewest > 0 and others.min() > 0),
         )
+
+
+def _most(m: int) -> float:
+    """How many of m columns are few."""
+    return max(thresholds.GATHERED_COLUMNS, thresholds.GATHERED_SHARE * m)
 
 
 def _of_equal_classes(order: Any, ordered: Any) -> Gathered | None:
@@ -142,16 +147,16 @@ def _of_equal_classes(order: Any, ordered: Any) -> Gathered | None:
     """
     n = len(order)
     size = int(ordered.searchsorted(ordered[0], side="right")) if n else 0
-    if size < 2 or n % size or size == n or size - 1 > thresholds.GATHERED_SHARE * n:
+    if size < 2 or n % size or size == n or size - 1 > _most(n):
         return None
-    first, last = ordered[::size], ordered[size - 1 :: size]
-    if not ((first == last).all() and (first[1:] != last[:-1]).all()):
+    # A few calls of lists take less time than as many of numpy.
+    first = ordered[::size].tolist()
+    if first != ordered[size - 1 :: size].tolist() or len(set(first)) < len(first):
         return None
     excluded = np.empty((n, size), np.int64)
     excluded[order] = order.reshape(-1, size).take(_each_last(size), axis=1).reshape(n, size)
-    pos_count, neg_count = (torch.from_numpy(np.full((n, 1), x, np.float32)) for x in (size - 1, n - size))
     of_class = torch.from_numpy(excluded)
-    return Gathered(of_class[:, :-1], None, of_class, pos_count, neg_count, True)
+    return Gathered(of_class[:, :-1], None, of_class, *_equal_counts(n, size), True)
 
 
 @lru_cache(8)
@@ -162,10 +167,22 @@ def _each_last(size: int) -> Any:
     return np.concatenate((others, place[:, None]), 1)
 
 
+def _as_columns(*counts: Any) -> tuple[Tensor, Tensor]:
+    """Numbers of positives and of negatives [n] in the form in which they are needed: [n, 1], as numbers of scores."""
+    pos_count, neg_count = (torch.from_numpy(each.astype(np.float32)).unsqueeze(1) for each in counts)
+    return pos_count, neg_count
+
+
+@lru_cache(8)
+def _equal_counts(n: int, size: int) -> tuple[Tensor, Tensor]:
+    """Numbers of positives and negatives of n anchors [n, 1], which nobody can write to: each is one number."""
+    pos_count, neg_count = (torch.from_numpy(np.full((1, 1), x, np.float32)).expand(n, 1) for x in (size - 1, n - size))
+    return pos_count, neg_count
+
+
 def as_array(labels: Tensor) -> Any:
     """Labels on the CPU for numpy, which has no half precision of torch's kind."""
-    labels = labels.detach()
-    return (labels.double() if labels.is_floating_point() else labels).numpy()
+    return (labels.detach().double() if labels.is_floating_point() else labels).numpy()
 
 
 def numbered(labels: Tensor, ref_labels: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from pml_ext import arguments, thresholds
 from pml_ext.closed_form import ABSENT, Sides, sides_of
 from pml_ext.gathered_positives import Gathered, numbered
-from pml_ext.masked import is_eager, not_self
+from pml_ext.masked import is_eager, looks_are_free, not_self
 from pml_ext.pair_masks import PairMasks as PairMasks
 from pml_ext.pair_masks import both, check_masks, index_masks, without_self
 from pml_ext.pair_masks import label_masks as label_masks
@@ -158,7 +158,8 @@ class ByMasks(Pairs):
     def masks(self, sim: Tensor, start: int) -> PairMasks:
         """The rows of the masks, with a column for every reference if the scores have one."""
         check_versions(self.given, self.versions)
-        pos, neg = (mask[start : start + len(sim)] for mask in self.given)
+        is_whole = len(sim) == len(self.given.pos)
+        pos, neg = self.given if is_whole else (mask[start : start + len(sim)] for mask in self.given)
         if self.private and sim.shape[1] != pos.shape[1]:
             return self._wide(pos, neg, start)
         return PairMasks(pos, neg)
@@ -221,10 +222,11 @@ class ByIndices(Pairs):
 
     def rows(self, start: int, stop: int) -> PairMasks:
         """The masks of a range of rows."""
-        pos, neg = (
-            index_masks(*side, start, stop, self.m, (start, stop) == (0, self.n)) for side in (self.pos, self.neg)
-        )
-        if not torch.compiler.is_compiling() and bool(both(pos, neg).any()):
+        is_whole = (start, stop) == (0, self.n)
+        looks = is_whole and looks_are_free(self.pos[0])
+        pos, neg = (index_masks(*side, start, stop, self.m, is_whole, looks) for side in (self.pos, self.neg))
+        overlap = pos.numpy() & neg.numpy() if looks else both(pos, neg)
+        if not torch.compiler.is_compiling() and bool(overlap.any()):
             i, j = both(pos, neg).nonzero()[0].tolist()
             cause = (
                 ", as PML's MultiSimilarityMiner does with a sample and its copy if ref_labels is the same tensor as "

@@ -1,6 +1,7 @@
 """The engine where it matters how a batch falls into blocks, who else is differentiated, and what is kept."""
 
 import gc
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -88,8 +89,9 @@ def test_nan_in_an_embedding_is_seen_in_the_loss_and_in_the_gradient(name, dista
     embeddings = torch.randn(24, 4)
     embeddings[5, 2] = torch.nan
     loss, labels = getattr(losses, name)(distance=distance), torch.arange(24) // per_class
-    assert loss(embeddings, labels).isnan()
-    assert gradient(loss, embeddings, labels).isnan().any()
+    with thresholds.replaced(GATHERED_COLUMNS=0):
+        assert loss(embeddings, labels).isnan()
+        assert gradient(loss, embeddings, labels).isnan().any()
 
 
 @pytest.mark.parametrize("name", SELECTIVE)
@@ -267,7 +269,7 @@ def test_sides_are_the_same_however_pairs_are_given(selves, dtype):
             for share in (0.0, 0.25, 1.0):
                 pairs.gathered = pairs.ids = None
                 pairs.was_looked_at = False
-                with thresholds.replaced(GATHERED_SHARE=share):
+                with thresholds.replaced(GATHERED_SHARE=share, GATHERED_COLUMNS=0):
                     for start in range(0, n, 16):
                         rows = slice(start, start + 16)
                         part = type(pairs.sides(sim, 0, thresholds.LOOKS))(*(side[rows] for side in wanted))
@@ -276,6 +278,21 @@ def test_sides_are_the_same_however_pairs_are_given(selves, dtype):
                             assert torch.equal(found, mask[rows])
                 if pairs.complete:
                     assert bool((pos.any(1) & neg.any(1)).all())
+
+
+@pytest.mark.parametrize(("n", "classes", "is_few"), [(64, 2, True), (256, 2, True), (260, 2, False), (520, 4, True)])
+@pytest.mark.parametrize("others", [0, 1])
+def test_the_positives_of_a_small_batch_are_gathered_however_large_its_classes_are(n, classes, is_few, others):
+    """Forms that need few columns run there, too; `others` makes the classes unequal, and so does giving references."""
+    labels = torch.arange(n) % classes
+    labels[:others] = classes
+    sim, masks = torch.randn(n, n), label_masks(labels, labels)
+    by_labels = ByLabels(labels, labels, same=not others)
+    found = [pairs.sides(sim, 0, True) for pairs in (by_labels, ByMasks(masks, same=True))]
+    assert [sides.gathered for sides in found] == [is_few, is_few]
+    for sides in found:
+        with pytest.raises(RuntimeError) if sides is found[0] and is_few and not others else nullcontext():
+            sides.pos_count.add_(1)  # those of equal classes belong to all batches of the size
 
 
 BY_ROWS = [name for name, make in LOSSES.items() if isinstance(make(), RowLoss) and make().closed_form is not None]
@@ -365,7 +382,7 @@ def test_the_positives_of_a_selection_are_gathered(start):
 def test_references_that_need_no_gradient_get_none(power):
     torch.manual_seed(0)
     x, ref, columns, weights = torch.randn(6, 4), torch.randn(9, 4), torch.randint(9, (6, 2)), torch.randn(6, 2)
-    space, grad = Space(Similarity(True, True, power), x, ref, False, True), torch.rand(6, 1)
+    space, grad = Space(Similarity(True, True, power), x, ref, False, True), torch.rand(6)
     by_both, by_ref = space.gradients([columns, weights], grad, (True, True))
     alone, none = space.gradients([columns, weights], grad, (True, False))
     assert by_ref is not None
