@@ -25,7 +25,7 @@ from pml_ext.closed_form import Sides, SideWeights
 from pml_ext.kept_weights import Kept, Sparse, scattered
 from pml_ext.masked import Counted, Needs, are_numbers, defined_rows, looks_are_free
 from pml_ext.pairs import Pairs
-from pml_ext.scores import Space, single
+from pml_ext.scores import Space
 from pml_ext.similarity import Similarity
 from pml_ext.similarity import disabled as disabled
 from pml_ext.similarity import is_enabled as is_enabled
@@ -203,11 +203,11 @@ class _RowLosses(torch.autograd.Function):
         blocks = space.blocks(chunk_size, together)
         if len(blocks) == 1:
             sim = space.scores(0, len(x)) if scores is None else scores
-            is_known = are_numbers(sim) if space.looks else None
+            is_known = space.is_known or (are_numbers(sim) if space.looks else None)
             again = None if space.needs_scores else partial(space.scores, 0, len(x))
             losses, v, counts = weigh(sim, 0, is_known, again)
             if keep:
-                v = space.by_products(v, sim)
+                v = space.by_products(v, sim, 0)
                 kept = tuple(v) if isinstance(v, Sparse) else (v,)
         else:
             # Into one tensor each: small results kept between large temporaries would pin these in the heap.
@@ -215,12 +215,12 @@ class _RowLosses(torch.autograd.Function):
             whole, is_known = Kept(scores), True
             for start, stop in blocks:
                 sim = space.scores(start, stop) if scores is None else scores[start:stop]
-                known = are_numbers(sim) if space.looks else None
+                known = space.is_known or (are_numbers(sim) if space.looks else None)
                 again = None if space.needs_scores else partial(space.scores, start, stop)
                 losses[start:stop], v, counts[start:stop] = weigh(sim, start, known, again)
                 is_known = known if is_known else is_known
                 if keep:
-                    whole.put(space.by_products(v, sim), start, len(x), v is sim and scores is not None)
+                    whole.put(space.by_products(v, sim, start), start, len(x), v is sim and scores is not None)
                 del v, sim
             kept = whole.tensors() if keep else ()
         # Saved, not put into ctx: so the backward pass frees them, however long the loss itself is kept.
@@ -250,13 +250,13 @@ class _RowLosses(torch.autograd.Function):
                 is_precise = ctx.is_precise and grad.dtype == torch.float32
                 back = space.doubled if is_precise else space
                 back = back if ctx.is_known else back.known()
-                grad = grad.to(back.shared.dtype).unsqueeze(1)
-                grad = grad if space.factor == 1 else grad * space.factor
+                grad = grad.to(back.shared.dtype)
                 if ctx.keeps:
                     gradients = back.gradients(done[6:], grad, needed)
                 else:
-                    gradients = _recomputed(space, back, ctx.weigh, ctx.blocks, grad, needed)
-                gradients = single(gradients) if is_precise else gradients
+                    gradients = _recomputed(space, back, ctx.weigh, ctx.blocks, back.of_rows(grad), needed)
+                if is_precise:
+                    gradients = tuple(None if each is None else each.float() for each in gradients)
         return *gradients, *(None,) * 7
 
 
@@ -281,9 +281,9 @@ def _recomputed(
     ga, gr = back.empty((True, True) if space.r is None else needed)
     for start, stop in blocks:
         sim = space.scores(start, stop)
-        known = are_numbers(sim) if space.looks else None
+        known = space.is_known or (are_numbers(sim) if space.looks else None)
         again = None if space.needs_scores else partial(space.scores, start, stop)
-        v = space.by_products(weigh(sim, start, known, again)[1], sim)
+        v = space.by_products(weigh(sim, start, known, again)[1], sim, start)
         if isinstance(v, Sparse):
             v = scattered(v, torch.empty_like(sim))
         back.add(v * grad[start:stop], start, ga, gr)

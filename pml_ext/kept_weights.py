@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -16,6 +17,21 @@ class Sparse(NamedTuple):
 def scattered(few: Sparse, out: Tensor) -> Tensor:
     """A few weights of each row in a full matrix, whose numbers they replace."""
     return out.zero_().scatter_add_(1, few.columns, few.weights)
+
+
+def times(few: Sparse, references: Tensor) -> Tensor:
+    """The product of a few weights of each row with references [m, d] -> [b, d]."""
+    return F.embedding_bag(few.columns, references, per_sample_weights=few.weights, mode="sum")
+
+
+def transposed_times(few: Sparse, rows: Tensor, m: int) -> Tensor:
+    """The product of their transpose, of m columns, with rows [b, d] -> [m, d]."""
+    # The entries of each column one after another.
+    of_column, order = few.columns.flatten().sort(stable=True)
+    begins = torch.searchsorted(of_column, torch.arange(m, device=rows.device))
+    of_row = order.div(few.columns.shape[1], rounding_mode="floor")
+    weights = few.weights.flatten()[order]
+    return F.embedding_bag(of_row, rows, begins, per_sample_weights=weights, mode="sum")
 
 
 class Kept:

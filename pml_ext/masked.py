@@ -98,7 +98,7 @@ def substitute(sim: Tensor, pos: Tensor, neg: Tensor, needs: Needs) -> tuple[Ten
 
 def are_numbers(sim: Tensor) -> bool:
     """Whether all scores are numbers, by a look at their sum, which cannot overflow."""
-    return math.isfinite(sim.detach().sum().item())
+    return math.isfinite((sim.detach() if sim.requires_grad else sim).sum().item())
 
 
 def all_known(sim: Tensor) -> bool:

@@ -1,5 +1,6 @@
 """A square matrix and its mirror image."""
 
+import torch
 from torch import Tensor
 
 from pml_ext import thresholds
@@ -26,3 +27,20 @@ def plus_mirror_image(matrix: Tensor) -> Tensor:
         columns.copy_(sums)
         rows.copy_(sums.t())
     return matrix
+
+
+def scaled_plus_mirror_image(matrix: Tensor, scale: Tensor, looks: bool) -> tuple[Tensor, float]:
+    """The matrix [n, n] with row i times scale_i [n], plus the transpose of that, up to a factor; and the factor.
+
+    Args:
+        matrix: it is left as it is.
+        scale: of the rows.
+        looks: whether to look at numbers is free.
+    """
+    if not looks:
+        return (matrix.t() * scale).addcmul_(matrix, scale.unsqueeze(1)), 1.0
+    # A CPU transposes much faster than it computes with a transposed matrix.
+    mirrored = torch.empty_like(matrix).copy_(matrix.t())
+    if scale.stride(0) == 0:  # one number, the derivative of a sum
+        return mirrored.add_(matrix), scale[0].item()
+    return mirrored.mul_(scale).addcmul_(matrix, scale.unsqueeze(1)), 1.0

@@ -32,6 +32,11 @@ def already_reduced(loss: Tensor | float) -> LossDict:
 class StaticDivisorReducer(DivisorReducer):
     """PML's `DivisorReducer`, without the host synchronization of its `if divisor != 0`. Same values."""
 
+    def reset_stats(self) -> None:
+        """Forget the statistics of the last call, if there are any."""
+        if "_record_these_stats" in self.__dict__:  # for which PML looks in a slow way
+            super().reset_stats()
+
     def sum_and_divide(self, losses: Tensor, embeddings: Tensor, divisor: Tensor | float) -> Tensor:
         """Sum of the losses over the divisor; 0 where the divisor is 0."""
         if not isinstance(divisor, Tensor):

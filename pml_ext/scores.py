@@ -5,14 +5,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pml_ext import thresholds
-from pml_ext.kept_weights import Sparse
+from pml_ext.kept_weights import Sparse, times, transposed_times
 from pml_ext.masked import all_known
+from pml_ext.mirrored import scaled_plus_mirror_image
 from pml_ext.similarity import Similarity
-from pml_ext.vectors import NOTHING, Vectors, differences, half_squares, origin_of
+from pml_ext.vectors import NOTHING, Vectors, differences, origin_of, squared_lengths
 
 
 class Space:
@@ -62,8 +62,9 @@ class Space:
         self.a, self.r = a, r
         self.references = a if r is None else r
         points = self.references.points
-        m = len(points) - len(a.points) if private else len(points)
-        self.shared, self.private = points[:m], points[m:] if private else None
+        m = len(points) - len(a.points)
+        self.shared = points[:m] if private else points
+        self.private = points[m:] if private else None
         self.tensors = (*a, *((None, None, None) if r is None else r))
         self.factor = 1.0 if not similarity.euclidean else 2.0 if similarity.power == 2 else -1.0
         self.needs_scores = similarity.euclidean and similarity.power == 1
@@ -88,11 +89,11 @@ class Space:
         return Space(self.similarity, *self.given, self.private is not None, self.looks, tensors)
 
     @cached_property
-    def half_squares(self) -> tuple[Tensor, Tensor]:
-        """Half the squared lengths [n, 1] and [m]."""
-        of_a = half_squares(self.a.points, self.similarity.power)
-        of_r = of_a if self.r is None else half_squares(self.r.points, self.similarity.power)
-        return of_a.unsqueeze(1), of_r
+    def squares(self) -> tuple[Tensor, Tensor]:
+        """The squared lengths [n, 1] and [m]."""
+        power = None if self.similarity.normalize else self.similarity.power
+        of_a = squared_lengths(self.a.points, power)
+        return of_a.unsqueeze(1), of_a if self.r is None else squared_lengths(self.r.points, power)
 
     def blocks(self, chunk_size: int | None, together: bool) -> list[tuple[int, int]]:
         """Ranges of rows that are computed at a time."""
@@ -103,63 +104,77 @@ class Space:
 
     def scores(self, start: int, stop: int, first: int = 0) -> Tensor:
         """Scores of some rows, with the references from the first on."""
-        a = self.a.points[start:stop]
-        scores = a @ self.shared[first:].t()
+        is_whole = start == first == 0 and stop == len(self.a.points)
+        a, shared = (self.a.points, self.shared) if is_whole else (self.a.points[start:stop], self.shared[first:])
+        products = a @ shared.t()
         if self.private is not None:
-            scores = torch.cat((scores, torch.linalg.vecdot(a, self.private[start:stop]).unsqueeze(1)), 1)
+            products = torch.cat((products, torch.linalg.vecdot(a, self.private[start:stop]).unsqueeze(1)), 1)
         if not self.similarity.euclidean:
-            return scores
-        m = len(self.shared)
-        of_a, of_r = self.half_squares
-        of_columns = of_r[first:m]
+            return products
+        of_rows, of_columns = self.squares
         if self.private is not None:
-            of_columns = torch.cat((of_columns.expand(len(a), -1), of_r[m + start : m + stop].unsqueeze(1)), 1)
-        # Both squares at once: so a pair and its mirror image are rounded alike.
-        squares = of_columns + of_a[start:stop]
-        scores.sub_(squares)  # -D^2 / 2
+            m = len(self.shared)
+            of_own = of_columns[m + start : m + stop].unsqueeze(1)
+            of_columns = torch.cat((of_columns[first:m].expand(len(a), -1), of_own), 1)
+        elif not is_whole:
+            of_columns = of_columns[first:]
+        # Both squares at once: a pair and its mirror image are rounded alike.
+        sums = of_columns + (of_rows if is_whole else of_rows[start:stop])
+        squares = torch.sub(sums, products, alpha=2, out=products)  # D^2
         if self.similarity.power == 2 and not self.finds_near:
-            return scores.mul_(2).clamp_max_(0)
-        if self.finds_near and self._are_all_far(scores, start, first):
-            return scores.mul_(2) if self.similarity.power == 2 else scores.mul_(-2).sqrt_().neg_()
+            return squares.neg_().clamp_max_(0)
+        if self.finds_near and self._are_all_far(squares, start, first):
+            return self._scored(squares)
         self.is_known = False
         roundings = thresholds.NEAR_ROUNDINGS if self.finds_near else NOTHING
         # Compared into numbers: a product with booleans is thirty times slower.
-        is_some = torch.lt(scores, squares.mul_(-roundings * torch.finfo(squares.dtype).eps), out=squares)
-        near = self._near(scores, is_some, start, first) if self.finds_near else None
-        if near is not None and len(near[0]) > thresholds.NEAR_SHARE * scores.numel() and scores.dtype == torch.float32:
+        is_some = torch.gt(squares, sums.mul_(roundings * torch.finfo(sums.dtype).eps), out=sums)
+        near = self._near(squares, is_some, start, first) if self.finds_near else None
+        if near is not None and len(near[0]) > thresholds.NEAR_SHARE * sums.numel() and sums.dtype == torch.float32:
             self.is_precise = True
             return self.doubled.scores(start, stop, first).float()
-        scores.mul_(is_some.mul_(-2))
-        scores = scores.neg_() if self.similarity.power == 2 else scores.sqrt_().neg_()
+        scores = self._scored(squares.mul_(is_some))
         if near is not None:
             scores.index_put_(near, self._again(*near, start, first))
         return scores
 
+    def _scored(self, squares: Tensor) -> Tensor:
+        """The scores of pairs of these squared distances, which it overwrites."""
+        return squares.neg_() if self.similarity.power == 2 else squares.sqrt_().neg_()
+
+    def _is_far(self, least: float) -> bool:
+        """Whether the least D^2 of a block is that of no near pair, nor of what is no number."""
+        # Each coordinate of the origin is one of nine unit vectors', four of which have as large a one: its length is
+        # at most 3 / 2. So the longest vectors need not be looked for where that suffices.
+        by_bound = thresholds.NEAR_ROUNDINGS * torch.finfo(self.shared.dtype).eps * 2 * 2.5**2
+        return (self.similarity.normalize and least > by_bound) or least > self.largest_near
+
     @cached_property
     def largest_near(self) -> float:
-        """What no near pair of any block is below, as -D^2 / 2: by the longest vector of either set."""
-        of_a, of_r = self.half_squares
+        """What no D^2 of a near pair of any block is above: by the longest vector of either set."""
+        of_a, of_r = self.squares
         longest = of_a.max().item() + of_r.max().item() if self.r is not None else 2 * of_r.max().item()
-        return -thresholds.NEAR_ROUNDINGS * torch.finfo(self.shared.dtype).eps * longest
+        if not longest < torch.finfo(self.shared.dtype).max / 4:
+            self.is_known = False  # the largest D^2 may be infinite
+        return thresholds.NEAR_ROUNDINGS * torch.finfo(self.shared.dtype).eps * longest
 
-    def _are_all_far(self, scores: Tensor, start: int, first: int) -> bool:
-        """Whether the largest -D^2 / 2 shows that no two vectors of a block are near; a vector is not asked of itself.
+    def _are_all_far(self, squares: Tensor, start: int, first: int) -> bool:
+        """Whether the least D^2 shows that no two vectors of a block are near; a vector is not asked of itself.
 
-        If none are, the distance of a vector from itself is made 0.
+        The distance of a vector from itself is made 0, or not a number.
         """
         if self.r is not None:
-            return scores.max().item() < self.largest_near  # not where one is no number
-        own = scores.diagonal(start - first)
-        before = own.clone()
-        own.fill_(-torch.inf)
-        is_far = scores.max().item() < self.largest_near
+            return self._is_far(squares.min().item())
+        own = squares.diagonal(start - first)
+        own.fill_(torch.inf)
+        is_far = self._is_far(squares.min().item())
         if is_far:
             own.zero_()
         else:
-            own.copy_(before)
+            torch.mul(self.squares[1][start : start + len(own)], 0, out=own)
         return is_far
 
-    def _near(self, scores: Tensor, is_some: Tensor, start: int, first: int) -> tuple[Tensor, Tensor] | None:
+    def _near(self, squares: Tensor, is_some: Tensor, start: int, first: int) -> tuple[Tensor, Tensor] | None:
         """The pairs of a block of which nothing is left, less those of a vector with itself."""
         own = len(is_some) if self.r is None else 0
         rows = (is_some.sum(1) != is_some.shape[1] - bool(own)).nonzero().squeeze(1)
@@ -167,7 +182,7 @@ class Space:
             return None
         # Of a queue that holds the batch these are all rows.
         each = slice(None) if len(rows) == len(is_some) else rows
-        nothing = (is_some[each] == 0) & ~scores[each].isnan()
+        nothing = (is_some[each] == 0) & ~squares[each].isnan()
         if own:
             nothing[torch.arange(len(rows), device=rows.device), rows + (start - first)] = False
         i, columns = nothing.nonzero(as_tuple=True)
@@ -192,13 +207,21 @@ class Space:
             scores[stop:, start:stop] = upper[:, stop - start :].t()
         return scores
 
-    def by_products(self, weights: Tensor | Sparse, sim: Tensor) -> Tensor | Sparse:
-        """The derivative by the inner products, up to `factor`, from that by the scores, which it overwrites."""
+    def by_products(self, weights: Tensor | Sparse, sim: Tensor, start: int) -> Tensor | Sparse:
+        """The derivative of the rows from a start on by the inner products, up to `factor`, from that by the scores.
+
+        It overwrites the latter.
+        """
         if not self.needs_scores:
             return weights
         if isinstance(weights, Sparse):
             return Sparse(weights.columns, weights.weights * self._inverse(sim.gather(1, weights.columns)))
-        return weights.mul_(self._inverse(sim))
+        if not self.is_known:
+            return weights.mul_(self._inverse(sim))
+        weights.div_(sim)
+        if self.r is None:  # only the distance of a vector from itself is 0
+            weights.diagonal(start).zero_()
+        return weights
 
     def _inverse(self, scores: Tensor) -> Tensor:
         """1 / score, and 0 for 0; 0, too, for what is no number: if its pair counts, its weight is none either."""
@@ -209,25 +232,24 @@ class Space:
     def gradients(
         self, kept: Sequence[Tensor], grad: Tensor, needed: Sequence[bool]
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Of sum_i grad_i L_i, by embeddings and references; from V as it was kept, and grad [n, 1] with `factor`."""
-        if len(kept) == 2:
-            return self._of_few(kept[0], kept[1] * grad, needed)
-        dense = kept[0].to(grad.dtype)
-        if self.r is None:
-            both = self._both_ways(dense, grad)
-            of_batch = both @ self.shared
+        """Of sum_i grad_i L_i, by embeddings and references; from V as it was kept, and grad [n]."""
+        if self.r is None and len(kept) == 1:
+            both, common = scaled_plus_mirror_image(kept[0].to(grad.dtype), grad, self.looks)
+            factor = self.factor * common
+            of_batch = torch.addmm(self.shared, both, self.shared, beta=0, alpha=factor)
             if self.centered:
-                of_batch.addcmul_(both.sum(1, keepdim=True), self.shared, value=-1)
+                of_batch.addcmul_(both.sum(1, keepdim=True), self.shared, value=-factor)
             return self.a.back(of_batch), None
+        of_rows = self.of_rows(grad)
+        if len(kept) == 2:
+            return self._of_few(kept[0], kept[1] * of_rows, needed)
         ga, gr = self.empty(needed)
-        self.add(dense * grad, 0, ga, gr)
+        self.add(kept[0].to(grad.dtype) * of_rows, 0, ga, gr)
         return self.back(ga, gr)
 
-    def _both_ways(self, v: Tensor, grad: Tensor) -> Tensor:
-        """V + V^T, with row i of V scaled by grad_i."""
-        if self.looks:  # a CPU transposes much faster than it computes with a transposed matrix
-            return torch.empty_like(v).copy_(v.t()).mul_(grad.t()).addcmul_(v, grad)
-        return (v.t() * grad.t()).addcmul_(v, grad)
+    def of_rows(self, grad: Tensor) -> Tensor:
+        """What the rows of V are to be multiplied with [n, 1]."""
+        return grad.unsqueeze(1) if self.factor == 1 else grad.unsqueeze(1) * self.factor
 
     def empty(self, needed: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
         """Gradients of 0 by both sets of points, those of them that are needed."""
@@ -255,19 +277,15 @@ class Space:
                 gr[m:][rows].addcmul_(of_private, a - self.private[rows] if self.centered else a)
 
     def _of_few(self, columns: Tensor, v: Tensor, needed: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
-        a, r, m, k = self.a.points, self.shared, len(self.shared), v.shape[1]
-        ga = F.embedding_bag(columns, r, per_sample_weights=v, mode="sum")
+        a, r, m = self.a.points, self.shared, len(self.shared)
+        ga = times(Sparse(columns, v), r)
         if self.centered:
             ga.addcmul_(v.sum(1, keepdim=True), a, value=-1)
         if self.r is not None and not needed[1]:
             return self.back(ga, None)
-        # The same from the other end: the entries of each column one after another.
-        of_column, order = columns.flatten().sort(stable=True)
-        begins = torch.searchsorted(of_column, torch.arange(m, device=v.device))
-        rows, flat = order.div(k, rounding_mode="floor"), v.flatten()
-        gr = F.embedding_bag(rows, a, begins, per_sample_weights=flat[order], mode="sum")
+        gr = transposed_times(Sparse(columns, v), a, m)
         if self.centered:
-            gr.addcmul_(v.new_zeros(m).index_add_(0, columns.flatten(), flat).unsqueeze(1), r, value=-1)
+            gr.addcmul_(v.new_zeros(m).index_add_(0, columns.flatten(), v.flatten()).unsqueeze(1), r, value=-1)
         return self.back(ga, gr)
 
     def back(self, ga: Tensor | None, gr: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -277,9 +295,3 @@ class Space:
             assert gr is not None
             return self.a.back(ga.add_(gr)), None
         return None if ga is None else self.a.back(ga), None if gr is None else self.r.back(gr)
-
-
-def single(gradients: tuple[Tensor | None, Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients in single precision."""
-    ga, gr = gradients
-    return None if ga is None else ga.float(), None if gr is None else gr.float()

@@ -126,15 +126,15 @@ class Vectors(NamedTuple):
         """The gradient by the vectors that were given from that by the points; overwrites it."""
         if self.norm is None:
             return grad
-        radial = torch.linalg.vecdot(grad, self.base).unsqueeze(1)
+        radial = (grad * self.base).sum(1, keepdim=True)
         return grad.addcmul_(self.base, radial, value=-1).div_(self.norm)
 
 
 def _bounded(points: Tensor) -> Tensor:
-    half = half_squares(points, 2)
-    if looks_are_free(half) and not bool(half.sum().isnan()):
+    squares = squared_lengths(points, 2)
+    if looks_are_free(squares) and not bool(squares.sum().isnan()):
         return points
-    return torch.where(half.isnan().unsqueeze(1), torch.nan, points)
+    return torch.where(squares.isnan().unsqueeze(1), torch.nan, points)
 
 
 def origin_of(points: Tensor) -> Tensor:
@@ -145,8 +145,7 @@ def origin_of(points: Tensor) -> Tensor:
     """
     x = points.detach()
     if len(x) >= 9:
-        nine = x[:: len(x) // 9]
-        x = _median(nine[:3], nine[3:6], nine[6:9])
+        x = _median(*x[: 9 * (len(x) // 9) : len(x) // 9].split(3))
     return (_median(*x[:: len(x) // 3][:3]) if len(x) >= 3 else x[0]).nan_to_num(0.0, 0.0, 0.0)
 
 
@@ -155,12 +154,14 @@ def _median(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     return torch.fmax(torch.fmin(a, b), torch.fmin(torch.fmax(a, b), c))
 
 
-def half_squares(points: Tensor, power: int) -> Tensor:
-    """Half the squared lengths [n]; not a number where a score of that power might be beyond `LARGEST`."""
+def squared_lengths(points: Tensor, power: int | None) -> Tensor:
+    """The squared lengths [n]; not a number where a score of that power, if any, might be beyond `LARGEST`."""
     # Without the squares in between, an [n, d] of its own.
-    half: Tensor = torch.linalg.vector_norm(points, dim=1).square_().div_(2)
-    largest = LARGEST / 8 if power == 2 else LARGEST**2 / 8
-    return half.masked_fill_(half >= min(largest, torch.finfo(half.dtype).max), torch.nan)
+    squares: Tensor = torch.linalg.vector_norm(points, dim=1).square_()
+    if power is None:
+        return squares
+    largest = LARGEST / 4 if power == 2 else LARGEST**2 / 4
+    return squares.masked_fill_(squares >= min(largest, torch.finfo(squares.dtype).max), torch.nan)
 
 
 def differences(a: Tensor, r: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pml_ext import thresholds
-from pml_ext.mirrored import plus_mirror_image
+from pml_ext.mirrored import plus_mirror_image, scaled_plus_mirror_image
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -24,3 +24,16 @@ def test_a_large_one_goes_in_stripes():
     expected = matrix + matrix.t()
     assert matrix.numel() > thresholds.MIRRORED
     assert torch.equal(plus_mirror_image(matrix), expected)
+
+
+@pytest.mark.parametrize("looks", [True, False])
+@pytest.mark.parametrize("n", [1, 2, 7])
+@pytest.mark.parametrize("is_one_number", [True, False])
+def test_with_the_rows_scaled_it_leaves_the_matrix_as_it_is(is_one_number, n, looks):
+    matrix = torch.randn(n, n, dtype=torch.float64)
+    scale = torch.tensor(0.3, dtype=torch.float64).expand(n) if is_one_number else torch.randn(n, dtype=torch.float64)
+    before, scaled = matrix.clone(), scale.unsqueeze(1) * matrix
+    found, factor = scaled_plus_mirror_image(matrix, scale, looks)
+    torch.testing.assert_close(factor * found, scaled + scaled.t())
+    assert (factor != 1) == (looks and is_one_number)
+    assert torch.equal(matrix, before)

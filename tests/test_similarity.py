@@ -224,6 +224,41 @@ def test_an_outlier_does_not_move_the_origin():
         assert origin_of(x[:n]).shape == (5,)
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 8, 9, 30])
+def test_the_origin_of_unit_vectors_is_no_longer_than_one_and_a_half(n):
+    """By which `Space` knows how long vectors about it can be. In a third of the cases all are axes."""
+    longest = 0.0
+    for seed in range(200):
+        generator = torch.Generator().manual_seed(seed)
+        axes = torch.eye(6)[torch.randint(6, (n,), generator=generator)]
+        x = torch.rand(n, 6, generator=generator) if seed % 3 else axes
+        x = torch.where(torch.rand(n, 6, generator=generator) < seed % 5 / 6, 0.0, x) + 1e-9
+        longest = max(longest, float(origin_of(torch.nn.functional.normalize(x)).norm()))
+    assert 0 < longest < 1.5
+
+
+@pytest.mark.parametrize("spread", [3e-3, 1e-2, 3e-2, 1e-1])
+def test_distances_of_unit_vectors_about_the_least_that_is_far_without_a_look(spread):
+    noise = torch.randn(24, 8, generator=torch.Generator().manual_seed(1))
+    x = torch.nn.functional.normalize(1 + spread * noise)
+    similarity = Similarity.of(described(LpDistance()))
+    found, wanted = (engine.all_scores(each, None, similarity).double() for each in (x, x.double()))
+    torch.testing.assert_close(found, wanted, rtol=2e-4, atol=0)
+    assert torch.equal(found.diagonal(), torch.zeros(24, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("length", [1e18, 1e19, 1.5e19, 1e20])
+def test_a_distance_that_overflows_is_not_a_number_in_the_loss(length):
+    """Neither where a distance is infinite, nor where the square of one is."""
+    x, labels = length * torch.eye(4, 6), torch.tensor([0, 0, 1, 1])
+    x[3] = -x[0]
+    x.requires_grad_()
+    loss = losses.BatchHardTripletLoss(distance=LpDistance(normalize_embeddings=False))(x, labels)
+    loss.backward()
+    assert loss.isfinite() == x.grad.isfinite().all()
+    assert loss.isfinite() == (length < 1e19)
+
+
 def test_the_slice_of_a_half_precision_embedding_that_is_zero():
     x = torch.tensor([[1.0, 0, 0, 0], [0, 1, 1, 0], [1, 1, 0, 1], [0, 0, 1, 1]])
     for dtype in (torch.float32, *HALF):
