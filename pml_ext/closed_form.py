@@ -155,20 +155,20 @@ def behind(scores: Tensor, level: Tensor, out: Tensor) -> Tensor:
 
 
 def beside(positives: Tensor, neg: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """A few positives at a time [b, g, 1], to be compared with all negatives [b, m], and where to put that [b, g, m].
+    """A few positives [b, g, 1] at a time, to be compared with negatives [b, 1, m], and where to put that [b, g, m].
 
     Of a small batch these are many, which spares calls; of a block of many scores one, so that it stays in the cache.
     """
-    (b, m), k = neg.shape, positives.shape[1]
-    size = max(1, min(k, thresholds.TRIPLETS // max(1, neg.numel())))
+    b, _, m = neg.shape
+    size = max(1, min(positives.shape[1], thresholds.TRIPLETS // max(1, neg.numel())))
     room = neg.new_empty(b, size, m)
-    for some in positives.split(size, 1):
-        yield some.unsqueeze(2), room[:, : some.shape[1]]
+    for some in positives.unsqueeze(2).split(size, 1):
+        yield some, room if some.shape[1] == size else room[:, : some.shape[1]]
 
 
 def added_up(hits: Tensor) -> Tensor:
-    """The sum over the few positives [b, g, m] -> [b, m]; that of a single one is itself."""
-    return hits.sum(1) if hits.shape[1] > 1 else hits.squeeze(1)
+    """The sum over a few positives [b, g, m] -> [b, 1, m]; that of a single one is itself."""
+    return hits.sum(1, keepdim=True) if hits.shape[1] > 1 else hits
 
 
 def farthest(scores: Tensor) -> Tensor:

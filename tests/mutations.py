@@ -233,10 +233,10 @@ MUTATIONS = [
             "return SideWeights(losses + margin * count, active.neg_(), active_pos)",
         ),
         (
-            "torch.gt(sides.neg.unsqueeze(1), threshold, out=hits)",
-            "torch.ge(sides.neg.unsqueeze(1), threshold, out=hits)",
+            "torch.gt(neg, threshold, out=hits)",
+            "torch.ge(neg, threshold, out=hits)",
         ),
-        ("return hits.sum(1) if hits.shape[1] > 1 else hits.squeeze(1)", "return hits[:, 0]"),
+        ("return hits.sum(1, keepdim=True) if hits.shape[1] > 1 else hits", "return hits[:, :1]"),
     ),
     *_of(
         "losses/large_margin_nearest_neighbor.py",

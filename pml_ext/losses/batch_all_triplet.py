@@ -34,9 +34,10 @@ def batch_all_triplet_weights(sides: Sides, *, margin: float) -> SideWeights | N
     if sides.columns is None or sides.pos.shape[1] > thresholds.BATCH_ALL_POSITIVES:
         return None
     active_pos, active_neg = torch.zeros_like(sides.neg), []
-    for threshold, hits in beside(sides.pos - margin, sides.neg):
-        torch.gt(sides.neg.unsqueeze(1), threshold, out=hits)
-        active_pos.add_(added_up(hits))
+    neg, of_neg = sides.neg.unsqueeze(1), active_pos.unsqueeze(1)
+    for threshold, hits in beside(sides.pos - margin, neg):
+        torch.gt(neg, threshold, out=hits)
+        of_neg.add_(added_up(hits))
         active_neg.append(hits.sum(2))
     active = torch.cat(active_neg, 1)
     count = active.sum(1)

@@ -35,12 +35,11 @@ def semi_hard_triplet_weights(sides: Sides, *, margin: float) -> SideWeights | N
         return None
     neg = sides.neg
     numbers = torch.arange(neg.shape[1], dtype=neg.dtype, device=neg.device)
-    columns, chosen = [], []
-    for positive, hits in beside(sides.pos, neg):
-        nearest = behind(neg.unsqueeze(1), positive, hits).amax(2, keepdim=True)
-        chosen.append(nearest.squeeze(2))
-        columns.append(torch.eq(neg.unsqueeze(1), nearest, out=hits).mul_(numbers).amax(2))
-    scores, column = torch.cat(chosen, 1), torch.cat(columns, 1)
+    columns, chosen, wide = [], [], neg.unsqueeze(1)
+    for positive, hits in beside(sides.pos, wide):
+        chosen.append(behind(wide, positive, hits).amax(2, keepdim=True))
+        columns.append(torch.eq(wide, chosen[-1], out=hits).mul_(numbers).amax(2))
+    scores, column = torch.cat(chosen, 1).squeeze(2), torch.cat(columns, 1)
     none_behind = absent(scores)
     looks = sides.gathered
     if not looks or none_behind.any():

@@ -124,14 +124,15 @@ def soft_triplet_weights(
     cut = beyond_absent(_cut(threshold) / beta)
     total, count = neg.new_zeros(len(neg)), neg.new_zeros(len(neg))
     weights_neg, weights_pos = torch.zeros_like(neg), []
-    for positive, room in beside(sides.pos, neg):
-        gap = torch.sub(neg.unsqueeze(1), positive, out=room)
+    wide, of_neg = neg.unsqueeze(1), weights_neg.unsqueeze(1)
+    for positive, room in beside(sides.pos, wide):
+        gap = torch.sub(wide, positive, out=room)
         kept = above(gap, cut)
         gap.mul_(beta)
         total += torch.linalg.vecdot(softplus(gap), kept).sum(1)
         count += kept.sum((1, 2))
         slope = gap.sigmoid_().mul_(kept)
-        weights_neg.add_(added_up(slope), alpha=beta)
+        of_neg.add_(added_up(slope), alpha=beta)
         weights_pos.append(slope.sum(2).mul_(-beta))
     weights = torch.cat(weights_pos, 1)
     if normalization != "triplet":
