@@ -8,6 +8,8 @@ import re
 import signal
 import subprocess
 import sys
+import time
+import weakref
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -485,10 +487,30 @@ def test_a_network_that_is_not_finite_at_the_test_is_a_run_that_failed(tmp_path,
 # --- signals and streams
 
 
+def at_once(act):
+    act()
+
+
+def at_the_end_of_an_object(act):
+    """Where what is raised is dropped."""
+
+    def end(_):
+        act()
+        sum(range(1000))  # while Python looks for signals
+
+    thing = io.StringIO()
+    watched = weakref.ref(thing, end)
+    del thing
+    assert watched() is None
+    time.sleep(5)  # until it is interrupted
+
+
+@pytest.mark.parametrize("when", [at_once, at_the_end_of_an_object])
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
 )
 def test_signals_end_a_run_cleanly(
+    when,
     number,
     code,
     word,
@@ -502,7 +524,7 @@ def test_signals_end_a_run_cleanly(
     found = signal.signal(number, usual)
     try:
         with monkeypatch.context() as patch:
-            failing(patch, lambda: os.kill(os.getpid(), number))
+            failing(patch, lambda: when(lambda: os.kill(os.getpid(), number)))
             assert main([*FLAGS, "--out", str(out)]) == code
         assert signal.getsignal(number) == usual
     finally:

@@ -24,6 +24,7 @@ from pml_ext.benchmark.errors import BenchmarkError, explain
 from pml_ext.benchmark.kinds import Several, Switch
 from pml_ext.benchmark.parser import OneLineParser
 
+RESENT_AFTER = 0.01  # seconds
 COMMAND = "python -m pml_ext.benchmark"
 TUNE, TUNED = "tune", "tuned.json"
 GROUPS = {
@@ -130,16 +131,28 @@ def _ended_by_signals() -> Iterator[None]:
     def end(number: int, frame: Any) -> None:
         raise Terminated(number)
 
+    def again(unraisable: Any) -> None:
+        # What is raised at the end of an object is dropped: the signal is sent again when that is over.
+        error = unraisable.exc_value
+        if isinstance(error, KeyboardInterrupt):
+            number = error.number if isinstance(error, Terminated) else signal.SIGINT
+            threading.Timer(RESENT_AFTER, os.kill, (os.getpid(), number)).start()
+        else:
+            hook(unraisable)
+
     wanted = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     if threading.current_thread() is not threading.main_thread():
         wanted = []  # Python lets only that thread listen
     before = {}
+    hook = sys.unraisablehook
     try:
+        sys.unraisablehook = again if wanted else hook
         for number in wanted:
             if signal.getsignal(number) is signal.SIG_DFL:
                 before[number] = signal.signal(number, end)
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 
