@@ -25,6 +25,7 @@ import reality_page
 
 from pml_ext.benchmark import Experiment, run
 from pml_ext.benchmark.data import Data
+from pml_ext.benchmark.folder import ARGUMENTS
 from pml_ext.benchmark.search import tune
 from pml_ext.catalog import recipes
 
@@ -127,10 +128,10 @@ def again(whole: Experiment, share: float) -> None:
     where = Path(str(whole.out))
     lines = [line for line in reality_page.lines(where / "tested") if line["loss"] not in reality_page.UNTRAINED]
     drawn = random.Random(0).sample(lines, max(1, round(share * len(lines))))
-    for loss, seed in sorted((line["loss"], line["seed"]) for line in drawn):
-        one = where / "again" / f"{len(loss)}-{reality_page.plain(loss)}-{seed}"
-        if not (one / "results.jsonl").exists():
-            run(replace(whole, losses=(loss,), seeds=(seed,), out=str(one)), resume=None, say=print)
+    for seed in sorted({line["seed"] for line in drawn}):
+        losses = tuple(sorted(line["loss"] for line in drawn if line["seed"] == seed))
+        one = where / "again" / f"seed{seed}"
+        run(replace(whole, losses=losses, seeds=(seed,), out=str(one)), resume=(one / ARGUMENTS).exists(), say=print)
 
 
 def main() -> None:

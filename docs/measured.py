@@ -16,6 +16,12 @@ _RETRIEVAL = {
     "since_2018": ("some methods at their defaults", ""),
     "reality": ("every method tuned alike", ""),
 }
+# What the benchmark of equally tuned losses calls a track, before the name of its data.
+_TRACKS = {
+    "frozen": "on frozen features of {}",
+    "scratch": "on {} from scratch",
+    "fine-tuned": "on {} with a fine-tuned trunk",
+}
 # Of lines that say what was done to the labels, and how batches were made, those of ordinary ones.
 _ORDINARY = {"condition": "clean", "sampler": "classes"}
 _METRICS = {"recall_at_1": "recall@1", "mean_average_precision_at_r": "MAP@R"}
@@ -61,9 +67,14 @@ def of_method(name: str) -> Iterator[str]:
         for data, methods in retrieval(file).items():
             if name in methods:
                 found = _retrieval(methods, name)
-                yield f"- {found} on frozen features of {data}, {how}: [results](results/{file}.md)."
+                yield f"- {found} {_where(data)}, {how}: [results](results/{file}.md)."
     if name in speed():
         yield f"- {_speed(name)}: [speed](results/speed.md)."
+
+
+def _where(data: str) -> str:
+    track, _, name = data.rpartition(": ")
+    return _TRACKS[track or "frozen"].format(name)
 
 
 def _retrieval(methods: Mapping[str, Mapping[str, Interval]], name: str) -> str:
@@ -92,13 +103,13 @@ def _speed(name: str) -> str:
 def highest(metric: str, count: int) -> str:
     """The methods with the highest means, a row each for every file and data set, beside the untrained network."""
     rows = ["| data | highest means | before training |", "|---|---|---|"]
-    for file in _RETRIEVAL:
+    for file, (how, _) in _RETRIEVAL.items():
         for data, methods in retrieval(file).items():
             trained = [name for name in methods if name not in UNTRAINED]
             best = sorted(trained, key=lambda name: -methods[name][metric].mean)[:count]
             means = ", ".join(f"{name} {_interval(methods[name][metric])}" for name in best)
             before = ", ".join(f"{name} {_interval(methods[name][metric])}" for name in UNTRAINED if name in methods)
-            rows.append(f"| [{data}](results/{file}.md), {len(trained)} methods | {means} | {before} |")
+            rows.append(f"| [{data}](results/{file}.md), {len(trained)} methods, {how} | {means} | {before} |")
     return "\n".join(rows)
 
 
