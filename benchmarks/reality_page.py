@@ -24,6 +24,9 @@ CLAIMS = (
     ("RAW", "pml:ContrastiveLoss", "weighting of pairs against plain pairs"),
     ("MultiSimilarity", "BinDeviance2018", "the weights that Deep_metric's script asks for, against its deviance"),
     ("MultiSimilarity", "NCA", "the same against its softmax over the nearest"),
+    ("MultiSimilarity", "SemiHard", "weights of all pairs against semi-hard triplets"),
+    ("MultiSimilarity", "BatchHard", "weights of all pairs against the hardest triplets"),
+    ("MultiSimilarity", "XBM", "weights of all pairs against a queue of pairs"),
     ("MarginDeviance", "BinDeviance2018", "Deep_metric's margins against binomial deviance"),
     ("Binomial2020", "BinDeviance2018", "the successor's binomial deviance against the first"),
     ("NCA", "pml:NCALoss", "softmax over the nearest against softmax over all"),
@@ -207,9 +210,15 @@ def put(path: Path, measured: str, title: str) -> None:
 
 
 def kept(line: Mapping[str, Any], data: str) -> dict[str, Any]:
-    """What a page keeps of a run: no history, no last epoch, and nothing of the machine on which it ran."""
+    """What a page keeps of a run: no history, no last epoch, and nothing of the machine on which it ran.
+
+    Metrics have six digits after the point; an argument that is not there is None.
+    """
     found = {key: value for key, value in line.items() if key not in ("history", "last", "arguments", "hardware")}
-    arguments = {k: v for k, v in line["arguments"].items() if k not in ("losses", "cache", "out", "data")}
+    for key in ("metrics", "validation"):
+        found[key] = {name: round(value, 6) for name, value in (found.get(key) or {}).items()}
+    unsaid = ("losses", "cache", "out", "data")
+    arguments = {k: v for k, v in line["arguments"].items() if k not in unsaid and v is not None}
     return found | {"data": data, "arguments": arguments}
 
 

@@ -1,6 +1,8 @@
 """Which loss: the rules, their command, and the words of the package on the command line."""
 
+import re
 import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from pml_ext.benchmark.advice import LOSSES, WARNINGS, choose
 from pml_ext.benchmark.cli import parser
 from pml_ext.benchmark.errors import BenchmarkError
 from pml_ext.benchmark.losses import parse_all
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("classes", [2, 10, 57, 1000, 11000])
@@ -48,6 +52,19 @@ def test_every_rule_holds_somewhere_and_has_evidence():
                 assert advice.what
                 assert advice.why
                 assert advice.evidence
+
+
+def test_numbers_of_the_evidence_stand_in_the_results_that_it_names():
+    choice = choose(classes=57, images_per_class=58)
+    found = 0
+    for advice in (*choice.losses, *choice.avoid, *choose(classes=11000, images_per_class=5).losses):
+        for clause in advice.evidence.split(";"):
+            named = re.search(r"benchmarks/results/\w+\.md", clause)
+            page = (ROOT / named[0]).read_text(encoding="utf-8") if named else ""
+            for number in re.findall(r"\b\d\d\.\d\b", clause) if named else ():
+                assert re.search(rf"\b{re.escape(number)}\b", page), (advice.what, number)
+                found += 1
+    assert found > 10
 
 
 def test_classes_of_one_image_have_no_pairs():

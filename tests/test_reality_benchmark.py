@@ -81,6 +81,18 @@ def test_what_was_run_again_is_held_against_the_first_run(out):
     assert said[2].startswith("- RAW, seed 1: MAP@R ")
 
 
+def test_a_part_is_run_again_by_seeds(out, monkeypatch):
+    ran = []
+    monkeypatch.setattr(reality, "run", lambda experiment, **_: ran.append((experiment.seeds, experiment.losses)))
+    whole = reality.Experiment(losses=("RAW",), out=str(out / "frozen" / "A"))
+    reality.again(whole, 0.5)
+    tested = {(line["loss"], line["seed"]) for line in reality_page.lines(out / "frozen" / "A" / "tested")}
+    drawn = [(loss, seed) for (seed,), losses in ran for loss in losses]
+    assert len(drawn) == len(set(drawn)) == 6
+    assert set(drawn) < tested
+    assert len(ran) == len({seed for _, seed in drawn})
+
+
 def test_without_a_run_there_is_no_page(tmp_path):
     with pytest.raises(SystemExit, match="has ended"):
         reality_page.write(tmp_path)
