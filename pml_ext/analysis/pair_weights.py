@@ -18,7 +18,7 @@ from pml_ext.base import RowLoss
 from pml_ext.inputs import Array, checked_labels, class_ids
 from pml_ext.pairs import IndicesTuple, PairMasks, Pairs, own_set
 from pml_ext.shown import framed, picture, table
-from pml_ext.similarity import disabled
+from pml_ext.stock import as_stock
 
 
 class NoPairWeightsError(ValueError):
@@ -180,8 +180,7 @@ def _pair_weights(
     name = type(loss).__name__
     loss = _copied(loss)
     devices = [embeddings.device] if embeddings.is_cuda else []
-    # Without the engine, whose gradient does not go through the matrix that a distance returns.
-    with torch.random.fork_rng(devices=devices), disabled(), _recorded(loss) as calls:
+    with torch.random.fork_rng(devices=devices), _recorded(loss) as calls:
         value = loss(*given_first, **named)
     if not calls:
         raise NoPairWeightsError(f"{name} never compares embeddings through its distance, so it has no pair weights")
@@ -262,6 +261,7 @@ def _copied(loss: nn.Module) -> nn.Module:
     for module in copied.modules():
         if isinstance(module, RowLoss):
             module.chunk_size = None
+        as_stock(module)  # an accelerated gradient does not go through the matrix that a distance returns
     return copied
 
 

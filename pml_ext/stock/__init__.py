@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pml_ext import _pml
 
 if TYPE_CHECKING or not _pml.HAS_TERMS:
-    from pml_ext.stock.loss import NotAcceleratedError
+    from pml_ext.stock.loss import NotAcceleratedError, as_stock
     from pml_ext.stock.twins import accelerate
 else:
     __path__ = []  # its modules build on classes of PML 2: beside PML 3 there are none
@@ -23,5 +23,8 @@ else:
             "pml_ext.losses has losses without tuples"
         )
 
+    def as_stock(module: Any) -> None:
+        """Nothing is accelerated."""
 
-__all__ = ["NotAcceleratedError", "accelerate"]
+
+__all__ = ["NotAcceleratedError", "accelerate", "as_stock"]

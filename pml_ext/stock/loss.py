@@ -238,3 +238,21 @@ def accelerated_loss(loss: Any, *, chunk_size: int | None, strict: bool) -> Any:
     made.__dict__.update(state)
     made.__dict__.update(_chunk_size=chunk_size, _strict=strict, _said=set())
     return made
+
+
+def as_stock(module: Any) -> None:
+    """Make an accelerated loss one of its stock class, in place; nothing happens to another module.
+
+    Args:
+        module: any module; those in it stay as they are.
+
+    Example:
+        >>> from pytorch_metric_learning.losses import NTXentLoss
+        >>> from pml_ext import accelerate
+        >>> loss = accelerate(NTXentLoss())
+        >>> as_stock(loss)
+        >>> type(loss) is NTXentLoss
+        True
+    """
+    if isinstance(module, AcceleratedLoss):
+        module.__class__ = module.stock
