@@ -33,12 +33,12 @@ def pytest_runtestloop():
     gc.set_threshold(700, 50)
 
 
-def pytest_collectstart(collector):
+def pytest_sessionstart(session):
     """The workers share the cores, and the tensors of the tests are too small for several threads.
 
-    What only hands tests to workers collects none, and does without torch: importing it takes seconds.
+    What only hands tests to workers does without torch: importing it takes seconds.
     """
-    if isinstance(collector, pytest.Session):
+    if hasattr(session.config, "workerinput") or not session.config.getoption("numprocesses", None):
         import torch
 
         torch.set_num_threads(1)

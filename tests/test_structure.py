@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
 import pml_ext
 from pml_ext import catalog
@@ -87,6 +88,11 @@ def wrong_imports(path, tree):
         return [name for name in imported(tree) if name.startswith("pml_ext.")]
     parts = [name.split(".")[1] for name in imported(tree) if name.startswith("pml_ext.")]
     return [part for part in parts if part != own and layer(part) <= layer(own)]
+
+
+def test_the_tests_run_on_one_thread():
+    """Two workers of two threads each would take longer, and the numbers of a run depend on how many there are."""
+    assert torch.get_num_threads() == 1
 
 
 def test_imports_point_down():
