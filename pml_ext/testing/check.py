@@ -1,5 +1,6 @@
 """Check a loss or a miner against all laws that apply to it."""
 
+import copy
 import inspect
 import random
 from collections.abc import Callable, Iterable, Mapping
@@ -237,7 +238,8 @@ class _Cases:
 
     def _drawn(self, kind: Kind) -> list[Any]:
         examples = self.examples or int(_hypothesis().settings().max_examples)
-        return list(_drawn(kind, self._is_inverted, self.dimension, examples, self._seed))
+        # Copies: what a case has noted of a loss goes with that loss.
+        return [copy.copy(case) for case in _drawn(kind, self._is_inverted, self.dimension, examples, self._seed)]
 
     def smallest(self, kind: Kind, broken: LawBroken, check: Callable[[Any], None]) -> LawBroken:
         """The law broken on the smallest case that hypothesis finds, beginning with the case that is known."""
