@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from pml_ext.__main__ import WORDS, main
+from pml_ext.benchmark import Experiment
 from pml_ext.benchmark.advice import LOSSES, WARNINGS, choose
 from pml_ext.benchmark.cli import parser
+from pml_ext.benchmark.data import Data
 from pml_ext.benchmark.errors import BenchmarkError
 from pml_ext.benchmark.losses import parse_all
 
@@ -98,7 +100,7 @@ def test_the_command_prints_what_the_function_says(capsys):
 def test_classes_are_counted_in_data(capsys):
     assert main(["choose", "--data", "digits"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("10 classes with ")
+    assert out.startswith("5 classes with ")  # the others are for the test
     assert "pml-ext train --data digits --batch-size 128" in out
 
 
@@ -113,6 +115,15 @@ def test_a_pretrained_trunk_is_for_images(tmp_path):
     assert f"--data {tmp_path} --trunk efficientnet_lite0" in choice.command
     np.savez(tmp_path / "vectors.npz", embeddings=np.eye(4, dtype=np.float32), labels=np.arange(4) // 2)
     assert "--trunk" not in choose(data=str(tmp_path / "vectors.npz"), batch=4).command
+
+
+def test_classes_are_counted_as_a_run_trains_on_them(tmp_path):
+    labels = np.repeat(np.arange(24), 6)
+    np.savez(tmp_path / "vectors.npz", embeddings=np.eye(144, dtype=np.float32), labels=labels)
+    choice = choose(data=str(tmp_path / "vectors.npz"))
+    trained = Data.of(Experiment(data=str(tmp_path / "vectors.npz"))).train_classes
+    assert choice.situation.classes == trained < 24
+    assert f"--classes-per-batch {trained}" in choice.command
 
 
 def test_words_of_the_package(capsys):

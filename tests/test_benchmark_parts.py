@@ -1,6 +1,7 @@
 """Arguments, losses by name, the network, the table, and the pictures."""
 
 import io
+import math
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
@@ -168,6 +169,17 @@ def test_table():
     assert len({len(line) for line in lines[:4]}) == 1, "the columns are aligned"
     for form in (table.text, table.markdown):
         assert form([made("RAW", 0, 0.5)], notes=["by chance: 1 %"]).rstrip().endswith("by chance: 1 %")
+
+
+@pytest.mark.parametrize(
+    ("levels", "said"), [((0.4, 0.4), True), ((0.4, 0.6), False), ((0.6, 0.4), False), ((math.nan, 0.4), True)]
+)
+def test_a_frozen_trunk_that_no_loss_exceeds_is_named(levels, said):
+    trained = [made(loss, seed, level) for loss, level in zip("AB", levels, strict=True) for seed in (0, 1)]
+    trained = [replace(each, metrics={}) if math.isnan(each.metrics["NMI"]) else each for each in trained]
+    for form in (table.text, table.markdown):
+        assert ("than the frozen trunk: train for longer" in form([made("frozen trunk", 0, 0.5), *trained])) == said
+        assert "frozen trunk" not in form([made("untrained", 0, 0.5), *trained])
 
 
 def test_table_of_several_seeds():

@@ -235,7 +235,7 @@ def choose(
     """Which losses to start with, and how to fill a batch.
 
     Args:
-        classes: number of training classes. Default None: counted in `data`.
+        classes: number of training classes. Default None: counted in `data`, as a run cuts it by default.
         images_per_class: images of a typical class. Default None: the median in `data`.
         batch: images in a training step. Default 128.
         embedding_size: dimension of the embeddings. Default 128.
@@ -275,13 +275,20 @@ def choose(
 
 
 def _look(data: str) -> tuple[int, int, bool]:
-    """Number of classes, images of a typical class, and whether these are images for a pretrained trunk."""
+    """Number of training classes, images of a typical one, and whether these are images for a pretrained trunk."""
     import torch
 
     from pml_ext import datasets
+    from pml_ext.benchmark.config import Experiment
+    from pml_ext.benchmark.data import Data
 
     samples = datasets.open(data)
-    counts = torch.bincount(samples.labels)
+    try:
+        labels = Data.of(Experiment(data=data)).train.labels
+    except BenchmarkError:  # too few classes to train on some of them and to test on others
+        labels = samples.labels
+    counts = torch.bincount(labels)
+    counts = counts[counts > 0]
     return len(counts), int(counts.median()), samples.vectors is None and data not in datasets.DATASETS
 
 

@@ -146,8 +146,8 @@ def _framed(axes: Any, test: Any, query: int, index: int) -> None:
         spine.set_color(RIGHT if right else WRONG)
         spine.set_linewidth(3)
     if not right:  # not by color alone
-        axes.plot([0.72, 0.94], [0.06, 0.28], color=WRONG, linewidth=2, transform=axes.transAxes)
-        axes.plot([0.72, 0.94], [0.28, 0.06], color=WRONG, linewidth=2, transform=axes.transAxes)
+        axes.plot([0.72, 0.94], [0.72, 0.94], color=WRONG, linewidth=2, transform=axes.transAxes)  # the name is below
+        axes.plot([0.72, 0.94], [0.94, 0.72], color=WRONG, linewidth=2, transform=axes.transAxes)
     words = axes.text(
         0.06, 0.08, _name(test, index, 11), color="white", fontsize=6.5, transform=axes.transAxes, parse_math=False
     )

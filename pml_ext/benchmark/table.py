@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
-from pml_ext.benchmark.result import Result, name_of
+from pml_ext.benchmark.result import BASELINES, FROZEN_TRUNK, Result, name_of
 from pml_ext.evaluation import Standing, mean_interval
 
 NONE: Mapping[str, Standing] = MappingProxyType({})
@@ -116,7 +116,28 @@ def _notes(results: Sequence[Result], standing: Mapping[str, Standing]) -> list[
             f"rank: by recall@1, the places that paired differences over {over} leave open (95 %, of all pairs "
             f"together{whose}); *: not distinguishable from the best, so that 1 is among them."
         )
+    if _is_ahead_of_all(FROZEN_TRUNK, results):
+        better = "train for longer (--epochs), or the trunk too"
+        lines.append(f"No loss has a higher recall@1 or MAP@R than the {FROZEN_TRUNK}: {better}.")
     return lines + [f"{name_of(result.key)}, failed: {result.error}" for result in results if result.error]
+
+
+def _is_ahead_of_all(baseline: str, results: Sequence[Result]) -> bool:
+    """Whether no loss has a higher mean than what was there before training, by either metric."""
+
+    def mean(runs: Sequence[Result], metric: str) -> float:
+        values = [run.metrics[metric] for run in runs if metric in run.metrics]
+        return math.fsum(values) / len(values) if values else math.nan
+
+    groups = by_loss(results)
+    if baseline not in groups:
+        return False
+    trained = [runs for loss, runs in groups.items() if loss not in BASELINES and any(run.metrics for run in runs)]
+    return bool(trained) and all(
+        mean(runs, metric) <= mean(groups[baseline], metric)
+        for runs in trained
+        for metric in ("recall_at_1", "mean_average_precision_at_r")
+    )
 
 
 def _over(results: Sequence[Result]) -> str:
