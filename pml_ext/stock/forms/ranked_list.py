@@ -20,7 +20,7 @@ class RankedList(Form):
     `a` is how far a positive is beyond `alpha - margin`, or a negative within `alpha`. Equal samples do not count.
     """
 
-    pays_from = 1 << 12
+    pays_from = 1 << 13
     takes_references = takes_lists = False
 
     @classmethod
