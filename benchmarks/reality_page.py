@@ -1,7 +1,6 @@
 """The page and the picture of `benchmarks/reality.py`: what is distinguishable, and what of old claims is borne out."""
 
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,15 +53,6 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     path = folder / "results.jsonl"
     found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [line for line in found if not line["error"]]
-
-
-def plain(name: str) -> str:
-    """A name without its arguments, for a file.
-
-    >>> plain("pml:NCALoss(softmax_scale=3)")
-    'pml-NCALoss'
-    """
-    return re.sub(r"[^\w.-]", "-", method(name))
 
 
 def method(name: str) -> str:

@@ -140,9 +140,7 @@ WARNINGS = (
             "losses with a learned center or proxy of each class (MCA, SoftTriple, CenterNCA with learned centers)",
             f"with {s.per_batch} of {s.classes:,} classes in a batch, a center is moved by samples of its own once in "
             f"{-(-s.classes // s.per_batch)} steps; all of them take {4 * s.classes * s.embedding_size / 1e6:.2g} MB",
-            "arithmetic; with 57 classes and 200 steps "
-            + _REALITY
-            + " has ProxyAnchor at MAP@R 37.5, SoftTriple and MCA "
+            f"arithmetic; with 57 classes and 200 steps {_REALITY} has ProxyAnchor at MAP@R 37.5, SoftTriple and MCA "
             "at 37.9, MultiSimilarity at 39.1",
         ),
     ),

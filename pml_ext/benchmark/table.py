@@ -116,25 +116,25 @@ def _notes(results: Sequence[Result], standing: Mapping[str, Standing]) -> list[
             f"rank: by recall@1, the places that paired differences over {over} leave open (95 %, of all pairs "
             f"together{whose}); *: not distinguishable from the best, so that 1 is among them."
         )
-    if _is_ahead_of_all(FROZEN_TRUNK, results):
+    if _trunk_leads(results):
         better = "train for longer (--epochs), or the trunk too"
         lines.append(f"No loss has a higher recall@1 or MAP@R than the {FROZEN_TRUNK}: {better}.")
     return lines + [f"{name_of(result.key)}, failed: {result.error}" for result in results if result.error]
 
 
-def _is_ahead_of_all(baseline: str, results: Sequence[Result]) -> bool:
-    """Whether no loss has a higher mean than what was there before training, by either metric."""
+def _trunk_leads(results: Sequence[Result]) -> bool:
+    """Whether no loss has a higher mean than the frozen trunk, by either metric."""
 
     def mean(runs: Sequence[Result], metric: str) -> float:
         values = [run.metrics[metric] for run in runs if metric in run.metrics]
         return math.fsum(values) / len(values) if values else math.nan
 
     groups = by_loss(results)
-    if baseline not in groups:
+    if FROZEN_TRUNK not in groups:
         return False
     trained = [runs for loss, runs in groups.items() if loss not in BASELINES and any(run.metrics for run in runs)]
     return bool(trained) and all(
-        mean(runs, metric) <= mean(groups[baseline], metric)
+        mean(runs, metric) <= mean(groups[FROZEN_TRUNK], metric)
         for runs in trained
         for metric in ("recall_at_1", "mean_average_precision_at_r")
     )
