@@ -55,7 +55,7 @@ class Cached(nn.Module):
 
     Warns:
         UserWarning: once, if a batch normalization in training takes its statistics from each chunk, not from the
-        batch.
+            batch.
 
     Example:
         >>> import torch
