@@ -16,6 +16,8 @@ from pml_ext.palette import BLUE, GRAY
 RESULTS = Path(__file__).parent / "results" / "reality.md"
 UNTRAINED = (FROZEN_TRUNK, UNTRAINED_HEAD)
 CHOSEN_BY = "mean_average_precision_at_r"
+# What one run of a loss has and another has not.
+_OF_A_RUN = ("seed", "metrics", "seconds_per_epoch", "failure", "error", "fold", "best_epoch", "validation", "date")
 # What is said of these methods, first against second.
 CLAIMS = (
     ("RAW", "MultiSimilarity", "RAW is multi-similarity with its miner, in one pass"),
@@ -213,9 +215,26 @@ def kept(line: Mapping[str, Any], data: str) -> dict[str, Any]:
 
 
 def put_lines(page: Path, runs: Iterable[Mapping[str, Any]]) -> None:
-    """Write runs beside their page, one line each."""
-    text = "".join(json.dumps(line) + "\n" for line in runs)
+    """Write runs beside their page: a line for each loss with its arguments, and its runs in it."""
+    found: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+    for line in runs:
+        common = {key: value for key, value in line.items() if key not in _OF_A_RUN}
+        one = {key: value for key, value in line.items() if key in _OF_A_RUN and value not in (None, "", {})}
+        found.setdefault(json.dumps(common, sort_keys=True), (common, []))[1].append(one)
+    text = "".join(json.dumps({**common, "runs": each}) + "\n" for common, each in found.values())
     page.with_suffix(".jsonl").write_text(text, encoding="utf-8")
+
+
+def overview(sets: Mapping[str, Mapping[str, Standing]]) -> list[str]:
+    """A row for each method that every data set has, a column for each data set; the best mean place first."""
+    shared = set.intersection(*(set(found) for found in sets.values()))
+    places = {data: sorted(shared, key=lambda name: -found[name].mean) for data, found in sets.items()}
+    mean = {name: sum(each.index(name) + 1 for each in places.values()) / len(sets) for name in shared}
+    out = [f"| method | mean place | {' | '.join(sets)} |", "|" + "---|" * (2 + len(sets))]
+    for name in sorted(shared, key=lambda each: (mean[each], each)):
+        cells = [f"{100 * found[name].mean:.1f}{'*' if found[name].is_best else ''}" for found in sets.values()]
+        out.append(f"| {name} | {mean[name]:.1f} | {' | '.join(cells)} |")
+    return out
 
 
 def write(out: Path) -> None:
@@ -228,6 +247,13 @@ def write(out: Path) -> None:
     page = ["## Old claims", "", "Paired differences of MAP@R in points, first minus second, 95 % intervals over"]
     page += ["queries and seeds; bold: significant at 5 % after Holm's correction over this table.", ""]
     page += [*claims(queries), ""]
+    tracks: dict[str, dict[str, Mapping[str, Standing]]] = {}
+    for name, found in standing.items():
+        tracks.setdefault(name.partition(":")[0], {})[name] = found
+    for track, found in tracks.items():
+        if len(found) > 1:
+            page += [f"## {track}: all data sets", "", "MAP@R; * is not distinguishable from the best."]
+            page += ["", *overview(found), ""]
     for name, folder in folders.items():
         page += [f"## {name}", "", *table(folder / "tested", standing[name]), "", *repeated(folder), ""]
     put(RESULTS, "\n".join(page).rstrip() + "\n", "Losses, equally tuned")

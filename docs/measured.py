@@ -42,9 +42,10 @@ def retrieval(name: str) -> Table:
             continue
         data = line.get("data") or _RETRIEVAL[name][1]
         of_method = values.setdefault(data, {}).setdefault(line["loss"].partition("(")[0], {})
-        for metric in _METRICS:
-            if metric in line["metrics"]:
-                of_method.setdefault(metric, []).append(100 * line["metrics"][metric])
+        for one in line.get("runs", [line]):
+            for metric in _METRICS:
+                if metric in one["metrics"]:
+                    of_method.setdefault(metric, []).append(100 * one["metrics"][metric])
     return {
         data: {
             method: {metric: mean_interval(found) for metric, found in metrics.items()}

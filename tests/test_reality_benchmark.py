@@ -63,9 +63,23 @@ def test_the_page_has_the_differences_that_there_are_and_marks_no_others(out):
     assert page.index("| BatchHard | ") < page.index("| RAW | 40")
     assert (out / "reality.png").stat().st_size > 1000
     kept = [json.loads(line) for line in (out / "reality.jsonl").read_text().splitlines()]
-    assert len(kept) == 12  # the run that diverged has no metrics
+    assert [len(line["runs"]) for line in kept] == [3] * 4  # a line for each loss; the run that diverged has no metrics
+    assert [run["seed"] for run in kept[0]["runs"]] == [0, 1, 2]
     assert {line["data"] for line in kept} == {"frozen: A"}
     assert kept[0]["arguments"] == {"epochs": 5}
+    assert "all data sets" not in page  # there is one
+
+
+def test_methods_of_several_data_sets_stand_beside_each_other(out):
+    levels = {"RAW(gamma=0.1)": 0.5, "BatchHard": 0.3, "BatchAll": 0.3}
+    write_runs(out / "frozen" / "C" / "tested", levels)
+    reality_page.write(out)
+    _, table = (out / "reality.md").read_text().split("## frozen: all data sets")
+    rows = [line.split(" | ") for line in table.split("## ")[0].splitlines() if line.startswith("| ")]
+    assert rows[0] == ["| method", "mean place", "frozen: A", "frozen: C |"]
+    found = {row[0]: row[1:] for row in rows[1:]}
+    assert found["| RAW"] == ["2.0", "40.0", "50.0* |"]  # third, then first
+    assert set(found) == {"| RAW", "| BatchHard", "| BatchAll"}  # C lacks the contrastive loss
 
 
 def test_what_was_run_again_is_held_against_the_first_run(out):
