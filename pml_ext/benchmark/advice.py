@@ -280,14 +280,15 @@ def _look(data: str) -> tuple[int, int, bool]:
     from pml_ext.benchmark.config import Experiment
     from pml_ext.benchmark.data import Data
 
-    samples = datasets.open(data)
     try:
-        labels = Data.of(Experiment(data=data)).train.labels
+        cut = Data.of(Experiment(data=data))
+        labels, samples = cut.train.labels, cut.samples
     except BenchmarkError:  # too few classes to train on some of them and to test on others
+        samples = datasets.open(data)
         labels = samples.labels
     counts = torch.bincount(labels)
     counts = counts[counts > 0]
-    return len(counts), int(counts.median()), samples.vectors is None and data not in datasets.DATASETS
+    return len(counts), int(counts.median()), samples is not None and samples.vectors is None
 
 
 def _command(situation: Situation, losses: tuple[Advice, ...], data: str, *, pretrained: bool) -> str:

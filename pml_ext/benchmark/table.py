@@ -126,14 +126,11 @@ def _trunk_leads(results: Sequence[Result]) -> bool:
     """Whether no loss has a higher mean than the frozen trunk, by either metric."""
 
     def mean(runs: Sequence[Result], metric: str) -> float:
-        values = [run.metrics[metric] for run in runs if metric in run.metrics]
-        return math.fsum(values) / len(values) if values else math.nan
+        return mean_interval([run.metrics.get(metric) for run in runs]).mean
 
-    groups = by_loss(results)
-    if FROZEN_TRUNK not in groups:
-        return False
-    trained = [runs for loss, runs in groups.items() if loss not in BASELINES and any(run.metrics for run in runs)]
-    return bool(trained) and all(
+    groups = by_loss([result for result in results if result.metrics])
+    trained = [runs for loss, runs in groups.items() if loss not in BASELINES]
+    return bool(FROZEN_TRUNK in groups and trained) and all(
         mean(runs, metric) <= mean(groups[FROZEN_TRUNK], metric)
         for runs in trained
         for metric in ("recall_at_1", "mean_average_precision_at_r")
