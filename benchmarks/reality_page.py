@@ -204,11 +204,13 @@ def put(path: Path, measured: str, title: str) -> None:
 def kept(line: Mapping[str, Any], data: str) -> dict[str, Any]:
     """What a page keeps of a run: no history, no last epoch, and nothing of the machine on which it ran.
 
-    Metrics have six digits after the point; an argument that is not there is None.
+    Metrics have six digits after the point, of those of validation only the one that chooses the epoch is kept; an
+    argument that is not there is None.
     """
     found = {key: value for key, value in line.items() if key not in ("history", "last", "arguments", "hardware")}
-    for key in ("metrics", "validation"):
-        found[key] = {name: round(value, 6) for name, value in (found.get(key) or {}).items()}
+    found["metrics"] = {name: round(value, 6) for name, value in line["metrics"].items()}
+    validation = line.get("validation") or {}
+    found["validation"] = {CHOSEN_BY: round(validation[CHOSEN_BY], 6)} if CHOSEN_BY in validation else {}
     unsaid = ("losses", "cache", "out", "data")
     arguments = {k: v for k, v in line["arguments"].items() if k not in unsaid and v is not None}
     return found | {"data": data, "arguments": arguments}
