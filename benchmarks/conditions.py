@@ -16,6 +16,7 @@ from typing import Any
 import image_options
 import numpy as np
 import reality_page
+import run_lines
 from numpy.typing import NDArray
 
 from pml_ext.benchmark import Experiment, run
@@ -103,7 +104,7 @@ def main() -> None:
     reality_page.put(RESULTS, page(given.out), "Batch size, class size, dimension")
     folders = sorted(given.out.glob("*/*/"))
     runs = ((folder, line) for folder in folders for line in reality_page.lines(folder))
-    reality_page.put_lines(RESULTS, (reality_page.kept(line, folder.parent.name) for folder, line in runs))
+    run_lines.write(RESULTS, (run_lines.kept(line, folder.parent.name) for folder, line in runs))
 
 
 if __name__ == "__main__":

@@ -1,23 +1,31 @@
-"""The page and the picture of `benchmarks/reality.py`: what is distinguishable, and what of old claims is borne out."""
+"""The page and the picture of `benchmarks/reality.py`: what is distinguishable, and what of old claims is borne out.
+
+Beside the page stand the runs (`.jsonl`) and what the tests over their queries said (`.json`), which is all that it is
+made of: data sets can be run on different days and machines, and a page of one more needs only its runs.
+"""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import run_lines
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
+from pml_ext.benchmark.evaluate import CHOSEN_BY
 from pml_ext.benchmark.folder import run_folder
 from pml_ext.benchmark.result import FROZEN_TRUNK, UNTRAINED_HEAD
-from pml_ext.evaluation import Difference, Standing, mean_interval, paired_difference, standings
+from pml_ext.evaluation import Difference, mean_interval, paired_difference, standings
 from pml_ext.palette import BLUE, GRAY
 
 RESULTS = Path(__file__).parent / "results" / "reality.md"
 UNTRAINED = (FROZEN_TRUNK, UNTRAINED_HEAD)
-CHOSEN_BY = "mean_average_precision_at_r"
-# What one run of a loss has and another has not.
-_OF_A_RUN = ("seed", "metrics", "seconds_per_epoch", "failure", "error", "fold", "best_epoch", "validation", "date")
+# The runs of each method, by data set.
+Runs = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
+# What the tests of each data set said, see `compared`.
+Tests = Mapping[str, Mapping[str, Any]]
 # What is said of these methods, first against second.
 CLAIMS = (
     ("RAW", "MultiSimilarity", "RAW is multi-similarity with its miner, in one pass"),
@@ -91,28 +99,49 @@ def holm(p_values: list[float]) -> list[float]:
     return corrected
 
 
-def table(folder: Path, standing: Mapping[str, Standing]) -> list[str]:
+def compared(queries: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
+    """What the tests over the queries of a data set say: the ranks of each method, and of the claims the differences.
+
+    Both are corrected by Holm's method: the ranks over all pairs, the claims over those that the data set has.
+    """
+    ranks = {
+        name: {"first": found.first, "last": found.last, "is_best": found.is_best}
+        for name, found in standings(queries).items()
+    }
+    pairs = [(a, b) for a, b, _ in CLAIMS if a in queries and b in queries]
+    differences = [paired_difference(queries[a], queries[b]) for a, b in pairs]
+    corrected = holm([each.p_value for each in differences])
+    claims = [
+        {"of": pair, **{key: round(value, 6) for key, value in each._asdict().items()}, "is_significant": p < 0.05}
+        for pair, each, p in zip(pairs, differences, corrected, strict=True)
+    ]
+    return {"ranks": ranks, "claims": claims}
+
+
+def mean(runs: Sequence[Mapping[str, Any]], key: str = CHOSEN_BY) -> float:
+    """Over the runs of a method."""
+    return float(np.mean([line["metrics"][key] for line in runs]))
+
+
+def table(methods: Mapping[str, Sequence[Mapping[str, Any]]], ranks: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A row for each method, the best mean first."""
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for line in lines(folder):
-        rows.setdefault(method(line["loss"]), []).append(line)
     out = ["| method | MAP@R | recall@1 | @8 | NMI | rank | seeds | s / epoch | arguments |", "|" + "---|" * 9]
-    for name in sorted(rows, key=lambda each: -standing[each].mean):
-        runs = rows[name]
+    for name in sorted(methods, key=lambda each: -mean(methods[each])):
+        runs, place = methods[name], ranks[name]
         cells = [_mean(runs, key) for key in (CHOSEN_BY, "recall_at_1", "recall_at_8", "NMI")]
-        place = standing[name]
-        seconds = [line["seconds_per_epoch"] for line in runs if line["seconds_per_epoch"]]
+        cells.append(f"{place['first']}-{place['last']}{'*' if place['is_best'] else ''}")
+        seconds = [line["seconds_per_epoch"] for line in runs if line.get("seconds_per_epoch")]
         arguments = runs[0]["loss"].removeprefix(name)[1:-1].replace("|", "\\|")
-        out.append(
-            f"| {name} | {' | '.join(cells)} | {place.first}-{place.last}{'*' if place.is_best else ''} | {len(runs)} "
-            f"| {np.median(seconds):.2f} | {arguments} |"
-            if seconds
-            else f"| {name} | {' | '.join(cells)} | {place.first}-{place.last}{'*' if place.is_best else ''} | | | |"
-        )
+        cells += [f"{len(runs)}", f"{np.median(seconds):.2f}", arguments] if seconds else ["", "", ""]
+        out.append(_row(name, *cells))
     return out
 
 
-def _mean(runs: list[dict[str, Any]], key: str) -> str:
+def _row(*cells: str) -> str:
+    return " ".join(f"| {cell}" if cell else "|" for cell in (*cells, ""))
+
+
+def _mean(runs: Sequence[Mapping[str, Any]], key: str) -> str:
     values = [line["metrics"][key] for line in runs if key in line["metrics"]]
     return percent(values) if values else ""
 
@@ -133,23 +162,19 @@ def points(found: Difference, *, is_significant: bool = False) -> str:
     return f"**{said}**" if is_significant else said
 
 
-def claims(sets: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> list[str]:
+def claims(tests: Tests) -> list[str]:
     """A row for each claim, a column for each data set: the paired difference, bold where it is significant."""
-    keys = [(a, b, data) for a, b, _ in CLAIMS for data in sets if a in sets[data] and b in sets[data]]
-    found: dict[tuple[str, str, str], Difference] = {
-        (a, b, data): paired_difference(sets[data][a], sets[data][b]) for a, b, data in keys
-    }
-    corrected = dict(zip(keys, holm([found[key].p_value for key in keys]), strict=True))
-    out = [f"| first | second | | {' | '.join(sets)} |", "|" + "---|" * (3 + len(sets))]
+    found = {(*claim["of"], data): claim for data, said in tests.items() for claim in said["claims"]}
+    out = [f"| first | second | | {' | '.join(tests)} |", "|" + "---|" * (3 + len(tests))]
     for a, b, what in CLAIMS:
-        cells = []
-        for data in sets:
-            if (a, b, data) not in found:
-                cells.append("")
-                continue
-            cells.append(points(found[a, b, data], is_significant=corrected[a, b, data] < 0.05))
-        out.append(f"| {a} | {b} | {what} | {' | '.join(cells)} |")
+        cells = [_claim(found[a, b, data]) if (a, b, data) in found else "" for data in tests]
+        out.append(_row(a, b, what, *cells))
     return out
+
+
+def _claim(found: Mapping[str, Any]) -> str:
+    difference = Difference(found["mean"], found["low"], found["high"], found["p_value"])
+    return points(difference, is_significant=found["is_significant"])
 
 
 def repeated(folder: Path) -> list[str]:
@@ -170,27 +195,34 @@ def repeated(folder: Path) -> list[str]:
     return out
 
 
-def picture(sets: Mapping[str, Mapping[str, Standing]], path: Path, most: int = 30) -> None:
-    """MAP@R of the best methods of each data set, each with its interval to the best."""
+def picture(sets: Runs, tests: Tests, path: Path, most: int = 30, columns: int = 3) -> None:
+    """MAP@R of the best methods of each data set: the mean over seeds with its interval, and the interval of ranks."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5 * len(sets), 0.2 * most + 1.2), layout="constrained")
+    rows = -(-len(sets) // columns)
+    columns = min(columns, len(sets))
+    figure = Figure(figsize=(5 * columns, rows * (0.2 * most + 1.2)), layout="constrained")
     FigureCanvasAgg(figure)
-    for place, (data, found) in enumerate(sets.items()):
-        axes = figure.add_subplot(1, len(sets), place + 1)
-        names = sorted(found, key=lambda name: -found[name].mean)[:most][::-1]
+    for place, (data, methods) in enumerate(sets.items()):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        names = sorted(methods, key=lambda name: -mean(methods[name]))[:most][::-1]
+        ranks = []
         for row, name in enumerate(names):
-            one = found[name]
-            color = BLUE if one.is_best else GRAY
-            if one.to_best is not None:
-                half = (one.to_best.high - one.to_best.low) / 2
-                axes.plot([100 * (one.mean - half), 100 * (one.mean + half)], [row, row], color=color, lw=1)
-            axes.plot(100 * one.mean, row, "o", color=color, ms=4)
+            rank = tests[data]["ranks"][name]
+            ranks.append(f"{rank['first']}-{rank['last']}")
+            color = BLUE if rank["is_best"] else GRAY
+            found = mean_interval([100 * line["metrics"][CHOSEN_BY] for line in methods[name]])
+            axes.plot([found.low, found.high], [row, row], color=color, lw=1)
+            axes.plot(found.mean, row, "o", color=color, ms=4)
         axes.set_yticks(range(len(names)), names, fontsize=7)
+        beside = axes.secondary_yaxis("right")
+        beside.set_yticks(range(len(names)), ranks, fontsize=6)
+        beside.tick_params(length=0)
         axes.set_title(data, fontsize=10)
-        axes.set_xlabel("MAP@R, %; line: 95 % interval of the difference to the best", fontsize=7)
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlabel("MAP@R, % (95 % over seeds), ranks; blue: not told from the best", fontsize=7)
+        for one in (axes, beside):
+            one.spines[["top", "right"] if one is axes else ["right"]].set_visible(False)
     figure.savefig(path, dpi=150)
 
 
@@ -201,64 +233,54 @@ def put(path: Path, measured: str, title: str) -> None:
     path.write_text(text.split(mark)[0] + mark + "\n\n" + measured, encoding="utf-8")
 
 
-def kept(line: Mapping[str, Any], data: str) -> dict[str, Any]:
-    """What a page keeps of a run: no history, no last epoch, and nothing of the machine on which it ran.
-
-    Metrics have six digits after the point, of those of validation only the one that chooses the epoch is kept; an
-    argument that is not there is None.
-    """
-    found = {key: value for key, value in line.items() if key not in ("history", "last", "arguments", "hardware")}
-    found["metrics"] = {name: round(value, 6) for name, value in line["metrics"].items()}
-    validation = line.get("validation") or {}
-    found["validation"] = {CHOSEN_BY: round(validation[CHOSEN_BY], 6)} if CHOSEN_BY in validation else {}
-    unsaid = ("losses", "cache", "out", "data")
-    arguments = {k: v for k, v in line["arguments"].items() if k not in unsaid and v is not None}
-    return found | {"data": data, "arguments": arguments}
-
-
-def put_lines(page: Path, runs: Iterable[Mapping[str, Any]]) -> None:
-    """Write runs beside their page: a line for each loss with its arguments, and its runs in it."""
-    found: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
-    for line in runs:
-        common = {key: value for key, value in line.items() if key not in _OF_A_RUN}
-        one = {key: value for key, value in line.items() if key in _OF_A_RUN and value not in (None, "", {})}
-        found.setdefault(json.dumps(common, sort_keys=True), (common, []))[1].append(one)
-    text = "".join(json.dumps({**common, "runs": each}) + "\n" for common, each in found.values())
-    page.with_suffix(".jsonl").write_text(text, encoding="utf-8")
-
-
-def overview(sets: Mapping[str, Mapping[str, Standing]]) -> list[str]:
+def overview(sets: Runs, tests: Tests) -> list[str]:
     """A row for each method that every data set has, a column for each data set; the best mean place first."""
-    shared = set.intersection(*(set(found) for found in sets.values()))
-    places = {data: sorted(shared, key=lambda name: -found[name].mean) for data, found in sets.items()}
-    mean = {name: sum(each.index(name) + 1 for each in places.values()) / len(sets) for name in shared}
+    shared = sorted(set.intersection(*(set(methods) for methods in sets.values())))
+    places = [rankdata([-mean(methods[name]) for name in shared]) for methods in sets.values()]
+    mean_place = dict(zip(shared, np.mean(places, axis=0), strict=True))
     out = [f"| method | mean place | {' | '.join(sets)} |", "|" + "---|" * (2 + len(sets))]
-    for name in sorted(shared, key=lambda each: (mean[each], each)):
-        cells = [f"{100 * found[name].mean:.1f}{'*' if found[name].is_best else ''}" for found in sets.values()]
-        out.append(f"| {name} | {mean[name]:.1f} | {' | '.join(cells)} |")
+    for name in sorted(shared, key=lambda each: (mean_place[each], each)):
+        cells = [
+            f"{100 * mean(methods[name]):.1f}{'*' if tests[data]['ranks'][name]['is_best'] else ''}"
+            for data, methods in sets.items()
+        ]
+        out.append(f"| {name} | {mean_place[name]:.1f} | {' | '.join(cells)} |")
     return out
 
 
+def page(sets: Runs, tests: Tests) -> str:
+    """What was measured: the claims, the data sets of each track beside each other, and each alone."""
+    out = ["## Old claims", "", "Paired differences of MAP@R in points, first minus second, 95 % intervals over"]
+    out += ["queries and seeds; bold: significant at 5 % after Holm's correction over the claims of a data set.", ""]
+    out += [*claims(tests), ""]
+    tracks: dict[str, list[str]] = {}
+    for name in sets:
+        tracks.setdefault(name.partition(":")[0], []).append(name)
+    for track, names in tracks.items():
+        if len(names) > 1:
+            out += [f"## {track}: all data sets", "", "MAP@R; * is not distinguishable from the best."]
+            out += ["", *overview({name: sets[name] for name in names}, tests), ""]
+    for name, methods in sets.items():
+        out += [f"## {name}", "", *table(methods, tests[name]["ranks"]), "", *tests[name]["again"], ""]
+    return "\n".join(out).rstrip() + "\n"
+
+
 def write(out: Path) -> None:
-    """Write `results/reality.md`, its picture, and the lines that they are made of."""
+    """Write `results/reality.md` and what stands beside it anew, with the data sets whose runs are in a folder."""
     folders = {f"{each.parent.name}: {each.name}": each for each in sorted(out.glob("*/*/")) if lines(each / "tested")}
-    if not folders:
-        raise SystemExit(f"no run of {out} has ended")
-    queries = {name: of_queries(each / "tested") for name, each in folders.items()}
-    standing = {name: standings(each) for name, each in queries.items()}
-    page = ["## Old claims", "", "Paired differences of MAP@R in points, first minus second, 95 % intervals over"]
-    page += ["queries and seeds; bold: significant at 5 % after Holm's correction over this table.", ""]
-    page += [*claims(queries), ""]
-    tracks: dict[str, dict[str, Mapping[str, Standing]]] = {}
-    for name, found in standing.items():
-        tracks.setdefault(name.partition(":")[0], {})[name] = found
-    for track, found in tracks.items():
-        if len(found) > 1:
-            page += [f"## {track}: all data sets", "", "MAP@R; * is not distinguishable from the best."]
-            page += ["", *overview(found), ""]
+    beside = RESULTS.with_suffix(".json")
+    tests = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
+    runs = [line for line in run_lines.read(RESULTS) if line["data"] not in folders]
     for name, folder in folders.items():
-        page += [f"## {name}", "", *table(folder / "tested", standing[name]), "", *repeated(folder), ""]
-    put(RESULTS, "\n".join(page).rstrip() + "\n", "Losses, equally tuned")
-    picture(standing, RESULTS.with_suffix(".png"))
-    put_lines(RESULTS, (kept(line, name) for name, folder in folders.items() for line in lines(folder / "tested")))
-    print(f"written: {RESULTS}, .png, .jsonl")
+        tests[name] = {**compared(of_queries(folder / "tested")), "again": repeated(folder)}
+        runs += [run_lines.kept(line, name) for line in lines(folder / "tested")]
+    if not runs:
+        raise SystemExit(f"no run of {out} has ended")
+    sets: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for line in runs:
+        sets.setdefault(line["data"], {}).setdefault(method(line["loss"]), []).append(line)
+    run_lines.write(RESULTS, runs)
+    beside.write_text(json.dumps(tests, indent=1) + "\n", encoding="utf-8")
+    put(RESULTS, page(sets, tests), "Losses, equally tuned")
+    picture(sets, tests, RESULTS.with_suffix(".png"))
+    print(f"of {', '.join(folders) or 'no new run'}: {RESULTS}, .json, .jsonl, .png")

@@ -42,10 +42,9 @@ def retrieval(name: str) -> Table:
             continue
         data = line.get("data") or _RETRIEVAL[name][1]
         of_method = values.setdefault(data, {}).setdefault(line["loss"].partition("(")[0], {})
-        for one in line.get("runs", [line]):
-            for metric in _METRICS:
-                if metric in one["metrics"]:
-                    of_method.setdefault(metric, []).append(100 * one["metrics"][metric])
+        for metric in _METRICS:
+            if values_of := _values(line, metric):
+                of_method.setdefault(metric, []).extend(100 * value for value in values_of)
     return {
         data: {
             method: {metric: mean_interval(found) for metric, found in metrics.items()}
@@ -53,6 +52,12 @@ def retrieval(name: str) -> Table:
         }
         for data, methods in values.items()
     }
+
+
+def _values(line: Mapping[str, Any], metric: str) -> list[float]:
+    """What a line has of a metric: that of its run, or a column of its runs."""
+    found = line["runs"]["metrics"].get(metric, []) if "runs" in line else [line["metrics"].get(metric)]
+    return [value for value in found if value is not None]
 
 
 @cache

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import conditions
 import image_options
 import reality
 import reality_page
+import run_lines
 
 
 def write_runs(folder, methods):
@@ -63,8 +65,9 @@ def test_the_page_has_the_differences_that_there_are_and_marks_no_others(out):
     assert page.index("| BatchHard | ") < page.index("| RAW | 40")
     assert (out / "reality.png").stat().st_size > 1000
     kept = [json.loads(line) for line in (out / "reality.jsonl").read_text().splitlines()]
-    assert [len(line["runs"]) for line in kept] == [3] * 4  # a line for each loss; the run that diverged has no metrics
-    assert [run["seed"] for run in kept[0]["runs"]] == [0, 1, 2]
+    # A line for each loss; the run that diverged has no metrics.
+    assert [line["runs"]["seed"] for line in kept] == [[0, 1, 2]] * 4
+    assert [len(line["runs"]["metrics"]["NMI"]) for line in kept] == [3] * 4
     assert {line["data"] for line in kept} == {"frozen: A"}
     assert kept[0]["arguments"] == {"epochs": 5}
     assert "all data sets" not in page  # there is one
@@ -80,6 +83,48 @@ def test_methods_of_several_data_sets_stand_beside_each_other(out):
     found = {row[0]: row[1:] for row in rows[1:]}
     assert found["| RAW"] == ["2.0", "40.0", "50.0* |"]  # third, then first
     assert set(found) == {"| RAW", "| BatchHard", "| BatchAll"}  # C lacks the contrastive loss
+
+
+def test_data_sets_of_another_day_stay_as_they_are_without_their_runs(out, tmp_path):
+    reality_page.write(out)
+    before = (out / "reality.md").read_text()
+    files = {kind: (out / f"reality.{kind}").read_bytes() for kind in ("json", "jsonl")}
+    reality_page.write(tmp_path / "empty")
+    assert (out / "reality.md").read_text() == before
+    assert {kind: (out / f"reality.{kind}").read_bytes() for kind in files} == files
+
+    (tmp_path / "empty" / "frozen").mkdir(parents=True)
+    write_runs(tmp_path / "empty" / "frozen" / "C" / "tested", {"RAW(gamma=0.1)": 0.5, "BatchHard": 0.3})
+    reality_page.write(tmp_path / "empty")
+    page = (out / "reality.md").read_text()
+    section = before.split("## frozen: A")[1].rstrip()
+    assert section in page
+    assert page.index("## frozen: A") < page.index("## frozen: C")
+    assert "## frozen: all data sets" in page
+    (claim,) = (line for line in before.splitlines() if line.startswith("| RAW | pml:ContrastiveLoss |"))
+    assert f"{claim} |" in page  # C has no contrastive loss: an empty cell more
+
+
+def test_the_page_in_the_repository_is_that_of_the_files_beside_it(tmp_path, monkeypatch):
+    for kind in ("md", "json", "jsonl"):
+        shutil.copy(reality_page.RESULTS.with_suffix(f".{kind}"), tmp_path)
+    before = (tmp_path / "reality.md").read_text()
+    monkeypatch.setattr(reality_page, "RESULTS", tmp_path / "reality.md")
+    reality_page.write(tmp_path / "empty")
+    assert (tmp_path / "reality.md").read_text() == before
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [{"seed": 0}],
+        [{"seed": 0, "metrics": {"NMI": 0.5}}, {"seed": 1}, {"seed": 2, "metrics": {"MAP@R": 0.1}, "date": "today"}],
+        [{"seed": 1}, {"seed": 0, "fold": 0, "validation": {"MAP@R": 0.0}}],
+    ],
+)
+def test_rows_come_back_from_their_columns(rows):
+    assert run_lines.rows(json.loads(json.dumps(run_lines.columns(rows)))) == rows
 
 
 def test_what_was_run_again_is_held_against_the_first_run(out):
@@ -107,7 +152,8 @@ def test_a_part_is_run_again_by_seeds(out, monkeypatch):
     assert len(ran) == len({seed for _, seed in drawn})
 
 
-def test_without_a_run_there_is_no_page(tmp_path):
+def test_without_a_run_there_is_no_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(reality_page, "RESULTS", tmp_path / "reality.md")
     with pytest.raises(SystemExit, match="has ended"):
         reality_page.write(tmp_path)
 
