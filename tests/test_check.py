@@ -1,5 +1,7 @@
 """What `check_loss` and `check_miner` say about a loss or a miner, and how they are used with pytest."""
 
+import re
+
 import pytest
 import torch
 from mutants import LOSS_MUTANTS, Sound, SoundMiner
@@ -8,7 +10,16 @@ from of_pml import losses as pml_losses
 from of_pml import miners as pml_miners
 
 from pml_ext import thresholds
-from pml_ext.testing import LOSS_LAWS, LawBroken, LawTable, Verdict, check_loss, check_miner, parametrize_with_laws
+from pml_ext.testing import (
+    LOSS_LAWS,
+    MINER_LAWS,
+    LawBroken,
+    LawTable,
+    Verdict,
+    check_loss,
+    check_miner,
+    parametrize_with_laws,
+)
 from pml_ext.testing.law import STAGES
 
 WRONG = LOSS_MUTANTS["SidesExchanged"][0]
@@ -134,22 +145,34 @@ def test_the_table_shows_itself():
         Verdict("second", "failed", 2, "<case>", "1 < 2", "as shipped"),
         Verdict("third", "expected failure", 1, None, "known"),
         Verdict("fourth", "unexpected pass", 1, None, "it holds"),
-        Verdict("fifth", "not applicable"),
+        Verdict("fifth", "not applicable", text="only for a miner"),
+        Verdict("sixth", "not applicable", text="only for a wrapper"),
+        Verdict("seventh", "not applicable", text="only for a miner"),
     )
     table = LawTable("Loss", verdicts)
     assert repr(table).splitlines() == [
-        "Loss: 5 laws, 1 passed, 1 failed, 1 unexpected pass, 1 expected failure, 1 not applicable",
+        "Loss: 7 laws, 1 passed, 1 failed, 1 unexpected pass, 1 expected failure, 3 not applicable",
         "failed            second: 1 < 2",
         "expected failure  third: known",
         "unexpected pass   fourth: it holds",
         "passed            first",
-        "not applicable    fifth",
+        "not applicable    only for a miner: fifth, seventh",
+        "not applicable    only for a wrapper: sixth",
     ]
     assert [verdict.law for verdict in table.bad] == ["second", "fourth"]
     page = table._repr_html_()
     assert "&lt;case&gt;" in page
     assert "1 &lt; 2" in page
-    assert page.count("<tr>") == 6
+    assert page.count("<tr>") == 8
+
+
+def test_a_law_that_is_left_out_says_what_it_is_for(table):
+    for verdict in table:
+        if not verdict.applies:
+            assert re.fullmatch(r"only for (a|what|every|one) .{8,}", verdict.text), verdict
+    for law in (*LOSS_LAWS.values(), *MINER_LAWS.values()):
+        assert law.applies.__name__ != "<lambda>", law.name
+        assert law.scope, law.name
 
 
 def test_a_table_of_all_laws_fits_a_screen(table):

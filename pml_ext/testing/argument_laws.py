@@ -13,7 +13,7 @@ from pytorch_metric_learning.reducers import MeanReducer, SumReducer
 
 from pml_ext.hyperparameters import Configured
 from pml_ext.testing.cases import Batch
-from pml_ext.testing.law import Outcome, assert_same, evaluate, law, with_attributes
+from pml_ext.testing.law import Outcome, assert_same, evaluate, is_wrapper, law, with_attributes
 from pml_ext.testing.miner_laws import mine, pairs_of
 from pml_ext.wrappers.base import LossWrapper
 
@@ -116,7 +116,7 @@ _GIVEN: dict[str, tuple[Any, Any]] = {
 }
 
 
-@law("loss", "once", lambda loss: isinstance(loss, LossWrapper))
+@law("loss", "once", is_wrapper)
 def what_a_wrapper_is_given_is_used(loss: Any, case: Batch) -> None:
     """A `reducer`, a `distance` and every flag of a wrapper have an effect, or are refused by the constructor."""
     flags = {

@@ -12,13 +12,13 @@ from pytorch_metric_learning.distances import (
 from torch import Tensor
 
 from pml_ext.masked import Needs
-from pml_ext.similarity import PairModule
 from pml_ext.testing.cases import Batch, all_pairs
 from pml_ext.testing.law import (
     assert_close,
     evaluate,
     fresh,
     is_matrix_loss,
+    is_pair_module,
     law,
     outcome,
     reseed,
@@ -126,7 +126,7 @@ _DISTANCES = (
 )
 
 
-@law("loss", "once", lambda loss: isinstance(loss, PairModule), stage="batch")
+@law("loss", "once", is_pair_module, stage="batch")
 def every_distance_is_welcome(loss: Any, case: Batch) -> None:
     """The loss is finite with each of PML's distances."""
     for distance in _DISTANCES:

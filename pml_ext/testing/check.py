@@ -323,7 +323,7 @@ def _hypothesis() -> Any:
 def _verdict(subject: Any, law: Law, cases: _Cases, reason: str | None) -> tuple[Verdict, LawBroken | None]:
     """What comes of one law, and the error if it is broken without having been expected."""
     if not law.applies(subject):
-        return Verdict(law.name, "not applicable"), None
+        return Verdict(law.name, "not applicable", text=f"only for {law.scope}"), None
     tried = 0
     for case, regime in cases.tries(law):
         tried += 1

@@ -26,6 +26,7 @@ from pml_ext.testing.law import (
     is_row_loss,
     labels_are_names,
     law,
+    needs_both,
     outcome,
     outcome_by_references,
     reseed,
@@ -96,6 +97,7 @@ def length_changes_nothing(loss: Any, case: Batch) -> None:
 
 
 def _may_be_translated(loss: Any) -> bool:
+    """A loss over distances of vectors, to which labels are names."""
     return labels_are_names(loss) and isinstance(getattr(loss, "distance", None), LpDistance)
 
 
@@ -138,7 +140,7 @@ def pairs_need_no_labels(loss: Any, case: Batch) -> None:
     assert_same(evaluate(loss, case.embeddings, None, masks), expected, "the relation matrix without labels")
 
 
-@law("loss", "batch", lambda loss: is_row_loss(loss) and loss.needs == "both", stage="invariance")
+@law("loss", "batch", needs_both, stage="invariance")
 def all_triplets_equal_labels(loss: Any, case: Batch) -> None:
     """Every triplet of the batch has the loss of the labels, if an anchor needs a positive and a negative anyway."""
     triplets = as_triplets(all_pairs(case.labels))

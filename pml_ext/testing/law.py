@@ -48,7 +48,7 @@ class Law:
         name: the name of the function that states it.
         check: raises AssertionError if the subject breaks the law on the case.
         kind: what its cases are: "rows" a pair matrix, "batch" embeddings with labels, "once" one fixed batch.
-        applies: whether the law applies to a subject.
+        applies: whether the law applies to a subject; the first line of its docstring says to what.
         stage: its place in the order from cause to symptom.
         as_shipped_only: whether the law is tried with the shipped thresholds only, because others would show nothing
             new.
@@ -60,6 +60,12 @@ class Law:
     applies: Callable[[Any], bool]
     stage: Stage
     as_shipped_only: bool = False
+
+    @property
+    def scope(self) -> str:
+        """What the law is for, in words that can follow "only for"."""
+        line = (self.applies.__doc__ or "").partition("\n")[0].rstrip(".")
+        return line[:1].lower() + line[1:]
 
     def __call__(self, subject: Any, case: Any) -> None:
         """Check the law for the subject on one case."""
@@ -86,6 +92,16 @@ def is_ours(subject: Any) -> bool:
     return isinstance(subject, (PairModule, LossWrapper))
 
 
+def is_pair_module(subject: Any) -> bool:
+    """A loss or miner on this package's shell that wraps no other."""
+    return isinstance(subject, PairModule)
+
+
+def is_wrapper(subject: Any) -> bool:
+    """A wrapper around a loss."""
+    return isinstance(subject, LossWrapper)
+
+
 def takes_pairs(subject: Any) -> bool:
     """A loss that compares samples with samples, and so can be told which; one with weights of its own does not."""
     return not isinstance(subject, (SampleLoss, _pml.ProxyLoss))
@@ -103,6 +119,11 @@ def is_row_loss(subject: Any) -> bool:
     return isinstance(subject, RowLoss)
 
 
+def needs_both(subject: Any) -> bool:
+    """A loss that is a function of each row, and needs a positive and a negative in it."""
+    return is_row_loss(subject) and subject.needs == "both"
+
+
 def is_matrix_loss(subject: Any) -> bool:
     """A loss that is a pure function of the pair matrix."""
     return isinstance(subject, MatrixLoss)
@@ -111,6 +132,31 @@ def is_matrix_loss(subject: Any) -> bool:
 def is_random(subject: Any) -> bool:
     """A miner that draws at random."""
     return bool(getattr(subject, "is_random", False))
+
+
+def is_repeatable(subject: Any) -> bool:
+    """A miner that draws nothing at random."""
+    return not is_random(subject)
+
+
+def is_ours_or_repeatable(subject: Any) -> bool:
+    """A miner of this package, or one that draws nothing at random."""
+    return is_ours(subject) or is_repeatable(subject)
+
+
+def is_ours_and_repeatable(subject: Any) -> bool:
+    """A miner of this package that draws nothing at random."""
+    return is_ours(subject) and is_repeatable(subject)
+
+
+def is_seeded(subject: Any) -> bool:
+    """A miner that draws from a seed of its own."""
+    return isinstance(subject, Seeded)
+
+
+def selects_by_rows(subject: Any) -> bool:
+    """A miner of this package whose selection for an anchor is a function of that row."""
+    return is_ours(subject) and bool(subject.is_row_function)
 
 
 def law(

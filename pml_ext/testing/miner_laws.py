@@ -9,10 +9,21 @@ from torch import Tensor
 
 from pml_ext.miners.base import PairMiner
 from pml_ext.pairs import PairMasks
-from pml_ext.seeded import Seeded
 from pml_ext.testing.cases import Batch, Rows, as_pairs
 from pml_ext.testing.invariance_laws import NegatedDistance
-from pml_ext.testing.law import by_autograd, fresh, is_ours, is_random, law, reseed, seeded, with_attributes
+from pml_ext.testing.law import (
+    by_autograd,
+    fresh,
+    is_ours,
+    is_ours_and_repeatable,
+    is_ours_or_repeatable,
+    is_repeatable,
+    is_seeded,
+    law,
+    reseed,
+    seeded,
+    with_attributes,
+)
 
 Pairs = set[tuple[int, ...]]
 
@@ -90,7 +101,7 @@ def no_pair_comes_twice(miner: Any, case: Batch) -> None:
         assert len(first) == len(set(zip(first.tolist(), second.tolist(), strict=True))), "a pair comes twice"
 
 
-@law("miner", "batch", lambda miner: not is_random(miner))
+@law("miner", "batch", is_repeatable)
 def batch_order_is_irrelevant(miner: Any, case: Batch) -> None:
     """From a permuted batch the same pairs are mined."""
     if case.has_ties:
@@ -102,7 +113,7 @@ def batch_order_is_irrelevant(miner: Any, case: Batch) -> None:
 
 
 # Who draws at random may draw class by class, in the order of their names.
-@law("miner", "batch", lambda miner: is_ours(miner) or not is_random(miner))
+@law("miner", "batch", is_ours_or_repeatable)
 def label_names_are_irrelevant(miner: Any, case: Batch) -> None:
     """From a batch with renamed classes the same pairs are mined."""
     expected = pairs_of(mine(miner, case.embeddings, case.labels))
@@ -176,7 +187,7 @@ def unselected_pairs_have_no_influence(miner: PairMiner, case: Rows) -> None:
         assert same, f"other pairs with junk of {junk} outside the masks"
 
 
-@law("miner", "rows", lambda miner: is_ours(miner) and not is_random(miner))
+@law("miner", "rows", is_ours_and_repeatable)
 def anchors_are_independent(miner: PairMiner, case: Rows) -> None:
     """An anchor alone keeps the pairs that it keeps among others."""
     sim, pos, neg = case.matrix
@@ -225,7 +236,7 @@ def copies_are_equal(miner: Any, case: Batch) -> None:
         assert pairs_of(mine(other, case.embeddings, case.labels)) == expected, f"{name} mines other pairs"
 
 
-@law("miner", "once", lambda miner: isinstance(miner, Seeded))
+@law("miner", "once", is_seeded)
 def a_seed_is_a_stream(miner: Any, case: Batch) -> None:
     """The same seed gives the same pairs call by call, other calls and seeds give others, a loaded state resumes."""
     first, second, other = (with_attributes(miner, seed=seed, _calls=0) for seed in (3, 3, 4))
@@ -248,7 +259,7 @@ def a_seed_is_a_stream(miner: Any, case: Batch) -> None:
     assert drawn[0] == drawn[1], "generators in the same state give other pairs"
 
 
-@law("miner", "once", lambda miner: isinstance(miner, Seeded))
+@law("miner", "once", is_seeded)
 def the_global_generator_is_the_default(miner: Any, case: Batch) -> None:
     """Without a seed, torch.manual_seed decides; with one, torch's global generator is left alone."""
     unseeded = with_attributes(miner, seed=None)

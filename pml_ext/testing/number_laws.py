@@ -13,8 +13,7 @@ from pml_ext.testing.law import (
     by_autograd,
     evaluate,
     is_matrix_loss,
-    is_ours,
-    is_random,
+    is_ours_and_repeatable,
     law,
     outcome,
     takes_pairs,
@@ -111,7 +110,7 @@ def _size(gradient: Tensor) -> Tensor:
     return gradient.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
 
 
-@law("miner", "once", lambda miner: is_ours(miner) and not is_random(miner), as_shipped_only=True)
+@law("miner", "once", is_ours_and_repeatable, as_shipped_only=True)
 def float32_keeps_small_distances_among_large_ones_of_a_miner(miner: Any, case: Batch) -> None:
     """With one long embedding, or two distant clusters, and no normalization, float32 mines the same pairs."""
     far = with_attributes(miner, distance=LpDistance(normalize_embeddings=False))

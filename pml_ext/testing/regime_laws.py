@@ -11,7 +11,7 @@ from pml_ext.testing.law import (
     evaluate,
     is_matrix_loss,
     is_ours,
-    is_random,
+    is_ours_and_repeatable,
     law,
     outcome,
     outcome_by_references,
@@ -50,7 +50,7 @@ def large_batches_agree_with_autograd(loss: Any, case: Batch) -> None:
         assert_same(evaluate(loss, batch.embeddings, labels), expected, f"{len(labels)} samples, {name}")
 
 
-@law("miner", "batch", lambda miner: is_ours(miner) and not is_random(miner), as_shipped_only=True)
+@law("miner", "batch", is_ours_and_repeatable, as_shipped_only=True)
 def thresholds_change_no_pair(miner: PairMiner, case: Batch) -> None:
     """In small blocks and groups, as on an asynchronous device, and without the engine, the same pairs are mined."""
     if case.has_ties:

@@ -6,11 +6,11 @@ import torch
 
 from pml_ext.miners.base import PairMiner
 from pml_ext.testing.cases import Batch, Rows
-from pml_ext.testing.law import is_ours, law
+from pml_ext.testing.law import law, selects_by_rows
 from pml_ext.testing.miner_laws import mine
 
 
-@law("miner", "rows", lambda miner: is_ours(miner) and miner.is_row_function)
+@law("miner", "rows", selects_by_rows)
 def a_row_function_is_one(miner: PairMiner, case: Rows) -> None:
     """A miner with `is_row_function` selects row by row and without random draws, so that a loss may call it again."""
     sim, pos, neg = case.matrix

@@ -21,7 +21,7 @@ class Verdict:
             that does not occur; or "not applicable".
         tried: the number of cases that were tried.
         case: the smallest case found that breaks the law, or None.
-        text: what was wrong, or why it was expected.
+        text: what was wrong, why it was expected, or what the law is for that does not apply.
         regime: the regime in which it was broken.
     """
 
@@ -78,12 +78,14 @@ class LawTable:
             for verdict in self.verdicts
             if verdict.text and verdict.applies
         ]
+        groups: dict[tuple[str, str], list[str]] = {}
         for result in ("passed", "not applicable"):
-            names = [verdict.law for verdict in self.verdicts if verdict.result == result]
-            if names:
-                indent = " " * 18
-                text = textwrap.fill(", ".join(names), 118, initial_indent=indent, subsequent_indent=indent)
-                lines.append(f"{result:<18}{text.lstrip()}")
+            for verdict in self.verdicts:
+                if verdict.result == result:
+                    groups.setdefault((result, verdict.text), []).append(verdict.law)
+        for (result, why), names in groups.items():
+            said = f"{why}: {', '.join(names)}" if why else ", ".join(names)
+            lines.append(textwrap.fill(f"{result:<18}{said}", 118, subsequent_indent=" " * 18))
         return on_a_screen("\n".join(lines), "they are a sequence")
 
     def _summary(self) -> str:
