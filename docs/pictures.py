@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 
 from pml_ext import catalog
-from pml_ext.analysis import NoPairWeightsError, pair_weights
-from pml_ext.analysis.curves import MOVING, SPAN, compares_samples, weight_lines
+from pml_ext.analysis import NoPairWeightsError
+from pml_ext.analysis.curves import MOVING, SPAN, compares_samples, drawn_pairs, weight_lines
 from pml_ext.catalog import Recipe
 
 WEIGHTS = Path(__file__).parent / "assets" / "weights"
-CLASSES, SAMPLES, DIMENSION = 4, 6, 8
+CLASSES, DIMENSION = 4, 8
 POINTS = 35
 _SIZES = {"num_classes": CLASSES, "embedding_size": DIMENSION}
 _TICKS = (0, 0.5)
@@ -74,10 +74,7 @@ def _lines(recipe: Recipe) -> list[tuple[str, list[str]]]:
 
 
 def _points(recipe: Recipe) -> list[tuple[str, list[str]]]:
-    labels = torch.arange(CLASSES).repeat_interleave(SAMPLES)
-    embeddings = torch.randn(CLASSES, DIMENSION)[labels] + torch.randn(len(labels), DIMENSION)
-    mined = None if recipe.miner is None else recipe.miner(embeddings, labels)
-    found = pair_weights(recipe.loss, embeddings, labels, mined)
+    found = drawn_pairs(recipe, dimension=DIMENSION)
     of_pairs = found.pos | found.neg
     score, weight = found.similarity, found.weights
     low, high = score[of_pairs].min(), score[of_pairs].max()

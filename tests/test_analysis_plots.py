@@ -19,7 +19,7 @@ from pytorch_metric_learning.regularizers import LpRegularizer
 from pml_ext import catalog, losses, wrappers
 from pml_ext.__main__ import main
 from pml_ext.analysis import EmbeddingHealth, NoPairWeightsError, pair_weights
-from pml_ext.analysis.curves import compares_samples
+from pml_ext.analysis.curves import compares_samples, drawn_pairs
 from pml_ext.analysis.explain import explain, formula, is_ours, parts, sections, signature
 from pml_ext.analysis.plots import (
     PULL,
@@ -278,3 +278,14 @@ def test_explain_takes_what_the_main_job_takes(name, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "own", SimpleNamespace(Mine=Mine))
     assert main(["explain", name]) == 0
     assert capsys.readouterr().out.startswith(name)
+
+
+@pytest.mark.parametrize("name", ["CenterPair", "CenterNCA", "MCA", "SoftTriple", "BinBranch"])
+def test_pairs_that_are_drawn_have_more_than_one_weight(name):
+    sizes = {"num_classes": 4, "embedding_size": 8}
+    recipe = catalog.build(name, **{need: sizes[need] for need in catalog.recipes[name].required})
+    before = torch.random.get_rng_state()
+    found = drawn_pairs(recipe, dimension=8)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    pushed = found.weights[found.neg] / found.weights[found.neg].max()
+    assert ((pushed > 0.02) & (pushed < 0.98)).sum() >= 3

@@ -10,7 +10,8 @@ from pytorch_metric_learning.reducers import SumReducer
 from torch import Tensor, nn
 
 from pml_ext import _pml
-from pml_ext.analysis.pair_weights import pair_weights
+from pml_ext.analysis.pair_weights import PairWeights, pair_weights
+from pml_ext.catalog import Recipe
 
 Kind = Literal["positive", "negative"]
 
@@ -22,6 +23,32 @@ CASES = ("self", "positive-relative", "negative-relative")
 MOVING = ("the pair itself", "the other positives", "the other negatives")
 SPAN = (-0.2, 0.99)
 """The similarities between which lines are drawn."""
+
+
+# How far from a common place classes are, and samples from the mean of their class: the first classes overlap, so that
+# what acts on near negatives alone is seen, too.
+_FROM_THE_MIDDLE = (0.2, 0.4, 0.8, 1.2)
+_FROM_THE_MEAN = 0.8
+_SAMPLES = 6
+
+
+def drawn_pairs(recipe: Recipe, *, dimension: int = 8) -> PairWeights:
+    """Pair weights of a method on a batch drawn at random, for a loss that compares with centers, proxies or slices.
+
+    Args:
+        recipe: a loss that takes 4 classes, and its miner.
+        dimension: of the embeddings. Default 8.
+
+    Raises:
+        NoPairWeightsError: the loss has none.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        places = torch.tensor(_FROM_THE_MIDDLE)[:, None] * torch.randn(len(_FROM_THE_MIDDLE), dimension)
+        labels = torch.arange(len(places)).repeat_interleave(_SAMPLES)
+        embeddings = torch.randn(dimension) + places[labels] + _FROM_THE_MEAN * torch.randn(len(labels), dimension)
+        mined = None if recipe.miner is None else recipe.miner(embeddings, labels)
+        return pair_weights(recipe.loss, embeddings, labels, mined)
 
 
 def _row(positives: Tensor, negatives: Tensor, dimension: int) -> tuple[Tensor, Tensor]:

@@ -9,19 +9,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from pml_ext import shown
 from pml_ext.analysis.explain import explain as page_of
-from pml_ext.analysis.pair_weights import NoPairWeightsError, pair_weights
+from pml_ext.analysis.pair_weights import NoPairWeightsError
 from pml_ext.benchmark import files, losses
 from pml_ext.catalog import Recipe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# The batch on which a method is looked at: small, because every number of the page can be any.
-CLASSES, SAMPLES, DIMENSION = 4, 6, 8
+# Of what a method is made for its page: small, because every number of the page can be any.
+CLASSES, DIMENSION = 4, 8
 FORMATS = ("png", "svg", "pdf")
 
 
@@ -111,17 +109,13 @@ def drawn(found: Explanation, out: Path | None) -> Path:
 
 def _picture(recipe: Recipe) -> Figure:
     """Curves of the loss if it compares samples, else its weights on a batch drawn at random."""
-    from pml_ext.analysis.curves import compares_samples
+    from pml_ext.analysis.curves import compares_samples, drawn_pairs
     from pml_ext.analysis.plots import weight_curves, weight_scatter
 
     if compares_samples(recipe.loss, dimension=DIMENSION):
         name = recipe.name if recipe.miner is None else f"{recipe.name}\n(without\nits miner)"
         return weight_curves({name: recipe.loss}, dimension=DIMENSION)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        labels = torch.arange(CLASSES).repeat_interleave(SAMPLES)
-        # Classes that overlap: a batch in the middle of training.
-        embeddings = torch.randn(CLASSES, DIMENSION)[labels] + torch.randn(len(labels), DIMENSION)
-        mined = None if recipe.miner is None else recipe.miner(embeddings, labels)
-        found = pair_weights(recipe.loss, embeddings, labels, mined)
-    return weight_scatter(found, title=f"{recipe.name}: pair weights of {len(labels)} samples of {CLASSES} classes")
+    found = drawn_pairs(recipe, dimension=DIMENSION)
+    return weight_scatter(
+        found, title=f"{recipe.name}: pair weights of {len(found.beyond)} samples of {CLASSES} classes"
+    )
