@@ -23,7 +23,7 @@ def train(arguments: Sequence[str]) -> int:
     """Train and compare: `python -m pml_ext.benchmark`."""
     from pml_ext.benchmark.__main__ import main as benchmark
 
-    return benchmark(list(arguments))
+    return benchmark(list(arguments), PROG)
 
 
 def completion(arguments: Sequence[str]) -> int:
@@ -60,10 +60,10 @@ def tree() -> OneLineParser:
     parser.add_argument("--version", action="store_true", help="print the version")
     words = parser.add_subparsers(title="words", metavar="WORD")
     made = {
-        "train": cli.parser(),
-        "tune": cli.parser(tuning=True),
-        "query": use.query_parser(),
-        "export": use.export_parser(),
+        "train": cli.parser(prog=PROG),
+        "tune": cli.parser(tuning=True, prog=PROG),
+        "query": use.query_parser(PROG),
+        "export": use.export_parser(PROG),
         **{word: commands.parser(word, f"{PROG} {word}") for word in commands.WORDS},
     }
     for word, (about, _) in WORDS.items():

@@ -16,6 +16,7 @@ import pytest
 import torch
 from record_keeper.db_utils import DBManager
 
+from pml_ext.__main__ import main as pml_ext_command
 from pml_ext.benchmark import checkpoint, environment, errors, files, folder, plots, result
 from pml_ext.benchmark.cli import main
 from pml_ext.benchmark.learning import LossLearner
@@ -199,6 +200,23 @@ def test_interrupted(small, tmp_path, capsys, monkeypatch):
     assert f"continue with: python -m pml_ext.benchmark --resume --out '{out}'" in message
     assert main(["--resume", "--out", str(out)]) == 0
     assert len(measured(out)) == 4  # with two that were not trained
+
+
+def test_what_was_called_is_what_continues(small, tmp_path, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LossLearner, "step", interrupt)
+    assert pml_ext_command(["train", *small, "--out", str(tmp_path / "a")]) == 130
+    said = capsys.readouterr().err
+    assert said == f"pml-ext train: interrupted; continue with: pml-ext train --resume --out {tmp_path / 'a'}\n"
+    assert pml_ext_command(["tune", *small, "--trials", "1", "--out", str(tmp_path / "b")]) == 130
+    said = capsys.readouterr().err
+    assert said == f"pml-ext tune: interrupted; continue with: pml-ext tune --resume --out {tmp_path / 'b'}\n"
+    for word in ("train", "tune", "query", "export"):
+        with pytest.raises(SystemExit):
+            pml_ext_command([word, "--help"])
+        assert f"usage: pml-ext {word} [" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The commands that use a kept model."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -43,12 +44,25 @@ def test_a_gallery_is_asked(model, photos, tmp_path, capsys):
     first = capsys.readouterr().out
     lines = first.splitlines()
     assert lines[0] == asked
-    assert lines[1].split() == ["1", "1.000", "green", asked]
     assert len(lines) == 4
+    assert lines[1].split()[0] == "1"
+    assert asked not in "".join(lines[1:])  # which would be the first of them
     assert main(command) == 0  # from what was kept
     assert capsys.readouterr().out == first
     assert main([*command, "--gallery", str(photos)]) == 2
     assert "kept holds an index: leave out --gallery" in capsys.readouterr().err
+
+
+def test_a_copy_of_the_image_that_is_asked_for_is_found(model, photos, monkeypatch, capsys):
+    monkeypatch.chdir(photos)
+    shutil.copy(photos / "green" / "1.png", photos / "green" / "copy.png")
+    asked = ["--image", "green/1.png", str(photos / "green" / "2.png"), "-k", "5"]  # one path is not as in the gallery
+    assert main(["query", "--model", model, *asked, "--gallery", str(photos)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["1", "1.000", "green", str(photos / "green" / "copy.png")]
+    assert [line.split()[0] for line in lines] == [asked[1], *"12345", asked[2], *"12345"]
+    assert not any(line.endswith("/1.png") and "green" in line for line in lines[1:6])
+    assert not any(line.endswith("/2.png") and "green" in line for line in lines[7:])
 
 
 def test_an_index_of_another_model_is_refused(model, photos, tmp_path):

@@ -170,7 +170,8 @@ def test_the_same_cell_goes_on_and_another_has_a_folder_of_its_own(capsys, monke
         return Experiment(**(given | BUDGET | {"epochs": 1, "steps": 1} | changes)).run()
 
     first = cell()
-    assert "in memory only: RAWLoss(gamma=0.3), my_loss. Give the same objects again" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"in memory only: RAWLoss(gamma=0.3), my_loss. Results are in {first.out}; give the same objects" in said
     assert cell() == first, "the dates too: nothing was run again"
     assert cell().out == first.out
     monkeypatch.setattr(runs.Jobs, "run", lambda self, before: before)

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,9 @@ from pml_ext.benchmark import config, folder, processes, streams
 from pml_ext.benchmark.config import Experiment
 from pml_ext.benchmark.errors import BenchmarkError, explain
 from pml_ext.benchmark.kinds import Several, Switch
-from pml_ext.benchmark.parser import OneLineParser
+from pml_ext.benchmark.parser import MODULE, TRAIN, OneLineParser, called, short
 
 RESENT_AFTER = 0.01  # seconds
-COMMAND = "python -m pml_ext.benchmark"
 TUNE, TUNED = "tune", "tuned.json"
 GROUPS = {
     "data": "data and splits",
@@ -44,20 +44,21 @@ class Terminated(KeyboardInterrupt):
         self.number = number
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code.
+def main(arguments: Sequence[str] | None = None, prog: str = MODULE) -> int:
+    """Run the command, which was called by `prog`, and return its exit code.
 
     0; 2 for a mistake or a failed write; 128 and the number of the signal that ended it, 130 for Ctrl-C.
     """
     streams.settle()
     words = list(sys.argv[1:] if arguments is None else arguments)
     tuning = words[:1] == [TUNE]
-    given = vars(parser(tuning).parse_args(words[tuning:]))
+    given = vars(parser(tuning, prog).parse_args(words[tuning:]))
     resume, check, trials, rates = (
         given.pop(name, default)
         for name, default in (("resume", False), ("check", False), ("trials", 30), ("rates", False))
     )
     out = given.get("out")
+    stop = partial(_stop, prog=prog, word=TUNE if tuning else TRAIN)
     try:
         with _ended_by_signals():
             experiment = _searched(given, resume) if tuning else _experiment(given, resume)
@@ -66,17 +67,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _check(experiment)
             _run(experiment, resume, trials if tuning else None, rates)
     except Terminated as end:
-        return _stop("terminated", 128 + end.number, out)
+        return stop("terminated", 128 + end.number, out)
     except KeyboardInterrupt:
-        return _stop("interrupted", 130, out)
+        return stop("interrupted", 130, out)
     except processes.ToldError:
         return 2  # the first process has said why
     except BenchmarkError as error:
-        return _stop(str(error), 2)
+        return stop(str(error), 2)
     except MemoryError:
-        return _stop("out of memory", 2, out)
+        return stop("out of memory", 2, out)
     except (OSError, sqlite3.Error) as error:
-        return _stop(explain(error), 2, out)
+        return stop(explain(error), 2, out)
     return 0
 
 
@@ -157,21 +158,21 @@ def _ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _stop(message: str, code: int, out: str | None = None) -> int:
+def _stop(message: str, code: int, out: str | None = None, *, prog: str, word: str) -> int:
     after = ""
-    for word, name in (("", folder.ARGUMENTS), (f"{TUNE} ", folder.SEARCH)):
+    for kind, name in ((TRAIN, folder.ARGUMENTS), (TUNE, folder.SEARCH)):
         if out is not None and Path(out, name).exists():
-            after = f"; continue with: {COMMAND} {word}--resume --out {shlex.quote(str(out))}"
+            after = f"; continue with: {called(prog, kind)} --resume --out {shlex.quote(str(out))}"
     rank, size = processes.from_environment()
     who = f", process {rank} of {size}" if rank else ""
-    streams.complain(f"pml_ext.benchmark{who}: {' '.join(message.split())}{after if rank == 0 else ''}")
+    streams.complain(f"{short(called(prog, word))}{who}: {' '.join(message.split())}{after if rank == 0 else ''}")
     return code
 
 
-def parser(tuning: bool = False) -> OneLineParser:
+def parser(tuning: bool = False, prog: str = MODULE) -> OneLineParser:
     """The parser of the command, or of its search; what is not given is not in its namespace."""
     made = OneLineParser(
-        prog=f"{COMMAND} {TUNE}" if tuning else COMMAND,
+        prog=called(prog, TUNE if tuning else TRAIN),
         # What is not given is not in the namespace: it comes from a protocol, or from where the experiment was started.
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
@@ -180,7 +181,7 @@ def parser(tuning: bool = False) -> OneLineParser:
         if tuning
         else "Train one network with several losses, on your images or on images that come with the package, "
         "and compare how well it retrieves classes that it was not trained on. "
-        f"The word {TUNE} before the flags searches hyperparameters instead: {COMMAND} {TUNE} --help.",
+        f"The word {TUNE} before the flags searches hyperparameters instead: {called(prog, TUNE)} --help.",
         epilog="An interrupted search continues with --resume --out, more --trials or --losses add to it."
         if tuning
         else "An interrupted experiment continues with --resume; --resume --losses NCA --seeds 3 4 adds to a "

@@ -129,7 +129,7 @@ def run(
         for line in [*_plan(jobs, data[0]), *_trained_with(jobs, weights)]:
             say(line)
         if from_python and objects:
-            warn(_in_memory(objects))
+            warn(_in_memory(objects, out))
         try:
             jobs.data = _prepared(experiment, data, say, together)
             results = jobs.run(before)
@@ -173,9 +173,12 @@ def _objects(experiment: Experiment, specs: Sequence[LossSpec]) -> dict[str, str
     return found
 
 
-def _in_memory(objects: Mapping[str, str]) -> str:
+def _in_memory(objects: Mapping[str, str], out: Path) -> str:
     names = ", ".join(list(objects)[:NAMED]) + (", ..." if len(objects) > NAMED else "")
-    return f"in memory only: {names}. Give the same objects again to continue; the command line cannot."
+    return (
+        f"in memory only: {names}. Results are in {out}; give the same objects again to continue there, "
+        "the command line cannot."
+    )
 
 
 def _folds(experiment: Experiment) -> Sequence[int | None]:

@@ -9,19 +9,17 @@ from typing import Any
 from pml_ext.benchmark import streams
 from pml_ext.benchmark.errors import BenchmarkError, explain
 from pml_ext.benchmark.kinds import Whole
-from pml_ext.benchmark.parser import OneLineParser
-
-COMMAND = "python -m pml_ext.benchmark"
+from pml_ext.benchmark.parser import MODULE, OneLineParser, called, short
 
 
-def query(arguments: Sequence[str]) -> int:
-    """Print the images of a gallery that are most similar to each image that is given."""
-    return _run(query_parser(), arguments, _query)
+def query(arguments: Sequence[str], prog: str = MODULE) -> int:
+    """Print the images of a gallery that are most similar to each image that is given, itself left out."""
+    return _run(query_parser(prog), arguments, _query)
 
 
-def query_parser() -> OneLineParser:
+def query_parser(prog: str = MODULE) -> OneLineParser:
     """The parser of `query`."""
-    parser = _parser("query", "Find the images of a gallery that look most like yours.")
+    parser = _parser(prog, "query", "Find the images of a gallery that look most like yours, without these themselves.")
     parser.add_argument("--gallery", metavar="SOURCE", help="a folder with a sub-folder per class, a list (.csv), ...")
     parser.add_argument("--image", nargs="+", required=True, metavar="FILE", help="what to look for")
     parser.add_argument("-k", type=int, default=8, metavar="N", help="how many answers. Default: 8")
@@ -31,20 +29,20 @@ def query_parser() -> OneLineParser:
     return parser
 
 
-def export(arguments: Sequence[str]) -> int:
+def export(arguments: Sequence[str], prog: str = MODULE) -> int:
     """Write a model as .onnx or .pt2."""
-    return _run(export_parser(), arguments, _export)
+    return _run(export_parser(prog), arguments, _export)
 
 
-def export_parser() -> OneLineParser:
+def export_parser(prog: str = MODULE) -> OneLineParser:
     """The parser of `export`."""
-    parser = _parser("export", "Write a model for another runtime, checked from files to embeddings.")
+    parser = _parser(prog, "export", "Write a model for another runtime, checked from files to embeddings.")
     parser.add_argument("--to", required=True, metavar="FILE", help="a file that ends in .onnx or .pt2")
     parser.add_argument("--image", nargs="*", default=[], metavar="FILE", help="images to check it with")
     return parser
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"export": export, "query": query}
+COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {"export": export, "query": query}
 
 
 def _query(given: Any) -> None:
@@ -66,12 +64,18 @@ def _query(given: Any) -> None:
         index = model.index(given.gallery)
         if given.index is not None:
             index.save(given.index)
-    answers = model.queries(given.image, index, given.k)
+    answers = model.queries(given.image, index, given.k + 1)
     for image, matches in zip(given.image, answers, strict=True):
         streams.say(printable(image))
-        for rank, match in enumerate(matches, 1):
+        others = [match for match in matches if not _is_file(match.path, image)]
+        for rank, match in enumerate(others[: given.k], 1):
             words = f"{rank:3}  {match.similarity:6.3f}  {printable(match.label)}"
             streams.say(f"{words}  {printable(match.path)}".rstrip())
+
+
+def _is_file(path: str, other: str) -> bool:
+    """Whether two paths are of one file; a vector has none."""
+    return path != "" and Path(path).resolve() == Path(other).resolve()
 
 
 def _export(given: Any) -> None:
@@ -93,8 +97,8 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
-def _parser(name: str, description: str) -> OneLineParser:
-    parser = OneLineParser(prog=f"{COMMAND} {name}", description=description, allow_abbrev=False)
+def _parser(prog: str, word: str, description: str) -> OneLineParser:
+    parser = OneLineParser(prog=called(prog, word), description=description, allow_abbrev=False)
     parser.add_argument("--model", required=True, metavar="DIR", help="the folder of a kept model, runs/x/best say")
     return parser
 
@@ -114,5 +118,5 @@ def _run(parser: OneLineParser, arguments: Sequence[str], do: Callable[[Any], No
 
 
 def _stop(parser: OneLineParser, message: str) -> int:
-    streams.complain(f"{parser.prog.removeprefix('python -m ')}: {' '.join(message.split())}")
+    streams.complain(f"{short(parser.prog)}: {' '.join(message.split())}")
     return 2
