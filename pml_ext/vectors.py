@@ -144,9 +144,12 @@ def origin_of(points: Tensor) -> Tensor:
     from 0, nothing else would be left. The mean would go along with a single vector that is far away.
     """
     x = points.detach()
-    if len(x) >= 9:
-        x = _median(*x[: 9 * (len(x) // 9) : len(x) // 9].split(3))
-    return (_median(*x[:: len(x) // 3][:3]) if len(x) >= 3 else x[0]).nan_to_num(0.0, 0.0, 0.0)
+    n, d = x.shape
+    if n >= 9:
+        x = _median(*x[: 9 * (n // 9) : n // 9].view(3, 3, d).unbind())
+    elif n >= 3:
+        x = x[: 3 * (n // 3) : n // 3]
+    return (_median(*x.unbind()) if n >= 3 else x[0]).nan_to_num(0.0, 0.0, 0.0)
 
 
 def _median(a: Tensor, b: Tensor, c: Tensor) -> Tensor:

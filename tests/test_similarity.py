@@ -211,6 +211,18 @@ def test_miners_and_pair_weights_see_the_same_distances(layout):
     torch.testing.assert_close(weights.weights.double(), truth.weights, rtol=1e-2, atol=1e-6)
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 9, 17, 18, 64, 100])
+def test_the_origin_is_a_median_of_medians(n):
+    x = torch.randn(n, 4)
+    if n >= 9:
+        groups = [[x[n // 9 * (3 * group + i)] for group in range(3)] for i in range(3)]
+        points = [torch.stack(group).median(dim=0).values for group in groups]
+    else:
+        points = [x[n // 3 * i] for i in range(3)] if n >= 3 else [x[0]]
+    assert torch.equal(origin_of(x), torch.stack(points).median(dim=0).values)
+    assert torch.equal(origin_of(x.T.contiguous().T), origin_of(x))
+
+
 def test_an_outlier_does_not_move_the_origin():
     x = torch.randn(100, 5, dtype=torch.float64)
     before = origin_of(x)
