@@ -14,7 +14,8 @@ from measured import of_method
 from torch import nn
 
 from pml_ext import catalog, losses, miners, wrappers
-from pml_ext.analysis.explain import formula, is_ours, parts, sections, settings, signature
+from pml_ext.analysis.explain import parts, settings, signature
+from pml_ext.analysis.formulas import composed, formula, is_ours, sections
 from pml_ext.testing import LOSS_LAWS, MINER_LAWS, Law
 from pml_ext.testing.law import STAGES, Stage
 
@@ -62,6 +63,8 @@ def _method(name: str) -> Iterator[str]:
     searched = ", ".join(f"`{keyword}` {values}" for keyword, values in entry.space.items())
     if searched:
         yield f"A search changes {searched}."
+    if whole := composed(recipe):
+        yield with_formulas(f"**The whole formula**, of the parts below:\n\n{whole}\n")
     for kind, part in {type(part): (kind, part) for kind, part in parts(recipe)}.values():
         yield from _part(kind, part)
 

@@ -115,6 +115,8 @@ class GroupCenters(CenterSource):
 class BatchCenters(GroupCenters):
     """The mean of each class in the batch.
 
+        c_k = 1/n_k  sum_{i: y_i = k} x_i ,   n_k = the number of samples of class k
+
     Args:
         detach: whether to treat the centers as constants, so that no gradient flows through them. Default False.
 
@@ -134,7 +136,9 @@ class KMeansCenters(GroupCenters):
     r"""The means of clusters of the batch, computed in every call by seeded k-means.
 
     By default all samples are clustered at once, by embedding and class: k-means runs on [x_i, w onehot(y_i)], and a
-    group is the intersection of a class and a cluster.
+    group is the intersection of a class and a cluster. The center of group g, which has n_g samples, is
+
+        c_g = 1/n_g  sum_{i in g} x_i
 
     Args:
         n_clusters: the number of clusters of the batch, or of each class with `per_class`, at least 1; fewer if there

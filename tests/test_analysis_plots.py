@@ -13,14 +13,15 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from of_pml import AvgNonZeroReducer, CosineSimilarity
 from of_pml import losses as pml
-from pytorch_metric_learning.miners import MultiSimilarityMiner
+from pytorch_metric_learning.miners import BatchEasyHardMiner, MultiSimilarityMiner
 from pytorch_metric_learning.regularizers import LpRegularizer
 
 from pml_ext import catalog, losses, wrappers
 from pml_ext.__main__ import main
 from pml_ext.analysis import EmbeddingHealth, NoPairWeightsError, pair_weights
 from pml_ext.analysis.curves import compares_samples, drawn_pairs
-from pml_ext.analysis.explain import explain, formula, is_ours, parts, sections, signature
+from pml_ext.analysis.explain import explain, parts, signature
+from pml_ext.analysis.formulas import composed, formula, is_ours, sections
 from pml_ext.analysis.plots import (
     PULL,
     PUSH,
@@ -144,6 +145,52 @@ def test_a_page_tells_what_the_docstrings_tell():
     ):
         assert text in page
     assert sections("One line.\n\nArgs:\n    x: a number.") == {"Formula": "One line.", "Args": "x: a number."}
+
+
+def whole(name):
+    needed = {each: {"num_classes": 4, "embedding_size": 8}[each] for each in catalog.required(name)}
+    return composed(catalog.build(name, **needed))
+
+
+def test_the_formula_of_a_method_of_several_parts_is_whole():
+    assert whole("CenterPair").split("\n\n") == [
+        "    L_i = log sum_{N_i} exp(-min(D_in, neg_margin)) - log sum_{P_i} exp(-max(D_ip, pos_margin))",
+        "    P_i = the centers of class y_i ,   N_i = the centers of the other classes",
+        "    c_k = 1/n_k  sum_{i: y_i = k} x_i ,   n_k = the number of samples of class k",
+    ]
+    page = explain(catalog.build("CenterPair"))
+    assert page.index("log sum_{N_i}") < page.index("Its parts:") < page.index("Loss: CentersAsReferences")
+    assert whole("RAW") == ""
+    assert "Its parts" not in explain(catalog.build("RAW"))
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("BinBranch", ("    L = 1/B sum_b L'(x[:, slice b])", "    L'_i = scale (", "    N'_i = { n in N_i")),
+        ("XBM", ("    L = mean_{ip}", "    P_i = the samples of class y_i in the queue")),
+        ("MCA", ("    L_i = -log(", "The centers c are those of `LearnedCenters`.", "    N'_i = the k negatives")),
+        ("ClusterNCA", ("With P^k_i", "    c_g = 1/n_g", "that of the other samples of the group.")),
+        ("ABatchAll", ("    L_i = a_i L'_i", "    L' = 1/V", "where L'_i is the share of anchor i in L'.")),
+        ("ROADMAP", ("    L = L'_{ranks} + L'_{calibration}", "    L'_{ranks, i} = 1 -", "    L'_{calibration, i} =")),
+        ("NPair", ("    L_c = -log(", "0.0015 R is added to L, with", "    R = mean_i")),
+        ("DistanceMatch", ("    L_i = 1/J", "`InverseDensityMiner` samples", "    P'_i = the k", "    N'_i = {")),
+    ],
+)
+def test_a_whole_formula_has_every_part_in_order(name, shown):
+    text = whole(name)
+    places = [text.index(each) for each in shown]
+    assert places == sorted(places)
+    assert (", without i itself" in text) == (name == "XBM")
+
+
+def test_a_whole_formula_of_any_loss():
+    """Lists, weights, losses and miners without a formula."""
+    several = pml.MultipleLosses([pml.CircleLoss(), losses.BatchHardTripletLoss()], weights=[1, 0.5])
+    text = composed(catalog.Recipe("mine", several, BatchEasyHardMiner(), "me"))
+    assert "    L = L'_{0} + 0.5 L'_{1}\n\n    L'_{0} = CircleLoss(x, y)\n\n" in text
+    assert "    L'_{1, i} = [z_i + margin]+" in text
+    assert text.endswith("The pairs are those of `BatchEasyHardMiner`.")
 
 
 @pytest.mark.parametrize("name", catalog.recipes)

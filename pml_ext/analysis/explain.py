@@ -1,7 +1,6 @@
 """The description of a method of the catalog: formula, parts, defaults, source, and differences from the reference."""
 
 import inspect
-import re
 import textwrap
 from collections.abc import Iterator
 from typing import Any
@@ -12,42 +11,17 @@ from pytorch_metric_learning.regularizers import BaseRegularizer
 from torch import Tensor, nn
 
 from pml_ext import _pml
-from pml_ext.analysis.pml_parts import FORMULAS
+from pml_ext.analysis.formulas import composed, formula, is_ours, sections
 from pml_ext.catalog import KEYS, Recipe
 from pml_ext.centers import CenterSource
 from pml_ext.wrappers import CrossBatchMemory, SelfSupervisedLoss
 
-_SECTION = re.compile(r"^(Args|Shape|Defaults|Source|Raises|Example|Attributes):$", re.MULTILINE)
 _KINDS = (
     ("Loss", (BaseMetricLossFunction, *_pml.WRAPPERS, CrossBatchMemory, SelfSupervisedLoss)),
     ("Centers", CenterSource),
     ("Regularizer", BaseRegularizer),
     ("Miner", BaseMiner),
 )
-
-
-def sections(docstring: str) -> dict[str, str]:
-    """The sections of a class docstring by name; the text before the first section is called "Formula"."""
-    head, *rest = _SECTION.split(inspect.cleandoc(docstring))
-    found = {name: textwrap.dedent(text.strip("\n")) for name, text in zip(rest[::2], rest[1::2], strict=True)}
-    return {"Formula": head.strip()} | found
-
-
-def formula(part: nn.Module) -> str:
-    """What a part of a recipe does, and its formula; of PML's own classes, too.
-
-    Example:
-        >>> from pytorch_metric_learning.miners import MultiSimilarityMiner
-        >>> print(formula(MultiSimilarityMiner()).splitlines()[0])
-        Keeps the positives that are not much nearer than a negative, and the converse.
-    """
-    own = FORMULAS.get(type(part).__name__, "PML's own: its documentation has the formula.")
-    return sections(type(part).__doc__ or "")["Formula"] if is_ours(part) else own
-
-
-def is_ours(part: nn.Module) -> bool:
-    """Whether a part is of this package, or of another one, but not of PML."""
-    return not type(part).__module__.startswith("pytorch_metric_learning")
 
 
 def settings(part: nn.Module) -> dict[str, str]:
@@ -67,6 +41,8 @@ def explain(recipe: Recipe) -> str:
         BatchHard
     """
     head = f"{recipe.name}\n{'=' * len(recipe.name)}\n\nFrom {recipe.source}."
+    whole = composed(recipe)
+    head += f"\n\n{textwrap.indent(whole, '  ')}\n\nIts parts:" if whole else ""
     page = "\n\n".join([head, *(_part(kind, module) for kind, module in parts(recipe))])
     keys = [f"{key} is {meaning}." for key, meaning in KEYS.items() if key in page]
     return "\n\n".join([page, *keys])

@@ -54,9 +54,13 @@ class Recipes(Mapping[str, Entry]):
 
 
 def _formula(each: Entry) -> str:
-    """The formula of L in the docstring of a recipe's loss; "" where PML has none, or nothing is known."""
-    doc = "" if each.default is None else inspect.getdoc(type(each.default.loss)) or ""
-    found = re.search(r"^ {4}(L(?:_\w+)? +=.*(?:\n {5,}\S.*)*)$", doc.split("\nArgs:")[0], re.MULTILINE)
+    """The formula of L, that of the inner loss where a wrapper has its form; "" where nothing is known."""
+    from pml_ext.analysis import formulas  # which is made of recipes
+
+    if each.default is None:
+        return ""
+    whole = formulas.composed(each.default) or formulas.formula(each.default.loss)
+    found = re.search(r"^ {4}(L(?:_\w+)? +=.*(?:\n {5,}\S.*)*)$", whole, re.MULTILINE)
     return " ".join(found[1].split()) if found else ""
 
 

@@ -50,6 +50,8 @@ class CentersAsReferences(LossWrapper):
 
         L = L'(x, y, ref_emb = c, ref_labels = classes of the centers)
 
+        P_i = the centers of class y_i ,   N_i = the centers of the other classes
+
     with L' the inner loss, x and y the embeddings and their labels, and c the centers.
 
     Args:

@@ -29,7 +29,9 @@ UNLABELED = -(2**63)
 class CrossBatchMemory(_pml.Memory):  # type: ignore[misc, unused-ignore]
     r"""Compares a batch with a queue of the embeddings of the last batches, the batch itself included.
 
-        L = L'(x, y, pairs, references = the queue), without the pairs of a sample with itself
+        L = L'(x, y, pairs, references = the queue)
+
+        P_i = the samples of class y_i in the queue, without i itself ,   N_i = those of the other classes
 
     where L' is the inner loss, and x and y are the embeddings and labels of the batch.
 
