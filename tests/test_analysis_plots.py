@@ -336,3 +336,13 @@ def test_pairs_that_are_drawn_have_more_than_one_weight(name):
     assert torch.equal(torch.random.get_rng_state(), before)
     pushed = found.weights[found.neg] / found.weights[found.neg].max()
     assert ((pushed > 0.02) & (pushed < 0.98)).sum() >= 3
+
+
+def test_pairs_that_are_drawn_lie_on_both_sides_of_each_margin():
+    margins = {"pos_margin": 0.15, "neg_margin": 0.6}
+    found = drawn_pairs(catalog.build("CenterPair", **margins))
+    distance = -found.similarity
+    assert torch.equal(found.weights[found.pos] > 0, distance[found.pos] > margins["pos_margin"])
+    assert torch.equal(found.weights[found.neg] > 0, distance[found.neg] < margins["neg_margin"])
+    for mask in (found.pos, found.neg):
+        assert 4 <= (found.weights[mask] > 0).sum() <= mask.sum() - 4

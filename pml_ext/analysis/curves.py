@@ -25,10 +25,10 @@ SPAN = (-0.2, 0.99)
 """The similarities between which lines are drawn."""
 
 
-# How far from a common place classes are, and samples from the mean of their class: the first classes overlap, so that
-# what acts on near negatives alone is seen, too.
+# How far from a common place each class is, and its samples from their mean: the first class is so tight that its
+# samples are within every margin of positives, and so near to others that theirs are within the margin of negatives.
 _FROM_THE_MIDDLE = (0.2, 0.4, 0.8, 1.2)
-_FROM_THE_MEAN = 0.8
+_FROM_THE_MEAN = (0.1, 0.4, 0.8, 0.8)
 _SAMPLES = 6
 
 
@@ -46,7 +46,8 @@ def drawn_pairs(recipe: Recipe, *, dimension: int = 8) -> PairWeights:
         torch.manual_seed(0)
         places = torch.tensor(_FROM_THE_MIDDLE)[:, None] * torch.randn(len(_FROM_THE_MIDDLE), dimension)
         labels = torch.arange(len(places)).repeat_interleave(_SAMPLES)
-        embeddings = torch.randn(dimension) + places[labels] + _FROM_THE_MEAN * torch.randn(len(labels), dimension)
+        means = (torch.randn(dimension) + places)[labels]
+        embeddings = means + torch.tensor(_FROM_THE_MEAN)[labels, None] * torch.randn(len(labels), dimension)
         mined = None if recipe.miner is None else recipe.miner(embeddings, labels)
         return pair_weights(recipe.loss, embeddings, labels, mined)
 
