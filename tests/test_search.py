@@ -1,8 +1,10 @@
 """Tuning: equal trials, judged on validation classes only, the same whether it was interrupted or not."""
 
 import json
+import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import optuna
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from of_pml import needs
 
+from pml_ext.__main__ import main as pml_ext_command
 from pml_ext.benchmark import BenchmarkError, Experiment, cli, losses, search
 from pml_ext.benchmark.data import Data
 from pml_ext.benchmark.evaluate import NotFinite
@@ -52,7 +55,7 @@ def test_every_loss_has_the_same_number_of_trials_and_its_own_values_come_first(
         assert (each.score, each.default) == (max(scores), 0.0)
         assert losses.searched(each.loss).written(each.values) == each.best
     assert said[0] == "digits: 6 trials for each of RAW, NCA, 12 trainings in all"
-    assert said[-1].endswith("tuned.json")
+    assert said[-1] == f"the best values are in {tmp_path / 'out' / 'tuned.json'}"
 
 
 def test_values_are_in_their_ranges_and_build(tmp_path, scored):
@@ -349,9 +352,14 @@ def test_a_search_of_rates_has_equal_trials_and_ends_in_a_config_that_runs(tmp_p
 def test_the_command(tmp_path, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(search, "tune", lambda *arguments, **named: asked.append((arguments, named)))
-    out = tmp_path / "out"
+    out = tmp_path / "out of it"
     flags = ["--data", "digits", "--losses", "NCA", "--epochs", "2", "--out", str(out)]
     assert cli.main(["tune", *flags, "--trials", "7"]) == 0
+    said = capsys.readouterr().out
+    assert said == f"run them with: python -m pml_ext.benchmark --config '{out / 'tuned.json'}'\n"
+    assert pml_ext_command(["tune", *flags[:-1], str(tmp_path / "other")]) == 0
+    assert capsys.readouterr().out == f"run them with: pml-ext train --config {tmp_path / 'other' / 'tuned.json'}\n"
+    asked.pop()
     (arguments, trials), named = asked[0]
     assert (arguments.losses, arguments.epochs, trials, named["resume"]) == (("NCA",), 2, 7, False)
     out.mkdir()
@@ -368,9 +376,18 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     def interrupted(*arguments, **named):
         raise KeyboardInterrupt
 
+    def begun(experiment, *arguments, **named):
+        Path(experiment.out).mkdir(parents=True)
+        (Path(experiment.out) / "tune.json").write_text("{}")
+        raise KeyboardInterrupt
+
     monkeypatch.setattr(search, "tune", interrupted)
     assert cli.main(["tune", "--resume", "--out", str(out)]) == 130
-    assert f"continue with: python -m pml_ext.benchmark tune --resume --out {out}" in capsys.readouterr().err
+    assert f"continue with: python -m pml_ext.benchmark tune --resume --out '{out}'" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(search, "tune", begun)
+    assert pml_ext_command(["tune", *flags[:-2]]) == 130  # whose folder has the date and the time
+    assert re.search(r"continue with: pml-ext tune --resume --out runs/digits-\d+-\d+$", capsys.readouterr().err)
     for wrong in (["--trials", "3"], ["tune", "--check"]):
         with pytest.raises(SystemExit):
             cli.main(wrong)

@@ -66,6 +66,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = MODULE) -> int:
             if check:
                 return _check(experiment)
             _run(experiment, resume, trials if tuning else None, rates)
+            if tuning:
+                streams.say(f"run them with: {called(prog, TRAIN)} --config {shlex.quote(str(Path(str(out), TUNED)))}")
     except Terminated as end:
         return stop("terminated", 128 + end.number, out)
     except KeyboardInterrupt:
@@ -115,7 +117,7 @@ def _check(experiment: Experiment) -> int:
 def _searched(given: dict[str, Any], resume: bool) -> Experiment:
     if resume and "out" not in given:
         raise BenchmarkError("a search is continued in its folder: give --out")
-    return Experiment(**((folder.searched(Path(given["out"])) if resume else {}) | given))
+    return folder.named(Experiment(**((folder.searched(Path(given["out"])) if resume else {}) | given)))
 
 
 def _experiment(given: dict[str, Any], resume: bool) -> Experiment:

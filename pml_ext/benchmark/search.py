@@ -128,7 +128,7 @@ def tune(
         _write(experiment, found, out)
     for line in _table(found):
         say(line)
-    say(f"run them with: python -m pml_ext.benchmark --config {out / CONFIG}")
+    say(f"the best values are in {out / CONFIG}")
     return found
 
 
