@@ -70,26 +70,10 @@ def _method(name: str) -> Iterator[str]:
 
 
 def citation() -> str:
-    """What `CITATION.cff` says, as BibTeX."""
-    text = (TOP / "CITATION.cff").read_text(encoding="utf-8")
-
-    def field(name: str) -> str:
-        found = re.search(rf'^\W*{name}: "?(.*?)"?$', text, re.MULTILINE)
-        assert found is not None, f"CITATION.cff has no {name}"
-        return found[1]
-
-    return "\n".join(
-        [
-            "```bibtex",
-            "@software{pml_ext,",
-            f"  title = {{{field('title')}}},",
-            f"  author = {{{{{field('name')}}}}},",
-            f"  version = {{{field('version')}}},",
-            f"  year = {{{field('date-released')[:4]}}},",
-            "}",
-            "```",
-        ]
-    )
+    """The BibTeX that stands in `CITATION.cff` as a comment."""
+    lines = (TOP / "CITATION.cff").read_text(encoding="utf-8").splitlines()
+    entry = [line.removeprefix("# ") for line in lines[lines.index("# As BibTeX:") + 2 :]]
+    return "\n".join(["```bibtex", *entry, "```"])
 
 
 def picture(name: str) -> str:

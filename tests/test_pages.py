@@ -116,10 +116,20 @@ def test_sizes_from_which_stock_losses_are_accelerated():
 
 
 def test_the_citation_is_that_of_the_package(module):
-    shown = module("contents").citation()
-    assert shown.splitlines()[:2] == ["```bibtex", "@software{pml_ext,"]
-    assert "  title = {pml_ext: hard-mining and pair-weighting losses and miners" in shown
-    assert "  author = {{the pml_ext authors}},\n  version = {0.1.0},\n  year = {2026},\n}" in shown
+    """Its BibTeX says what its fields say."""
+    fields = dict(
+        re.findall(r'^\W*([\w-]+): "?(.+?)"?$', (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    assert module("contents").citation().splitlines() == [
+        "```bibtex",
+        f"@{fields['type']}{{pml_ext,",
+        f"  title = {{{fields['title']}}},",
+        f"  author = {{{{{fields['name']}}}}},",
+        f"  version = {{{fields['version']}}},",
+        f"  year = {{{fields['date-released'][:4]}}},",
+        "}",
+        "```",
+    ]
 
 
 def test_results_of_ordinary_labels_and_batches_only(module):
