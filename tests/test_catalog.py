@@ -130,6 +130,7 @@ def test_the_table_in_a_notebook_has_formulas():
     page = recipes._repr_html_()
     assert page.count("<tr>") == len(recipes) + 1
     assert len(re.findall(r'scope="row">\w+</th><td class="words">L(?:_.)? +=', page)) > 50, "a formula of most"
+    assert 'scope="row">CenterPair</th><td class="words">L_i = log sum_{N_i} exp(-min(D_in, neg_margin))' in page
 
 
 def test_short_names_of_sources_are_told():

@@ -47,21 +47,25 @@ class Recipes(Mapping[str, Entry]):
     def _repr_html_(self) -> str:
         head = ("name", "formula of the loss", "source", "needs", "loss", "miner")
         rows = (
-            (name, _formula(self[name]), source, ", ".join(self[name].required), loss, miner)
+            (
+                name,
+                _formula(getattr(self[name].default, "loss", None)),
+                source,
+                ", ".join(self[name].required),
+                loss,
+                miner,
+            )
             for name, loss, miner, source in self.rows()
         )
         return table(head, rows, notes=["explain(name) says what each is, with its formula"])
 
 
-def _formula(each: Entry) -> str:
-    """The formula of L, that of the inner loss where a wrapper has its form; "" where nothing is known."""
-    from pml_ext.analysis import formulas  # which is made of recipes
-
-    if each.default is None:
-        return ""
-    whole = formulas.composed(each.default) or formulas.formula(each.default.loss)
-    found = re.search(r"^ {4}(L(?:_\w+)? +=.*(?:\n {5,}\S.*)*)$", whole, re.MULTILINE)
-    return " ".join(found[1].split()) if found else ""
+def _formula(part: Any) -> str:
+    """The formula of L in a loss's docstring; that of its inner loss where it says only what that compares."""
+    doc = inspect.getdoc(type(part)) or ""
+    found = re.search(r"^ {4}(L(?:_\w+)? +=.*(?:\n {5,}\S.*)*)$", doc.split("\nArgs:")[0], re.MULTILINE)
+    own = " ".join(found[1].split()) if found else ""
+    return (_formula(part.loss) if own.startswith("L = L'(x, y, ") else "") or own
 
 
 def _cut(text: str, width: int) -> str:
