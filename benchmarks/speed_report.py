@@ -64,11 +64,28 @@ class Goal(NamedTuple):
 
 
 class Lines:
-    """The measurements by what and where; the last of each counts."""
+    """The measurements by what and where; the last of each counts, of the floor the first.
+
+    Attributes:
+        later: of each day and commit after the first its jobs, in order, and the seconds of the floor on `MAIN` then.
+    """
 
     def __init__(self, lines: Iterable[Mapping[str, Any]]) -> None:
         self.all = list(lines)
         self.found = {(line["job"], self.setting(line)): line for line in self.all if line["mode"] == "full"}
+        self.later: dict[tuple[str, str], tuple[list[str], list[float]]] = {}
+        for line in self.all:
+            made = line["date"][:10], line["commit"]
+            if line["mode"] != "full" or made == (self.all[0]["date"][:10], self.all[0]["commit"]):
+                continue
+            jobs, floors = self.later.setdefault(made, ([], []))
+            if line["family"] != "floor":
+                jobs.append(line["job"].partition(", ")[0])
+            elif self.setting(line) == MAIN:
+                floors.append(line["seconds"])
+        for line in reversed(self.all):
+            if line["family"] == "floor":
+                self.found[line["job"], self.setting(line)] = line
         self.linear = {(line["job"], self.setting(line)): line for line in self.all if line["mode"] == "linear"}
 
     @staticmethod
@@ -162,6 +179,11 @@ def table(lines: Lines, command: str) -> str:
         "sample; numbers are medians of the ratios of a forward and backward pass to it. Memory is the peak above the "
         f"inputs, in MB of 10^6 bytes{', of a process of its own' if cpu else ''}. PML is the stock loss or miner of "
         "the same formula, a loop the usual code that selects pairs anchor by anchor: how many times more they take.",
+    ]
+    parts += [
+        f"Measured later, on {date}, commit {commit}: {', '.join(dict.fromkeys(jobs))}."
+        + (f" F with {_words(MAIN)} took {1e3 * floors[0]:.1f} ms then: compare ratios, not times." if floors else "")
+        for (date, commit), (jobs, floors) in lines.later.items()
     ]
     main = MAIN if any(setting == MAIN for _, setting in lines.found) else lines.settings()[-1]
     parts += [f"## {_words(main)}", _main_table(lines, main)]

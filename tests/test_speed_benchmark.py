@@ -19,7 +19,7 @@ import speed  # noqa: E402
 from loops import dist_weight_neighbour, loops  # noqa: E402
 from speed_jobs import FLOOR, Setting, all_jobs, batch  # noqa: E402
 from speed_measure import peak_megabytes, times  # noqa: E402
-from speed_report import Goal, Lines, goals  # noqa: E402
+from speed_report import MAIN, Goal, Lines, goals, table  # noqa: E402
 
 SETTING = Setting(48, 16, 4)
 
@@ -114,3 +114,13 @@ def test_the_script_measures_and_reports(tmp_path, capsys):
     assert "| RAW |" in (tmp_path / "speed.md").read_text()
     assert (tmp_path / "speed.png").stat().st_size < 150_000
     assert any(goal.value is not None for goal in goals(Lines(line | {"n": 1024, "d": 512} for line in lines)))
+
+    later = [line | {"date": "2027-01-01", "commit": "abc", "seconds": 2 * line["seconds"]} for line in lines]
+    both = Lines(line | {"n": 1024, "d": 512, "per_class": 4} for line in [*lines, *later])
+    seconds = {line["job"]: line["seconds"] for line in lines}
+    assert both.value(FLOOR, MAIN, "seconds") == seconds[FLOOR], "the floor of the table is that of its first day"
+    assert both.value("RAW", MAIN, "seconds") == 2 * seconds["RAW"]
+    page = table(both, "python")
+    assert "Measured later, on 2027-01-01, commit abc: RAW, BatchHard. F with" in page
+    assert f"took {2e3 * seconds[FLOOR]:.1f} ms then: compare ratios, not times." in page
+    assert "Measured later" not in (tmp_path / "speed.md").read_text()
