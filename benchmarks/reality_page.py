@@ -5,6 +5,7 @@ made of: data sets can be run on different days and machines, and a page of one 
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -195,13 +196,13 @@ def repeated(folder: Path) -> list[str]:
     return out
 
 
-def picture(sets: Runs, tests: Tests, path: Path, most: int = 30, columns: int = 3) -> None:
+def picture(sets: Runs, tests: Tests, path: Path, most: int = 30) -> None:
     """MAP@R of the best methods of each data set: the mean over seeds with its interval, and the interval of ranks."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    columns = math.isqrt(len(sets) - 1) + 1
     rows = -(-len(sets) // columns)
-    columns = min(columns, len(sets))
     figure = Figure(figsize=(5 * columns, rows * (0.2 * most + 1.2)), layout="constrained")
     FigureCanvasAgg(figure)
     for place, (data, methods) in enumerate(sets.items()):
