@@ -90,8 +90,8 @@ LOSSES = (
             "weights pairs by their similarity, relative to their anchor's other pairs; RAW is the same with its miner",
             f"{_SINCE}: nothing is ahead of it on four data sets, RAW is behind it on one; {_REALITY}: CUB, all tuned "
             "alike, MAP@R 39.1 as RAW, none of 83 is ahead, the frozen trunk 36.4; Omniglot 33.2, none ahead; Cars196 "
-            "2.9, the best 3.3; emoji 24.3, the best 24.9; Musgrave et al. 2020, CUB, with the miner: 26.5, the best of "
-            "13 26.7",
+            "2.9, the best 3.3; emoji 24.3, the best 24.9; Musgrave et al. 2020, CUB, with the miner: 26.5, the best "
+            "of 13 26.7",
             _cost(s, s.batch, 0.71),
         ),
     ),
