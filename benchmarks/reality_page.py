@@ -119,9 +119,9 @@ def compared(queries: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
     return {"ranks": ranks, "claims": claims}
 
 
-def mean(runs: Sequence[Mapping[str, Any]], key: str = CHOSEN_BY) -> float:
-    """Over the runs of a method."""
-    return float(np.mean([line["metrics"][key] for line in runs]))
+def mean(runs: Sequence[Mapping[str, Any]]) -> float:
+    """MAP@R over the runs of a method."""
+    return float(np.mean([line["metrics"][CHOSEN_BY] for line in runs]))
 
 
 def table(methods: Mapping[str, Sequence[Mapping[str, Any]]], ranks: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -129,7 +129,7 @@ def table(methods: Mapping[str, Sequence[Mapping[str, Any]]], ranks: Mapping[str
     out = ["| method | MAP@R | recall@1 | @8 | NMI | rank | seeds | s / epoch | arguments |", "|" + "---|" * 9]
     for name in sorted(methods, key=lambda each: -mean(methods[each])):
         runs, place = methods[name], ranks[name]
-        cells = [_mean(runs, key) for key in (CHOSEN_BY, "recall_at_1", "recall_at_8", "NMI")]
+        cells = [_cell(runs, key) for key in (CHOSEN_BY, "recall_at_1", "recall_at_8", "NMI")]
         cells.append(f"{place['first']}-{place['last']}{'*' if place['is_best'] else ''}")
         seconds = [line["seconds_per_epoch"] for line in runs if line.get("seconds_per_epoch")]
         arguments = runs[0]["loss"].removeprefix(name)[1:-1].replace("|", "\\|")
@@ -142,7 +142,7 @@ def _row(*cells: str) -> str:
     return " ".join(f"| {cell}" if cell else "|" for cell in (*cells, ""))
 
 
-def _mean(runs: Sequence[Mapping[str, Any]], key: str) -> str:
+def _cell(runs: Sequence[Mapping[str, Any]], key: str) -> str:
     values = [line["metrics"][key] for line in runs if key in line["metrics"]]
     return percent(values) if values else ""
 

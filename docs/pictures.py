@@ -13,11 +13,11 @@ import torch
 
 from pml_ext import catalog
 from pml_ext.analysis import NoPairWeightsError
-from pml_ext.analysis.curves import MOVING, SPAN, compares_samples, drawn_pairs, weight_lines
+from pml_ext.analysis.curves import CLASSES, MOVING, SPAN, compares_samples, drawn_pairs, weight_lines
 from pml_ext.catalog import Recipe
 
 WEIGHTS = Path(__file__).parent / "assets" / "weights"
-CLASSES, DIMENSION = 4, 8
+DIMENSION = 8
 POINTS = 35
 _SIZES = {"num_classes": CLASSES, "embedding_size": DIMENSION}
 _TICKS = (0, 0.5)

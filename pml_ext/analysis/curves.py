@@ -29,6 +29,8 @@ SPAN = (-0.2, 0.99)
 # samples are within every margin of positives, and so near to others that theirs are within the margin of negatives.
 _FROM_THE_MIDDLE = (0.2, 0.4, 0.8, 1.2)
 _FROM_THE_MEAN = (0.1, 0.4, 0.8, 0.8)
+CLASSES = len(_FROM_THE_MIDDLE)
+"""The classes of a method whose pairs are drawn."""
 _SAMPLES = 6
 
 
@@ -36,7 +38,7 @@ def drawn_pairs(recipe: Recipe, *, dimension: int = 8) -> PairWeights:
     """Pair weights of a method on a batch drawn at random, for a loss that compares with centers, proxies or slices.
 
     Args:
-        recipe: a loss that takes 4 classes, and its miner.
+        recipe: a loss that takes `CLASSES` classes, and its miner.
         dimension: of the embeddings. Default 8.
 
     Raises:
@@ -44,8 +46,8 @@ def drawn_pairs(recipe: Recipe, *, dimension: int = 8) -> PairWeights:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        places = torch.tensor(_FROM_THE_MIDDLE)[:, None] * torch.randn(len(_FROM_THE_MIDDLE), dimension)
-        labels = torch.arange(len(places)).repeat_interleave(_SAMPLES)
+        places = torch.tensor(_FROM_THE_MIDDLE)[:, None] * torch.randn(CLASSES, dimension)
+        labels = torch.arange(CLASSES).repeat_interleave(_SAMPLES)
         means = (torch.randn(dimension) + places)[labels]
         embeddings = means + torch.tensor(_FROM_THE_MEAN)[labels, None] * torch.randn(len(labels), dimension)
         mined = None if recipe.miner is None else recipe.miner(embeddings, labels)

@@ -26,7 +26,7 @@ from pml_ext.benchmark.kinds import Several, Switch
 from pml_ext.benchmark.parser import MODULE, TRAIN, OneLineParser, called, short
 
 RESENT_AFTER = 0.01  # seconds
-TUNE, TUNED = "tune", "tuned.json"
+TUNE = "tune"
 GROUPS = {
     "data": "data and splits",
     "losses": "losses and seeds",
@@ -67,7 +67,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = MODULE) -> int:
                 return _check(experiment)
             _run(experiment, resume, trials if tuning else None, rates)
             if tuning:
-                streams.say(f"run them with: {called(prog, TRAIN)} --config {shlex.quote(str(Path(str(out), TUNED)))}")
+                streams.say(
+                    f"run them with: {called(prog, TRAIN)} --config {shlex.quote(str(Path(str(out), folder.TUNED)))}"
+                )
     except Terminated as end:
         return stop("terminated", 128 + end.number, out)
     except KeyboardInterrupt:
@@ -179,7 +181,7 @@ def parser(tuning: bool = False, prog: str = MODULE) -> OneLineParser:
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
         description="Search the hyperparameters of each loss, judged on validation classes; "
-        f"{TUNED} is a config that runs with what was found."
+        f"{folder.TUNED} is a config that runs with what was found."
         if tuning
         else "Train one network with several losses, on your images or on images that come with the package, "
         "and compare how well it retrieves classes that it was not trained on. "

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pml_ext import shown
+from pml_ext.analysis.curves import CLASSES, compares_samples, drawn_pairs
 from pml_ext.analysis.explain import explain as page_of
 from pml_ext.analysis.pair_weights import NoPairWeightsError
 from pml_ext.benchmark import files, losses
@@ -18,8 +19,7 @@ from pml_ext.catalog import Recipe
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Of what a method is made for its page: small, because every number of the page can be any.
-CLASSES, DIMENSION = 4, 8
+DIMENSION = 8  # of the embeddings of a method on its page: small, because every number of the page can be any
 FORMATS = ("png", "svg", "pdf")
 
 
@@ -109,7 +109,6 @@ def drawn(found: Explanation, out: Path | None) -> Path:
 
 def _picture(recipe: Recipe) -> Figure:
     """Curves of the loss if it compares samples, else its weights on a batch drawn at random."""
-    from pml_ext.analysis.curves import compares_samples, drawn_pairs
     from pml_ext.analysis.plots import weight_curves, weight_scatter
 
     if compares_samples(recipe.loss, dimension=DIMENSION):

@@ -30,6 +30,7 @@ ARGUMENTS = "experiment.json"
 OBJECTS = "objects.json"
 NONE: Mapping[str, str] = MappingProxyType({})
 SEARCH = "tune.json"  # the arguments of a search
+TUNED = "tuned.json"  # what it found, as a config
 RATES = "rates"  # among them: whether learning rates are searched
 # What systems put into every folder. Names that begin with a dot, ours among them, are as good as not there too.
 STRANGERS = ("lost+found", "Thumbs.db", "desktop.ini")

@@ -25,7 +25,6 @@ from pml_ext.benchmark.training import Diverged, Run
 from pml_ext.spaces import Range, times
 
 STORAGE = "trials.db"
-CONFIG = "tuned.json"
 TABLE = "tuned.md"
 TRIAL = ".trial"  # the folder of the trial that is running
 DIGITS = 4  # significant ones of a value: what is written down is what was tried
@@ -128,7 +127,7 @@ def tune(
         _write(experiment, found, out)
     for line in _table(found):
         say(line)
-    say(f"the best values are in {out / CONFIG}")
+    say(f"the best values are in {out / folder.TUNED}")
     return found
 
 
@@ -297,7 +296,7 @@ def _write(experiment: Experiment, found: Sequence[Tuned], out: Path) -> None:
     }
     if not isinstance(experiment.data, str):
         del arguments["data"]
-    files.write_json(out / CONFIG, arguments | {"losses": [each.best for each in found]})
+    files.write_json(out / folder.TUNED, arguments | {"losses": [each.best for each in found]})
     files.write(out / TABLE, ("\n".join(_table(found)) + "\n").encode())
 
 
