@@ -115,7 +115,8 @@ def plan(options: argparse.Namespace) -> Iterator[tuple[Setting, list[Job]]]:
 def hardware(device: str) -> str:
     """What it runs on."""
     found = environment.hardware()
-    return str(found["gpus"][0]) if device == "cuda" else f"{found['cpu']}, {found['cores']} cores"
+    cores = "1 core" if found["cores"] == 1 else f"{found['cores']} cores"
+    return str(found["gpus"][0]) if device == "cuda" else f"{found['cpu']}, {cores}"
 
 
 class Record:
