@@ -14,6 +14,7 @@ from pml_ext.benchmark.folder import run_folder
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import conditions
+import hdml_table
 import image_options
 import reality
 import reality_page
@@ -223,3 +224,18 @@ def test_flags_of_images():
     assert sized == {"cache": "c", "image_size": (96, 128), "shorter_side": 96}
     own = image_options.arguments(parser.parse_args(["--trunk", "conv4", "--weights", "w.pt"]))
     assert own == {"cache": None, "trunk": "conv4", "weights": "w.pt"}
+
+
+def test_the_table_of_synthesis_compares_with_the_loss_without_and_keeps_other_data(tmp_path, monkeypatch, capsys):
+    levels = dict.fromkeys([name for plain, each in hdml_table.FAMILIES.items() for name in (plain, *each)], 0.5)
+    write_runs(tmp_path / "runs", levels | {"HDML-NPair": 0.4})
+    monkeypatch.setattr(hdml_table, "RUNS", tmp_path / "kept.jsonl")
+    for data in ("first", "second", "second"):
+        monkeypatch.setattr(sys, "argv", ["hdml_table.py", str(tmp_path / "runs"), "--data", data, "--add"])
+        hdml_table.main()
+    rows = {line.split(" | ")[0]: line.split(" | ")[4:] for line in capsys.readouterr().out.splitlines()}
+    assert [cell.startswith(("**-10.", "**-9.9")) for cell in rows["| HDML-NPair"]] == [True, True]
+    assert not any("**" in cell for name, cells in rows.items() for cell in cells if name != "| HDML-NPair")
+    assert rows["| Triplet"][0].strip() == rows["| HDML-NPair-real"][0].strip() == ""
+    kept = run_lines.read(tmp_path / "kept.jsonl")
+    assert [line["data"] for line in kept].count("first") == [line["data"] for line in kept].count("second") == 27
