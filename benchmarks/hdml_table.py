@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import run_lines
 from numpy.typing import NDArray
-from reality_page import holm, lines, of_queries, percent, points
+from reality_page import cell, holm, lines, of_queries, points, row
 
+from pml_ext.benchmark.evaluate import CHOSEN_BY
 from pml_ext.evaluation.intervals import Difference, paired_difference
 
 HERE = Path(__file__).parent
 RUNS = HERE / "results" / "hdml_frozen.jsonl"
-SHOWN = ("recall_at_1", "mean_average_precision_at_r", "NMI")
+SHOWN = {"recall_at_1": "recall@1", "mean_average_precision_at_r": "MAP@R", "NMI": "NMI"}
 # Each family: the loss over all tuples, J(T) over the same tuples as synthesis, and what is compared with both.
 FAMILIES = {
     "Triplet": ("HDML-Triplet-real", "HDML-Triplet", "HDML-Triplet-rescaled"),
@@ -47,19 +48,21 @@ def differences(queries: Mapping[str, NDArray[np.float64]]) -> dict[tuple[str, s
     return {pair: (each, p < 0.05) for (pair, each), p in zip(found.items(), corrected, strict=True)}
 
 
-def table(runs: Sequence[Mapping[str, Any]], found: Mapping[tuple[str, str], tuple[Difference, bool]]) -> list[str]:
-    """A row for each method: the mean over seeds with its interval, and MAP@R against J(T) and the plain loss."""
-    out = ["| loss | recall@1 | MAP@R | NMI | MAP@R against its J(T) | against the plain loss |"]
+def table(
+    runs: Sequence[Mapping[str, Any]], found: Mapping[tuple[str, str], tuple[Difference, bool]], metric: str
+) -> list[str]:
+    """A row for each method: the mean over seeds with its interval, and a metric against J(T) and the plain loss."""
+    out = [f"| loss | {' | '.join(SHOWN.values())} | {SHOWN[metric]} against its J(T) | against the plain loss |"]
     out += ["| :-- " + "| --: " * 5 + "|"]
     for name in (*UNTRAINED, *(each for plain, others in FAMILIES.items() for each in (plain, *others))):
-        own = [run["metrics"] for run in runs if run["loss"] == name]
-        family = next(((plain, others[0]) for plain, others in FAMILIES.items() if name in (plain, *others)), None)
-        cells = [percent([each[key] for each in own if key in each]) for key in SHOWN] if own else [""] * len(SHOWN)
-        for other in reversed(family or (None, None)):
-            difference = found.get((name, other)) if other else None
+        own = [run for run in runs if run["loss"] == name]
+        family = next(((others[0], plain) for plain, others in FAMILIES.items() if name in (plain, *others)), ("", ""))
+        cells = [cell(own, key) for key in SHOWN]
+        for other in family:
+            difference = found.get((name, other))
             cells.append(points(difference[0], is_significant=difference[1]) if difference else "")
         if own:
-            out.append("| " + " | ".join((name, *cells)) + " |")
+            out.append(row(name, *cells).rstrip())
     return out
 
 
@@ -69,10 +72,10 @@ def main() -> None:
     parser.add_argument("runs", type=Path, help="the folder of an experiment with all methods of the table")
     parser.add_argument("--data", required=True, help="what its lines are called in the file")
     parser.add_argument("--add", action="store_true", help=f"put the lines into {RUNS.name}")
-    parser.add_argument("--metric", default="mean_average_precision_at_r", help="that is compared (default MAP@R)")
+    parser.add_argument("--metric", choices=[*SHOWN][:2], default=CHOSEN_BY, help="that is compared (default MAP@R)")
     options = parser.parse_args()
     runs = lines(options.runs)
-    print("\n".join(table(runs, differences(of_queries(options.runs, options.metric)))))
+    print("\n".join(table(runs, differences(of_queries(options.runs, options.metric)), options.metric)))
     if options.add:
         others = [line for line in run_lines.read(RUNS) if line["data"] != options.data]
         run_lines.write(RUNS, [*others, *(run_lines.kept(line, options.data) for line in runs)])

@@ -129,20 +129,22 @@ def table(methods: Mapping[str, Sequence[Mapping[str, Any]]], ranks: Mapping[str
     out = ["| method | MAP@R | recall@1 | @8 | NMI | rank | seeds | s / epoch | arguments |", "|" + "---|" * 9]
     for name in sorted(methods, key=lambda each: -mean(methods[each])):
         runs, place = methods[name], ranks[name]
-        cells = [_cell(runs, key) for key in (CHOSEN_BY, "recall_at_1", "recall_at_8", "NMI")]
+        cells = [cell(runs, key) for key in (CHOSEN_BY, "recall_at_1", "recall_at_8", "NMI")]
         cells.append(f"{place['first']}-{place['last']}{'*' if place['is_best'] else ''}")
         seconds = [line["seconds_per_epoch"] for line in runs if line.get("seconds_per_epoch")]
         arguments = runs[0]["loss"].removeprefix(name)[1:-1].replace("|", "\\|")
         cells += [f"{len(runs)}", f"{np.median(seconds):.2f}", arguments] if seconds else ["", "", ""]
-        out.append(_row(name, *cells))
+        out.append(row(name, *cells))
     return out
 
 
-def _row(*cells: str) -> str:
-    return " ".join(f"| {cell}" if cell else "|" for cell in (*cells, ""))
+def row(*cells: str) -> str:
+    """A row of a table."""
+    return " ".join(f"| {each}" if each else "|" for each in (*cells, ""))
 
 
-def _cell(runs: Sequence[Mapping[str, Any]], key: str) -> str:
+def cell(runs: Sequence[Mapping[str, Any]], key: str) -> str:
+    """The mean of a metric over runs with half its interval; empty if none has it."""
     values = [line["metrics"][key] for line in runs if key in line["metrics"]]
     return percent(values) if values else ""
 
@@ -169,7 +171,7 @@ def claims(tests: Tests) -> list[str]:
     out = [f"| first | second | | {' | '.join(tests)} |", "|" + "---|" * (3 + len(tests))]
     for a, b, what in CLAIMS:
         cells = [_claim(found[a, b, data]) if (a, b, data) in found else "" for data in tests]
-        out.append(_row(a, b, what, *cells))
+        out.append(row(a, b, what, *cells))
     return out
 
 

@@ -1,5 +1,6 @@
 """Which loss: the rules, their command, and the words of the package on the command line."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -74,6 +75,18 @@ def test_classes_of_one_image_have_no_pairs():
     assert choice.losses == ()
     assert choice.command == ""
     assert "SelfSupervisedLoss" in str(choice)
+
+
+def test_costs_are_those_of_the_page_of_speed():
+    lines = [json.loads(line) for line in (ROOT / "benchmarks/results/speed.jsonl").read_text().splitlines()]
+    measured = {
+        x["job"]: x.get("ratio") for x in lines if (x["n"], x["d"], x["per_class"], x["mode"]) == (1024, 512, 4, "full")
+    }
+    chosen = {loss for classes in (100, 10_000) for loss in choose(classes=classes, images_per_class=5).losses}
+    assert len(chosen) >= 4
+    for loss in chosen:
+        said = re.search(r"with large batches ([\d.]+) of the matrix products", loss.cost)[1]
+        assert f"{measured[loss.what.partition('(')[0]]:.{len(said) - 2}f}" == said, loss
 
 
 @pytest.mark.parametrize(
