@@ -38,6 +38,7 @@ QUEUE_LENGTH = 8
 CHUNKED = (Setting(16_384, 128, 4), Setting(65_536, 128, 4))
 # Numbers of triplets that take PML or sentence-transformers some gigabytes.
 MOST_TRIPLETS, MOST_CUBE = 3e7, 4e8
+KINDS = ("float32", "tf32", "bfloat16", "graph")
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -49,7 +50,7 @@ class Contender:
         task: what is computed: the name of ours, and how pairs are given.
         whose: the package.
         make: of embeddings and labels, the loss.
-        kind: how it is run: "float32", "tf32", "bfloat16" or "graph".
+        kind: how it is run, one of ``KINDS``.
     """
 
     task: str
@@ -275,9 +276,9 @@ def measured(
             yield Found(one.task, one.whose, one.kind, *setting, None, None, note)
 
 
-def kinds_of(contenders: Sequence[Contender], device: str) -> list[Contender]:
-    """The same in half precision too; on a GPU with TF32 and as graphs, besides."""
-    kinds = ("float32", "bfloat16") if device == "cpu" else ("float32", "tf32", "bfloat16", "graph")
+def kinds_of(contenders: Sequence[Contender], device: str, wanted: Sequence[str] = ()) -> list[Contender]:
+    """The same in half precision too; on a GPU with TF32 and as graphs, besides; or as is wanted."""
+    kinds = wanted or (("float32", "bfloat16") if device == "cpu" else KINDS)
     return [Contender(one.task, one.whose, one.make, kind) for kind in kinds for one in contenders]
 
 
@@ -306,7 +307,7 @@ def run(options: Any) -> None:
             torch._dynamo.reset()
             contenders += compiled(spent)
         contenders = [one for one in contenders if not wanted or one.task.split(",")[0] in wanted]
-        lines = measured(setting, kinds_of(contenders, device), device, floor(setting, device), rounds, seconds)
+        lines = measured(setting, kinds_of(contenders, device, options.kinds or ()), device, floor(setting, device), rounds, seconds)
         add(_with_compilation(line, spent) for line in lines)
     for setting in () if options.n else QUEUES:
         add(measured(setting, of_queue(setting), device, queue_floor(setting, device), rounds, seconds))
