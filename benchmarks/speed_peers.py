@@ -39,6 +39,8 @@ CHUNKED = (Setting(16_384, 128, 4), Setting(65_536, 128, 4))
 # Numbers of triplets that take PML or sentence-transformers some gigabytes.
 MOST_TRIPLETS, MOST_CUBE = 3e7, 4e8
 KINDS = ("float32", "tf32", "bfloat16", "graph")
+# Beyond this batch half precision takes hours on a CPU that has no arithmetic for it.
+KINDS_ON_CPU, LARGEST_OF_ALL_KINDS = ("float32", "bfloat16"), 1024
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -176,7 +178,8 @@ def compiled(seconds: dict[str, float]) -> Iterator[Contender]:
         def make(x: Tensor, labels: Tensor) -> Loss:
             loss = torch.compile(DENSE[name], fullgraph=True, dynamic=False)
             start = time.perf_counter()
-            loss(x.detach().clone().requires_grad_(), labels).backward()
+            with torch.compiler.config.patch(force_disable_caches=True):  # those of earlier runs, on the disk
+                loss(x.detach().clone().requires_grad_(), labels).backward()
             seconds[name] = time.perf_counter() - start
             return loss
 
@@ -276,10 +279,14 @@ def measured(
             yield Found(one.task, one.whose, one.kind, *setting, None, None, note)
 
 
-def kinds_of(contenders: Sequence[Contender], device: str, wanted: Sequence[str] = ()) -> list[Contender]:
-    """The same in half precision too; on a GPU with TF32 and as graphs, besides; or as is wanted."""
-    kinds = wanted or (("float32", "bfloat16") if device == "cpu" else KINDS)
-    return [Contender(one.task, one.whose, one.make, kind) for kind in kinds for one in contenders]
+def kinds_of(contenders: Sequence[Contender], device: str, n: int) -> list[Contender]:
+    """The same in half precision too; on a GPU with TF32 and as graphs, besides."""
+    of_cpu = KINDS_ON_CPU if n <= LARGEST_OF_ALL_KINDS else KINDS_ON_CPU[:1]
+    return [
+        Contender(one.task, one.whose, one.make, kind)
+        for kind in (of_cpu if device == "cpu" else KINDS)
+        for one in contenders
+    ]
 
 
 def run(options: Any) -> None:
@@ -307,7 +314,8 @@ def run(options: Any) -> None:
             torch._dynamo.reset()
             contenders += compiled(spent)
         contenders = [one for one in contenders if not wanted or one.task.split(",")[0] in wanted]
-        lines = measured(setting, kinds_of(contenders, device, options.kinds or ()), device, floor(setting, device), rounds, seconds)
+        contenders = kinds_of(contenders, device, setting.n)
+        lines = measured(setting, contenders, device, floor(setting, device), rounds, seconds)
         add(_with_compilation(line, spent) for line in lines)
     for setting in () if options.n else QUEUES:
         add(measured(setting, of_queue(setting), device, queue_floor(setting, device), rounds, seconds))

@@ -14,7 +14,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import speed_peers  # noqa: E402
 from speed_jobs import Setting, batch  # noqa: E402
-from speed_peers_page import Found, Point, again, head, others_over_ours, page, picture  # noqa: E402
+from speed_peers_page import Found, Point, again, by_place, head, others_over_ours, page, picture  # noqa: E402
 
 SETTING = Setting(24, 8, 4)
 
@@ -33,10 +33,26 @@ def test_every_contender_takes_a_step(without_others):
     x, labels = batch(SETTING, "cpu")
     found = contenders()
     assert len({one.key for one in found}) == len(found) > 20
-    for one in speed_peers.kinds_of(found, "cpu"):
+    for one in speed_peers.kinds_of(found, "cpu", SETTING.n):
         # In half precision PML lacks an operation of torch; that is written down, as a result.
         if one.whose == "pml_ext" or one.kind == "float32":
             one.step(SETTING, x, labels)()
+
+
+@pytest.mark.pml2("its own losses as contenders")
+@pytest.mark.parametrize(
+    ("device", "n", "kinds"),
+    [
+        ("cpu", 1024, ["float32", "bfloat16"]),
+        ("cpu", 4096, ["float32"]),
+        ("cuda", 4096, ["float32", "tf32", "bfloat16", "graph"]),
+    ],
+)
+def test_every_contender_runs_in_each_way_of_the_device(without_others, device, n, kinds):
+    found = list(speed_peers.by_labels(SETTING))
+    assert [(one.kind, one.task) for one in speed_peers.kinds_of(found, device, n)] == [
+        (kind, one.task) for kind in kinds for one in found
+    ]
 
 
 @pytest.mark.pml2("its own losses as contenders")
@@ -193,8 +209,9 @@ def test_the_page_and_the_picture_are_of_the_lines_beside_them():
 def test_how_far_the_others_are_ahead_stands_in_the_documentation():
     root = BENCHMARKS.parent
     lines = (BENCHMARKS / "results" / "peers.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [Found(**json.loads(line)) for line in lines]
     most: dict[str, float] = {}  # ours over the fastest of the others
-    for tasks in others_over_ours([Found(**json.loads(line)) for line in lines]).values():
+    for tasks in others_over_ours(found).values():
         for task, of in tasks.items():
             kind = "tuples" if "tuples" in task else task
             most[kind] = max(most.get(kind, 0.0), *(1 / point.times for point in of))
@@ -204,6 +221,14 @@ def test_how_far_the_others_are_ahead_stands_in_the_documentation():
     assert f"some of BatchAll ({most['BatchAll']:.1f} x) and SemiHard" in said
     assert f"PML is ahead in triplets at n = 64 (by up to {most['tuples']:.1f} x)" in said
     assert most["SemiHard"] > 1
+    compiled: dict[str, float] = {}
+    for place, ratios in by_place(found).items():
+        if place.kind == "float32" and "dense, torch.compile" in ratios:
+            ahead = ratios["pml_ext"] / ratios["dense, torch.compile"]
+            compiled[place.task] = max(compiled.get(place.task, 0.0), ahead)
+    assert f"is ahead in RAW at n = 64 (by up to {compiled['RAW']:.1f} x)" in said
+    two = f"{compiled['MultiSimilarity']:.1f} and {compiled['BatchHard']:.1f}"
+    assert f"in MultiSimilarity and BatchHard at 64 and 128 (by up to {two} x)" in said
     assert max(value for task, value in most.items() if task in ("RAW", "MultiSimilarity", "Contrastive2018")) < 1
 
 
