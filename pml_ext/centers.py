@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pml_ext import arguments, thresholds
 from pml_ext.gathered_positives import as_array
 from pml_ext.kmeans import kmeans
-from pml_ext.masked import is_eager, looks_are_free
+from pml_ext.masked import all_known, is_eager, looks_are_free
 from pml_ext.similarity import unit
 
 __all__ = [
@@ -288,14 +288,15 @@ class RunningCenters(CenterSource):
         with torch.inference_mode(False), torch.no_grad():
             # The last column counts.
             samples = F.pad(embeddings.to(self.centers.dtype), (0, 1), value=1.0)
-            samples = torch.where(samples.isfinite().all(1, keepdim=True), samples, 0.0)
+            if not all_known(samples):
+                samples = torch.where(samples.isfinite().all(1, keepdim=True), samples, 0.0)
             sums = samples.new_zeros(len(self.centers), samples.shape[1]).index_add(0, labels, samples)
             if self.all_reduce is not False and dist.is_available() and dist.is_initialized():
                 sums = _of_all_processes(sums, samples, may_be_alike=self.all_reduce is None)
             sums, counts = sums[:, :-1], sums[:, -1:]
             moved = self.centers - self.alpha * (counts * self.centers - sums) / (1 + counts)
             # A new tensor: compiled, the backward pass would see a tensor that was written to as it is then.
-            self.centers = torch.where(moved.isfinite(), moved, self.centers)
+            self.centers = moved if all_known(moved) else torch.where(moved.isfinite(), moved, self.centers)
 
 
 def _of_all_processes(sums: Tensor, samples: Tensor, *, may_be_alike: bool) -> Tensor:
