@@ -4,9 +4,14 @@
     python benchmarks/reality.py test cub:CUB_200_2011 omniglot:DIR emoji/            # the same
     python benchmarks/reality.py again cub:CUB_200_2011                               # a tenth of the runs anew
     python benchmarks/reality.py tune omniglot:DIR --track scratch --image-size 32    # nights; so are glyphs
-    python benchmarks/reality.py test cars196:CARS --track fine-tuned --image-size 64 # an evening, not tuned
-    python benchmarks/reality.py tune glyphs --trunk conv4 --weights runs/x/best/weights.pt
+    python benchmarks/reality.py test cub:CUB_200_2011 --track fine-tuned --image-size 64    # an evening, not tuned
     python benchmarks/reality.py page                                                 # what has ended so far
+
+Glyphs have no pretrained trunk: first their own is trained.
+
+    python -m pml_ext.benchmark --data glyphs --trunk conv4 --image-size 32 --crop-scale .7 --flip 0 --epochs 24 \\
+        --losses MultiSimilarity --seeds 0 --out runs/trunk
+    python benchmarks/reality.py tune glyphs --trunk conv4 --image-size 32 --weights runs/trunk/best/weights.pt
 
 The hyperparameters and learning rates of a loss are chosen by the MAP@R of classes that it was not trained on and that
 are not those of the test. Losses of one data set have the same features or initial weights, batches and steps.
@@ -134,6 +139,8 @@ def again(whole: Experiment, share: float) -> None:
     """Run a random part of what was tested once more; the page holds both beside each other."""
     where = Path(str(whole.out))
     lines = [line for line in reality_page.lines(where / "tested") if line["loss"] not in reality_page.UNTRAINED]
+    if not lines:
+        raise SystemExit(f"there is nothing in {where / 'tested'}: `reality.py test` comes first")
     drawn = random.Random(0).sample(lines, max(1, round(share * len(lines))))
     for seed in sorted({line["seed"] for line in drawn}):
         losses = tuple(sorted(line["loss"] for line in drawn if line["seed"] == seed))

@@ -84,7 +84,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--peers", action="store_true", help="other packages beside ours, into peers.jsonl, peers.md, peers.png"
     )
-    parser.add_argument("--kinds", nargs="+", choices=speed_peers.KINDS, help="with --peers: some of the ways to run")
     parser.add_argument("--no-compile", action="store_true", help="with --peers: without torch.compile")
     options = parser.parse_args(arguments)
     known = {job.name for job in all_jobs()}
@@ -97,8 +96,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--rounds must be at least 3")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: there is no GPU")
-    if options.device == "cpu" and (of_gpus := {"tf32", "graph"} & set(options.kinds or ())):
-        parser.error(f"--kinds {min(of_gpus)} needs --device cuda")
     return options
 
 

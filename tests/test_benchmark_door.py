@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from pml_ext.benchmark import BenchmarkError, Experiment, evaluate, features, plots, result, transforms
+from pml_ext.benchmark import BenchmarkError, Experiment, evaluate, features, plots, result, transforms, trunks
 from pml_ext.benchmark.data import Data
 from pml_ext.benchmark.folder import run_folder
 from pml_ext.benchmark.saved import load
@@ -225,7 +225,8 @@ def test_features_of_a_frozen_trunk_are_computed_once(photos, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"frozen": True}, "frozen needs images and a pretrained trunk"),
+        ({"frozen": True}, "frozen needs images and a pretrained trunk, and .* is of vectors"),
+        ({"frozen": True, "data": "digits"}, "frozen needs images and a pretrained trunk: give weights"),
         ({"head": "pca", "embedding_size": 64}, "embedding_size 64 is above the 6 principal components"),
         (
             {"losses": ("HDML-NPair",), "amp": "bf16", "clip": 1.0},
@@ -241,3 +242,14 @@ def test_what_cannot_be_is_one_line_before_any_run(changes, said, tmp_path):
     assert "\n" not in str(caught.value)
     assert not (out / "results.jsonl").exists()
     assert result.read(out / "results.jsonl") == []
+
+
+def test_weights_are_heeded_on_a_set_of_the_package_too(tmp_path):
+    weights = trunks.build("conv4", (3, 64, 64)).module.state_dict()
+    torch.save(weights, tmp_path / "weights.pt")
+    data = Data.of(Experiment(data="digits", losses=("RAW",), weights=tmp_path / "weights.pt"))
+    assert data.pretrained
+    assert all(value.equal(weights[name]) for name, value in data.trunk.module.state_dict().items())
+    torch.save(trunks.build("conv4", (1, 32, 32)).module.state_dict(), tmp_path / "gray.pt")
+    with pytest.raises(BenchmarkError, match="weights of another network"):
+        Data.of(Experiment(data="digits", losses=("RAW",), weights=tmp_path / "gray.pt"))

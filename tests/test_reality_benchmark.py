@@ -153,6 +153,11 @@ def test_a_part_is_run_again_by_seeds(out, monkeypatch):
     assert len(ran) == len({seed for _, seed in drawn})
 
 
+def test_nothing_is_run_again_before_it_was_tested(tmp_path):
+    with pytest.raises(SystemExit, match=r"`reality\.py test` comes first"):
+        reality.again(reality.Experiment(losses=("RAW",), out=str(tmp_path)), 0.5)
+
+
 def test_without_a_run_there_is_no_page(tmp_path, monkeypatch):
     monkeypatch.setattr(reality_page, "RESULTS", tmp_path / "reality.md")
     with pytest.raises(SystemExit, match="has ended"):

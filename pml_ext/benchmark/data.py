@@ -133,8 +133,7 @@ class Data:
         Raises:
             BenchmarkError: data that cannot be read or not be cut, a trunk that cannot be built.
         """
-        small = experiment.trunk == "conv4" and experiment.image_size is None and experiment.shorter_side is None
-        if isinstance(experiment.data, str) and experiment.data in DATASETS and small:
+        if isinstance(experiment.data, str) and experiment.data in DATASETS and _as_it_comes(experiment):
             return _built_in(experiment, experiment.data, fold)
         try:
             samples = open_source(experiment.data)
@@ -299,6 +298,12 @@ def _cut(samples: Samples, experiment: Experiment, fold: int | None) -> Split:
         if len(samples.labels[without.train].unique()) < ENOUGH:
             return without
     return cut(samples, validation=experiment.validation, seed=CUT_SEED)
+
+
+def _as_it_comes(experiment: Experiment) -> bool:
+    """Whether nothing is asked for that the small tensors of a set of the package cannot give."""
+    given = (experiment.image_size, experiment.shorter_side, experiment.weights)
+    return experiment.trunk == "conv4" and not experiment.frozen and all(each is None for each in given)
 
 
 def _trunk(experiment: Experiment) -> tuple[Trunk, Preprocessing]:

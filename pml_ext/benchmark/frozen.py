@@ -35,7 +35,11 @@ def prepared(experiment: Experiment, data: list[Data], say: Say) -> list[Data]:
     first = data[0]
     if experiment.frozen:
         if first.samples is None or first.samples.vectors is not None:
-            raise BenchmarkError(f"frozen needs images and a pretrained trunk, and {first.name} does not have both")
+            raise BenchmarkError(f"frozen needs images and a pretrained trunk, and {first.name} is of vectors")
+        if first.trunk.name == "conv4" and not first.trunk.pretrained:
+            raise BenchmarkError(
+                "frozen needs images and a pretrained trunk: give weights, or another trunk than conv4"
+            )
         known = _features(experiment, first, torch.arange(len(first.samples)), say)
         data = [each.with_features(known) for each in data]
     return [_with_head(experiment, each, say) for each in data]
