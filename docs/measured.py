@@ -22,6 +22,8 @@ _TRACKS = {
     "scratch": "on {} from scratch",
     "fine-tuned": "on {} with a fine-tuned trunk",
 }
+# What is said of a track that does not do what its file does.
+_OF_TRACK = {"fine-tuned": _RETRIEVAL["frozen_cub"][0]}
 # Of lines that say what was done to the labels, and how batches were made, those of ordinary ones.
 _ORDINARY = {"condition": "clean", "sampler": "classes"}
 _METRICS = {"recall_at_1": "recall@1", "mean_average_precision_at_r": "MAP@R"}
@@ -73,9 +75,13 @@ def of_method(name: str) -> Iterator[str]:
         for data, methods in retrieval(file).items():
             if name in methods:
                 found = _retrieval(methods, name)
-                yield f"- {found} {_where(data)}, {how}: [results](results/{file}.md)."
+                yield f"- {found} {_where(data)}, {_how(data, how)}: [results](results/{file}.md)."
     if name in speed():
         yield f"- {_speed(name)}: [speed](results/speed.md)."
+
+
+def _how(data: str, of_file: str) -> str:
+    return _OF_TRACK.get(data.rpartition(": ")[0], of_file)
 
 
 def _where(data: str) -> str:
@@ -115,7 +121,9 @@ def highest(metric: str, count: int) -> str:
             best = sorted(trained, key=lambda name: -methods[name][metric].mean)[:count]
             means = ", ".join(f"{name} {_interval(methods[name][metric])}" for name in best)
             before = ", ".join(f"{name} {_interval(methods[name][metric])}" for name in UNTRAINED if name in methods)
-            rows.append(f"| [{data}](results/{file}.md), {len(trained)} methods, {how} | {means} | {before} |")
+            rows.append(
+                f"| [{data}](results/{file}.md), {len(trained)} methods, {_how(data, how)} | {means} | {before} |"
+            )
     return "\n".join(rows)
 
 
