@@ -1,4 +1,4 @@
-"""Losses of the catalog and of PML beside each other: each tuned by the same number of trials, then many seeds.
+r"""Losses of the catalog and of PML beside each other: each tuned by the same number of trials, then many seeds.
 
     python benchmarks/reality.py tune cub:CUB_200_2011 omniglot:DIR emoji/            # hours: goes on where it was
     python benchmarks/reality.py test cub:CUB_200_2011 omniglot:DIR emoji/            # the same
@@ -9,7 +9,7 @@
 
 Glyphs have no pretrained trunk: first their own is trained.
 
-    python -m pml_ext.benchmark --data glyphs --trunk conv4 --image-size 32 --crop-scale .7 --flip 0 --epochs 24 \\
+    python -m pml_ext.benchmark --data glyphs --trunk conv4 --image-size 32 --crop-scale .7 --flip 0 --epochs 24 \
         --losses MultiSimilarity --seeds 0 --out runs/trunk
     python benchmarks/reality.py tune glyphs --trunk conv4 --image-size 32 --weights runs/trunk/best/weights.pt
 

@@ -282,6 +282,9 @@ def write(out: Path) -> None:
     sets: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for line in runs:
         sets.setdefault(line["data"], {}).setdefault(method(line["loss"]), []).append(line)
+    tracks = [name.partition(":")[0] for name in sets]
+    sets = dict(sorted(sets.items(), key=lambda item: tracks.index(item[0].partition(":")[0])))
+    tests = {name: tests[name] for name in sets}
     run_lines.write(RESULTS, runs)
     beside.write_text(json.dumps(tests, indent=1) + "\n", encoding="utf-8")
     put(RESULTS, page(sets, tests), "Losses, equally tuned")
