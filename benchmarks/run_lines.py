@@ -24,8 +24,17 @@ def kept(line: Mapping[str, Any], data: str) -> dict[str, Any]:
     if line.get("seconds_per_epoch"):
         found["seconds_per_epoch"] = round(line["seconds_per_epoch"], 4)
     unsaid = ("losses", "cache", "out", "data")
-    arguments = {k: v for k, v in line["arguments"].items() if k not in unsaid and v is not None}
+    arguments = {k: _without_folder(v) for k, v in line["arguments"].items() if k not in unsaid and v is not None}
     return found | {"data": data, "arguments": arguments}
+
+
+def _without_folder(value: Any) -> Any:
+    """The name of a file that is given by where it lies on a machine.
+
+    >>> _without_folder("/home/me/weights.pt"), _without_folder("conv4")
+    ('weights.pt', 'conv4')
+    """
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -63,7 +72,8 @@ def write(page: Path, runs: Iterable[Mapping[str, Any]]) -> None:
         common = {key: value for key, value in line.items() if key not in _OF_A_RUN}
         one = {key: value for key, value in line.items() if key in _OF_A_RUN and value not in (None, "", {})}
         found.setdefault(json.dumps(common, sort_keys=True), (common, []))[1].append(one)
-    text = "".join(json.dumps({**common, "runs": columns(each)}) + "\n" for common, each in found.values())
+    lines = ({**common, "runs": columns(each)} for common, each in found.values())
+    text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
     page.with_suffix(".jsonl").write_text(text, encoding="utf-8")
 
 

@@ -128,6 +128,14 @@ def test_rows_come_back_from_their_columns(rows):
     assert run_lines.rows(json.loads(json.dumps(run_lines.columns(rows)))) == rows
 
 
+def test_a_line_that_is_kept_says_nothing_of_the_machine():
+    arguments = {"out": "/home/me/runs", "cache": "/c", "weights": "/home/me/best/weights.pt", "trunk": "conv4"}
+    line = {"loss": "RAW", "metrics": {}, "hardware": {"cpu": "x"}, "arguments": arguments}
+    kept = run_lines.kept(line, "A")
+    assert kept["arguments"] == {"weights": "weights.pt", "trunk": "conv4"}
+    assert "hardware" not in kept
+
+
 def test_what_was_run_again_is_held_against_the_first_run(out):
     first = reality_page.lines(out / "frozen" / "A" / "tested")
     for place, change in enumerate((0.0, 0.01)):
