@@ -163,6 +163,7 @@ def test_crop_and_flip_of_training_images(photos):
         ({"crop_scale": 1, "flip": 0, "data": "digits"}, "crop_scale and flip: without effect on digits as it comes"),
         ({"crop_scale": 1, "data": "digits", "image_size": 16}, None),
         ({"flip": 1, "data": "vectors"}, "flip: without effect on vectors"),
+        ({"weights": "w.pt", "data": "vectors"}, "weights: without effect on vectors"),
         ({"frozen": True}, None),
     ],
 )

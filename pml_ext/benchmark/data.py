@@ -265,10 +265,9 @@ class Data:
         )
 
     def _unheeded(self, experiment: Experiment) -> tuple[str, ...]:
-        """A line for flags that change training images where there are none to change."""
-        given = [
-            flag.name for flag in flags() if flag.name in AUGMENTED and getattr(experiment, flag.name) != flag.default
-        ]
+        """A line for flags of images and trunks where there are none."""
+        names = (*AUGMENTED, "weights") if self.trunk.name == VECTORS else AUGMENTED
+        given = [flag.name for flag in flags() if flag.name in names and getattr(experiment, flag.name) != flag.default]
         if not given or (self.preprocessing is not None and not experiment.frozen):
             return ()
         what = f"{self.name} as it comes" if self.trunk.name != VECTORS else "vectors"
