@@ -5,7 +5,7 @@ into ``results/hdml_frozen.jsonl``, in the place of those of the same data.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +28,22 @@ FAMILIES = {
 UNTRAINED = ("frozen trunk", "untrained head")
 
 
-def comparisons() -> list[tuple[str, str]]:
-    """Synthesis against its J(T), and all of a family against the plain loss.
+def comparisons(measured: Collection[str]) -> list[tuple[str, str]]:
+    """Synthesis against its J(T), and all of a family against the plain loss, of what was measured.
 
-    >>> len(comparisons())
-    12
+    >>> comparisons(["NPair", "HDML-NPair-real", "HDML-NPair"])
+    [('HDML-NPair', 'HDML-NPair-real'), ('HDML-NPair-real', 'NPair'), ('HDML-NPair', 'NPair')]
     """
     found = []
     for plain, (real, *synthesis) in FAMILIES.items():
         found += [(name, real) for name in synthesis]
         found += [(name, plain) for name in (real, *synthesis)]
-    return found
+    return [pair for pair in found if set(pair) <= set(measured)]
 
 
 def differences(queries: Mapping[str, NDArray[np.float64]]) -> dict[tuple[str, str], tuple[Difference, bool]]:
     """Each comparison, over queries and seeds, and whether it stands Holm's correction over all of them."""
-    found = {pair: paired_difference(*(queries[name] for name in pair)) for pair in comparisons()}
+    found = {pair: paired_difference(*(queries[name] for name in pair)) for pair in comparisons(queries)}
     corrected = holm([each.p_value for each in found.values()])
     return {pair: (each, p < 0.05) for (pair, each), p in zip(found.items(), corrected, strict=True)}
 
@@ -69,7 +69,7 @@ def table(
 def main() -> None:
     """Print, and keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, help="the folder of an experiment with all methods of the table")
+    parser.add_argument("runs", type=Path, help="the folder of an experiment with methods of the table")
     parser.add_argument("--data", required=True, help="what its lines are called in the file")
     parser.add_argument("--add", action="store_true", help=f"put the lines into {RUNS.name}")
     parser.add_argument("--metric", choices=[*SHOWN][:2], default=CHOSEN_BY, help="that is compared (default MAP@R)")
