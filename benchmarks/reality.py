@@ -158,10 +158,15 @@ def main() -> None:
     parser.add_argument("--trials", type=int, help="of each loss, default: as the track has them")
     parser.add_argument("--seeds", type=int, help="how many, default: as the track has them")
     parser.add_argument("--share", type=float, default=SHARE, help=f"that is run again, default {SHARE}")
+    parser.add_argument("--trunk-learning-rate", type=float, metavar="RATE", help="fine-tuned; default: the track's")
     image_options.add_to(parser, "runs/reality")
     given = parser.parse_args()
     arguments = image_options.arguments(given)
     track = TRACKS[given.track]
+    if given.trunk_learning_rate is not None:
+        if given.track != "fine-tuned":
+            parser.error(f"argument --trunk-learning-rate: {given.track!r} has its own, or tunes it")
+        arguments["trunk_learning_rate"] = given.trunk_learning_rate
     if given.what == "tune" and not track.trials:
         parser.error(f"argument --track: nothing is tuned in {given.track!r}, its methods have their defaults")
     methods, seeds = tuple(given.losses or track.methods), range(given.seeds or track.seeds)

@@ -229,6 +229,24 @@ def test_what_a_track_tunes_is_tested_as_tuned_or_not_at_all(tmp_path, monkeypat
     assert ran == [("RAW(gamma=0.3)", "NCA(k=3,scale=2)"), ("RAW", "NCA"), ("NCA(k=3,scale=2)",)]
 
 
+@pytest.mark.parametrize(("rate", "expected"), [([], 5e-4), (["--trunk-learning-rate", "1e-4"], 1e-4)])
+def test_the_trunk_that_is_trained_has_the_rate_that_was_given(tmp_path, monkeypatch, rate, expected):
+    ran = []
+    monkeypatch.setattr(reality, "run", lambda one, **_: ran.append(one.trunk_learning_rate))
+    command = ["reality.py", "test", "glyphs", "--track", "fine-tuned", "--out", str(tmp_path), *rate]
+    monkeypatch.setattr(sys, "argv", command)
+    reality.main()
+    assert ran == [expected]
+
+
+@pytest.mark.parametrize("track", ["frozen", "scratch"])
+def test_a_rate_is_for_the_trunk_that_is_trained_alone(monkeypatch, capsys, track):
+    monkeypatch.setattr(sys, "argv", ["reality.py", "test", "--track", track, "--trunk-learning-rate", "1e-4"])
+    with pytest.raises(SystemExit):
+        reality.main()
+    assert f"--trunk-learning-rate: '{track}' has its own" in capsys.readouterr().err
+
+
 def test_flags_of_images():
     parser = argparse.ArgumentParser()
     image_options.add_to(parser, "runs/x")
