@@ -30,7 +30,7 @@ import reality_page
 
 from pml_ext.benchmark import Experiment, run
 from pml_ext.benchmark.data import Data
-from pml_ext.benchmark.folder import ARGUMENTS
+from pml_ext.benchmark.folder import ARGUMENTS, reopen
 from pml_ext.benchmark.search import tune
 from pml_ext.catalog import recipes
 
@@ -141,6 +141,7 @@ def again(whole: Experiment, share: float) -> None:
     lines = [line for line in reality_page.lines(where / "tested") if line["loss"] not in reality_page.UNTRAINED]
     if not lines:
         raise SystemExit(f"there is nothing in {where / 'tested'}: `reality.py test` comes first")
+    reopen(replace(whole, out=str(where / "tested")), whole.losses)  # an error if these are other arguments
     drawn = random.Random(0).sample(lines, max(1, round(share * len(lines))))
     for seed in sorted({line["seed"] for line in drawn}):
         losses = tuple(sorted(line["loss"] for line in drawn if line["seed"] == seed))

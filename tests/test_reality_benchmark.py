@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pml_ext.benchmark.folder import run_folder
+from pml_ext.benchmark import BenchmarkError
+from pml_ext.benchmark.folder import run_folder, start
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -153,12 +154,25 @@ def test_a_part_is_run_again_by_seeds(out, monkeypatch):
     ran = []
     monkeypatch.setattr(reality, "run", lambda experiment, **_: ran.append((experiment.seeds, experiment.losses)))
     whole = reality.Experiment(losses=("RAW",), out=str(out / "frozen" / "A"))
+    start(out / "frozen" / "A" / "tested", whole, whole.losses)
     reality.again(whole, 0.5)
     tested = {(line["loss"], line["seed"]) for line in reality_page.lines(out / "frozen" / "A" / "tested")}
     drawn = [(loss, seed) for (seed,), losses in ran for loss in losses]
     assert len(drawn) == len(set(drawn)) == 6
     assert set(drawn) < tested
     assert len(ran) == len({seed for _, seed in drawn})
+
+
+def test_what_is_run_again_has_the_arguments_of_the_test(out, monkeypatch):
+    ran = []
+    monkeypatch.setattr(reality, "run", lambda *_, **__: ran.append(1))
+    tested = reality.Experiment(losses=("RAW",), trunk_learning_rate=1e-4, out=str(out / "frozen" / "A"))
+    start(out / "frozen" / "A" / "tested", tested, tested.losses)
+    with pytest.raises(BenchmarkError, match=r"has trunk_learning_rate 0\.0001, not 0\.0005"):
+        reality.again(reality.replace(tested, trunk_learning_rate=5e-4), 0.5)
+    assert not ran
+    reality.again(tested, 0.5)
+    assert ran
 
 
 def test_nothing_is_run_again_before_it_was_tested(tmp_path):
