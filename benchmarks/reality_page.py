@@ -192,7 +192,9 @@ def repeated(folder: Path) -> list[str]:
     if not pairs:
         return []
     other = [(key, a, b) for key, a, b in pairs if abs(a[CHOSEN_BY] - b[CHOSEN_BY]) > 1e-9]
-    out = [f"{len(pairs)} runs were made again; {len(pairs) - len(other)} have the same MAP@R to nine digits.", ""]
+    out = [f"{len(pairs)} runs were made again; {len(pairs) - len(other)} have the same MAP@R to nine digits."]
+    if other:
+        out.append("")
     for (loss, seed), a, b in other:
         out.append(f"- {method(loss)}, seed {seed}: MAP@R {100 * a[CHOSEN_BY]:.2f}, then {100 * b[CHOSEN_BY]:.2f}")
     return out

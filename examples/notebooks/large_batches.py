@@ -12,9 +12,9 @@ from pml_ext.losses import RAWLoss
 from pml_ext.trainers import Cached
 from pml_ext.wrappers import CrossBatchMemory, DistributedLoss
 
-draw = torch.Generator().manual_seed(0)
+torch.manual_seed(0)
 labels = torch.arange(512) % 64
-images = torch.randn(64, 20, generator=draw)[labels] + torch.randn(512, 20, generator=draw)
+images = torch.randn(64, 20)[labels] + torch.randn(512, 20)
 network = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 16))
 
 # %% [markdown]

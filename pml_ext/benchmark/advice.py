@@ -113,8 +113,8 @@ LOSSES = (
             f"XBM(memory_size={_MEMORY})",
             f"a batch holds {s.seen:.1%} of the classes, a queue of {_MEMORY} embeddings more: more hard negatives",
             f"{_REALITY}: no gain over the same pairs without a queue with 57 classes (MAP@R 38.6, 38.5) nor with 530 "
-            "(23.9, 23.8) nor with a fine-tuned trunk (18.0, 18.4), behind on glyphs (24.8, "
-            "27.1) and with a trunk fine-tuned on Cars196 (2.3, 2.6); Wang et al. 2020, arXiv 1912.06798",
+            "(23.9, 23.8) nor with a trunk fine-tuned on CUB (18.0, 18.4), behind on glyphs (24.8, 27.1) "
+            "and with a trunk fine-tuned on Cars196 (2.3, 2.6); Wang et al. 2020, arXiv 1912.06798",
             _cost(s, _MEMORY, 1.9),
         ),
     ),
