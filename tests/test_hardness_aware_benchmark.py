@@ -16,6 +16,7 @@ from pml_ext.benchmark.folder import run_folder
 from pml_ext.benchmark.learning import MethodLearner
 from pml_ext.benchmark.progress import Progress
 from pml_ext.benchmark.training import Run
+from pml_ext.benchmark.trunks import Conv4
 from pml_ext.trainers.methods import methods
 
 SMALL = Experiment(losses=("HDML-Triplet", "HDML-NPair"), data="digits", epochs=2, steps=2, device="cpu")
@@ -52,6 +53,36 @@ def test_a_run_has_the_parts_of_the_method_on_everybodys_network_and_batches(nam
             assert rates["generator_optimizer"] == given.get("generator_learning_rate", 1e-2)
     assert batches[0] == batches[1]
     assert all(torch.equal(x, y) for x, y in zip(*weights, strict=True))
+
+
+RATES = (
+    {},
+    {"learning_rate": 1e-4, "trunk_learning_rate": 1e-5},
+    {"trunk_learning_rate": 0.0},
+    {"weight_decay": 0.01},
+)
+
+
+@pytest.mark.parametrize("given", RATES, ids=str)
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_the_network_learns_at_the_rates_at_which_it_learns_by_a_loss(given, pretrained, tmp_path):
+    experiment = replace(SMALL, **given)
+    if pretrained:
+        torch.save(Conv4((3, 8, 8)).state_dict(), tmp_path / "weights.pt")
+        experiment = replace(experiment, weights=str(tmp_path / "weights.pt"))
+    data = Data.of(experiment)
+    assert data.pretrained == pretrained
+    method = Run(experiment, data, losses.parse("HDML-NPair"), 0, tmp_path, Progress(0)).learner
+    loss = Run(experiment, data, losses.parse("RAW"), 0, tmp_path, Progress(0)).learner
+    for part in ("trunk", "embedder"):
+        moved = [
+            {weight: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for weight in names}
+            for network, optimizers in ((method.network, method.assembled.optimizers), (loss.network, loss.optimizers))
+            if (optimizer := optimizers.get(f"{part}_optimizer"))
+            and (names := [name for name, weight in network.parts()[part].named_parameters() if weight.requires_grad])
+        ]
+        assert len(moved) == 2 or (part == "trunk" and given.get("trunk_learning_rate") == 0)
+        assert all(each == moved[0] for each in moved)
 
 
 @pytest.mark.skipif(_pml.HAS_TERMS, reason="PML 2's trainer")

@@ -22,7 +22,7 @@ from pml_ext.benchmark.device import torch_device
 from pml_ext.benchmark.errors import BenchmarkError
 from pml_ext.benchmark.evaluate import CHOSEN_BY, Metrics
 from pml_ext.benchmark.events import EpochEnded, Event
-from pml_ext.benchmark.learning import Learner, LossLearner, MethodLearner, stateful
+from pml_ext.benchmark.learning import Learner, LossLearner, MethodLearner, stateful, trunk_rate
 from pml_ext.benchmark.losses import LossSpec
 from pml_ext.benchmark.models import Network
 from pml_ext.benchmark.processes import ALONE, Team
@@ -391,6 +391,7 @@ def _learner(experiment: Experiment, data: Data, spec: LossSpec, network: Networ
             example.to(device),
             data.train_classes,
             learning_rate=experiment.learning_rate,
+            trunk_learning_rate=trunk_rate(experiment, pretrained=data.pretrained),
             weight_decay=experiment.weight_decay,
         )
         return MethodLearner(assembled, network, team=team)

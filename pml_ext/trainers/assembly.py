@@ -118,6 +118,7 @@ def assembled(
     num_classes: int,
     *,
     learning_rate: float = 7e-5,
+    trunk_learning_rate: float | None = None,
     generator_learning_rate: float = 1e-2,
     classifier_learning_rate: float = 1e-3,
     weight_decay: float = 5e-3,
@@ -135,6 +136,7 @@ def assembled(
         data: two samples, which are passed through the networks to find their sizes.
         num_classes: number of training classes.
         learning_rate: of Adam, for trunk and embedder. Default 7e-5.
+        trunk_learning_rate: of Adam, for the trunk; None is `learning_rate`. Default None.
         generator_learning_rate: of Adam. Default 1e-2.
         classifier_learning_rate: of Adam. Default 1e-3.
         weight_decay: of Adam, for trunk and embedder. Default 5e-3.
@@ -159,12 +161,13 @@ def assembled(
         **models,
     }
     functions: dict[str, Any] = {"metric_loss": chosen.metric_loss(), **losses}
-    rates = {"generator": generator_learning_rate, "classifier": classifier_learning_rate}
+    additional = {"generator": generator_learning_rate, "classifier": classifier_learning_rate}
+    rates = additional | {"trunk": learning_rate if trunk_learning_rate is None else trunk_learning_rate}
     optimizers: dict[str, torch.optim.Optimizer] = {
         f"{name}_optimizer": torch.optim.Adam(
             part.parameters(),
             lr=rates.get(name, learning_rate),
-            weight_decay=0 if name in rates else weight_decay,
+            weight_decay=0 if name in additional else weight_decay,
         )
         for name, part in {**networks, **functions}.items()
         if any(True for _ in part.parameters())

@@ -172,6 +172,7 @@ def hardness_aware_trainer(
     *,
     batch_size: int | None = None,
     learning_rate: float = 7e-5,
+    trunk_learning_rate: float | None = None,
     generator_learning_rate: float = 1e-2,
     classifier_learning_rate: float = 1e-3,
     weight_decay: float = 5e-3,
@@ -196,6 +197,7 @@ def hardness_aware_trainer(
             `dataset_labels`.
         batch_size: default 120 for triplets, 128 for N-pairs.
         learning_rate: of Adam, for trunk and embedder. Default 7e-5.
+        trunk_learning_rate: of Adam, for the trunk; None is `learning_rate`. Default None.
         generator_learning_rate: of Adam. Default 1e-2.
         classifier_learning_rate: of Adam. Default 1e-3.
         weight_decay: of Adam, for trunk and embedder. Default 5e-3.
@@ -235,6 +237,7 @@ def hardness_aware_trainer(
         data.to(device=device, dtype=kwargs.get("dtype")),
         num_classes,
         learning_rate=learning_rate,
+        trunk_learning_rate=trunk_learning_rate,
         generator_learning_rate=generator_learning_rate,
         classifier_learning_rate=classifier_learning_rate,
         weight_decay=weight_decay,
