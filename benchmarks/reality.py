@@ -31,6 +31,7 @@ import reality_page
 from pml_ext.benchmark import Experiment, run
 from pml_ext.benchmark.data import Data
 from pml_ext.benchmark.folder import ARGUMENTS, reopen
+from pml_ext.benchmark.result import BASELINES
 from pml_ext.benchmark.search import tune
 from pml_ext.catalog import recipes
 
@@ -138,7 +139,7 @@ def measured(whole: Experiment, seeds: tuple[int, ...], *, is_tuned: bool) -> No
 def again(whole: Experiment, share: float) -> None:
     """Run a random part of what was tested once more; the page holds both beside each other."""
     where = Path(str(whole.out))
-    lines = [line for line in reality_page.lines(where / "tested") if line["loss"] not in reality_page.UNTRAINED]
+    lines = [line for line in reality_page.lines(where / "tested") if line["loss"] not in BASELINES]
     if not lines:
         raise SystemExit(f"there is nothing in {where / 'tested'}: `reality.py test` comes first")
     reopen(replace(whole, out=str(where / "tested")), whole.losses)  # an error if these are other arguments

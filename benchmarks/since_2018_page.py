@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from reality_page import CHOSEN_BY, UNTRAINED, holm, lines, of_queries, percent, points, put
+from reality_page import CHOSEN_BY, holm, lines, of_queries, percent, points, put
 
 from pml_ext.benchmark import Experiment
 from pml_ext.benchmark.folder import run_folder
+from pml_ext.benchmark.result import BASELINES
 from pml_ext.evaluation import Difference, paired_difference
 
 RESULTS = Path(__file__).parent / "results" / "since_2018.md"
@@ -57,7 +58,7 @@ def has_ended(folder: Path) -> bool:
     """Whether each loss of an experiment has been trained with each seed, well or badly."""
     path = folder / "results.jsonl"
     found = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
-    trained = [line for line in found if line["loss"] not in UNTRAINED]
+    trained = [line for line in found if line["loss"] not in BASELINES]
     return bool(trained) and len(trained) >= math.prod(
         len(trained[0]["arguments"][name]) for name in ("losses", "seeds")
     )
@@ -69,7 +70,7 @@ def of_samplers(parts: Mapping[str, Path], metric: str) -> dict[str, NDArray[np.
         named(loss, sampler): values
         for sampler, where in parts.items()
         for loss, values in of_queries(where, metric).items()
-        if sampler == RANDOM or loss not in UNTRAINED
+        if sampler == RANDOM or loss not in BASELINES
     }
 
 
@@ -90,7 +91,7 @@ def differences(
         (name, data)
         for data, methods in queries.items()
         for name in methods
-        if base in methods and name not in (*UNTRAINED, base)
+        if base in methods and name not in (*BASELINES, base)
     ]
     found = {
         (name, data): paired_difference(queries[data][name], queries[data][base], groups=of_class[data])
@@ -156,7 +157,7 @@ def chosen(parts: Mapping[str, Mapping[str, Path]], found: Mapping[str, Differen
         values: dict[str, list[float]] = {}
         for sampler, where in of_data.items():
             for line in lines(where):
-                if line["validation"] and line["loss"] not in UNTRAINED:
+                if line["validation"] and line["loss"] not in BASELINES:
                     values.setdefault(named(line["loss"], sampler), []).append(line["validation"][CHOSEN_BY])
         if values:
             best = max(values, key=lambda name: float(np.mean(values[name])))
@@ -194,7 +195,7 @@ def kept(out: Path) -> list[dict[str, Any]]:
         for data, parts in folders(out, condition).items():
             for sampler, where in parts.items():
                 for line in lines(where):
-                    if sampler != RANDOM and line["loss"] in UNTRAINED:
+                    if sampler != RANDOM and line["loss"] in BASELINES:
                         continue
                     names = (
                         "loss",

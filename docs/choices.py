@@ -8,7 +8,8 @@ from markdown.extensions.toc import slugify
 from measured import RESULTS
 
 from pml_ext import catalog, choose
-from pml_ext.benchmark.advice import Advice, Choice
+from pml_ext.benchmark.advice import Choice
+from pml_ext.benchmark.advice_rules import Advice
 
 
 class Case(NamedTuple):
@@ -59,7 +60,7 @@ def _situation(case: Case) -> Iterator[str]:
     yield f"`pml-ext choose {given}`. A batch: {_batch(choice)}{seen}."
     rows = ["| | why | evidence | a step costs |", "|---|---|---|---|"]
     rows += [f"| ★ {_linked(advice.what)} | {_row(advice)} | {advice.cost} |" for advice in choice.losses]
-    rows += [f"| avoid {advice.what} | {_row(advice)} | |" for advice in choice.avoid]
+    rows += [f"| {what} | {_row(advice)} | |" for what, advice in choice.further()]
     yield "\n".join(rows)
     if choice.command:
         yield f"To compare them on your data:\n\n```\n{choice.command}\n```"

@@ -10,7 +10,8 @@ import pytest
 
 from pml_ext.__main__ import WORDS, main
 from pml_ext.benchmark import Experiment
-from pml_ext.benchmark.advice import LOSSES, WARNINGS, choose
+from pml_ext.benchmark.advice import choose
+from pml_ext.benchmark.advice_rules import LOSSES, SETTINGS, WARNINGS
 from pml_ext.benchmark.cli import parser
 from pml_ext.benchmark.data import Data
 from pml_ext.benchmark.errors import BenchmarkError
@@ -47,7 +48,7 @@ def test_every_rule_holds_somewhere_and_has_evidence():
         for images in (1, 2, 5)
         for batch in (16, 256)
     ]
-    for rule in (*LOSSES, *WARNINGS):
+    for rule in (*LOSSES, *SETTINGS, *WARNINGS):
         assert any(rule.when(situation) for situation in situations)
         for situation in situations:
             if rule.when(situation):
@@ -60,7 +61,7 @@ def test_every_rule_holds_somewhere_and_has_evidence():
 def test_numbers_of_the_evidence_stand_in_the_results_that_it_names():
     choice = choose(classes=57, images_per_class=58)
     found = 0
-    for advice in (*choice.losses, *choice.avoid, *choose(classes=11000, images_per_class=5).losses):
+    for advice in (*choice.losses, *choice.settings, *choice.avoid, *choose(classes=11000, images_per_class=5).losses):
         for clause in advice.evidence.split(";"):
             named = re.search(r"benchmarks/results/\w+\.md", clause)
             page = (ROOT / named[0]).read_text(encoding="utf-8") if named else ""

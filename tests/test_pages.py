@@ -12,7 +12,7 @@ import pytest
 import pml_ext
 from pml_ext import catalog
 from pml_ext.analysis import Health, NoPairWeightsError
-from pml_ext.benchmark.advice import LOSSES, WARNINGS
+from pml_ext.benchmark.advice_rules import LOSSES, SETTINGS, WARNINGS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -33,7 +33,7 @@ def test_every_rule_of_choose_is_shown(module):
     choices = module("choices")
     situations = [case.choice.situation for case in choices.CASES]
     page = choices.situations()
-    for rule in (*LOSSES, *WARNINGS):
+    for rule in (*LOSSES, *SETTINGS, *WARNINGS):
         held = [situation for situation in situations if rule.when(situation)]
         assert held, "a situation in which it holds is missing"
         assert any(rule.advice(situation).why in page for situation in held)

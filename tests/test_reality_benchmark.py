@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pml_ext.benchmark import BenchmarkError
 from pml_ext.benchmark.folder import run_folder, start
+from pml_ext.benchmark.result import BASELINES
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -163,6 +165,19 @@ def test_a_part_is_run_again_by_seeds(out, monkeypatch):
     assert len(ran) == len({seed for _, seed in drawn})
 
 
+@pytest.mark.parametrize("name", BASELINES)
+def test_what_is_not_trained_is_not_run_again(tmp_path, monkeypatch, name):
+    write_runs(tmp_path / "tested", {"RAW": 0.4, name: 0.1})
+    ran = []
+    monkeypatch.setattr(reality, "run", lambda experiment, **_: ran.extend(experiment.losses))
+    whole = reality.Experiment(losses=("RAW",), out=str(tmp_path))
+    start(tmp_path / "tested", whole, whole.losses)
+    reality.again(whole, 1)
+    assert ran == ["RAW"] * 3
+    shutil.copytree(tmp_path / "tested", tmp_path / "again" / "seed0")
+    assert reality_page.repeated(tmp_path)[0].startswith("3 runs were made again; 3 have")
+
+
 def test_what_is_run_again_has_the_arguments_of_the_test(out, monkeypatch):
     ran = []
     monkeypatch.setattr(reality, "run", lambda *_, **__: ran.append(1))
@@ -203,6 +218,21 @@ def test_every_method_and_every_claim_has_a_name_that_is_known():
         reality.Experiment(losses=track.methods, **track.budget)
     claimed = {name for first, second, _ in reality_page.CLAIMS for name in (first, second)}
     assert claimed <= set(reality.METHODS)
+
+
+def innermost(loss):
+    """The loss inside wrappers."""
+    while isinstance(getattr(loss, "loss", None), torch.nn.Module):
+        loss = loss.loss
+    return loss
+
+
+@pytest.mark.parametrize(("first", "second", "what"), reality_page.ONE_CHANGE)
+def test_methods_that_differ_in_one_thing_have_the_same_loss_inside(first, second, what):
+    from pml_ext.benchmark.losses import parse
+
+    one, other = (innermost(parse(name).build(classes=5, embedding_size=8).loss) for name in (first, second))
+    assert type(one) is type(other)
 
 
 def test_conditions_are_held_against_the_base_of_the_same_method(tmp_path):
