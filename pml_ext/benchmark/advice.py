@@ -30,8 +30,8 @@ class Choice:
     command: str
 
     def further(self) -> list[tuple[str, Advice]]:
-        """What is said besides of losses: "take" what to set, then "avoid" what to avoid, each with its advice."""
-        said = (("take", self.settings), ("avoid", self.avoid))
+        """What is said besides of losses: "consider" what to set, then "avoid" what to avoid, each with its advice."""
+        said = (("consider", self.settings), ("avoid", self.avoid))
         return [(f"{verb} {advice.what}", advice) for verb, each in said for advice in each]
 
     def __str__(self) -> str:

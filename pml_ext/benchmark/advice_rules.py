@@ -130,15 +130,6 @@ LOSSES = (
 )
 SETTINGS = (
     Rule(
-        lambda s: s.batch >= 32 and s.per_batch < min(32, s.classes),
-        lambda s: Advice(
-            "32 classes in a batch or more, if memory allows",
-            f"{s.per_batch} classes leave fewer hard negatives",
-            f"{_CONDITIONS}: 8 classes for 32 cost .5 to 1.2 points of MAP@R on CUB and 1.7 to 4.6 on Omniglot, 16 up "
-            "to .6 and 1.7",
-        ),
-    ),
-    Rule(
         lambda s: s.embedding_size < 512,
         lambda s: Advice(
             "512 dimensions, if your index can hold them",
@@ -150,7 +141,7 @@ SETTINGS = (
     Rule(
         lambda s: s.per_class >= 2,
         lambda s: Advice(
-            "rates and hyperparameters of each loss, once two or three are left: pml-ext tune --rates",
+            "a search for rates and hyperparameters, once two or three losses are left (pml-ext tune --rates)",
             "a search gains as much as most choices of a loss, and a rate that is too high loses the trunk's features",
             f"{_FROZEN}: MultiSimilarity at its defaults 37.8; {_REALITY}: 39.1 tuned, at 4 times the rate; "
             "fine-tuned on Cars196 with small batches the rate that suited CUB was too high",
@@ -186,11 +177,12 @@ WARNINGS = (
         ),
     ),
     Rule(
-        lambda s: s.batch < 32,
+        lambda s: s.per_batch < min(32, s.classes),
         lambda s: Advice(
-            "batches this small, if memory allows",
+            "batches of fewer than 32 classes, if memory allows",
             f"{s.per_batch} classes in a batch leave few hard negatives; --losses XBM keeps a queue",
-            "Wang et al. 2020",
+            f"{_CONDITIONS}: 8 classes for 32 cost .5 to 1.2 points of MAP@R on CUB and 1.7 to 4.6 on Omniglot, 16 up "
+            "to .6 and 1.7; the queue on the word of Wang et al. 2020",
         ),
     ),
     Rule(
