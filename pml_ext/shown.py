@@ -106,7 +106,7 @@ def wrapped(words: str, indent: str = "") -> str:
 
 
 def _is_a_sentence(value: Any) -> bool:
-    return not isinstance(value, Html) and len(str(value)) > WORDS and " " in str(value)
+    return not (isinstance(value, Html) and "<" in value) and len(str(value)) > WORDS and " " in str(value)
 
 
 def _cell(value: Any) -> str:

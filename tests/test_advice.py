@@ -1,5 +1,6 @@
 """Which loss: the rules, their command, and the words of the package on the command line."""
 
+import html
 import json
 import re
 import shlex
@@ -69,6 +70,13 @@ def test_numbers_of_the_evidence_stand_in_the_results_that_it_names():
                 assert re.search(rf"\b{re.escape(number)}\b", page), (advice.what, number)
                 found += 1
     assert found > 10
+
+
+def test_evidence_is_whole_in_a_notebook():
+    choice = choose(classes=57, images_per_class=58)
+    shown = choice._repr_html_()
+    for advice in (*choice.losses, *choice.settings, *choice.avoid):
+        assert f'<td class="words">{html.escape(advice.evidence)}</td>' in shown
 
 
 def test_classes_of_one_image_have_no_pairs():

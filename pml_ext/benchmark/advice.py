@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import shlex
 from dataclasses import dataclass
 
 from pml_ext.benchmark.advice_rules import LOSSES, SETTINGS, WARNINGS, Advice, Situation
 from pml_ext.benchmark.errors import BenchmarkError
 from pml_ext.benchmark.kinds import Whole
-from pml_ext.shown import on_a_screen, table
+from pml_ext.shown import Html, on_a_screen, table
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,8 +51,8 @@ class Choice:
         return on_a_screen(str(self), "print() shows them")
 
     def _repr_html_(self) -> str:
-        rows = [(a.what, a.why, a.cost, a.evidence) for a in self.losses]
-        rows += [(what, a.why, "", a.evidence) for what, a in self.further()]
+        rows = [(a.what, a.why, a.cost, Html(html.escape(a.evidence))) for a in self.losses]
+        rows += [(what, a.why, "", Html(html.escape(a.evidence))) for what, a in self.further()]
         head = ("loss", "why", "cost", "evidence")
         return table(head, rows, caption=str(self).splitlines()[1], notes=[self.command])
 
