@@ -3,7 +3,7 @@ r"""Losses of the catalog and of PML beside each other: each tuned by the same n
     python benchmarks/reality.py tune cub:CUB_200_2011 omniglot:DIR emoji/            # hours: goes on where it was
     python benchmarks/reality.py test cub:CUB_200_2011 omniglot:DIR emoji/            # the same
     python benchmarks/reality.py again cub:CUB_200_2011                               # a tenth of the runs anew
-    python benchmarks/reality.py tune omniglot:DIR --track scratch --image-size 28    # an evening; so are glyphs
+    python benchmarks/reality.py tune omniglot:DIR --track scratch --image-size 28    # two hours; so are glyphs
     python benchmarks/reality.py test cub:CUB_200_2011 --track fine-tuned --image-size 64    # an evening, not tuned
     python benchmarks/reality.py page                                                 # what has ended so far
 

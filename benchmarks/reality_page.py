@@ -1,4 +1,4 @@
-"""The page and the picture of `benchmarks/reality.py`: what is distinguishable, and what of old claims is borne out.
+"""The page and the picture of `benchmarks/reality.py`: what is distinguishable, and how methods compare.
 
 Beside the page stand the runs (`.jsonl`) and what the tests over their queries said (`.json`), which is all that it is
 made of: data sets can be run on different days and machines, and a page of one more needs only its runs.
@@ -27,7 +27,7 @@ RESULTS = Path(__file__).parent / "results" / "reality.md"
 Runs = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
 # What the tests of each data set said, see `compared`.
 Tests = Mapping[str, Mapping[str, Any]]
-# What is said of these methods, first against second. Of these the loss is the same, or the same loss is inside.
+# Methods, first against second, and what differs. In these the same loss is inside both, each with values of its own.
 ONE_CHANGE = (
     ("Binomial2020", "BinDeviance2018", "binomial deviance of all negatives against that of hard ones"),
     ("DistWeightBinDeviance", "Binomial2020", "inverse-density sampling against all negatives"),
@@ -260,7 +260,7 @@ def overview(sets: Runs, tests: Tests) -> list[str]:
 
 def page(sets: Runs, tests: Tests) -> str:
     """What was measured: the claims, the data sets of each track beside each other, and each alone."""
-    out = ["## Old claims", "", "Paired differences of MAP@R in points, first minus second, 95 % intervals over"]
+    out = ["## Comparisons", "", "Paired differences of MAP@R in points, first minus second, 95 % intervals over"]
     out += ["queries and seeds; bold: significant at 5 % after Holm's correction over the claims of a data set.", ""]
     out += [*claims(tests), ""]
     tracks: dict[str, list[str]] = {}

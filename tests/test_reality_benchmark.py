@@ -228,7 +228,7 @@ def innermost(loss):
 
 
 @pytest.mark.parametrize(("first", "second", "what"), reality_page.ONE_CHANGE)
-def test_methods_that_differ_in_one_thing_have_the_same_loss_inside(first, second, what):
+def test_where_one_thing_differs_the_same_loss_is_inside(first, second, what):
     from pml_ext.benchmark.losses import parse
 
     one, other = (innermost(parse(name).build(classes=5, embedding_size=8).loss) for name in (first, second))

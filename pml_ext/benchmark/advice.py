@@ -51,6 +51,7 @@ class Choice:
         return on_a_screen(str(self), "print() shows them")
 
     def _repr_html_(self) -> str:
+        # The evidence is HTML, because any other cell is cut as the name of a stranger is.
         rows = [(a.what, a.why, a.cost, Html(html.escape(a.evidence))) for a in self.losses]
         rows += [(what, a.why, "", Html(html.escape(a.evidence))) for what, a in self.further()]
         head = ("loss", "why", "cost", "evidence")
