@@ -11,6 +11,7 @@ import torch
 
 from pml_ext.benchmark.folder import run_folder
 from pml_ext.benchmark.models import Network
+from pml_ext.benchmark.result import BASELINES
 from pml_ext.datasets.samples import Samples
 from pml_ext.miners import GuidedMiner
 
@@ -77,10 +78,10 @@ def write_runs(folder, methods):
             metrics = dict.fromkeys(page_of.METRICS, values)
             np.savez(where / "queries.npz", query_classes=np.arange(200) // 5, **metrics)
             scores = {name: float(values.mean()) for name in metrics}
-            trained = {} if loss in page_of.UNTRAINED else scores
+            trained = {} if loss in BASELINES else scores
             rows.append({"loss": loss, "seed": seed, "error": "", "metrics": scores, "validation": trained})
     rows.append(rows[-1] | {"loss": "RS@k", "error": "diverged: at step 3", "metrics": {}})
-    losses = [name for name in (*methods, "RS@k") if name not in page_of.UNTRAINED]
+    losses = [name for name in (*methods, "RS@k") if name not in BASELINES]
     for row in rows:
         row["arguments"] = {"epochs": 5, "out": "somewhere", "sampler": "classes", "losses": losses, "seeds": [0, 1, 2]}
         row |= dict.fromkeys(("best_epoch", "seconds_per_epoch", "date", "commit")) | {"hardware": {}, "versions": {}}
