@@ -261,7 +261,7 @@ def overview(sets: Runs, tests: Tests) -> list[str]:
 def page(sets: Runs, tests: Tests) -> str:
     """What was measured: the claims, the data sets of each track beside each other, and each alone."""
     out = ["## Comparisons", "", "Paired differences of MAP@R in points, first minus second, 95 % intervals over"]
-    out += ["queries and seeds; bold: significant at 5 % after Holm's correction over the claims of a data set.", ""]
+    out += ["queries and seeds; bold: significant at 5 % after Holm's correction over those of a data set.", ""]
     out += [*claims(tests), ""]
     tracks: dict[str, list[str]] = {}
     for name in sets:

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping
 from html import escape
 
-from measured import UNTRAINED, retrieval
+from measured import retrieval
 
+from pml_ext.benchmark.result import BASELINES
 from pml_ext.evaluation import Interval
 
 _NAMES, _WIDTH, _ROW, _FOOT = 190, 400, 19, 34
@@ -13,8 +14,8 @@ _NAMES, _WIDTH, _ROW, _FOOT = 190, 400, 19, 34
 def picture(file: str, data: str, metric: str, title: str, count: int) -> str:
     """The methods with the highest means, best first, and the untrained network that they started from."""
     found = {name: metrics[metric] for name, metrics in retrieval(file)[data].items()}
-    trained = sorted((name for name in found if name not in UNTRAINED), key=lambda name: -found[name].mean)
-    shown = [*trained[:count], *(name for name in UNTRAINED if name in found)]
+    trained = sorted((name for name in found if name not in BASELINES), key=lambda name: -found[name].mean)
+    shown = [*trained[:count], *(name for name in BASELINES if name in found)]
     height = _ROW * len(shown) + _FOOT
     return "\n".join(
         [
@@ -44,7 +45,7 @@ def _rows(shown: Mapping[str, Interval], title: str) -> Iterator[str]:
     yield f'<text x="{_NAMES + _WIDTH / 2:g}" y="{bottom + 27}" text-anchor="middle">{escape(title)}</text>'
     for row, (name, value) in enumerate(shown.items()):
         y = _ROW * row + 12
-        kind = "push" if name in UNTRAINED else "pull"
+        kind = "push" if name in BASELINES else "pull"
         left, right = _ends(value)
         yield f'<text x="{_NAMES - 12}" y="{y + 4}" text-anchor="end">{escape(name)}</text>'
         yield f'<path class="{kind} solid" d="M{place(left)} {y}H{place(right)}"/>'

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pml_ext.benchmark.result import BASELINES
 from pml_ext.evaluation import Interval, mean_interval
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
@@ -27,7 +28,6 @@ _OF_TRACK = {"fine-tuned": _RETRIEVAL["frozen_cub"][0]}
 # Of lines that say what was done to the labels, and how batches were made, those of ordinary ones.
 _ORDINARY = {"condition": "clean", "sampler": "classes"}
 _METRICS = {"recall_at_1": "recall@1", "mean_average_precision_at_r": "MAP@R"}
-UNTRAINED = ("frozen trunk", "untrained head")
 # The batch of the speed table: samples, dimension, samples of a class.
 _BATCH = (1024, 512, 4)
 
@@ -93,7 +93,7 @@ def _retrieval(methods: Mapping[str, Mapping[str, Interval]], name: str) -> str:
     found = methods[name]
     shown = []
     for metric, title in _METRICS.items():
-        beside = [f"{other} {methods[other][metric].mean:.1f}" for other in UNTRAINED if other in methods]
+        beside = [f"{other} {methods[other][metric].mean:.1f}" for other in BASELINES if other in methods]
         shown.append(f"{title} **{_interval(found[metric])}** ({', '.join(beside)})")
     seeds = next(iter(found.values())).total
     return f"{' and '.join(shown)}, {seeds} seeds"
@@ -117,10 +117,10 @@ def highest(metric: str, count: int) -> str:
     rows = ["| data | highest means | before training |", "|---|---|---|"]
     for file, (how, _) in _RETRIEVAL.items():
         for data, methods in retrieval(file).items():
-            trained = [name for name in methods if name not in UNTRAINED]
+            trained = [name for name in methods if name not in BASELINES]
             best = sorted(trained, key=lambda name: -methods[name][metric].mean)[:count]
             means = ", ".join(f"{name} {_interval(methods[name][metric])}" for name in best)
-            before = ", ".join(f"{name} {_interval(methods[name][metric])}" for name in UNTRAINED if name in methods)
+            before = ", ".join(f"{name} {_interval(methods[name][metric])}" for name in BASELINES if name in methods)
             rows.append(
                 f"| [{data}](results/{file}.md), {len(trained)} methods, {_how(data, how)} | {means} | {before} |"
             )

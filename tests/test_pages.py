@@ -13,6 +13,7 @@ import pml_ext
 from pml_ext import catalog
 from pml_ext.analysis import Health, NoPairWeightsError
 from pml_ext.benchmark.advice_rules import LOSSES, SETTINGS, WARNINGS
+from pml_ext.benchmark.result import BASELINES
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -27,6 +28,13 @@ def module(monkeypatch):
         return importlib.import_module(name)
 
     return find
+
+
+def test_what_is_not_trained_is_no_method(module):
+    rows = {row.split("]")[0][3:]: row for row in module("measured").highest("recall_at_1", 3).splitlines()[2:]}
+    for data, before in (("frozen: CUB", "frozen trunk 82"), ("scratch: Omniglot", "untrained 22")):
+        assert before in rows[data].split("|")[-2], data
+    assert ", 20 methods," in rows["scratch: Omniglot"]
 
 
 def test_every_rule_of_choose_is_shown(module):
@@ -310,9 +318,9 @@ def test_intervals_are_drawn_in_the_order_of_their_means(module):
     drawn = intervals.picture("frozen_cub", "CUB", "recall_at_1", "recall@1", 5)
     names = re.findall(r'text-anchor="end">([^<]+)<', drawn)
     means = {name: found["recall_at_1"].mean for name, found in measured.retrieval("frozen_cub")["CUB"].items()}
-    trained = sorted(set(means) - set(measured.UNTRAINED), key=lambda name: -means[name])
+    trained = sorted(set(means) - set(BASELINES), key=lambda name: -means[name])
     assert names[:5] == trained[:5]
-    assert names[5:] == list(measured.UNTRAINED)
+    assert names[5:] == [name for name in BASELINES if name in means] == ["frozen trunk", "untrained head"]
     places = [float(x) for x in re.findall(r'mean" d="M([\d.]+) ', drawn)]
     assert places[:5] == sorted(places[:5], reverse=True)
     assert max(places) == places[5], "the frozen trunk"
