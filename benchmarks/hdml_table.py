@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from reality_page import cell, holm, lines, of_queries, points, row
 
 from pml_ext.benchmark.evaluate import CHOSEN_BY
+from pml_ext.benchmark.result import BASELINES
 from pml_ext.evaluation.intervals import Difference, paired_difference
 
 HERE = Path(__file__).parent
@@ -25,7 +26,6 @@ FAMILIES = {
     "Triplet": ("HDML-Triplet-real", "HDML-Triplet", "HDML-Triplet-rescaled"),
     "NPair": ("HDML-NPair-real", "HDML-NPair", "HDML-NPair-rescaled", "HDML-NPair-balanced"),
 }
-UNTRAINED = ("frozen trunk", "untrained head")
 
 
 def comparisons(measured: Collection[str]) -> list[tuple[str, str]]:
@@ -54,7 +54,7 @@ def table(
     """A row for each method: the mean over seeds with its interval, and a metric against J(T) and the plain loss."""
     out = [f"| loss | {' | '.join(SHOWN.values())} | {SHOWN[metric]} against its J(T) | against the plain loss |"]
     out += ["| :-- " + "| --: " * 5 + "|"]
-    for name in (*UNTRAINED, *(each for plain, others in FAMILIES.items() for each in (plain, *others))):
+    for name in (*BASELINES, *(each for plain, others in FAMILIES.items() for each in (plain, *others))):
         own = [run for run in runs if run["loss"] == name]
         family = next(((others[0], plain) for plain, others in FAMILIES.items() if name in (plain, *others)), ("", ""))
         cells = [cell(own, key) for key in SHOWN]

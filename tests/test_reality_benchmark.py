@@ -323,11 +323,12 @@ def test_the_table_of_synthesis_compares_with_the_loss_without_and_keeps_other_d
 
 
 def test_the_table_of_synthesis_compares_what_was_measured(tmp_path, monkeypatch, capsys):
-    write_runs(tmp_path / "runs", {"NPair": 0.5, "HDML-NPair-real": 0.5, "HDML-NPair": 0.4})
+    write_runs(tmp_path / "runs", {"untrained": 0.1, "NPair": 0.5, "HDML-NPair-real": 0.5, "HDML-NPair": 0.4})
     monkeypatch.setattr(sys, "argv", ["hdml_table.py", str(tmp_path / "runs"), "--data", "some"])
     hdml_table.main()
     shown = capsys.readouterr().out
     assert "Triplet" not in shown
     assert "balanced" not in shown
+    assert any(line.startswith("| untrained | ") for line in shown.splitlines())
     (row,) = [line for line in shown.splitlines() if line.startswith("| HDML-NPair |")]
     assert row.count("**-") == 2
